@@ -1,0 +1,117 @@
+//! The disk: every file operation of the crate goes through [`Disk`] and [`DiskFile`], so that a simulation can own them.
+//!
+//! [`real::RealDisk`] does real I/O on threads of its own (nothing else in the crate owns a thread);
+//! `sim::SimDisk` keeps files in memory, loses what was not synced at a crash, and injects faults.
+//! This module knows nothing of journals, segments or Raft.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+
+pub mod real;
+#[cfg(any(test, feature = "simulation"))]
+pub mod sim;
+
+/// How to open a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OpenMode {
+    /// It must exist; read only.
+    Read,
+    /// It must exist; read and write.
+    ReadWrite,
+    /// It must not exist; it is created empty. The *directory entry* is durable only after [`Disk::sync_dir`].
+    CreateNew,
+}
+
+/// What a directory holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DirEntry {
+    /// Name within the directory.
+    pub name: String,
+    /// Whether it is itself a directory.
+    pub is_dir: bool,
+    /// Length in bytes (0 for directories).
+    pub bytes: u64,
+}
+
+/// A file system. Paths are absolute. Results are the operating system's errors, kind kept
+/// (`StorageFull`, `NotFound`, `AlreadyExists` are told apart by callers).
+pub trait Disk: Send + Sync + 'static {
+    /// Opens a file.
+    fn open<'a>(&'a self, path: &'a Path, mode: OpenMode) -> BoxFuture<'a, io::Result<Arc<dyn DiskFile>>>;
+    /// Creates a directory and those above it, mode 0700. Existing ones are fine.
+    fn create_dir_all<'a>(&'a self, path: &'a Path) -> BoxFuture<'a, io::Result<()>>;
+    /// Lists a directory, sorted by name.
+    fn read_dir<'a>(&'a self, path: &'a Path) -> BoxFuture<'a, io::Result<Vec<DirEntry>>>;
+    /// Renames a file or directory, replacing a file at `to`. Durable after [`Self::sync_dir`] of the directory.
+    fn rename<'a>(&'a self, from: &'a Path, to: &'a Path) -> BoxFuture<'a, io::Result<()>>;
+    /// Unlinks a file.
+    fn remove_file<'a>(&'a self, path: &'a Path) -> BoxFuture<'a, io::Result<()>>;
+    /// Removes a directory and everything in it.
+    fn remove_dir_all<'a>(&'a self, path: &'a Path) -> BoxFuture<'a, io::Result<()>>;
+    /// Makes the entries of a directory durable (creations, renames, removals).
+    fn sync_dir<'a>(&'a self, path: &'a Path) -> BoxFuture<'a, io::Result<()>>;
+    /// Bytes that can still be written to the file system that holds `path`.
+    fn available_bytes<'a>(&'a self, path: &'a Path) -> BoxFuture<'a, io::Result<u64>>;
+    /// Takes the exclusive lock of a directory (a file `lock` in it), held until the guard is dropped.
+    /// `WouldBlock` if another process holds it.
+    fn lock_dir<'a>(&'a self, path: &'a Path) -> BoxFuture<'a, io::Result<Box<dyn Send + Sync>>>;
+}
+
+/// An open file. Positions are explicit; there is no cursor. A dropped file is *not* synced:
+/// never drop a dirty file before its [`Self::datasync`] (RULES.md J15).
+pub trait DiskFile: Send + Sync + 'static {
+    /// Reads up to `bytes` bytes at `position`; shorter only at the end of the file.
+    fn read_at(&self, position: u64, bytes: usize) -> BoxFuture<'_, io::Result<Bytes>>;
+    /// Like [`Self::read_at`] if no blocking is needed (page cache); `WouldBlock` otherwise.
+    fn try_read_at(&self, position: u64, bytes: usize) -> io::Result<Bytes>;
+    /// Writes all of `parts`, one after the other, at `position`. Readable on return, durable after [`Self::datasync`].
+    fn write_at(&self, position: u64, parts: Vec<Bytes>) -> BoxFuture<'_, io::Result<()>>;
+    /// [`Self::write_at`] followed by [`Self::datasync`], in one trip to the disk's threads.
+    fn write_and_sync(&self, position: u64, parts: Vec<Bytes>) -> BoxFuture<'_, io::Result<()>>;
+    /// Makes the contents and the length durable (fdatasync).
+    fn datasync(&self) -> BoxFuture<'_, io::Result<()>>;
+    /// Reserves room on the disk for `position .. position + bytes` without changing the length. `StorageFull` if there is none.
+    fn allocate(&self, position: u64, bytes: u64) -> BoxFuture<'_, io::Result<()>>;
+    /// Cuts or extends (with zeros) the file.
+    fn set_len(&self, bytes: u64) -> BoxFuture<'_, io::Result<()>>;
+    /// Current length in bytes.
+    fn len(&self) -> BoxFuture<'_, io::Result<u64>>;
+}
+
+/// Replaces `path` by a file with these contents, atomically and durably: temporary file, fdatasync, rename, fsync of
+/// the directory. After a crash the old contents or the new ones are there, whole.
+pub async fn replace_file(disk: &dyn Disk, path: &Path, parts: Vec<Bytes>) -> io::Result<()> {
+    let temporary = temporary_path(path);
+    match disk.remove_file(&temporary).await {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let file = disk.open(&temporary, OpenMode::CreateNew).await?;
+    file.write_and_sync(0, parts).await?;
+    disk.rename(&temporary, path).await?;
+    match path.parent() {
+        Some(parent) => disk.sync_dir(parent).await,
+        None => Ok(()),
+    }
+}
+
+fn temporary_path(path: &Path) -> PathBuf {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(".tmp");
+    path.with_file_name(name)
+}
+
+/// Reads a whole file of at most `bytes_max` bytes; longer ones are `InvalidData`.
+pub async fn read_file(disk: &dyn Disk, path: &Path, bytes_max: u64) -> io::Result<Bytes> {
+    let file = disk.open(path, OpenMode::Read).await?;
+    let bytes = file.len().await?;
+    if bytes > bytes_max {
+        let message = format!("{} is {bytes} bytes, more than {bytes_max}", path.display());
+        return Err(io::Error::new(io::ErrorKind::InvalidData, message));
+    }
+    file.read_at(0, bytes as usize).await
+}

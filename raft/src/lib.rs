@@ -1,0 +1,17 @@
+//! Pontoon's replicated log: many Raft groups on one data directory, over one journal.
+//!
+//! This crate knows no topic, no HTTP and no Kafka. What it must know of its payload is in [`payload`].
+
+pub mod codec;
+pub mod config;
+pub mod disk;
+pub mod error;
+pub mod journal;
+pub mod log;
+pub mod payload;
+pub mod raft_group;
+pub mod raft_groups;
+pub mod runtime;
+pub mod store;
+pub mod transport;
+pub mod types;

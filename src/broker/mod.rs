@@ -1,0 +1,206 @@
+//! The broker: which partition, which leader, is it allowed. What `http` (and later `kafka`) call, and all they call.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use pontoon_raft::types::{BrokerId, Offset};
+use serde::{Deserialize, Serialize};
+
+use crate::config::Config;
+use crate::error::Result;
+use crate::partition::Partition;
+
+/// A topic to be created.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TopicSpec {
+    /// Its name.
+    pub name: String,
+    /// How many partitions.
+    pub partitions: u32,
+    /// How many replicas each; `None`: three, or as many as there are brokers.
+    pub replicas: Option<u32>,
+    /// Its configuration, by Kafka's names.
+    pub config: BTreeMap<String, String>,
+}
+
+/// A topic, described.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TopicDescription {
+    /// Its name.
+    pub name: String,
+    /// Its id, 32 hexadecimal digits; another topic of the name later has another.
+    pub topic_id: String,
+    /// What was configured (not the defaults).
+    pub config: BTreeMap<String, String>,
+    /// Its partitions, in order.
+    pub partitions: Vec<PartitionDescription>,
+}
+
+/// A partition, described.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PartitionDescription {
+    /// Its number.
+    pub partition: u32,
+    /// The broker that leads it, as far as is known here.
+    pub leader: Option<BrokerId>,
+    /// The leader's term.
+    pub leader_epoch: u64,
+    /// The brokers that hold it; the first is the preferred leader.
+    pub replicas: Vec<BrokerId>,
+    /// The brokers whose replica is alive and not behind.
+    pub in_sync: Vec<BrokerId>,
+    /// Oldest readable offset, as last reported by the leader.
+    pub log_start_offset: Offset,
+    /// High watermark, as last reported by the leader.
+    pub high_watermark: Offset,
+}
+
+/// A broker, described.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BrokerDescription {
+    /// Its number.
+    pub broker_id: BrokerId,
+    /// Where clients reach it over HTTP, `host:port`.
+    pub http_address: String,
+    /// Where brokers reach it.
+    pub peer_address: String,
+    /// Whether the answering broker's detector holds it alive.
+    pub alive: bool,
+    /// How many partitions it leads.
+    pub leads: u32,
+    /// How many replicas it holds.
+    pub replicas: u32,
+    /// How many of its replicas are behind their leader.
+    pub lagging: u32,
+}
+
+/// The cluster, described.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterDescription {
+    /// 32 hexadecimal digits.
+    pub cluster_id: String,
+    /// The broker that leads the catalog.
+    pub controller: Option<BrokerId>,
+    /// Every broker.
+    pub brokers: Vec<BrokerDescription>,
+}
+
+/// Where a partition is served.
+#[derive(Clone)]
+pub enum Route {
+    /// Here.
+    Local(Arc<Partition>),
+    /// By this broker, over HTTP at this address.
+    Remote {
+        /// The leader's broker.
+        broker: BrokerId,
+        /// Its advertised HTTP address, `host:port`.
+        http_address: String,
+    },
+}
+
+/// A running broker. Shared.
+pub struct Broker {}
+
+#[allow(unused_variables)]
+impl Broker {
+    /// Opens the data directory, starts the transport, joins or forms the cluster in the background. HTTP is served by
+    /// the caller ([`crate::http`]), from at once: `ready` says when it makes sense.
+    /// `http_address` is where clients reach this broker (advertised), once its listener's port is known.
+    pub async fn start(config: Config, http_address: String) -> Result<Arc<Broker>, StartError> {
+        unimplemented!()
+    }
+
+    /// This broker's number.
+    pub fn id(&self) -> BrokerId {
+        unimplemented!()
+    }
+
+    /// Its configuration.
+    pub fn config(&self) -> &Config {
+        unimplemented!()
+    }
+
+    /// Recovered, in the catalog, and hosted groups are open; otherwise why not.
+    pub fn ready(&self) -> Result<(), String> {
+        unimplemented!()
+    }
+
+    /// Creates a topic and waits until every partition has a leader (or `timeout`; the topic exists all the same).
+    pub async fn create_topic(&self, spec: TopicSpec, timeout: Duration) -> Result<TopicDescription> {
+        unimplemented!()
+    }
+
+    /// All topics, by name.
+    pub fn topics(&self) -> Vec<TopicDescription> {
+        unimplemented!()
+    }
+
+    /// One topic.
+    pub fn topic(&self, name: &str) -> Result<TopicDescription> {
+        unimplemented!()
+    }
+
+    /// Changes configuration (`None` resets a key) and grows the number of partitions.
+    pub async fn alter_topic(
+        &self,
+        name: &str,
+        partitions: Option<u32>,
+        config: BTreeMap<String, Option<String>>,
+        timeout: Duration,
+    ) -> Result<TopicDescription> {
+        unimplemented!()
+    }
+
+    /// Deletes a topic and its data.
+    pub async fn delete_topic(&self, name: &str, timeout: Duration) -> Result<()> {
+        unimplemented!()
+    }
+
+    /// Where the partition is served now. `UNKNOWN_TOPIC`, `UNKNOWN_PARTITION`; `NO_LEADER` if there is none.
+    pub fn route(&self, topic: &str, partition: u32) -> Result<Route> {
+        unimplemented!()
+    }
+
+    /// [`Self::route`], waiting up to `timeout` for a leader.
+    pub async fn route_wait(&self, topic: &str, partition: u32, timeout: Duration) -> Result<Route> {
+        unimplemented!()
+    }
+
+    /// A new producer id and epoch, never given out before.
+    pub async fn create_producer(&self, timeout: Duration) -> Result<(i64, i16)> {
+        unimplemented!()
+    }
+
+    /// The cluster as this broker sees it.
+    pub fn cluster(&self) -> ClusterDescription {
+        unimplemented!()
+    }
+
+    /// Resolves if the broker cannot go on (its data directory has stopped): the process should exit with this reason.
+    pub async fn failed(&self) -> String {
+        unimplemented!()
+    }
+
+    /// Hands leaderships over, shuts groups down, checkpoints and closes. At most `timeout`.
+    pub async fn shutdown(&self, timeout: Duration) {
+        unimplemented!()
+    }
+}
+
+/// Why a broker cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The data directory.
+    #[error(transparent)]
+    Open(#[from] pontoon_raft::error::OpenError),
+    /// The peer listener.
+    #[error("cannot listen for peers on {address}: {error}")]
+    Listen {
+        /// Where.
+        address: String,
+        /// Why.
+        error: std::io::Error,
+    },
+}

@@ -1,0 +1,3 @@
+//! The `pontoon` binary.
+
+fn main() {}
