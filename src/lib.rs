@@ -1,6 +1,7 @@
 //! Pontoon: a Raft-replicated log broker in which every partition is its own Raft group.
 
 pub mod broker;
+pub mod catalog;
 pub mod config;
 pub mod error;
 pub mod partition;
