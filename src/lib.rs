@@ -3,5 +3,6 @@
 pub mod broker;
 pub mod catalog;
 pub mod config;
+pub mod controller;
 pub mod error;
 pub mod partition;
