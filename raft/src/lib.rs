@@ -5,6 +5,7 @@
 pub mod codec;
 pub mod config;
 pub mod disk;
+pub mod elections;
 pub mod error;
 pub mod journal;
 pub mod log;
