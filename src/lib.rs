@@ -6,3 +6,4 @@ pub mod config;
 pub mod controller;
 pub mod error;
 pub mod partition;
+pub mod record_batch;
