@@ -313,8 +313,10 @@ impl Work {
                 self.change_partition(*group, |partition| partition.leaving.retain(|old| old.replica != *replica));
             }
         }
-        for group in &report.initialised {
-            if self.state.partition(*group).is_some_and(|partition| !partition.initialised) {
+        for (group, leader) in &report.initialised {
+            // A leader of replicas that have been replaced as a whole since says nothing about those of now.
+            let applies = |p: &PartitionRecord| !p.initialised && p.replica(*leader).is_some();
+            if self.state.partition(*group).is_some_and(|partition| applies(partition)) {
                 self.change_partition(*group, |partition| partition.initialised = true);
             }
         }

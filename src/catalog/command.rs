@@ -84,8 +84,8 @@ pub struct ReplicaReport {
     pub lost: Vec<(GroupId, ReplicaId, String)>,
     /// Replicas that have left their group's membership.
     pub removed: Vec<(GroupId, ReplicaId)>,
-    /// Groups that have a leader for the first time.
-    pub initialised: Vec<GroupId>,
+    /// Groups that have a leader for the first time, and which replica that is.
+    pub initialised: Vec<(GroupId, ReplicaId)>,
 }
 
 impl ReplicaReport {

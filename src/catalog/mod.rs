@@ -11,6 +11,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -41,13 +42,15 @@ pub struct Catalog {
     /// Why this version cannot follow the catalog any further.
     incompatible: watch::Sender<Option<String>>,
     writer: Mutex<Option<Arc<Writer>>>,
+    /// Index of the last entry behind which the log was cut, or asked to be.
+    cut: AtomicU64,
 }
 
 impl Catalog {
     /// A catalog whose rows are cached in `tables`.
     pub fn new(tables: Arc<dyn Tables>) -> Arc<Self> {
         let (published, incompatible) = (watch::Sender::default(), watch::Sender::default());
-        Arc::new(Self { tables, published, incompatible, writer: Mutex::default() })
+        Arc::new(Self { tables, published, incompatible, writer: Mutex::default(), cut: AtomicU64::new(0) })
     }
 
     /// The state now. A borrowed copy: it does not change under the caller.
@@ -60,12 +63,24 @@ impl Catalog {
         self.published.subscribe()
     }
 
+    /// Whether `entries` have been applied since this last said so (or since the start): time for a snapshot, after which the
+    /// log may begin there.
+    pub fn wants_snapshot(&self, entries: u64) -> bool {
+        let index = self.state().applied.map_or(0, |applied| applied.1);
+        let wants = index >= self.cut.load(Ordering::Relaxed).saturating_add(entries);
+        if wants {
+            self.cut.store(index, Ordering::Relaxed);
+        }
+        wants
+    }
+
     /// Resolves if the catalog has reached a feature level that this version does not know.
     pub async fn incompatible(&self) -> String {
         let mut why = self.incompatible.subscribe();
-        match why.wait_for(Option::is_some).await {
-            Ok(why) => why.clone().unwrap_or_default(),
-            Err(_) => std::future::pending().await,
+        let reached = why.wait_for(Option::is_some).await.ok().and_then(|why| why.clone());
+        match reached {
+            Some(why) => why,
+            None => std::future::pending().await,
         }
     }
 

@@ -161,7 +161,7 @@ fn a_replica_is_new_then_created_then_lost_then_replaced_then_gone() {
     assert_eq!(state_of(&state, old), Some(ReplicaState::Lost));
     let replace = |new| Command::ReplaceReplicas { replacements: vec![Replacement { group, old, new }] };
     assert!(execute(&mut state, replace(place(2, 4))).is_err(), "not initialised");
-    execute(&mut state, Command::Report(ReplicaReport { initialised: vec![group], ..Default::default() })).unwrap();
+    execute(&mut state, Command::Report(ReplicaReport { initialised: vec![(group, ReplicaId(1))], ..Default::default() })).unwrap();
     assert!(execute(&mut state, replace(place(1, 4))).is_err(), "broker 1 has another replica");
     assert!(execute(&mut state, replace(place(2, 3))).is_err(), "id 3 is used");
     execute(&mut state, replace(place(2, 4))).unwrap();
@@ -172,6 +172,19 @@ fn a_replica_is_new_then_created_then_lost_then_replaced_then_gone() {
     assert!(matches!(execute(&mut state, restart), Err(CommandError::Stale(_))), "it may hold records");
     execute(&mut state, Command::Report(ReplicaReport { removed: vec![(group, old)], ..Default::default() })).unwrap();
     assert!(state.partition(group).unwrap().leaving.is_empty());
+}
+
+#[test]
+fn a_leader_that_has_been_replaced_does_not_make_its_successors_initialised() {
+    let mut state = with_brokers();
+    execute(&mut state, create(1, "t", vec![partition(1, &[1, 2, 3], 1)])).unwrap();
+    let replicas = vec![place(1, 4), place(2, 5), place(3, 6)];
+    execute(&mut state, Command::RestartPartition { group: GroupId(1), replicas }).unwrap();
+    let report = |replica| ReplicaReport { initialised: vec![(GroupId(1), ReplicaId(replica))], ..Default::default() };
+    assert_eq!(execute(&mut state, Command::Report(report(1))), Ok(Done::Unchanged));
+    assert!(!state.partition(GroupId(1)).unwrap().initialised);
+    execute(&mut state, Command::Report(report(4))).unwrap();
+    assert!(state.partition(GroupId(1)).unwrap().initialised);
 }
 
 #[test]
@@ -259,7 +272,7 @@ fn arbitrary_command() -> impl Strategy<Value = Command> {
                     ReplicaReport { lost, ..Default::default() }
                 }
                 2 => ReplicaReport { removed: pairs, ..Default::default() },
-                _ => ReplicaReport { initialised: pairs.into_iter().map(|p| p.0).collect(), ..Default::default() },
+                _ => ReplicaReport { initialised: pairs, ..Default::default() },
             })
         }),
         (1..5u32).prop_map(|count| Command::AllocateProducerIds { count }),

@@ -314,16 +314,17 @@ fn answer(result: CommandResult, index: u64) -> Answer {
 
 /// The controller's own work, while its broker leads.
 impl Controller {
-    /// Keeps the cluster as it should be, until `stop` says so. `cluster` is this directory's, which a newly formed catalog
-    /// is told first of all.
-    pub async fn run(self: Arc<Self>, cluster: ClusterId, mut stop: watch::Receiver<bool>) {
+    /// Keeps the cluster as it should be, until `stop` says so. A newly formed catalog is told its cluster's id first of all:
+    /// this directory's, so nothing is done before that has one.
+    pub async fn run(self: Arc<Self>, mut stop: watch::Receiver<bool>) {
         let mut changes = self.catalog.watch();
         let mut liveness = self.groups.transport().watch_liveness();
         loop {
             changes.mark_unchanged();
-            let wait = match self.leading() {
-                Ok(group) => self.look(&group, cluster).await,
-                Err(_) => LOOK_INTERVAL / 4,
+            let wait = match (self.leading(), self.groups.store().cluster()) {
+                (Ok(group), Some(cluster)) => self.look(&group, cluster).await,
+                (Ok(_), None) => CATCH_UP_INTERVAL,
+                _ => LOOK_INTERVAL / 4,
             };
             tokio::select! {
                 _ = stop.wait_for(|stop| *stop) => return,

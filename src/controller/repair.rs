@@ -111,7 +111,7 @@ mod tests {
             })
             .collect();
         let created = partitions.iter().flat_map(|p| p.replicas.iter().map(|r| (p.group, r.replica))).collect();
-        let groups = partitions.iter().map(|partition| partition.group).collect();
+        let groups = partitions.iter().map(|partition| (partition.group, partition.replicas[0].replica)).collect();
         let (name, config) = ("t".to_owned(), BTreeMap::new());
         execute(&mut state, &Command::CreateTopic { topic: TopicId(1), name, config, partitions }).0.unwrap();
         let report = ReplicaReport {
