@@ -16,5 +16,6 @@ pub mod raft_groups;
 pub mod runtime;
 pub mod state_machine;
 pub mod store;
+mod supervision;
 pub mod transport;
 pub mod types;
