@@ -9,6 +9,7 @@ use tokio::sync::watch;
 use crate::error::ReadError;
 use crate::types::Offset;
 
+pub mod entry;
 pub mod frame;
 
 use frame::Frame;
