@@ -91,6 +91,7 @@ impl RaftGroups {
         hosted.transport.set_raft_service(Arc::new(door::Door::new(Arc::downgrade(&hosted))));
         tokio::spawn(hosted.elections.clone().run());
         tokio::spawn(supervision::stop_with_the_store(Arc::downgrade(&hosted)));
+        tokio::spawn(supervision::hand_over_when_stalled(Arc::downgrade(&hosted)));
         Ok(RaftGroups { hosted })
     }
 
@@ -145,7 +146,7 @@ impl RaftGroups {
 
     /// Hands every leadership to another live voter, as far as possible within `timeout`. For a clean stop.
     pub async fn hand_over_all(&self, timeout: Duration) {
-        hand_over::all(&self.hosted, timeout).await;
+        self.hosted.hand_over_all(timeout).await;
     }
 
     /// The transport.
@@ -214,6 +215,10 @@ impl Hosted {
         Ok(group)
     }
 
+    pub(crate) async fn hand_over_all(&self, timeout: Duration) {
+        hand_over::all(self, timeout).await;
+    }
+
     async fn drop_replica(&self, group: GroupId, replica: ReplicaId) -> Result<(), Stopped> {
         let running = {
             let mut groups = self.groups.write();
@@ -224,7 +229,7 @@ impl Hosted {
         };
         if let Some(running) = running {
             self.elections.forget(group);
-            end(&running, "the replica is deleted").await;
+            self.end(&[running], "the replica is deleted").await;
         }
         self.lost.lock().retain(|lost_group, (lost, _)| (*lost_group, *lost) != (group, replica));
         self.store.delete(group, replica).await
@@ -232,16 +237,23 @@ impl Hosted {
 
     pub(crate) async fn shutdown(&self, why: &str) {
         self.closed.store(true, Ordering::Release);
-        let ends = self.all();
-        stream::iter(&ends).for_each_concurrent(STARTS, |group| end(group, why)).await;
+        self.end(&self.all(), why).await;
     }
-}
 
-/// Ends a group's core on purpose.
-async fn end(group: &RaftGroup, why: &str) {
-    group.close();
-    let _ = group.raft().shutdown().await;
-    group.set_stopped(why.to_owned());
+    /// Ends cores on purpose, and then says which leaderships ended with them, so that nobody waits for a time-out.
+    async fn end(&self, groups: &[RaftGroup], why: &str) {
+        let led: Vec<_> = groups.iter().filter_map(|group| Some((group.clone(), group.own_term()?))).collect();
+        let end = |group: &RaftGroup| {
+            let group = group.clone();
+            async move {
+                group.close();
+                let _ = group.raft().shutdown().await;
+                group.set_stopped(why.to_owned());
+            }
+        };
+        stream::iter(groups).for_each_concurrent(STARTS, end).await;
+        self.elections.renounce(&led).await;
+    }
 }
 
 /// openraft's configuration. Its own timers are only the fallback behind [`crate::elections`].

@@ -21,6 +21,12 @@ const RESTARTS_MAX: usize = 3;
 const RESTART_WINDOW: Duration = Duration::from_secs(300);
 /// Before the first restart; each further one waits four times as long.
 const RESTART_WAIT: Duration = Duration::from_millis(100);
+/// A journal round that lasts longer gives this broker's leaderships away (RULES.md J18).
+const ROUND_MAX: Duration = Duration::from_secs(1);
+/// How often the round under way is looked at.
+const ROUND_POLL: Duration = Duration::from_millis(250);
+/// How long the leaderships may take to be given away, and the pause before they are given away again.
+const AWAY_WAIT: Duration = Duration::from_secs(10);
 
 /// Watches one group until it is closed or lost.
 pub(crate) async fn supervise(hosted: Weak<Hosted>, group: RaftGroup) {
@@ -33,6 +39,9 @@ pub(crate) async fn supervise(hosted: Weak<Hosted>, group: RaftGroup) {
         tracing::error!(group = group.group().0, replica = group.replica().0, why, "the group's core ended");
         group.set_stopped(why.clone());
         let _ = group.raft().shutdown().await;
+        if let (Some(term), Some(hosted)) = (group.own_term(), hosted.upgrade()) {
+            hosted.elections.renounce(&[(group.clone(), term)]).await;
+        }
         restarts.retain(|at| at.elapsed() < RESTART_WINDOW);
         if restarts.len() >= RESTARTS_MAX {
             return lose(&hosted, &group, why);
@@ -97,5 +106,21 @@ pub(crate) async fn stop_with_the_store(hosted: Weak<Hosted>) {
     let stopped = store.stopped().await;
     if let Some(hosted) = hosted.upgrade() {
         hosted.shutdown(&stopped.to_string()).await;
+    }
+}
+
+/// Gives every leadership away while a round of the journal does not end: the disk is stalled, and what is led here waits
+/// for it. The followers' disks are others.
+pub(crate) async fn hand_over_when_stalled(hosted: Weak<Hosted>) {
+    loop {
+        sleep(ROUND_POLL).await;
+        let Some(hosted) = hosted.upgrade().filter(|hosted| !hosted.is_closed()) else { return };
+        let lasts = hosted.store.stalled_for();
+        if lasts > ROUND_MAX {
+            tracing::warn!(seconds = lasts.as_secs_f64(), "a journal round is stalled: leaderships are handed over");
+            metrics::counter!("pontoon_raft_stalled_hand_overs_total").increment(1);
+            hosted.hand_over_all(AWAY_WAIT).await;
+            sleep(AWAY_WAIT).await;
+        }
     }
 }

@@ -106,7 +106,8 @@ async fn elect_best_survivor(mesh: &Mesh, groups: impl Iterator<Item = u64>, sur
         for replica in survivors {
             let (vote, last) = state_of(&mesh.raft(id, *replica)).await;
             let replica = ReplicaId(*replica);
-            let claim = Claim { group: GroupId(id), replica, vote: vote.into(), last: last.map(Into::into) };
+            let claim =
+                Claim { group: GroupId(id), replica, vote: vote.into(), last: last.map(Into::into), able: true };
             claims.insert(replica, claim);
             votes.insert(replica, vote);
         }

@@ -3,7 +3,7 @@
 //! openraft ticks slowly; that is the fallback. What normally happens:
 //!
 //! 1. Something says that a group has no leader: the detector (its broker died), the leader's own broker (it was
-//!    restarted and renounces), or openraft (a candidate failed, or nobody led when this process started).
+//!    restarted, or its core ended: it renounces), or openraft (a candidate failed, or nobody led when this process started).
 //! 2. This broker sends a [`Claim`] for each such group to the brokers of the group's other voters, one report per broker.
 //! 3. Once every live voter's claim is there, or [`CLAIMS_WAIT`] has passed, each computes the same winner ([`choose`])
 //!    and tells its own core (`handle_transfer_leader`): that voids the lease of the dead leader, and the winner runs.
@@ -341,7 +341,7 @@ impl Elections {
             return None;
         }
         let last = standing.last.map(repr::LogId::from);
-        orphan.opened(Claim { group: id, replica: group.replica(), vote: standing.vote.into(), last }, now);
+        orphan.opened(Claim { group: id, replica: group.replica(), vote: standing.vote.into(), last, able: true }, now);
         drop(orphans);
         if standing.vote.committed {
             group.set_orphaned(standing.vote.leader_id.term);
@@ -380,17 +380,25 @@ impl Elections {
         }
         drop(orphans);
         for (broker, claims) in outgoing {
-            let transport = self.inner.transport.clone();
-            tokio::spawn(async move {
-                for part in claims.chunks(CLAIMS_MAX) {
-                    let body = Bytes::from(codec::encode(&part));
-                    if let Err(error) = transport.report(broker, body, REPORT_WAIT).await {
-                        tracing::debug!(broker = broker.0, %error, "report not delivered");
-                        return;
-                    }
-                }
-            });
+            tokio::spawn(send(self.inner.transport.clone(), broker, claims));
         }
+    }
+
+    /// Tells the other members' brokers that what these groups' cores led here nobody leads now: they have ended. Waits
+    /// until it was said, or cannot be.
+    pub(crate) async fn renounce(&self, led: &[(RaftGroup, u64)]) {
+        let mut outgoing: BTreeMap<BrokerId, Vec<Claim>> = BTreeMap::new();
+        for (group, term) in led {
+            let vote = repr::Vote(*term, group.replica(), true);
+            let claim = Claim { group: group.group(), replica: group.replica(), vote, last: None, able: false };
+            for member in group.status().members.values().filter(|member| member.voter) {
+                if member.broker != self.inner.transport.broker() && !self.is_dead(member.broker) {
+                    outgoing.entry(member.broker).or_default().push(claim);
+                }
+            }
+        }
+        let sent = outgoing.into_iter().map(|(broker, claims)| send(self.inner.transport.clone(), broker, claims));
+        futures_util::future::join_all(sent).await;
     }
 
     /// What this broker does about a group without a leader now: whom it elects, if anybody.
@@ -411,6 +419,16 @@ impl Elections {
         let winner = winner?;
         tracing::debug!(group = case.group.group().0, %winner, claims = claims.len(), "elects");
         Some((case, winner))
+    }
+}
+
+async fn send(transport: Transport, broker: BrokerId, claims: Vec<Claim>) {
+    for part in claims.chunks(CLAIMS_MAX) {
+        let body = Bytes::from(codec::encode(&part));
+        if let Err(error) = transport.report(broker, body, REPORT_WAIT).await {
+            tracing::debug!(broker = broker.0, %error, "report not delivered");
+            return;
+        }
     }
 }
 

@@ -128,7 +128,7 @@ mod tests {
 
     fn claim(replica: u64, term: u64) -> Claim {
         let replica = ReplicaId(replica);
-        Claim { group: GroupId(1), replica, vote: repr::Vote(term, ReplicaId(1), true), last: None }
+        Claim { group: GroupId(1), replica, vote: repr::Vote(term, ReplicaId(1), true), last: None, able: true }
     }
 
     fn ms(ms: u64) -> Duration {

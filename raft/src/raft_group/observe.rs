@@ -84,6 +84,11 @@ impl RaftGroup {
         self.voted_in(&now)
     }
 
+    /// The term in which this replica is the leader by its own vote, settled or not, running or not.
+    pub(crate) fn own_term(&self) -> Option<u64> {
+        self.voted_leader().filter(|leader| leader.replica == self.replica()).map(|leader| leader.term)
+    }
+
     /// Where a member lives.
     pub(crate) fn home_of(&self, replica: ReplicaId) -> Option<BrokerId> {
         let raft = self.raft();
