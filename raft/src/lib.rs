@@ -4,6 +4,7 @@
 
 pub mod codec;
 pub mod config;
+pub mod data_dir;
 pub mod disk;
 pub mod elections;
 pub mod error;
@@ -16,5 +17,6 @@ pub mod raft_groups;
 pub mod runtime;
 pub mod state_machine;
 pub mod store;
+mod supervision;
 pub mod transport;
 pub mod types;

@@ -23,6 +23,8 @@ pub struct Claim {
     pub vote: repr::Vote,
     /// Its last log id; `None` if its log is empty.
     pub last: Option<repr::LogId>,
+    /// Whether it can vote and be voted for. Not if its core has ended: then this is a renunciation only.
+    pub able: bool,
 }
 
 /// The replica that these claims elect: a voter whose log is at least as new as those of a majority (of each voter set,
@@ -46,8 +48,9 @@ pub fn choose(
 }
 
 fn is_electable(candidate: &Claim, claims: &BTreeMap<ReplicaId, Claim>, voter_sets: &[BTreeSet<ReplicaId>]) -> bool {
-    let grants = |voter: &&ReplicaId| claims.get(voter).is_some_and(|claim| claim.last <= candidate.last);
-    !voter_sets.is_empty()
+    let grants = |voter: &&ReplicaId| claims.get(voter).is_some_and(|claim| claim.able && claim.last <= candidate.last);
+    candidate.able
+        && !voter_sets.is_empty()
         && voter_sets.iter().any(|set| set.contains(&candidate.replica))
         && voter_sets.iter().all(|set| set.iter().filter(grants).count() > set.len() / 2)
 }
@@ -81,7 +84,7 @@ mod tests {
         let claim = |&(replica, term, index): &(u64, u64, u64)| {
             let replica = ReplicaId(replica);
             let vote = repr::Vote(term, ReplicaId(1), true);
-            (replica, Claim { group: GroupId(7), replica, vote, last: Some(repr::LogId(term, index)) })
+            (replica, Claim { group: GroupId(7), replica, vote, last: Some(repr::LogId(term, index)), able: true })
         };
         lasts.iter().map(claim).collect()
     }
@@ -110,6 +113,16 @@ mod tests {
         let sets = voters(&[&[1, 2, 3]]);
         assert_eq!(choose(&claims(&[(2, 1, 5), (9, 1, 9)]), &sets, 0), None);
         assert_eq!(choose(&claims(&[(2, 1, 5), (3, 1, 4), (9, 1, 9)]), &sets, 0), Some(ReplicaId(2)));
+    }
+
+    #[test]
+    fn who_only_renounces_is_not_chosen_and_does_not_count() {
+        let sets = voters(&[&[1, 2, 3]]);
+        let mut three = claims(&[(1, 1, 9), (2, 1, 5)]);
+        three.get_mut(&ReplicaId(1)).unwrap().able = false;
+        assert_eq!(choose(&three, &sets, 0), None);
+        three.extend(claims(&[(3, 1, 4)]));
+        assert_eq!(choose(&three, &sets, 0), Some(ReplicaId(2)));
     }
 
     #[test]

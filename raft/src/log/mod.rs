@@ -9,6 +9,7 @@ use tokio::sync::watch;
 use crate::error::ReadError;
 use crate::types::{GroupId, LogId, Offset, ReplicaId, Vote};
 
+pub mod entry;
 pub mod frame;
 
 use frame::Frame;
