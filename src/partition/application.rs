@@ -47,3 +47,22 @@ impl Application for PartitionApplication {
         Err(io::Error::new(io::ErrorKind::Unsupported, "a partition has no applied state to restore"))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_append_state_comes_back_from_its_own_bytes_and_from_no_others() {
+        let empty = PartitionApplication.append_state(None).unwrap().save();
+        assert_eq!(PartitionApplication.append_state(Some(&empty)).unwrap().save(), empty);
+        let error = PartitionApplication.append_state(Some(b"rotten")).err().unwrap();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+    }
+
+    #[test]
+    fn snapshots_are_the_logs_business() {
+        assert_eq!(PartitionApplication.snapshot_at(), SnapshotAt::Boundary);
+        assert!(PartitionApplication.snapshot().is_err() && PartitionApplication.restore(None, b"").is_err());
+    }
+}
