@@ -20,6 +20,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use pontoon_raft::runtime::random_u64;
 use pontoon_raft::transport::CallError;
+use pontoon_raft::transport::wire::Turned;
 use pontoon_raft::types::{BrokerId, ClusterId, DirectoryId, ReplicaHome, ReplicaId};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
@@ -44,8 +45,8 @@ pub(super) enum Found {
     Answered(Hello),
     /// It could not be reached.
     Silent(String),
-    /// It is reached, and refuses: another cluster's, or another protocol version.
-    Refused(String),
+    /// It turned this broker away: it belongs to another cluster.
+    Foreign(String),
 }
 
 /// This broker, as far as the decision needs it.
@@ -128,14 +129,14 @@ fn trouble(own: &Own, found: &BTreeMap<BrokerId, Found>) -> Option<Decision> {
             Found::Answered(Hello { cluster: Some(other), .. }) if *other != cluster => {
                 Some(format!("broker {broker} belongs to cluster {:032x}", other.0))
             }
-            Found::Refused(why) => Some(why.clone()),
+            Found::Foreign(why) => Some(why.clone()),
             _ => None,
         })
         .collect();
     // One stray broker must not bring down those that are right: only a majority against this one counts.
     (foreign.len() * 2 > own.bootstrap.len()).then(|| {
         let why = foreign.join("; ");
-        Decision::Refuse(format!("the data directory belongs to cluster {:032x}, but {why}", cluster.0))
+        Decision::Refuse(format!("the data directory belongs to cluster {:032x}; {why}", cluster.0))
     })
 }
 
@@ -151,11 +152,14 @@ fn form_or_wait(own: &Own, found: &BTreeMap<BrokerId, Found>) -> Decision {
     }
     if !silent.is_empty() {
         let name = |(broker, found): &(&BrokerId, &Found)| match found {
-            Found::Silent(why) | Found::Refused(why) => format!("broker {broker} ({why})"),
+            Found::Silent(why) | Found::Foreign(why) => format!("broker {broker} ({why})"),
             Found::Answered(_) => String::new(),
         };
         let names: Vec<_> = silent.iter().map(name).collect();
-        return Decision::Wait(format!("waiting for every bootstrap broker before forming a cluster: {}", names.join(", ")));
+        return Decision::Wait(format!(
+            "waiting for every bootstrap broker before forming a cluster: {}",
+            names.join(", ")
+        ));
     }
     let list: Vec<_> = own.bootstrap.keys().copied().collect();
     match answers(found).find(|(_, hello)| hello.bootstrap != list) {
@@ -242,9 +246,14 @@ async fn ask(shared: &Arc<Shared>) -> BTreeMap<BrokerId, Found> {
             let answer = peer::call_address(shared.transport(), &address, request, HELLO_TIMEOUT).await;
             let found = match answer {
                 Ok(PeerAnswer::Hello(hello)) => Found::Answered(hello),
-                Ok(_) => Found::Refused(format!("{address} answered something else")),
-                Err(CallError::Refused(_, why)) => Found::Refused(format!("{address} refused: {why}")),
-                Err(CallError::Unreachable(_, why) | CallError::NoAnswer(_, why)) => Found::Silent(why),
+                Ok(_) => Found::Silent("it answered something else".to_owned()),
+                // The transport's own word; a broker that is only starting is refused, too, with another.
+                Err(CallError::Refused(_, why)) if why.contains(&Turned::ForeignCluster.to_string()) => {
+                    Found::Foreign(format!("broker {broker} at {address} belongs to another"))
+                }
+                Err(CallError::Refused(_, why) | CallError::Unreachable(_, why) | CallError::NoAnswer(_, why)) => {
+                    Found::Silent(why)
+                }
             };
             (broker, found)
         }
@@ -274,7 +283,11 @@ impl Shared {
     }
 
     /// Whether another process answers at an address, and which directory it has.
-    pub(super) async fn probe(transport: pontoon_raft::transport::Transport, address: String, hello: Hello) -> Option<(BrokerId, DirectoryId)> {
+    pub(super) async fn probe(
+        transport: pontoon_raft::transport::Transport,
+        address: String,
+        hello: Hello,
+    ) -> Option<(BrokerId, DirectoryId)> {
         match peer::call_address(&transport, &address, &PeerRequest::Hello(hello), HELLO_TIMEOUT).await {
             Ok(PeerAnswer::Hello(hello)) => Some((hello.broker, hello.directory)),
             _ => None,
@@ -316,7 +329,11 @@ async fn form(shared: &Arc<Shared>) -> Result<(), Decision> {
 }
 
 /// Joins a cluster: asks its controller, takes a new replica id of group 0, and only then says so to anyone.
-async fn join(shared: &Arc<Shared>, cluster: ClusterId, controller: Option<(BrokerId, String)>) -> Result<(), Decision> {
+async fn join(
+    shared: &Arc<Shared>,
+    cluster: ClusterId,
+    controller: Option<(BrokerId, String)>,
+) -> Result<(), Decision> {
     if controller.is_none() {
         return Err(wait(format!("cluster {:032x} has no controller at the moment", cluster.0)));
     }
@@ -457,7 +474,7 @@ mod tests {
             Decision::Refuse(why) => assert!(why.contains("0b") && why.contains("0a"), "{why}"),
             other => panic!("{other:?}"),
         }
-        let refused = |broker| (BrokerId(broker), Found::Refused(format!("host:{broker} refused: cluster …0a")));
+        let refused = |broker| (BrokerId(broker), Found::Foreign(format!("broker {broker} belongs to another")));
         assert!(matches!(decided(&foreign, [refused(1), refused(2)]), Decision::Refuse(_)));
         // Those it came among go on.
         assert_eq!(decided(&own(1, Some(X), true), [silent(2), answer(3, Some(Y))]), Decision::Register);

@@ -13,7 +13,6 @@ use tokio::time::{Instant, sleep, timeout_at};
 use super::peer::{self, PeerAnswer, PeerRequest};
 use super::shared::Shared;
 use crate::catalog::command::ReplicaReport;
-use crate::controller::CATALOG_GROUP;
 use crate::controller::requests::{ControlAnswer, ControlError, ControlRequest};
 
 /// Between two attempts.
@@ -26,7 +25,11 @@ const REPORT_ITEMS_MAX: usize = 10_000;
 impl Shared {
     /// Asks the controller, again and again until it answers or `limit` has passed. A request may so be carried out
     /// although this ends in an error; every request may be repeated ([`crate::controller::requests`]).
-    pub(super) async fn control(&self, request: ControlRequest, limit: Duration) -> Result<ControlAnswer, ControlError> {
+    pub(super) async fn control(
+        &self,
+        request: ControlRequest,
+        limit: Duration,
+    ) -> Result<ControlAnswer, ControlError> {
         self.control_at(None, request, limit).await
     }
 
@@ -95,11 +98,6 @@ impl Shared {
         let reached = state.wait_for(|state| state.applied.is_some_and(|applied| applied.1 >= index));
         matches!(timeout_at(deadline, reached).await, Ok(Ok(_)))
     }
-
-    /// Whether this broker's replica of group 0 leads.
-    pub(super) fn is_controller(&self) -> bool {
-        self.groups.get(CATALOG_GROUP).is_some_and(|group| group.status().leading)
-    }
 }
 
 /// What to say when time is up.
@@ -127,19 +125,27 @@ struct Pending {
 
 impl Reports {
     pub(super) fn created(&self, group: GroupId, replica: ReplicaId) {
-        self.add(|pending| drop(pending.created.insert((group, replica))));
+        self.add(|pending| {
+            pending.created.insert((group, replica));
+        });
     }
 
     pub(super) fn lost(&self, group: GroupId, replica: ReplicaId, why: String) {
-        self.add(|pending| drop(pending.lost.insert((group, replica), shorten(why))));
+        self.add(|pending| {
+            pending.lost.insert((group, replica), shorten(why));
+        });
     }
 
     pub(super) fn removed(&self, group: GroupId, replica: ReplicaId) {
-        self.add(|pending| drop(pending.removed.insert((group, replica))));
+        self.add(|pending| {
+            pending.removed.insert((group, replica));
+        });
     }
 
     pub(super) fn initialised(&self, group: GroupId, replica: ReplicaId) {
-        self.add(|pending| drop(pending.initialised.insert((group, replica))));
+        self.add(|pending| {
+            pending.initialised.insert((group, replica));
+        });
     }
 
     fn add(&self, add: impl FnOnce(&mut Pending)) {
@@ -149,14 +155,18 @@ impl Reports {
 
     /// Takes out up to [`REPORT_ITEMS_MAX`] of each kind.
     fn take(&self) -> ReplicaReport {
-        fn some<T: Clone + Ord>(set: &mut BTreeSet<T>) -> Vec<T> {
-            let taken: Vec<T> = set.iter().take(REPORT_ITEMS_MAX).cloned().collect();
-            taken.iter().for_each(|item| drop(set.remove(item)));
+        fn some<T: Ord>(set: &mut BTreeSet<T>) -> Vec<T> {
+            let mut taken = Vec::new();
+            while let Some(item) = (taken.len() < REPORT_ITEMS_MAX).then(|| set.pop_first()).flatten() {
+                taken.push(item);
+            }
             taken
         }
         let mut pending = self.pending.lock();
         let mut lost = Vec::new();
-        while let Some(((group, replica), why)) = (lost.len() < REPORT_ITEMS_MAX).then(|| pending.lost.pop_first()).flatten() {
+        while let Some(((group, replica), why)) =
+            (lost.len() < REPORT_ITEMS_MAX).then(|| pending.lost.pop_first()).flatten()
+        {
             lost.push((group, replica, why));
         }
         ReplicaReport {

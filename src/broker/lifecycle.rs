@@ -99,7 +99,9 @@ pub(super) async fn run(shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
     let mut steps: JoinSet<(GroupId, Next)> = JoinSet::new();
     let mut first_pass = true;
     loop {
-        while steps.len() < STEPS_MAX && let Some(group) = shared.work.take(&busy) {
+        while steps.len() < STEPS_MAX
+            && let Some(group) = shared.work.take(&busy)
+        {
             busy.insert(group);
             let shared = shared.clone();
             steps.spawn(async move {

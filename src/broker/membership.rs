@@ -86,12 +86,7 @@ mod tests {
     }
 
     fn partition(replicas: &[ReplicaRecord], leaving: &[ReplicaRecord]) -> PartitionRecord {
-        PartitionRecord {
-            group: GroupId(1),
-            replicas: replicas.to_vec(),
-            leaving: leaving.to_vec(),
-            initialised: true,
-        }
+        PartitionRecord { group: GroupId(1), replicas: replicas.to_vec(), leaving: leaving.to_vec(), initialised: true }
     }
 
     fn status(members: &[(u64, bool, u64)]) -> GroupStatus {

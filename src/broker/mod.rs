@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use pontoon_raft::error::OpenError;
 use pontoon_raft::types::{BrokerId, Offset};
 use serde::{Deserialize, Serialize};
 
@@ -134,7 +135,7 @@ impl Broker {
     /// the caller ([`crate::http`]), from at once: `ready` says when it makes sense.
     /// `http_address` is where clients reach this broker (advertised), once its listener's port is known.
     pub async fn start(config: Config, http_address: String) -> Result<Arc<Broker>, StartError> {
-        let seams = Seams::real(&config);
+        let seams = Seams::real(&config).map_err(|error| OpenError::Io { path: config.data_dir.clone(), error })?;
         Self::start_with(config, http_address, seams).await
     }
 

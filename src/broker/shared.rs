@@ -74,11 +74,6 @@ impl Shared {
         self.stopping.load(Ordering::Acquire)
     }
 
-    /// Whether the catalog's copy here is at least as new as this process.
-    pub(super) fn is_registered(&self) -> bool {
-        matches!(*self.progress.borrow(), Progress::Registered | Progress::Ready)
-    }
-
     /// Whether a broker is alive, as far as this one knows.
     pub(super) fn alive(&self, broker: BrokerId) -> bool {
         broker == self.broker || self.transport().liveness(broker) == Liveness::Alive

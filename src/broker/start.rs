@@ -11,7 +11,8 @@ use pontoon_raft::payload::Application;
 use pontoon_raft::raft_groups::RaftGroups;
 use pontoon_raft::runtime::random_u64;
 use pontoon_raft::store::{ApplicationFactory, Store, StoreOptions};
-use pontoon_raft::transport::{Network, TcpNetwork, Transport, TransportIdentity};
+use pontoon_raft::transport::net::TcpNetwork;
+use pontoon_raft::transport::{Network, Transport, TransportIdentity};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout, timeout_at};
@@ -42,13 +43,13 @@ pub struct Seams {
 }
 
 impl Seams {
-    /// The real ones.
-    pub fn real(config: &Config) -> Self {
-        Self {
-            disk: Arc::new(RealDisk::new()),
+    /// The real ones. An error means that the operating system gives the disk no threads.
+    pub fn real(config: &Config) -> std::io::Result<Self> {
+        Ok(Self {
+            disk: Arc::new(RealDisk::new()?),
             network: Arc::new(TcpNetwork),
             tables: Arc::new(SledTables::new(config.data_dir.join("catalog"))),
-        }
+        })
     }
 }
 

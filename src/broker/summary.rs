@@ -75,12 +75,7 @@ impl History {
 }
 
 /// The brokers that are in sync, given what they must have: voters only, the leader always.
-fn in_sync(
-    status: &GroupStatus,
-    own: BrokerId,
-    needed: u64,
-    alive: impl Fn(BrokerId) -> bool,
-) -> Vec<BrokerId> {
+fn in_sync(status: &GroupStatus, own: BrokerId, needed: u64, alive: impl Fn(BrokerId) -> bool) -> Vec<BrokerId> {
     let voters = status.members.values().filter(|member| member.voter);
     let level = voters.filter(|member| {
         member.broker == own || (alive(member.broker) && member.matched.is_some_and(|matched| matched >= needed))
@@ -143,7 +138,12 @@ pub(super) async fn run(shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
             changed
         });
         let peers = shared.peers();
-        senders.retain(|peer, sender| peers.contains(peer) || { sender.abort(); false });
+        senders.retain(|peer, sender| {
+            peers.contains(peer) || {
+                sender.abort();
+                false
+            }
+        });
         for peer in peers {
             let start = || tasks.spawn(send(shared.clone(), peer, newest.subscribe()));
             senders.entry(peer).or_insert_with(start);

@@ -97,7 +97,8 @@ impl Shared {
         let deadline = Instant::now() + timeout;
         let topic = self.find_topic(name, deadline).await?;
         for (key, value) in &config {
-            let check = value.as_ref().map_or_else(|| topic_config::check_key(key), |value| topic_config::check(key, value));
+            let check =
+                value.as_ref().map_or_else(|| topic_config::check_key(key), |value| topic_config::check(key, value));
             check.map_err(|why| Error::new(Code::InvalidConfig, why))?;
         }
         self.change(ControlRequest::AlterTopic { topic, partitions, config }, deadline).await?;
@@ -148,7 +149,10 @@ impl Shared {
         let state = self.catalog.state();
         let record = state.topic(topic).ok_or_else(|| unknown_topic(topic))?;
         let Some(found) = record.partitions.get(partition as usize) else {
-            let why = format!("topic {topic:?} has {} partitions; there is no partition {partition}", record.partitions.len());
+            let why = format!(
+                "topic {topic:?} has {} partitions; there is no partition {partition}",
+                record.partitions.len()
+            );
             return Err(Error::new(Code::UnknownPartition, why));
         };
         let no_leader = || Error::new(Code::NoLeader, format!("{topic}/{partition} has no leader at the moment"));

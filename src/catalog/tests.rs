@@ -161,7 +161,11 @@ fn a_replica_is_new_then_created_then_lost_then_replaced_then_gone() {
     assert_eq!(state_of(&state, old), Some(ReplicaState::Lost));
     let replace = |new| Command::ReplaceReplicas { replacements: vec![Replacement { group, old, new }] };
     assert!(execute(&mut state, replace(place(2, 4))).is_err(), "not initialised");
-    execute(&mut state, Command::Report(ReplicaReport { initialised: vec![(group, ReplicaId(1))], ..Default::default() })).unwrap();
+    execute(
+        &mut state,
+        Command::Report(ReplicaReport { initialised: vec![(group, ReplicaId(1))], ..Default::default() }),
+    )
+    .unwrap();
     assert!(execute(&mut state, replace(place(1, 4))).is_err(), "broker 1 has another replica");
     assert!(execute(&mut state, replace(place(2, 3))).is_err(), "id 3 is used");
     execute(&mut state, replace(place(2, 4))).unwrap();
