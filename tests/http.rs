@@ -1,0 +1,1 @@
+//! HTTP and CLI on the real binary.

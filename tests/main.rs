@@ -1,0 +1,5 @@
+//! What only the whole can show, linked as one binary: each module here is one theme.
+#![allow(clippy::unwrap_used, missing_docs, unreachable_pub)]
+
+mod http;
+mod support;
