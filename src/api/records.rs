@@ -143,11 +143,12 @@ fn headers_of(raw: &RawValue) -> Result<Vec<Header<'_>>, String> {
     if pairs.len() > HEADERS_MAX {
         return Err(format!("headers: {} are more than {HEADERS_MAX}", pairs.len()));
     }
-    let read = |(at, (name, value)): (usize, (&RawValue, _))| {
+    let mut headers = Vec::with_capacity(pairs.len());
+    for (at, (name, value)) in pairs.into_iter().enumerate() {
         let name = string_of(&format!("headers[{at}][0]"), name.get())?;
-        Ok((name, header_value(&format!("headers[{at}][1]"), value)?))
-    };
-    pairs.iter().map(|(name, value)| (*name, *value)).enumerate().map(read).collect()
+        headers.push((name, header_value(&format!("headers[{at}][1]"), value)?));
+    }
+    Ok(headers)
 }
 
 /// A string, null, or `{"base64": "…"}`.
