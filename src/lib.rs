@@ -2,8 +2,11 @@
 
 pub mod api;
 pub mod broker;
+pub mod catalog;
+pub mod cli;
 pub mod client;
 pub mod config;
+pub mod controller;
 pub mod error;
 pub mod http;
 pub mod partition;

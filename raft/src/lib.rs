@@ -5,13 +5,16 @@
 pub mod codec;
 pub mod config;
 pub mod disk;
+pub mod elections;
 pub mod error;
 pub mod journal;
 pub mod log;
+pub mod log_store;
 pub mod payload;
 pub mod raft_group;
 pub mod raft_groups;
 pub mod runtime;
+pub mod state_machine;
 pub mod store;
 pub mod transport;
 pub mod types;

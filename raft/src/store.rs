@@ -44,6 +44,17 @@ pub struct Replica {
     pub application: Arc<dyn Application>,
 }
 
+/// A replica whose files are not what was acknowledged (RULES.md J9). Its files are kept as they are; it is not open.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CorruptReplica {
+    /// The group.
+    pub group: GroupId,
+    /// The incarnation.
+    pub replica: ReplicaId,
+    /// What was found, with file and position.
+    pub why: String,
+}
+
 /// An open data directory.
 pub struct Store {}
 
@@ -71,6 +82,16 @@ impl Store {
 
     /// Every replica here, by group.
     pub fn replicas(&self) -> Vec<Replica> {
+        unimplemented!()
+    }
+
+    /// Replicas that recovery found corrupt, by group. [`Self::delete`] discards one.
+    pub fn corrupt(&self) -> Vec<CorruptReplica> {
+        unimplemented!()
+    }
+
+    /// Folders under `groups` that nothing on record explains (RULES.md J14): kept, never touched.
+    pub fn unknown_folders(&self) -> Vec<PathBuf> {
         unimplemented!()
     }
 

@@ -7,11 +7,28 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 use crate::error::ReadError;
-use crate::types::Offset;
+use crate::types::{GroupId, LogId, Offset, ReplicaId, Vote};
 
 pub mod frame;
 
 use frame::Frame;
+
+/// One segment, for retention and for `status`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SegmentInfo {
+    /// Raft index of its first entry.
+    pub first_index: u64,
+    /// Raft index of its last entry.
+    pub last_index: u64,
+    /// The partition's next offset before its first entry.
+    pub base_offset: Offset,
+    /// The partition's next offset after its last entry.
+    pub next_offset: Offset,
+    /// Bytes of its frames.
+    pub bytes: u64,
+    /// Largest record timestamp in it, ms since 1970; -1 if none.
+    pub max_timestamp: i64,
+}
 
 /// A replica's log. Shared; its methods lock inside and never across an await.
 pub struct Log {}
@@ -53,8 +70,44 @@ impl Log {
         unimplemented!()
     }
 
-    /// Bytes on disk of all segments.
+    /// Bytes of all segments.
     pub fn bytes(&self) -> u64 {
+        unimplemented!()
+    }
+
+    /// The group.
+    pub fn group(&self) -> GroupId {
+        unimplemented!()
+    }
+
+    /// The replica.
+    pub fn replica(&self) -> ReplicaId {
+        unimplemented!()
+    }
+
+    /// The last entry, flushed or not; the purge boundary if there is none.
+    pub fn last_log_id(&self) -> Option<LogId> {
+        unimplemented!()
+    }
+
+    /// The last entry that is gone; `None` if nothing was purged.
+    pub fn purged_log_id(&self) -> Option<LogId> {
+        unimplemented!()
+    }
+
+    /// The vote as last saved.
+    pub fn vote(&self) -> Option<Vote> {
+        unimplemented!()
+    }
+
+    /// The segments, oldest first; the last one may still grow. What retention decides by.
+    pub fn segments(&self) -> Vec<SegmentInfo> {
+        unimplemented!()
+    }
+
+    /// Where the next boundary snapshot is to be taken: `first_index` is the first index to keep, rounded down to a
+    /// segment's start, never above what is applied. Follow it by openraft's `trigger().snapshot()`.
+    pub fn set_snapshot_boundary(&self, first_index: u64) {
         unimplemented!()
     }
 }

@@ -1,17 +1,48 @@
 //! Broker to broker: two connections to each peer, control and data (RULES.md R8), and the failure detector.
 //!
+//! Each broker dials both to every peer that has an address: *control* carries pings, votes, heartbeats, transfers,
+//! reports and calls; *data* carries replication streams and snapshots, in frames, round robin between groups, each
+//! group within its credit. What a broker asks goes over the connections it dialled, answers come back on the same.
 //!
-//! It carries openraft's messages for every group, and calls of the layer above ([`PeerService`]) whose meaning it does
-//! not know.
+//! It carries openraft's messages for every group ([`RaftService`]), and calls of the layer above ([`PeerService`])
+//! whose meaning it does not know. It holds no group's state, never waits for one group's mailbox, and decides
+//! nothing about elections: see `raft_groups`.
+//!
+//! Rooms: [`wire`] formats, [`message`] bodies, `connection` one connection's queues, `link` dialling,
+//! [`client`] openraft's network, `server` accepting, [`liveness`] the detector, [`net`] sockets, `testing` faults.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
+use futures_util::stream::BoxStream;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::Instant;
 
-use crate::types::{BrokerId, ClusterId};
+use crate::types::{BrokerId, ClusterId, GroupId, ReplicaId, TypeConfig, Vote};
+
+#[cfg(any(test, feature = "simulation"))]
+pub mod testing;
+
+/// Raft's AppendEntries.
+pub type AppendEntriesRequest = openraft::raft::AppendEntriesRequest<TypeConfig>;
+/// The answer to a single AppendEntries.
+pub type AppendEntriesResponse = openraft::raft::AppendEntriesResponse<TypeConfig>;
+/// The answer to one AppendEntries of a stream: the last matching log id, or why the stream ends.
+pub type AppendResult = openraft::raft::StreamAppendResult<TypeConfig>;
+/// Raft's RequestVote, and pre-vote.
+pub type VoteRequest = openraft::raft::VoteRequest<TypeConfig>;
+/// Its answer.
+pub type VoteResponse = openraft::raft::VoteResponse<TypeConfig>;
+/// A leader hands over.
+pub type TransferLeaderRequest = openraft::raft::TransferLeaderRequest<TypeConfig>;
+/// Its answer.
+pub type TransferLeaderResponse = openraft::raft::TransferLeaderResponse<TypeConfig>;
+/// A whole snapshot. Its contents are the state machine's.
+pub type Snapshot = openraft::type_config::alias::SnapshotOf<TypeConfig, Bytes>;
+/// The answer to a snapshot.
+pub type SnapshotResponse = openraft::raft::SnapshotResponse<TypeConfig>;
 
 /// A byte stream between brokers.
 pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin + 'static {}
@@ -35,15 +66,100 @@ pub trait Listener: Send + Sync + 'static {
 
 /// Answers the layer above's calls from other brokers.
 pub trait PeerService: Send + Sync + 'static {
-    /// Answers one call. `body` is at most [`CALL_BYTES_MAX`]; its meaning is the caller's.
+    /// Answers one call. `body` is at most [`CALL_BYTES_MAX`]; its meaning is the caller's. `Err` says that nothing
+    /// was done and why.
     fn call(&self, from: BrokerId, body: Bytes) -> BoxFuture<'static, Result<Bytes, String>>;
+}
+
+/// For which replica a Raft message is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Target {
+    /// The group.
+    pub group: GroupId,
+    /// The incarnation it is meant for. A receiver that hosts another one of the group answers [`Refusal::NotHere`].
+    pub replica: ReplicaId,
+}
+
+/// Why a Raft message was not handed to its group. The sender backs off.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// This replica does not run here (or not yet).
+    #[error("replica is not here")]
+    NotHere,
+    /// It is here, but cannot take part now: its core has stopped, or the disk is too full for entries.
+    #[error("replica refuses: {0}")]
+    Unable(String),
+}
+
+/// Takes the Raft messages that other brokers send to the groups of this one. Implemented by `raft_groups`.
+///
+/// Calls come from the tasks of connections: they return at once; waiting is done in what they return.
+pub trait RaftService: Send + Sync + 'static {
+    /// One replication stream of one leader. `requests` gives them in the order sent and ends when the leader ends it
+    /// or its connection is gone; answers must be in the same order, one each, and may end early (after an error).
+    /// Dropping the answers ends the stream. At most [`WINDOW_REQUESTS`] requests wait unanswered.
+    fn append_stream(
+        &self,
+        from: BrokerId,
+        to: Target,
+        requests: BoxStream<'static, AppendEntriesRequest>,
+    ) -> BoxStream<'static, Result<AppendResult, Refusal>>;
+
+    /// A single AppendEntries without entries: a heartbeat or a ReadIndex confirmation, not ordered with the streams.
+    fn heartbeat(
+        &self,
+        from: BrokerId,
+        to: Target,
+        request: AppendEntriesRequest,
+    ) -> BoxFuture<'static, Result<AppendEntriesResponse, Refusal>>;
+
+    /// A vote. RULES.md R3: `request.leadership_transfer` is as the sender set it; the implementer checks it.
+    fn vote(
+        &self,
+        from: BrokerId,
+        to: Target,
+        request: VoteRequest,
+    ) -> BoxFuture<'static, Result<VoteResponse, Refusal>>;
+
+    /// A pre-vote.
+    fn pre_vote(
+        &self,
+        from: BrokerId,
+        to: Target,
+        request: VoteRequest,
+    ) -> BoxFuture<'static, Result<VoteResponse, Refusal>>;
+
+    /// A whole snapshot, to be installed durably before the answer.
+    fn install_snapshot(
+        &self,
+        from: BrokerId,
+        to: Target,
+        vote: Vote,
+        snapshot: Snapshot,
+    ) -> BoxFuture<'static, Result<SnapshotResponse, Refusal>>;
+
+    /// A leader hands over to this replica, or tells it that it does so to another.
+    fn transfer_leader(
+        &self,
+        from: BrokerId,
+        to: Target,
+        request: TransferLeaderRequest,
+    ) -> BoxFuture<'static, Result<TransferLeaderResponse, Refusal>>;
+
+    /// A message between the `raft_groups` of two brokers ([`Transport::report`]): what a survivor knows about orphaned
+    /// groups. Opaque here, at most [`CALL_BYTES_MAX`]. Resolves when it has been taken in.
+    fn report(&self, from: BrokerId, body: Bytes) -> BoxFuture<'static, Result<(), Refusal>>;
 }
 
 /// Longest body of a call or its answer: 16 MiB.
 pub const CALL_BYTES_MAX: usize = 16 << 20;
+/// Requests of one replication stream that may be unanswered.
+pub const WINDOW_REQUESTS: usize = 64;
+/// Bytes of one replication stream that may be unanswered when the next request is sent: 4 MiB.
+pub const WINDOW_BYTES: usize = 4 << 20;
 
 /// Why a call has no answer.
-#[derive(Clone, Debug, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CallError {
     /// The peer could not be reached; it did not see the call.
     #[error("broker {0} is unreachable: {1}")]
@@ -63,8 +179,21 @@ pub enum Liveness {
     Unknown,
     /// Answers.
     Alive,
-    /// Closed its connections and refuses new ones, or was silent for too long.
+    /// Closed its connections and refuses new ones, or was silent for too long, or its process was replaced.
     Dead,
+}
+
+/// All the detector knows of a peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PeerStatus {
+    /// Its state now.
+    pub liveness: Liveness,
+    /// When it last proved that it both hears and answers this broker.
+    pub last_heard: Option<Instant>,
+    /// A random number its process drew at its start; it changes when the process is replaced.
+    pub incarnation: Option<u64>,
+    /// How often it was declared dead.
+    pub deaths: u64,
 }
 
 /// Who this broker is towards its peers.
@@ -93,6 +222,11 @@ impl Transport {
         unimplemented!()
     }
 
+    /// This broker.
+    pub fn broker(&self) -> BrokerId {
+        unimplemented!()
+    }
+
     /// Where it listens.
     pub fn local_address(&self) -> String {
         unimplemented!()
@@ -100,6 +234,16 @@ impl Transport {
 
     /// From now on part of this cluster: handshakes check it.
     pub fn set_cluster(&self, cluster: ClusterId) {
+        unimplemented!()
+    }
+
+    /// Who takes Raft messages from now on. Until then they are answered with [`Refusal::NotHere`].
+    pub fn set_raft_service(&self, service: Arc<dyn RaftService>) {
+        unimplemented!()
+    }
+
+    /// openraft's network for the replica of `group` on this broker.
+    pub fn raft_network(&self, group: GroupId) -> client::GroupNetwork {
         unimplemented!()
     }
 
@@ -114,13 +258,24 @@ impl Transport {
         unimplemented!()
     }
 
+    /// Every peer that has an address, ascending.
+    pub fn peers(&self) -> Vec<BrokerId> {
+        unimplemented!()
+    }
+
     /// Calls the peer's [`PeerService`].
     pub async fn call(&self, to: BrokerId, body: Bytes, timeout: Duration) -> Result<Bytes, CallError> {
         unimplemented!()
     }
 
-    /// Calls whoever listens at `address` (bootstrap: its broker id is not known to be true yet).
+    /// Calls whoever listens at `address` (bootstrap: its broker id is not known to be true yet). Errors name broker
+    /// `u32::MAX`.
     pub async fn call_address(&self, address: &str, body: Bytes, timeout: Duration) -> Result<Bytes, CallError> {
+        unimplemented!()
+    }
+
+    /// Sends a report to the peer's [`RaftService::report`] and waits until it is taken in.
+    pub async fn report(&self, to: BrokerId, body: Bytes, timeout: Duration) -> Result<(), CallError> {
         unimplemented!()
     }
 
@@ -129,7 +284,12 @@ impl Transport {
         unimplemented!()
     }
 
-    /// Changes of liveness, in order.
+    /// All the detector knows of a peer; `None` for one without an address.
+    pub fn peer_status(&self, broker: BrokerId) -> Option<PeerStatus> {
+        unimplemented!()
+    }
+
+    /// Changes of liveness, in order. A process that was replaced before anyone missed it gives `Dead`, then `Alive`.
     pub fn watch_liveness(&self) -> tokio::sync::broadcast::Receiver<(BrokerId, Liveness)> {
         unimplemented!()
     }
@@ -138,4 +298,11 @@ impl Transport {
     pub async fn shutdown(&self) {
         unimplemented!()
     }
+}
+
+/// openraft's network over the connections to the peers.
+pub mod client {
+    /// The factory openraft asks for a network to each member (`RaftNetworkFactory<TypeConfig>`). Snapshots are `Bytes`.
+    #[derive(Clone)]
+    pub struct GroupNetwork {}
 }
