@@ -7,6 +7,7 @@ use std::time::Duration;
 use pontoon_raft::types::BrokerId;
 
 use super::Config;
+use crate::catalog::topic_config;
 
 /// Reads a key's text into the configuration. The message says what the text should have been.
 type Set = fn(&mut Config, &str) -> Result<(), String>;
@@ -67,9 +68,10 @@ keys! {
 /// The prefix of topic defaults; what follows is a topic configuration's own name.
 pub const LOG_PREFIX: &str = "log.";
 
-/// Every name, for "did you mean".
+/// Every name, topic defaults included.
 pub fn names() -> impl Iterator<Item = String> {
-    KEYS.iter().map(|key| key.name.to_owned())
+    let log = topic_config::keys().map(|(name, _)| format!("{LOG_PREFIX}{name}"));
+    KEYS.iter().map(|key| key.name.to_owned()).chain(log)
 }
 
 /// The known name that is nearest to a wrong one.

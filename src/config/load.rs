@@ -8,6 +8,7 @@ use pontoon_raft::types::BrokerId;
 
 use super::keys::{KEYS, LOG_PREFIX, names, nearest};
 use super::{Config, ConfigError, refuse};
+use crate::catalog::topic_config;
 
 /// Variables that begin with `PONTOON_` and are no configuration of a broker.
 const OTHER_VARIABLES: &[&str] =
@@ -54,27 +55,26 @@ pub fn load(
     file: Option<&Path>,
     environment: impl Iterator<Item = (String, String)>,
     flags: &[(String, String)],
-    log_keys: &[&str],
 ) -> Result<(Config, Vec<String>), ConfigError> {
     let mut settings = match file {
         Some(path) => from_file(path)?,
         None => Vec::new(),
     };
-    settings.extend(from_environment(environment, log_keys)?);
+    settings.extend(from_environment(environment)?);
     settings.extend(flags.iter().map(|(key, text)| Setting {
         key: key.clone(),
         text: text.clone(),
         source: Source::Flag,
     }));
-    let config = build(&settings, log_keys)?;
+    let config = build(&settings)?;
     let warnings = config.validate()?;
     Ok((config, warnings))
 }
 
-fn build(settings: &[Setting], log_keys: &[&str]) -> Result<Config, ConfigError> {
+fn build(settings: &[Setting]) -> Result<Config, ConfigError> {
     let mut config = Config::new(BrokerId(0), "pontoon-data".into());
     for setting in settings {
-        apply(&mut config, setting, log_keys)?;
+        apply(&mut config, setting)?;
     }
     let given = |key: &str| settings.iter().any(|setting| setting.key == key);
     if !given("broker_id") {
@@ -88,20 +88,21 @@ fn build(settings: &[Setting], log_keys: &[&str]) -> Result<Config, ConfigError>
     Ok(config)
 }
 
-fn apply(config: &mut Config, setting: &Setting, log_keys: &[&str]) -> Result<(), ConfigError> {
+fn apply(config: &mut Config, setting: &Setting) -> Result<(), ConfigError> {
     let Setting { key, text, source } = setting;
+    let refused = |why: String| ConfigError(format!("{key} = {text:?} in {source}: {why}"));
     if let Some(topic_key) = key.strip_prefix(LOG_PREFIX)
-        && log_keys.contains(&topic_key)
+        && topic_config::check_key(topic_key).is_ok()
     {
+        topic_config::check(topic_key, text).map_err(refused)?;
         config.log.insert(topic_key.to_owned(), text.clone());
         return Ok(());
     }
     let Some(known) = KEYS.iter().find(|known| known.name == key) else {
-        let all = names().chain(log_keys.iter().map(|name| format!("{LOG_PREFIX}{name}")));
-        let hint = nearest(key, all).unwrap_or_default();
+        let hint = nearest(key, names()).unwrap_or_default();
         return refuse(format!("unknown key {key:?} in {source}; did you mean {hint:?}?"));
     };
-    (known.set)(config, text).map_err(|why| ConfigError(format!("{key} = {text:?} in {source}: {why}")))
+    (known.set)(config, text).map_err(refused)
 }
 
 fn from_file(path: &Path) -> Result<Vec<Setting>, ConfigError> {
@@ -151,12 +152,8 @@ fn variable(key: &str) -> String {
     format!("PONTOON_{}", key.replace('.', "_").to_ascii_uppercase())
 }
 
-fn from_environment(
-    environment: impl Iterator<Item = (String, String)>,
-    log_keys: &[&str],
-) -> Result<Vec<Setting>, ConfigError> {
-    let all = || names().chain(log_keys.iter().map(|name| format!("{LOG_PREFIX}{name}")));
-    let by_variable: BTreeMap<String, String> = all().map(|key| (variable(&key), key)).collect();
+fn from_environment(environment: impl Iterator<Item = (String, String)>) -> Result<Vec<Setting>, ConfigError> {
+    let by_variable: BTreeMap<String, String> = names().map(|key| (variable(&key), key)).collect();
     let mut found = Vec::new();
     for (name, text) in environment.filter(|(name, _)| name.starts_with("PONTOON_")) {
         if OTHER_VARIABLES.contains(&name.as_str()) || KUBERNETES_VARIABLES.iter().any(|word| name.starts_with(word)) {
@@ -175,8 +172,6 @@ fn from_environment(
 mod tests {
     use super::*;
 
-    const LOG_KEYS: &[&str] = &["retention.ms", "acks.floor"];
-
     fn file(text: &str) -> tempfile::NamedTempFile {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), text).unwrap();
@@ -189,7 +184,7 @@ mod tests {
 
     fn read(text: &str, variables: &[(&str, &str)], flags: &[(&str, &str)]) -> Result<Config, String> {
         let file = file(text);
-        load(Some(file.path()), pairs(variables).into_iter(), &pairs(flags), LOG_KEYS)
+        load(Some(file.path()), pairs(variables).into_iter(), &pairs(flags))
             .map(|(config, _)| config)
             .map_err(|error| error.to_string())
     }
@@ -242,6 +237,8 @@ mod tests {
         assert!(message.contains("limits.connections_max = \"-3\"") && message.contains("tmp"), "{message}");
         let message = read(GOOD, &[("PONTOON_ALLOW_INSECURE", "maybe")], &[]).unwrap_err();
         assert!(message.contains("allow_insecure = \"maybe\" in the environment"), "{message}");
+        let message = read(&format!("{GOOD}log.acks.floor = \"most\""), &[], &[]).unwrap_err();
+        assert!(message.contains("log.acks.floor = \"most\""), "{message}");
         let message = read(GOOD, &[], &[("peer.listen", "nowhere")]).unwrap_err();
         assert!(message.contains("peer.listen = \"nowhere\" in the command line"), "{message}");
     }
@@ -249,7 +246,7 @@ mod tests {
     #[test]
     fn a_file_that_is_missing_or_no_toml_is_named() {
         let nothing = std::iter::empty();
-        let message = load(Some(Path::new("/no/such/file.toml")), nothing, &[], &[]).unwrap_err().to_string();
+        let message = load(Some(Path::new("/no/such/file.toml")), nothing, &[]).unwrap_err().to_string();
         assert!(message.starts_with("/no/such/file.toml: "), "{message}");
         assert!(read("broker_id == 1", &[], &[]).unwrap_err().contains("TOML"));
         assert!(read(&format!("{GOOD}data_dir = 2020-01-01"), &[], &[]).unwrap_err().contains("data_dir"));

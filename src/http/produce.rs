@@ -105,7 +105,7 @@ impl AtLeader for Produce<'_> {
     async fn run(&self, partition: &Partition, left: Duration) -> Result<Response, Refusal> {
         let batch = self.batch()?;
         let began = Instant::now();
-        let produced = partition.produce(batch.bytes().clone(), self.acks, self.if_match, left).await?;
+        let produced = partition.produce(batch.clone(), self.acks, self.if_match, left).await?;
         metrics::produced(batch.header().record_count.max(0) as u64, batch.bytes().len(), began.elapsed());
         if self.acks == Acks::None {
             return Ok((StatusCode::ACCEPTED, Json(json!({}))).into_response());
