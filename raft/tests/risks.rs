@@ -66,7 +66,11 @@ async fn a_replica_is_replaced_under_a_fresh_id_and_the_old_id_cannot_vote() {
     raft.add_learner(ReplicaId(4), home, false).await.unwrap();
     let voters: BTreeSet<_> = [1, 2, 4].map(ReplicaId).into();
     raft.change_membership(ChangeMembers::ReplaceAllVoters(voters), false).await.unwrap();
-    mesh.raft(1, 4).wait(Some(Duration::from_secs(5))).metrics(|m| m.last_applied.is_some(), "catches up").await.unwrap();
+    mesh.raft(1, 4)
+        .wait(Some(Duration::from_secs(5)))
+        .metrics(|m| m.last_applied.is_some(), "catches up")
+        .await
+        .unwrap();
     assert_eq!(fresh.records(), memories[0].records());
 
     // The old incarnation wakes up with its disk and wants to vote, and be voted for: nobody counts it.

@@ -11,8 +11,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-pub use crate::broker::{BrokerDescription, ClusterDescription, PartitionDescription, TopicDescription};
 use crate::broker::TopicSpec;
+pub use crate::broker::{BrokerDescription, ClusterDescription, PartitionDescription, TopicDescription};
 use crate::error::{Code, Error, Result, WriteOutcome};
 
 /// Header that marks a request which another broker has passed on: that broker's number.

@@ -442,7 +442,8 @@ mod tests {
         };
         assert_eq!(parse_ndjson(b"{\"value\":1}\r\n{\"value\":2}", &mut take).unwrap(), 2);
         assert_eq!(parse_ndjson(b"{\"value\":1}\n", &mut take).unwrap(), 1);
-        for (body, word) in [(&b"{}\n\n{}"[..], "line 2"), (b"{}\n{}\n{\"v\":1}", "line 3"), (b"\xff", "line 1"), (b"", "no line")]
+        for (body, word) in
+            [(&b"{}\n\n{}"[..], "line 2"), (b"{}\n{}\n{\"v\":1}", "line 3"), (b"\xff", "line 1"), (b"", "no line")]
         {
             let message = parse_ndjson(body, &mut take).unwrap_err().message;
             assert!(message.contains(word), "{message}");

@@ -105,9 +105,7 @@ async fn follow<W: Write>(
     let mut readers = JoinSet::new();
     for partition in partitions {
         let (client, topic, cursor, tx) = (Arc::clone(&client), topic.clone(), from.clone(), tx.clone());
-        readers.spawn(async move {
-            Reader { client: &client, topic: &topic, partition, cursor }.follow(&tx).await
-        });
+        readers.spawn(async move { Reader { client: &client, topic: &topic, partition, cursor }.follow(&tx).await });
     }
     drop(tx);
     loop {
@@ -232,7 +230,10 @@ mod tests {
         assert_eq!(printed(Format::Value, 9, &records), ("v\n\n".into(), true));
         assert_eq!(printed(Format::KeyValue, 9, &records), ("k\tv\n\t\n".into(), true));
         let (json, _) = printed(Format::Json, 9, &records[..1]);
-        assert_eq!(json, "{\"partition\":2,\"offset\":5,\"timestamp\":7,\"key\":\"k\",\"value\":\"v\",\"headers\":[]}\n");
+        assert_eq!(
+            json,
+            "{\"partition\":2,\"offset\":5,\"timestamp\":7,\"key\":\"k\",\"value\":\"v\",\"headers\":[]}\n"
+        );
     }
 
     #[test]

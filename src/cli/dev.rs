@@ -131,7 +131,11 @@ mod tests {
         let listen: Vec<_> = configs.iter().map(|c| (c.http.listen.as_str(), c.peer.listen.as_str())).collect();
         assert_eq!(
             listen,
-            [("127.0.0.1:8090", "127.0.0.1:7090"), ("127.0.0.1:8091", "127.0.0.1:7091"), ("127.0.0.1:8092", "127.0.0.1:7092")]
+            [
+                ("127.0.0.1:8090", "127.0.0.1:7090"),
+                ("127.0.0.1:8091", "127.0.0.1:7091"),
+                ("127.0.0.1:8092", "127.0.0.1:7092")
+            ]
         );
         for config in &configs {
             assert_eq!(config.validate(), Ok(vec![]));

@@ -181,7 +181,9 @@ pub(super) fn raise_file_limit(configs: &[&Config]) -> Result<(), Failure> {
     }
     let connections: usize = configs.iter().map(|config| config.limits.connections_max).sum();
     if files < connections as u64 + FILES_MIN {
-        warn!("RLIMIT_NOFILE is {files}, with limits.connections_max = {connections}: raise it (ulimit -n) or lower that");
+        warn!(
+            "RLIMIT_NOFILE is {files}, with limits.connections_max = {connections}: raise it (ulimit -n) or lower that"
+        );
     }
     Ok(())
 }
@@ -200,7 +202,8 @@ mod tests {
 
     #[test]
     fn flags_are_keys_and_beat_set() {
-        let line = ["x", "--set", "broker_id=1", "--broker-id", "2", "--allow-insecure", "--set", "raft.heartbeat_ms = 5"];
+        let line =
+            ["x", "--set", "broker_id=1", "--broker-id", "2", "--allow-insecure", "--set", "raft.heartbeat_ms = 5"];
         let flags = Only::parse_from(line).args.flags();
         let wanted = [("broker_id", "1"), ("raft.heartbeat_ms", "5"), ("broker_id", "2"), ("allow_insecure", "true")];
         assert_eq!(flags, wanted.map(|(key, text)| (key.to_owned(), text.to_owned())));

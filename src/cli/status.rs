@@ -97,7 +97,12 @@ fn trouble(topic: &str, partition: &PartitionDescription, alive: &BTreeMap<Broke
         let why = if up.len() * 2 > partition.replicas.len() {
             "an election is under way".into()
         } else {
-            format!("only {} of {} replicas live; broker(s) {} are needed", up.len(), partition.replicas.len(), list(&down))
+            format!(
+                "only {} of {} replicas live; broker(s) {} are needed",
+                up.len(),
+                partition.replicas.len(),
+                list(&down)
+            )
         };
         return Some(format!("{name} has no leader: {why}"));
     }
@@ -105,7 +110,12 @@ fn trouble(topic: &str, partition: &PartitionDescription, alive: &BTreeMap<Broke
     match (down.is_empty(), behind.is_empty()) {
         (true, true) => None,
         (true, false) => Some(format!("{name}: the replica on broker(s) {} lags, catching up", list(&behind))),
-        (false, true) => Some(format!("{name} has {} of {} replicas: broker(s) {} are dead", partition.in_sync.len(), partition.replicas.len(), list(&down))),
+        (false, true) => Some(format!(
+            "{name} has {} of {} replicas: broker(s) {} are dead",
+            partition.in_sync.len(),
+            partition.replicas.len(),
+            list(&down)
+        )),
         (false, false) => Some(format!(
             "{name}: broker(s) {} are dead, and the replica on broker(s) {} lags, catching up",
             list(&down),

@@ -109,9 +109,8 @@ fn show(topic: &TopicDescription, as_json: bool) -> Result<(), Failure> {
     if as_json {
         return output::print_json(topic);
     }
-    let brokers = |ids: &[pontoon_raft::types::BrokerId]| {
-        ids.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
-    };
+    let brokers =
+        |ids: &[pontoon_raft::types::BrokerId]| ids.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
     let rows: Vec<Vec<String>> = topic
         .partitions
         .iter()

@@ -322,9 +322,7 @@ fn repeat(call: &Call<'_>, error: &ClientError) -> bool {
     match error {
         ClientError::Unreachable(_) => true,
         ClientError::Unknown(_) => call.repeatable,
-        ClientError::Refused { body, .. } => {
-            body.retriable && (call.repeatable || body.outcome == WriteOutcome::None)
-        }
+        ClientError::Refused { body, .. } => body.retriable && (call.repeatable || body.outcome == WriteOutcome::None),
         ClientError::Protocol(_) => false,
     }
 }
@@ -397,7 +395,8 @@ mod tests {
                 requests.push(String::from_utf8_lossy(&buffer[..read]).into_owned());
                 if let Some((status, body)) = answer {
                     let length = body.len();
-                    let text = format!("HTTP/1.1 {status} X\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{body}");
+                    let text =
+                        format!("HTTP/1.1 {status} X\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{body}");
                     stream.write_all(text.as_bytes()).await.unwrap();
                 }
             }

@@ -149,7 +149,7 @@ mod tests {
     fn each_key_has_one_row_and_reads_something() {
         for key in KEYS {
             assert_eq!(KEYS.iter().filter(|other| other.name == key.name).count(), 1, "{}", key.name);
-            let samples = ["20000", "127.0.0.1:1", "true", "1@127.0.0.1:1"];
+            let samples = ["100000", "127.0.0.1:1", "true", "1@127.0.0.1:1"];
             assert!(samples.iter().any(|sample| (key.set)(&mut config(), sample).is_ok()), "{}", key.name);
         }
     }
@@ -201,7 +201,8 @@ mod tests {
 
     #[test]
     fn a_slip_of_the_pen_finds_its_key() {
-        for (wrong, right) in [("http.listn", "http.listen"), ("brokerid", "broker_id"), ("peer_listen", "peer.listen")] {
+        for (wrong, right) in [("http.listn", "http.listen"), ("brokerid", "broker_id"), ("peer_listen", "peer.listen")]
+        {
             assert_eq!(nearest(wrong, names()).as_deref(), Some(right));
         }
     }

@@ -193,8 +193,11 @@ mod tests {
 
     #[test]
     fn flags_beat_the_environment_which_beats_the_file() {
-        let text = format!("{GOOD}data_dir = \"from-file\"\n[http]\nlisten = \"127.0.0.1:1\"\n[limits]\nconnections_max = 5\n");
-        let variables = [("PONTOON_HTTP_LISTEN", "127.0.0.1:2"), ("PONTOON_LIMITS_CONNECTIONS_MAX", "6"), ("HOME", "/x")];
+        let text = format!(
+            "{GOOD}data_dir = \"from-file\"\n[http]\nlisten = \"127.0.0.1:1\"\n[limits]\nconnections_max = 5\n"
+        );
+        let variables =
+            [("PONTOON_HTTP_LISTEN", "127.0.0.1:2"), ("PONTOON_LIMITS_CONNECTIONS_MAX", "6"), ("HOME", "/x")];
         let config = read(&text, &variables, &[("http.listen", "127.0.0.1:3")]).unwrap();
         assert_eq!(config.data_dir, PathBuf::from("from-file"));
         assert_eq!(config.limits.connections_max, 6);

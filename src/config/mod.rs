@@ -264,7 +264,10 @@ mod tests {
     #[test]
     fn an_open_listener_needs_a_word_and_warns() {
         let message = refused(|config| config.http.listen = "192.168.1.5:8090".into());
-        assert!(message.contains("http.listen = \"192.168.1.5:8090\"") && message.contains("allow_insecure"), "{message}");
+        assert!(
+            message.contains("http.listen = \"192.168.1.5:8090\"") && message.contains("allow_insecure"),
+            "{message}"
+        );
         let message = refused(|config| config.peer.listen = "broker-1.example:7090".into());
         assert!(message.contains("peer.listen"), "{message}");
         let mut open = config();

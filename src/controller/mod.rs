@@ -206,7 +206,8 @@ impl Controller {
         let alive: Vec<_> = brokers.keys().copied().filter(|broker| self.alive(*broker)).collect();
         let (most, max) = (brokers.len() as u32, command::REPLICAS_MAX);
         if replicas == 0 || replicas > max || replicas > most {
-            let why = format!("{replicas} replicas asked for; the cluster has {most} brokers (1 to {max} are possible)");
+            let why =
+                format!("{replicas} replicas asked for; the cluster has {most} brokers (1 to {max} are possible)");
             return Err(ControlError::refused(Code::InvalidReplicationFactor, why));
         }
         if (alive.len() as u32) < replicas {
@@ -282,9 +283,10 @@ fn check_partitions(partitions: u32) -> Result<(), ControlError> {
     let max = command::PARTITIONS_MAX;
     match partitions {
         0 => Err(ControlError::refused(Code::InvalidPartitions, "a topic has at least one partition, not 0")),
-        many if many > max => {
-            Err(ControlError::refused(Code::InvalidPartitions, format!("a topic has at most {max} partitions, not {many}")))
-        }
+        many if many > max => Err(ControlError::refused(
+            Code::InvalidPartitions,
+            format!("a topic has at most {max} partitions, not {many}"),
+        )),
         _ => Ok(()),
     }
 }

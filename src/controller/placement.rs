@@ -85,7 +85,8 @@ fn uneven_path(loads: &BTreeMap<BrokerId, Load>, placed: &[Vec<BrokerId>]) -> Op
     for (partition, chosen) in placed.iter().enumerate() {
         by_leader.entry(*chosen.first()?).or_default().push(partition);
     }
-    let mut starts: Vec<_> = by_leader.keys().map(|broker| (loads.get(broker).map_or(0, |l| l.leads), *broker)).collect();
+    let mut starts: Vec<_> =
+        by_leader.keys().map(|broker| (loads.get(broker).map_or(0, |l| l.leads), *broker)).collect();
     starts.sort_unstable_by(|a, b| b.cmp(a));
     for (most, start) in starts {
         let mut came_from: BTreeMap<BrokerId, Option<(usize, BrokerId)>> = BTreeMap::from([(start, None)]);

@@ -101,7 +101,11 @@ mod tests {
         let mut replica = 0;
         let mut placement = |broker| {
             replica += 1;
-            Placement { broker: BrokerId(broker), directory: DirectoryId(u128::from(broker)), replica: ReplicaId(replica) }
+            Placement {
+                broker: BrokerId(broker),
+                directory: DirectoryId(u128::from(broker)),
+                replica: ReplicaId(replica),
+            }
         };
         let partitions: Vec<_> = (1..)
             .zip(sizes)
@@ -114,11 +118,8 @@ mod tests {
         let groups = partitions.iter().map(|partition| partition.group).collect();
         let (name, config) = ("t".to_owned(), BTreeMap::new());
         execute(&mut state, &Command::CreateTopic { topic: TopicId(1), name, config, partitions }).0.unwrap();
-        let report = ReplicaReport {
-            created,
-            initialised: if initialised { groups } else { Vec::new() },
-            ..Default::default()
-        };
+        let report =
+            ReplicaReport { created, initialised: if initialised { groups } else { Vec::new() }, ..Default::default() };
         execute(&mut state, &Command::Report(report)).0.unwrap();
         state
     }

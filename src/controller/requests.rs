@@ -112,7 +112,9 @@ impl ControlError {
 impl From<ControlError> for Error {
     fn from(error: ControlError) -> Self {
         match error {
-            ControlError::NotController { .. } => Error::new(Code::NotReady, "the cluster has no controller at the moment"),
+            ControlError::NotController { .. } => {
+                Error::new(Code::NotReady, "the cluster has no controller at the moment")
+            }
             ControlError::Refused { code, message } => {
                 // A code of a newer version is shown as what it certainly is.
                 let known = Code::ALL.iter().copied().find(|known| known.as_str() == code);

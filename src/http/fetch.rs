@@ -77,7 +77,8 @@ pub(super) async fn offsets(
 }
 
 fn from(text: Option<&str>) -> Result<FetchFrom, Refusal> {
-    let wrong = |text: &str| Refusal::invalid(format!("offset={text:?} is not a number, earliest, latest or timestamp:MS"));
+    let wrong =
+        |text: &str| Refusal::invalid(format!("offset={text:?} is not a number, earliest, latest or timestamp:MS"));
     match text {
         None | Some("earliest") => Ok(FetchFrom::Earliest),
         Some("latest") => Ok(FetchFrom::Latest),

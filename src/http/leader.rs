@@ -26,14 +26,8 @@ use crate::http::{Shared, metrics, refusal::Refusal};
 use crate::partition::{Offsets, Partition};
 
 /// Headers that go along with a request that is passed on.
-const PASSED_HEADERS: &[&str] = &[
-    "accept",
-    "content-type",
-    api::PRODUCER_ID,
-    api::PRODUCER_EPOCH,
-    api::PRODUCER_SEQUENCE,
-    api::IF_MATCH_OFFSET,
-];
+const PASSED_HEADERS: &[&str] =
+    &["accept", "content-type", api::PRODUCER_ID, api::PRODUCER_EPOCH, api::PRODUCER_SEQUENCE, api::IF_MATCH_OFFSET];
 /// Headers of an answer that goes back.
 const RETURNED_HEADERS: &[&str] = &[
     "content-type",
@@ -218,12 +212,8 @@ impl Passable {
         let known = parsed.and_then(|body| Code::ALL.iter().find(|code| code.as_str() == body.error).zip(Some(body)));
         let Some((code, body)) = known else { return Ok(rebuilt(status, &headers, Body::from(body))) };
         let offsets = body.log_start_offset.zip(body.high_watermark);
-        let error = Error {
-            code: *code,
-            message: body.message,
-            outcome: body.outcome,
-            retry_after_ms: body.retry_after_ms,
-        };
+        let error =
+            Error { code: *code, message: body.message, outcome: body.outcome, retry_after_ms: body.retry_after_ms };
         let offsets = offsets.map(|(start, high)| Offsets {
             log_start_offset: Offset(start),
             high_watermark: Offset(high),

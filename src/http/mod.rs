@@ -226,3 +226,6 @@ async fn turn_away(mut stream: TcpStream, max: usize) {
     let _ = tokio::time::timeout(Duration::from_secs(1), stream.write_all(answer.as_bytes())).await;
     let _ = stream.shutdown().await;
 }
+
+#[cfg(test)]
+mod tests;

@@ -107,7 +107,16 @@ mod tests {
 
     #[test]
     fn own_names_and_addresses_pass() {
-        for host in ["localhost", "LOCALHOST:8090", "localhost.:8090", "broker-1:8090", "127.0.0.1:8090", "10.1.2.3", "[::1]:8090", "[::1]"] {
+        for host in [
+            "localhost",
+            "LOCALHOST:8090",
+            "localhost.:8090",
+            "broker-1:8090",
+            "127.0.0.1:8090",
+            "10.1.2.3",
+            "[::1]:8090",
+            "[::1]",
+        ] {
             assert_eq!(check("/", &[("host", host)]), Ok(()), "{host}");
         }
         assert_eq!(check("/", &[]), Ok(()));

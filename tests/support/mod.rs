@@ -47,7 +47,8 @@ pub fn free_ports(count: usize) -> Vec<u16> {
     let seed = (std::process::id().wrapping_mul(7919) % u32::from(width)) as u16;
     let mut held = Vec::new();
     for _ in 0..width {
-        let port = first + (seed as u32 + u32::from(NEXT.fetch_add(1, Ordering::Relaxed))).rem_euclid(width.into()) as u16;
+        let port =
+            first + (seed as u32 + u32::from(NEXT.fetch_add(1, Ordering::Relaxed))).rem_euclid(width.into()) as u16;
         if let Ok(listener) = TcpListener::bind(("127.0.0.1", port)) {
             held.push((port, listener));
         }
@@ -145,7 +146,8 @@ impl Cluster {
         let bootstrap: Vec<String> =
             ports.iter().zip(1..).map(|(ports, id)| format!("{id}@127.0.0.1:{}", ports.peer)).collect();
         let bootstrap = bootstrap.join(",");
-        let brokers = ports.iter().zip(1..).map(|(ports, id)| broker(dir.path(), id, *ports, &bootstrap, args)).collect();
+        let brokers =
+            ports.iter().zip(1..).map(|(ports, id)| broker(dir.path(), id, *ports, &bootstrap, args)).collect();
         Self { dir: Some(dir), brokers, http: client() }
     }
 
@@ -337,7 +339,9 @@ impl Drop for Cluster {
                 let _ = child.wait();
             }
         }
-        if std::thread::panicking() && let Some(dir) = self.dir.take() {
+        if std::thread::panicking()
+            && let Some(dir) = self.dir.take()
+        {
             let kept = dir.keep();
             eprintln!("data and logs are kept in {}", kept.display());
             for broker in &self.brokers {
@@ -371,7 +375,8 @@ pub async fn read(response: Response) -> (StatusCode, Value) {
     let value = if body.is_empty() {
         Value::Null
     } else {
-        serde_json::from_slice(&body).unwrap_or_else(|error| panic!("{status}: {error}: {}", String::from_utf8_lossy(&body)))
+        serde_json::from_slice(&body)
+            .unwrap_or_else(|error| panic!("{status}: {error}: {}", String::from_utf8_lossy(&body)))
     };
     (status, value)
 }
@@ -389,5 +394,8 @@ pub async fn run(args: &[&str], stdin: &[u8]) -> std::process::Output {
     fs::write(input.path(), stdin).unwrap();
     let mut command = tokio::process::Command::from(pontoon());
     command.args(args).stdin(File::open(input.path()).unwrap()).kill_on_drop(true);
-    tokio::time::timeout(Duration::from_secs(120), command.output()).await.expect("pontoon did not end in 120 s").unwrap()
+    tokio::time::timeout(Duration::from_secs(120), command.output())
+        .await
+        .expect("pontoon did not end in 120 s")
+        .unwrap()
 }

@@ -32,8 +32,8 @@ use parking_lot::Mutex;
 use pontoon_raft::elections::choice::Evidence;
 use pontoon_raft::log::frame::{Frame, FrameHeader, FrameKind};
 use pontoon_raft::types::{
-    Appended, BrokerId, Entry, EntryData, GroupId, LogId, Membership, Offset, Outcome, Proposal, ReplicaHome, ReplicaId,
-    StoredMembership, TypeConfig, Vote,
+    Appended, BrokerId, Entry, EntryData, GroupId, LogId, Membership, Offset, Outcome, Proposal, ReplicaHome,
+    ReplicaId, StoredMembership, TypeConfig, Vote,
 };
 
 pub type MemoryRaft = Raft<TypeConfig, Machine>;
@@ -248,11 +248,7 @@ impl RaftStateMachine<TypeConfig> for Machine {
             }
             drop(disk);
             if let Some(responder) = responder {
-                responder.send(Appended {
-                    index: entry.log_id.index,
-                    term: entry.log_id.leader_id.term,
-                    outcome,
-                });
+                responder.send(Appended { index: entry.log_id.index, term: entry.log_id.leader_id.term, outcome });
             }
         }
         Ok(())
@@ -292,8 +288,7 @@ impl RaftSnapshotBuilder<TypeConfig> for Builder {
             _ => None,
         });
         let next = next.unwrap_or(disk.next_offset);
-        let meta =
-            SnapshotMetaOf::<TypeConfig> { last_log_id, last_membership: membership.unwrap_or_default() };
+        let meta = SnapshotMetaOf::<TypeConfig> { last_log_id, last_membership: membership.unwrap_or_default() };
         let snapshot = Bytes::copy_from_slice(&next.to_le_bytes());
         disk.snapshot = Some((meta.clone(), snapshot.clone()));
         Ok(SnapshotOf::<TypeConfig, Bytes> { meta, snapshot })
