@@ -21,48 +21,54 @@ pub struct Key {
 }
 
 macro_rules! keys {
-    ($($name:literal => $set:expr;)+) => {
+    ($($name:literal => |$config:ident, $text:ident| $set:expr;)+) => {
         /// Every key but those of `log.*`.
-        pub const KEYS: &[Key] = &[$(Key { name: $name, set: $set },)+];
+        pub const KEYS: &[Key] = &[$(Key {
+            name: $name,
+            set: |$config, $text| {
+                $set;
+                Ok(())
+            },
+        },)+];
     };
 }
 
 keys! {
-    "broker_id" => |c, t| Ok(c.broker_id = BrokerId(number(t)?));
-    "data_dir" => |c, t| Ok(c.data_dir = non_empty(t)?.into());
-    "bootstrap" => |c, t| Ok(c.bootstrap = bootstrap(t)?);
-    "allow_insecure" => |c, t| Ok(c.allow_insecure = boolean(t)?);
-    "http.listen" => |c, t| Ok(c.http.listen = address(t)?);
-    "http.advertised" => |c, t| Ok(c.http.advertised = Some(address(t)?));
-    "http.hosts" => |c, t| Ok(c.http_hosts = list(t).map(str::to_ascii_lowercase).collect());
-    "peer.listen" => |c, t| Ok(c.peer.listen = address(t)?);
-    "peer.advertised" => |c, t| Ok(c.peer.advertised = Some(address(t)?));
-    "limits.record_bytes_max" => |c, t| Ok(c.limits.record_bytes_max = at_least(t, 1)?);
-    "limits.request_bytes_max" => |c, t| Ok(c.limits.request_bytes_max = at_least(t, 1)?);
-    "limits.inflight_bytes_max" => |c, t| Ok(c.limits.inflight_bytes_max = at_least(t, 1)?);
-    "limits.connections_max" => |c, t| Ok(c.limits.connections_max = at_least(t, 1)?);
-    "limits.header_bytes_max" => |c, t| Ok(c.limits.header_bytes_max = at_least(t, 1)?);
-    "limits.header_timeout_ms" => |c, t| Ok(c.limits.header_timeout = millis(t)?);
-    "limits.body_timeout_ms" => |c, t| Ok(c.limits.body_timeout = millis(t)?);
-    "limits.write_timeout_ms" => |c, t| Ok(c.limits.write_timeout = millis(t)?);
-    "raft.journal_round_bytes_max" => |c, t| Ok(c.raft.journal_round_bytes_max = at_least(t, 4096)?);
-    "raft.journal_file_bytes" => |c, t| Ok(c.raft.journal_file_bytes = at_least(t, 1 << 16)?);
-    "raft.bypass_bytes_min" => |c, t| Ok(c.raft.bypass_bytes_min = at_least(t, 1)?);
-    "raft.unwritten_bytes_max" => |c, t| Ok(c.raft.unwritten_bytes_max = at_least(t, 1)?);
-    "raft.checkpoint_journal_bytes" => |c, t| Ok(c.raft.checkpoint_journal_bytes = at_least(t, 1)?);
-    "raft.checkpoint_interval_ms" => |c, t| Ok(c.raft.checkpoint_interval = millis(t)?);
-    "raft.segment_bytes_max" => |c, t| Ok(c.raft.segment_bytes_max = at_least(t, 4096)?);
-    "raft.index_interval_bytes" => |c, t| Ok(c.raft.index_interval_bytes = at_least(t, 1)?);
-    "raft.tail_cache_bytes" => |c, t| Ok(c.raft.tail_cache_bytes = number(t)?);
-    "raft.tail_cache_bytes_total" => |c, t| Ok(c.raft.tail_cache_bytes_total = number(t)?);
-    "raft.append_bytes_max" => |c, t| Ok(c.raft.append_bytes_max = at_least(t, 4096)?);
-    "raft.heartbeat_ms" => |c, t| Ok(c.raft.heartbeat = millis(t)?);
-    "raft.election_timeout_ms" => |c, t| Ok(c.raft.election_timeout = millis(t)?);
-    "raft.ping_interval_ms" => |c, t| Ok(c.raft.ping_interval = millis(t)?);
-    "raft.silence_max_ms" => |c, t| Ok(c.raft.silence_max = millis(t)?);
-    "raft.transfer_timeout_ms" => |c, t| Ok(c.raft.transfer_timeout = millis(t)?);
-    "raft.reserve_produce_bytes" => |c, t| Ok(c.raft.reserve_produce_bytes = number(t)?);
-    "raft.reserve_append_bytes" => |c, t| Ok(c.raft.reserve_append_bytes = number(t)?);
+    "broker_id" => |c, t| c.broker_id = BrokerId(number(t)?);
+    "data_dir" => |c, t| c.data_dir = non_empty(t)?.into();
+    "bootstrap" => |c, t| c.bootstrap = bootstrap(t)?;
+    "allow_insecure" => |c, t| c.allow_insecure = boolean(t)?;
+    "http.listen" => |c, t| c.http.listen = address(t)?;
+    "http.advertised" => |c, t| c.http.advertised = Some(address(t)?);
+    "http.hosts" => |c, t| c.http_hosts = list(t).map(str::to_ascii_lowercase).collect();
+    "peer.listen" => |c, t| c.peer.listen = address(t)?;
+    "peer.advertised" => |c, t| c.peer.advertised = Some(address(t)?);
+    "limits.record_bytes_max" => |c, t| c.limits.record_bytes_max = at_least(t, 1)?;
+    "limits.request_bytes_max" => |c, t| c.limits.request_bytes_max = at_least(t, 1)?;
+    "limits.inflight_bytes_max" => |c, t| c.limits.inflight_bytes_max = at_least(t, 1)?;
+    "limits.connections_max" => |c, t| c.limits.connections_max = at_least(t, 1)?;
+    "limits.header_bytes_max" => |c, t| c.limits.header_bytes_max = at_least(t, 1)?;
+    "limits.header_timeout_ms" => |c, t| c.limits.header_timeout = millis(t)?;
+    "limits.body_timeout_ms" => |c, t| c.limits.body_timeout = millis(t)?;
+    "limits.write_timeout_ms" => |c, t| c.limits.write_timeout = millis(t)?;
+    "raft.journal_round_bytes_max" => |c, t| c.raft.journal_round_bytes_max = at_least(t, 4096)?;
+    "raft.journal_file_bytes" => |c, t| c.raft.journal_file_bytes = at_least(t, 1 << 16)?;
+    "raft.bypass_bytes_min" => |c, t| c.raft.bypass_bytes_min = at_least(t, 1)?;
+    "raft.unwritten_bytes_max" => |c, t| c.raft.unwritten_bytes_max = at_least(t, 1)?;
+    "raft.checkpoint_journal_bytes" => |c, t| c.raft.checkpoint_journal_bytes = at_least(t, 1)?;
+    "raft.checkpoint_interval_ms" => |c, t| c.raft.checkpoint_interval = millis(t)?;
+    "raft.segment_bytes_max" => |c, t| c.raft.segment_bytes_max = at_least(t, 4096)?;
+    "raft.index_interval_bytes" => |c, t| c.raft.index_interval_bytes = at_least(t, 1)?;
+    "raft.tail_cache_bytes" => |c, t| c.raft.tail_cache_bytes = number(t)?;
+    "raft.tail_cache_bytes_total" => |c, t| c.raft.tail_cache_bytes_total = number(t)?;
+    "raft.append_bytes_max" => |c, t| c.raft.append_bytes_max = at_least(t, 4096)?;
+    "raft.heartbeat_ms" => |c, t| c.raft.heartbeat = millis(t)?;
+    "raft.election_timeout_ms" => |c, t| c.raft.election_timeout = millis(t)?;
+    "raft.ping_interval_ms" => |c, t| c.raft.ping_interval = millis(t)?;
+    "raft.silence_max_ms" => |c, t| c.raft.silence_max = millis(t)?;
+    "raft.transfer_timeout_ms" => |c, t| c.raft.transfer_timeout = millis(t)?;
+    "raft.reserve_produce_bytes" => |c, t| c.raft.reserve_produce_bytes = number(t)?;
+    "raft.reserve_append_bytes" => |c, t| c.raft.reserve_append_bytes = number(t)?;
 }
 
 /// The prefix of topic defaults; what follows is a topic configuration's own name.
