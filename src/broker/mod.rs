@@ -254,3 +254,6 @@ pub enum StartError {
         error: std::io::Error,
     },
 }
+
+#[cfg(test)]
+mod tests;

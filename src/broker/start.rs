@@ -197,6 +197,19 @@ impl Tasks {
     }
 }
 
+#[cfg(test)]
+impl Broker {
+    /// Ends like a process that is killed: peers see closed connections, nothing is handed over, flushed or closed.
+    pub(super) async fn crash(self: Arc<Self>) {
+        self.tasks.stop.send_replace(true);
+        let running = self.tasks.running.lock().take();
+        drop(running);
+        self.shared.transport().shutdown().await;
+        self.shared.groups.shutdown().await;
+        self.shared.catalog.close().await; // Only so that this process may open the folder again.
+    }
+}
+
 /// Waits until every live peer knows that this broker is stopping, so that none gives it a leadership back.
 async fn say_farewell(shared: &Arc<Shared>) {
     let mut told = shared.told_stopping.subscribe();
