@@ -4,6 +4,7 @@
 
 pub mod codec;
 pub mod config;
+pub mod data_dir;
 pub mod disk;
 pub mod error;
 pub mod journal;
