@@ -1,6 +1,8 @@
 //! How openraft behaves where Pontoon leans on it hardest, kept as tests (issue 2, part 1). On a log in memory and
 //! direct calls (`memory`), so that what fails here is a misunderstanding of openraft, not of our own log.
 
+#![allow(clippy::unwrap_used)] // a test that unwraps says what it expected by failing there
+
 mod memory;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -303,4 +305,48 @@ async fn a_refused_write_was_never_appended() {
     assert!(!pending.is_finished());
     assert_eq!(memories[0].records().len(), 1);
     assert_eq!(memories[1].records().len(), 0);
+}
+
+/// openraft #1802: two of five voters are no majority, whatever was acknowledged before.
+#[tokio::test]
+async fn two_of_five_voters_commit_nothing() {
+    let mesh = Mesh::default();
+    group(&mesh, 1, 5, &config()).await;
+    write(&mesh.raft(1, 1), "committed").await.unwrap();
+    for gone in [3, 4, 5] {
+        mesh.isolate(gone, 5);
+    }
+    let committed = |id| mesh.raft(1, id).metrics().borrow_watched().cluster_committed.map(|id| id.index);
+    let before = committed(1);
+    let raft = mesh.raft(1, 1);
+    let pending = tokio::spawn(async move { write(&raft, "on two").await });
+    mesh.raft(1, 2).wait(Some(Duration::from_secs(5))).log_index_at_least(Some(3), "on 2").await.unwrap();
+    sleep(Duration::from_millis(500)).await;
+    assert!(!pending.is_finished());
+    assert_eq!(committed(1), before);
+    mesh.heal();
+    timeout(Duration::from_secs(10), pending).await.unwrap().unwrap().unwrap();
+}
+
+/// openraft #1828: a learner behind a log that is purged to its very end has nothing to be sent but the snapshot.
+#[tokio::test]
+async fn a_learner_behind_a_fully_purged_log_catches_up() {
+    let mesh = Mesh::default();
+    let memories = group(&mesh, 1, 1, &config()).await;
+    let raft = mesh.raft(1, 1);
+    let mut last = 0;
+    for n in 0..10 {
+        last = write(&raft, &format!("record {n}")).await.unwrap();
+    }
+    memories[0].set_boundary(last);
+    raft.trigger().snapshot().await.unwrap();
+    let purged = |m: &openraft::RaftMetrics<TypeConfig>| m.purged.is_some_and(|purged| purged.index == last);
+    raft.wait(Some(Duration::from_secs(5))).metrics(purged, "purged").await.unwrap();
+    let fresh = Memory::default();
+    mesh.start(1, 2, 2, &fresh, &config()).await;
+    raft.add_learner(ReplicaId(2), ReplicaHome { broker: BrokerId(2) }, false).await.unwrap();
+    write(&raft, "after").await.unwrap();
+    mesh.raft(1, 2).wait(Some(Duration::from_secs(10))).applied_index_at_least(Some(last + 2), "there").await.unwrap();
+    assert_eq!(fresh.records(), memories[0].records());
+    assert_eq!(fresh.records(), ["after"]);
 }
