@@ -18,6 +18,10 @@ use crate::types::{LogId, Membership, ReplicaId, TypeConfig, Vote, vote};
 /// How long a call into the group's own core may take before it is given up: the caller retries.
 const CORE_WAIT: Duration = Duration::from_millis(500);
 
+/// Entries that a voter may be behind and still take over: it must have them all before it runs, and until then nobody
+/// accepts anything.
+const LAG_MAX: u64 = 10_000;
+
 /// A replica's own Raft state, exact as of one moment.
 #[derive(Clone)]
 pub(crate) struct Standing {
@@ -50,9 +54,7 @@ impl RaftGroup {
         if to == self.replica() {
             return Ok(());
         }
-        if !self.status().members.get(&to).is_some_and(|member| member.voter) {
-            return Err(ProposeError::Unknown(format!("replica {to} is no voter of group {}", self.group())));
-        }
+        self.ready_to_lead(to)?;
         {
             let mut transferring = self.inner.transferring.lock();
             if let Some((other, _)) = *transferring {
@@ -67,6 +69,17 @@ impl RaftGroup {
         }
         self.undo_transfer(to, term).await;
         Err(ProposeError::Unknown(format!("replica {to} did not take leadership over; the transfer was undone")))
+    }
+
+    /// Refuses a hand-over that could not succeed before it disturbs anybody.
+    fn ready_to_lead(&self, to: ReplicaId) -> Result<(), ProposeError> {
+        let status = self.status();
+        let refuse = |why: String| Err(ProposeError::Unknown(format!("replica {to} of group {} {why}", self.group())));
+        let Some(member) = status.members.get(&to).filter(|member| member.voter) else {
+            return refuse("is no voter".into());
+        };
+        let lag = status.last_index.map_or(0, |last| last.saturating_sub(member.matched.unwrap_or(0)));
+        if lag > LAG_MAX { refuse(format!("lags {lag} entries")) } else { Ok(()) }
     }
 
     /// Whether a leader of a later term shows up in time.

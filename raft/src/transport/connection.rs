@@ -39,6 +39,8 @@ pub(crate) struct Connection {
     pub(crate) peer: BrokerId,
     /// What it is for.
     pub(crate) kind: ConnectionKind,
+    /// How metrics name the peer: brokers of other clusters have no names of their own there.
+    label: String,
     out: Mutex<Out>,
     wake: Notify,
     written_bytes: AtomicU64,
@@ -58,6 +60,32 @@ struct Out {
     /// Lanes with something to send, each once, in the order they are served.
     ready: VecDeque<u64>,
     closed: bool,
+}
+
+impl Out {
+    /// The next frame: of an urgent message, else of the lane whose turn it is.
+    fn next_frame(&mut self) -> Option<Cut> {
+        if let Some(mut urgent) = self.urgent.pop_front() {
+            self.queued_bytes -= urgent.weight();
+            return Some(urgent.next_frame());
+        }
+        loop {
+            let lane = self.ready.pop_front()?;
+            let Some(queue) = self.lanes.get_mut(&lane) else { continue };
+            let Some(message) = queue.front_mut() else { continue };
+            let (cut, weight) = (message.next_frame(), message.weight());
+            if cut.last {
+                queue.pop_front();
+                self.queued_bytes -= weight;
+            }
+            if queue.is_empty() {
+                self.lanes.remove(&lane);
+            } else {
+                self.ready.push_back(lane);
+            }
+            return Some(cut);
+        }
+    }
 }
 
 struct Outgoing {
@@ -80,8 +108,8 @@ impl Outgoing {
         self.message_bytes as usize + MESSAGE_OVERHEAD_BYTES
     }
 
-    /// Cuts the next frame off. Returns whether it was the last.
-    fn next_frame(&mut self, out: &mut VecDeque<Bytes>) -> bool {
+    /// Cuts the next frame off.
+    fn next_frame(&mut self) -> Cut {
         let mut body = Vec::new();
         let mut room = BODY_BYTES_MAX;
         while room > 0
@@ -94,12 +122,31 @@ impl Outgoing {
             body.push(piece);
         }
         let first = self.sent_bytes == 0;
-        let last = self.pieces.is_empty();
         self.sent_bytes += (BODY_BYTES_MAX - room) as u32;
-        let header = Header::encode(self.kind, (first, last), self.lane, self.message_bytes, &body);
-        out.push_back(Bytes::copy_from_slice(&header));
-        out.extend(body);
-        last
+        let Self { kind, lane, message_bytes, .. } = *self;
+        Cut { kind, lane, message_bytes, first, last: self.pieces.is_empty(), body }
+    }
+}
+
+/// A frame whose checksum is not computed yet: that is done outside the lock.
+struct Cut {
+    kind: Kind,
+    lane: u64,
+    message_bytes: u32,
+    first: bool,
+    last: bool,
+    body: Vec<Bytes>,
+}
+
+impl Cut {
+    fn bytes(&self) -> usize {
+        HEADER_BYTES + self.body.iter().map(Bytes::len).sum::<usize>()
+    }
+
+    fn encode(self, batch: &mut VecDeque<Bytes>) {
+        let header = Header::encode(self.kind, (self.first, self.last), self.lane, self.message_bytes, &self.body);
+        batch.push_back(Bytes::copy_from_slice(&header));
+        batch.extend(self.body);
     }
 }
 
@@ -109,10 +156,11 @@ impl Outgoing {
 pub(crate) struct Closed(pub(crate) Arc<str>);
 
 impl Connection {
-    pub(crate) fn new(peer: BrokerId, kind: ConnectionKind) -> Arc<Self> {
+    pub(crate) fn new(peer: BrokerId, kind: ConnectionKind, is_known: bool) -> Arc<Self> {
         Arc::new(Self {
             peer,
             kind,
+            label: if is_known { peer.to_string() } else { "other".to_owned() },
             out: Mutex::default(),
             wake: Notify::new(),
             written_bytes: AtomicU64::new(0),
@@ -211,35 +259,25 @@ impl Connection {
     }
 
     /// The next frames to write, round robin; empty when there is nothing to send.
-    fn take(&self, batch: &mut VecDeque<Bytes>) {
+    fn take(&self) -> Vec<Cut> {
         let mut out = self.out.lock();
+        let mut cuts = Vec::new();
         let mut bytes = 0;
-        while bytes < WRITE_BYTES {
-            let before = batch.len();
-            if let Some(mut urgent) = out.urgent.pop_front() {
-                urgent.next_frame(batch);
-                out.queued_bytes -= urgent.weight();
-            } else if let Some(lane) = out.ready.pop_front() {
-                let Some(queue) = out.lanes.get_mut(&lane) else { continue };
-                let whole = queue.front_mut().is_some_and(|message| message.next_frame(batch));
-                let sent = if whole { queue.pop_front() } else { None };
-                if queue.is_empty() {
-                    out.lanes.remove(&lane);
-                } else {
-                    out.ready.push_back(lane);
-                }
-                out.queued_bytes -= sent.map_or(0, |message| message.weight());
-            } else {
-                return;
-            }
-            bytes += batch.range(before..).map(Bytes::len).sum::<usize>();
+        while bytes < WRITE_BYTES
+            && let Some(cut) = out.next_frame()
+        {
+            bytes += cut.bytes();
+            cuts.push(cut);
         }
+        cuts
     }
 
     async fn write_loop(&self, mut stream: impl AsyncWrite + Unpin, sent: &Traffic) -> io::Result<()> {
         let mut batch = VecDeque::new();
         loop {
-            self.take(&mut batch);
+            let cuts = self.take();
+            sent.frames.increment(cuts.len() as u64);
+            cuts.into_iter().for_each(|cut| cut.encode(&mut batch));
             if batch.is_empty() {
                 stream.flush().await?;
                 self.wake.notified().await;
@@ -306,7 +344,7 @@ struct Traffic {
 impl Traffic {
     fn new(connection: &Connection, direction: &'static str) -> Self {
         let labels = [
-            ("peer", connection.peer.to_string()),
+            ("peer", connection.label.clone()),
             ("connection", connection.kind.name().to_owned()),
             ("direction", direction.to_owned()),
         ];

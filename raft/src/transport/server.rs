@@ -6,7 +6,8 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
@@ -128,10 +129,10 @@ fn judge(shared: &Shared, hello: &Hello) -> Option<Turned> {
 
 /// Serves one connection to its end.
 async fn serve(shared: Arc<Shared>, stream: Box<dyn Stream>, hello: Hello) {
-    let connection = Connection::new(hello.broker, hello.kind);
     let mut cluster = shared.cluster.subscribe();
     // A connection between brokers of one cluster may carry Raft; any other may only call.
     let raft = cluster.borrow_and_update().is_some() && hello.cluster.is_some() && hello.kind != ConnectionKind::Call;
+    let connection = Connection::new(hello.broker, hello.kind, raft);
     let (held_max, is_control) = match hello.kind {
         ConnectionKind::Data => {
             (WINDOW_BYTES_TOTAL + APPEND_BYTES_MAX + SNAPSHOTS_MAX * Kind::Snapshot.bytes_max(), false)
@@ -220,7 +221,17 @@ struct ServerStream {
     /// Unbounded; the credit is counted in `unanswered`.
     mailbox: mpsc::UnboundedSender<AppendEntriesRequest>,
     unanswered: Arc<Mutex<Unanswered>>,
+    /// Set when the stream is given up: what is still in the mailbox is not handed out any more, so that it does not
+    /// mix with the requests of the stream that follows.
+    ended: Arc<AtomicBool>,
     task: AbortHandle,
+}
+
+impl ServerStream {
+    fn end(self) {
+        self.ended.store(true, Ordering::Release);
+        self.task.abort();
+    }
 }
 
 #[derive(Default)]
@@ -231,9 +242,7 @@ struct Unanswered {
 
 impl Drop for Incoming {
     fn drop(&mut self) {
-        for stream in std::mem::take(&mut *self.streams.lock()).into_values() {
-            stream.task.abort();
-        }
+        std::mem::take(&mut *self.streams.lock()).into_values().for_each(ServerStream::end);
     }
 }
 
@@ -376,7 +385,12 @@ impl Incoming {
             return Err(WireError::Pieces(lane, "opened twice"));
         }
         let (mailbox, mut requests) = mpsc::unbounded_channel();
-        let requests = futures_util::stream::poll_fn(move |cx| requests.poll_recv(cx));
+        let ended = Arc::new(AtomicBool::new(false));
+        let no_more = ended.clone();
+        let requests = futures_util::stream::poll_fn(move |cx| match no_more.load(Ordering::Acquire) {
+            true => Poll::Ready(None),
+            false => requests.poll_recv(cx),
+        });
         let unanswered = Arc::new(Mutex::new(Unanswered::default()));
         let answers = match self.service() {
             Some(service) => service.append_stream(self.connection.peer, to, requests.boxed()),
@@ -389,16 +403,16 @@ impl Incoming {
             unanswered.clone(),
             Arc::downgrade(&self.streams),
         ));
-        streams.insert(lane, ServerStream { mailbox, unanswered, task: task.abort_handle() });
+        streams.insert(lane, ServerStream { mailbox, unanswered, ended, task: task.abort_handle() });
         Ok(())
     }
 
     fn append(&mut self, lane: u64, body: Bytes) -> Result<(), WireError> {
-        let streams = self.streams.lock();
-        // A stream that ended here while the request was on its way.
-        let Some(stream) = streams.get(&lane) else { return Ok(()) };
+        // A stream that ended here while the request was on its way is not there any more.
+        let found = |stream: &ServerStream| (stream.mailbox.clone(), stream.unanswered.clone());
+        let Some((mailbox, unanswered)) = self.streams.lock().get(&lane).map(found) else { return Ok(()) };
         {
-            let mut unanswered = stream.unanswered.lock();
+            let mut unanswered = unanswered.lock();
             if unanswered.sizes.len() >= WINDOW_REQUESTS || unanswered.bytes >= WINDOW_BYTES {
                 let (requests, bytes) = (unanswered.sizes.len(), unanswered.bytes);
                 return Err(WireError::Credit(format!("{requests} requests, {bytes} bytes unanswered on one stream")));
@@ -406,15 +420,14 @@ impl Incoming {
             unanswered.sizes.push_back(body.len());
             unanswered.bytes += body.len();
         }
-        let request = message::decode_append(body)?;
         // The other end is gone only when the stream has just ended.
-        let _ = stream.mailbox.send(request);
+        let _ = mailbox.send(message::decode_append(body)?);
         Ok(())
     }
 
     fn close_stream(&mut self, lane: u64) {
         if let Some(stream) = self.streams.lock().remove(&lane) {
-            stream.task.abort();
+            stream.end();
         }
     }
 }
@@ -443,8 +456,9 @@ async fn answer_stream(
         }
     }
     drop(answers);
-    if let Some(streams) = streams.upgrade() {
-        streams.lock().remove(&lane);
+    let here = streams.upgrade().and_then(|streams| streams.lock().remove(&lane));
+    if let Some(stream) = here {
+        stream.ended.store(true, Ordering::Release);
     }
     // Behind the last answer, on the same lane.
     let _ = connection.send(Kind::Close, lane, Vec::new());

@@ -35,9 +35,11 @@ impl PeerService for Echo {
     }
 }
 
-/// Stands for `raft_groups`: takes everything in, remembers it, agrees. Group 13 hangs, group 404 is not here.
+/// Stands for `raft_groups`: takes everything in, remembers it, agrees. Group 13 hangs, group 404 is not here, group 14
+/// takes requests in a task of its own, as openraft does, each when the gate is opened.
 #[derive(Default)]
 struct FakeGroups {
+    gate: tokio::sync::Notify,
     appended: Mutex<BTreeMap<Target, Vec<u64>>>,
     payload_bytes: AtomicUsize,
     streams: AtomicUsize,
@@ -58,6 +60,20 @@ impl RaftService for Groups {
         groups.streams.fetch_add(1, Ordering::Relaxed);
         match to.group.0 {
             13 => requests.then(|_| std::future::pending()).boxed(),
+            14 => {
+                let (answers, mut answered) = tokio::sync::mpsc::unbounded_channel();
+                let mut requests = requests;
+                tokio::spawn(async move {
+                    loop {
+                        groups.gate.notified().await;
+                        let Some(request) = requests.next().await else { return };
+                        let last = request.entries[0].log_id;
+                        groups.appended.lock().entry(to).or_default().push(last.index);
+                        let _ = answers.send(Ok(Ok(Some(last))));
+                    }
+                });
+                futures_util::stream::poll_fn(move |cx| answered.poll_recv(cx)).boxed()
+            }
             404 => futures_util::stream::iter([Err(Refusal::NotHere)]).boxed(),
             _ => requests
                 .map(move |request| {
@@ -405,6 +421,29 @@ async fn a_lost_connection_fails_the_stream_and_the_next_one_works() {
     until_replicated(&mut to(&a, 1, 2).await).await;
     // The process at the other end is the same: nobody died.
     assert_eq!(a.transport.peer_status(BrokerId(2)).unwrap().deaths, 0);
+}
+
+/// What a given-up stream had sent must not mix with what the next one sends.
+#[tokio::test(start_paused = true)]
+async fn requests_of_a_stream_that_was_given_up_are_not_handed_out_any_more() {
+    let network = MemoryNetwork::new();
+    let (a, b) = two(&network).await;
+    let mut group = to(&a, 14, 2).await;
+    let endless = futures_util::stream::iter((0..5).map(|index| append(index, Bytes::new())));
+    let mut given_up = group.stream_append(endless, option()).await.unwrap();
+    assert!(tokio::time::timeout(SECOND / 10, given_up.next()).await.is_err());
+    drop(given_up);
+    let again = futures_util::stream::iter([append(100, Bytes::new())]);
+    let mut again = group.stream_append(again, option()).await.unwrap();
+    let opened = async {
+        loop {
+            tokio::time::sleep(SECOND / 100).await;
+            b.groups.gate.notify_waiters();
+        }
+    };
+    let answer = tokio::select! { biased; answer = again.next() => answer, () = opened => None };
+    assert_eq!(answer.unwrap().unwrap().unwrap(), Some(log_id(1, 100)));
+    assert_eq!(b.groups.appended.lock()[&target(14, 2)], [100]);
 }
 
 #[tokio::test(start_paused = true)]

@@ -554,3 +554,186 @@ impl Assembler {
         self.pieces.values().filter(|pieces| pieces.kind == kind).count()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// A message as its frames, with bodies of at most `step` bytes.
+    fn cut(kind: Kind, lane: u64, message: &[u8], step: usize) -> Vec<(Header, Bytes)> {
+        let bodies: Vec<_> = if message.is_empty() { vec![message] } else { message.chunks(step).collect() };
+        let count = bodies.len();
+        let frame = |(at, body): (usize, &[u8])| {
+            let body = Bytes::copy_from_slice(body);
+            let flags = (at == 0, at + 1 == count);
+            let header = Header::encode(kind, flags, lane, message.len() as u32, std::slice::from_ref(&body));
+            (Header::decode(&header).unwrap(), body)
+        };
+        bodies.into_iter().enumerate().map(frame).collect()
+    }
+
+    fn kinds() -> impl Strategy<Value = Kind> {
+        prop::sample::select(Kind::ALL.to_vec())
+    }
+
+    proptest! {
+        #[test]
+        fn a_handshake_survives_the_round_trip(
+            kind in prop::sample::select(vec![ConnectionKind::Control, ConnectionKind::Data, ConnectionKind::Call]),
+            broker in any::<u32>(), target in any::<Option<u32>>(), cluster in any::<u128>(), incarnation in any::<u64>(),
+        ) {
+            let cluster = Some(ClusterId(cluster)).filter(|c| c.0 != 0);
+            let hello = Hello { kind, broker: BrokerId(broker), target: target.map(BrokerId), cluster, incarnation };
+            prop_assert_eq!(Hello::decode(&hello.encode()).unwrap(), Ok(hello));
+            let welcome = Welcome {
+                version: PROTOCOL_VERSION, turned: Some(Turned::Busy), broker: BrokerId(broker), cluster, incarnation,
+            };
+            prop_assert_eq!(Welcome::decode(&welcome.encode()).unwrap(), welcome);
+        }
+
+        #[test]
+        fn a_flipped_bit_in_a_handshake_is_seen(at in 0..HANDSHAKE_BYTES, bit in 0..8u8) {
+            let hello = Hello {
+                kind: ConnectionKind::Data, broker: BrokerId(1), target: None, cluster: None, incarnation: 1,
+            };
+            let mut bytes = hello.encode();
+            bytes[at] ^= 1 << bit;
+            prop_assert_eq!(Hello::decode(&bytes), Err(WireError::NotPontoon));
+        }
+
+        #[test]
+        fn a_flipped_bit_in_a_frame_is_seen(
+            kind in kinds(), lane in any::<u64>(), body in prop::collection::vec(any::<u8>(), 0..100),
+            at in any::<prop::sample::Index>(), bit in 0..8u8,
+        ) {
+            prop_assume!(body.len() <= kind.bytes_max());
+            let body = Bytes::from(body);
+            let header = Header::encode(kind, (true, true), lane, body.len() as u32, std::slice::from_ref(&body));
+            let mut bytes = [&header[..], &body].concat();
+            let at = at.index(bytes.len());
+            bytes[at] ^= 1 << bit;
+            let (header, body) = bytes.split_at(HEADER_BYTES);
+            // A flipped length is seen as a wrong checksum over as many bytes as there are.
+            let refused = Header::decode(header.try_into().unwrap()).and_then(|header| header.check(body)).is_err();
+            prop_assert!(refused);
+        }
+
+        #[test]
+        fn messages_interleaved_in_any_way_come_out_whole(
+            messages in prop::collection::vec((1u64..6, prop::collection::vec(any::<u8>(), 0..300)), 1..12),
+            step in 1usize..80, turns in prop::collection::vec(any::<prop::sample::Index>(), 600),
+        ) {
+            let mut lanes = BTreeMap::<u64, std::collections::VecDeque<_>>::new();
+            let mut expected = BTreeMap::<u64, Vec<Bytes>>::new();
+            for (lane, body) in messages {
+                lanes.entry(lane).or_default().extend(cut(Kind::Append, lane, &body, step));
+                expected.entry(lane).or_default().push(body.into());
+            }
+            let mut assembler = Assembler::new(1 << 20);
+            let mut found = BTreeMap::<u64, Vec<Bytes>>::new();
+            let mut turns = turns.into_iter().cycle();
+            while !lanes.is_empty() {
+                let ready: Vec<_> = lanes.keys().copied().collect();
+                let lane = ready[turns.next().unwrap().index(ready.len())];
+                let queue = lanes.get_mut(&lane).unwrap();
+                let (header, body) = queue.pop_front().unwrap();
+                if queue.is_empty() {
+                    lanes.remove(&lane);
+                }
+                if let Some(message) = assembler.feed(&header, body).unwrap() {
+                    found.entry(message.lane).or_default().push(message.body);
+                }
+            }
+            prop_assert_eq!(found, expected);
+            prop_assert_eq!(assembler.held_bytes, 0);
+        }
+
+        #[test]
+        fn random_bytes_are_refused_without_a_panic(bytes in any::<[u8; HANDSHAKE_BYTES]>()) {
+            prop_assert!(Hello::decode(&bytes).is_err());
+            prop_assert!(Welcome::decode(&bytes).is_err());
+            let header: [u8; HEADER_BYTES] = bytes[..HEADER_BYTES].try_into().unwrap();
+            if let Ok(header) = Header::decode(&header) {
+                prop_assert!(header.body_bytes as usize <= BODY_BYTES_MAX);
+                prop_assert!(header.message_bytes as usize <= header.kind.bytes_max());
+            }
+        }
+
+        /// Frames that lie about everything: never a panic, and never memory beyond twice what came.
+        #[test]
+        fn lying_frames_never_take_more_memory_than_they_bring(
+            frames in prop::collection::vec(
+                (kinds(), any::<[bool; 2]>(), 0u64..4, any::<u32>(), 0usize..200), 1..60),
+        ) {
+            let mut assembler = Assembler::new(4096);
+            let mut came = 0;
+            for (kind, [first, last], lane, message_bytes, length) in frames {
+                let body = Bytes::from(vec![0; length]);
+                let bytes = Header::encode(kind, (first, last), lane, message_bytes, std::slice::from_ref(&body));
+                let Ok(header) = Header::decode(&bytes) else { continue };
+                came += length;
+                let _ = assembler.feed(&header, body);
+                let held: usize = assembler.pieces.values().map(|p| p.body.capacity()).sum();
+                prop_assert!(held <= 2 * came && held <= 2 * 4096);
+                let bytes: usize = assembler.pieces.values().map(|p| p.body.len()).sum();
+                prop_assert_eq!(bytes, assembler.held_bytes);
+            }
+        }
+    }
+
+    #[test]
+    fn lengths_are_bounded_by_the_kind() {
+        let long = Header::encode(Kind::Append, (true, false), 1, APPEND_BYTES_MAX as u32 + 1, &[]);
+        assert!(matches!(Header::decode(&long), Err(WireError::TooLong { what: "message", .. })));
+        let long = Header::encode(Kind::Ping, (true, true), 1, 17, &[]);
+        assert!(matches!(Header::decode(&long), Err(WireError::TooLong { .. })));
+        let body = Bytes::from(vec![0; BODY_BYTES_MAX + 1]);
+        let long = Header::encode(Kind::Append, (true, false), 1, 1 << 20, &[body]);
+        assert!(matches!(Header::decode(&long), Err(WireError::TooLong { what: "frame", .. })));
+    }
+
+    #[test]
+    fn unfinished_messages_are_bounded_and_can_be_given_up() {
+        let mut assembler = Assembler::new(100);
+        let frames = |lane| cut(Kind::Append, lane, &[7; 120], 60);
+        let feed = |assembler: &mut Assembler, lane| {
+            let (header, body) = frames(lane).swap_remove(0);
+            assembler.feed(&header, body)
+        };
+        assert_eq!(feed(&mut assembler, 1), Ok(None));
+        assert!(matches!(feed(&mut assembler, 2), Err(WireError::Credit(_))));
+        assembler.forget(1);
+        assert_eq!(feed(&mut assembler, 2), Ok(None));
+        assert!(matches!(feed(&mut assembler, 2), Err(WireError::Pieces(..) | WireError::Credit(_))));
+    }
+
+    /// The bytes of every format, so that a later version reads them. Change them only with the protocol version.
+    #[test]
+    fn the_formats_are_those_of_the_golden_script() {
+        let mut script = String::new();
+        let mut show = |what: &str, bytes: &[u8]| {
+            let hex: Vec<_> =
+                bytes.chunks(4).map(|c| c.iter().map(|b| format!("{b:02x}")).collect::<String>()).collect();
+            script.push_str(&format!("{what}\n  {}\n", hex.join(" ")));
+        };
+        let cluster = Some(ClusterId(0x0102_0304_0506_0708_090a_0b0c_0d0e_0f10));
+        let hello = Hello {
+            kind: ConnectionKind::Data,
+            broker: BrokerId(1),
+            target: Some(BrokerId(2)),
+            cluster,
+            incarnation: 0x1122_3344_5566_7788,
+        };
+        show("hello: data, broker 1 to broker 2", &hello.encode());
+        let welcome =
+            Welcome { version: 1, turned: Some(Turned::ForeignCluster), broker: BrokerId(2), cluster, incarnation: 9 };
+        show("welcome: turned away, foreign cluster", &welcome.encode());
+        show("close of lane 7", &Header::encode(Kind::Close, (true, true), 7, 0, &[]));
+        let body = Bytes::from_static(b"pontoon");
+        let header = Header::encode(Kind::Call, (true, false), 3, 100, std::slice::from_ref(&body));
+        show("first frame of a call of 100 bytes on lane 3", &[&header[..], &body].concat());
+        assert_eq!(script, include_str!("golden/wire.txt"));
+    }
+}

@@ -1,5 +1,6 @@
 //! Groups of three brokers under failures, on a disk and a network in memory (`cluster`).
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -9,7 +10,9 @@ use tokio::time::{Instant, sleep, timeout};
 use crate::disk::sim::SimDisk;
 use crate::error::ProposeError;
 use crate::raft_group::RaftGroup;
-use crate::types::{BrokerId, GroupId, Outcome, ReplicaHome, ReplicaId};
+use crate::raft_groups::door::Door;
+use crate::transport::{RaftService, Target, TransferLeaderRequest, VoteRequest};
+use crate::types::{BrokerId, GroupId, Outcome, ReplicaHome, ReplicaId, vote};
 
 mod cluster;
 
@@ -327,6 +330,48 @@ async fn nothing_acknowledged_is_lost_while_brokers_die_in_turn() {
             cluster.shows(broker, id, &all).await;
         }
     }
+}
+
+/// R3, at the receiver: a candidate's word alone does not skip the lease of a leader that this broker sees.
+#[tokio::test(start_paused = true)]
+async fn a_lease_is_skipped_only_on_the_receivers_own_evidence() {
+    let mut cluster = Cluster::start(3).await;
+    let group = cluster.create(1).await;
+    propose(&group, "record 0").await.unwrap();
+    cluster.leader(1, &[1, 2, 3]).await;
+    let receiver = cluster.group(3, 1);
+    let standing = receiver.standing().await.unwrap();
+    let door = Door::new(Arc::downgrade(&cluster.brokers[&3].groups.hosted));
+    let to = Target { group: GroupId(1), replica: ReplicaId(13) };
+    let request = |term: u64| VoteRequest {
+        vote: vote(term, ReplicaId(12), false),
+        last_log_id: standing.last,
+        leadership_transfer: true,
+    };
+    let term = standing.vote.leader_id.term;
+    let refused = door.vote(BrokerId(2), to, request(term + 1)).await.unwrap();
+    assert!(!refused.vote_granted);
+    assert_eq!(receiver.standing().await.unwrap().vote, standing.vote, "it follows whom it followed");
+    // An announcement from another broker than the leader's is none.
+    let announcement = TransferLeaderRequest::new(standing.vote, ReplicaId(12), standing.last);
+    assert!(door.transfer_leader(BrokerId(2), to, announcement.clone()).await.is_err());
+    assert!(!door.vote(BrokerId(2), to, request(term + 1)).await.unwrap().vote_granted);
+    // The leader's own is, and so is its death.
+    door.transfer_leader(BrokerId(1), to, announcement).await.unwrap().unwrap();
+    assert!(door.vote(BrokerId(2), to, request(term + 1)).await.unwrap().vote_granted);
+    let leader = cluster.leader(1, &[1, 2, 3]).await;
+    let (witness, other) = if leader == 3 { (2, 1) } else { (3, if leader == 1 { 2 } else { 1 }) };
+    cluster.kill(leader).await;
+    let receiver = cluster.group(witness, 1);
+    let standing = receiver.standing().await.unwrap();
+    let door = Door::new(Arc::downgrade(&cluster.brokers[&witness].groups.hosted));
+    let request = VoteRequest {
+        vote: vote(standing.vote.leader_id.term + 5, ReplicaId(10 + u64::from(other)), false),
+        last_log_id: standing.last,
+        leadership_transfer: true,
+    };
+    let to = Target { group: GroupId(1), replica: ReplicaId(10 + u64::from(witness)) };
+    assert!(door.vote(BrokerId(other), to, request).await.unwrap().vote_granted);
 }
 
 /// J18: a leader whose disk does not come back with a round gives its leadership to one whose disk does.
