@@ -18,7 +18,7 @@ use crate::error::Stopped;
 use crate::journal::Lsn;
 use crate::log::capture::{Captured, Version};
 use crate::log::{Log, LogContext};
-use crate::recovery::{ReplicaKey, groups_dir};
+use crate::recovery::ReplicaKey;
 use crate::types::DirectoryId;
 
 /// How many files are synced at a time.
@@ -40,8 +40,6 @@ pub(crate) enum CheckpointFailed {
 struct Memory {
     /// Each replica's state as last written.
     states: BTreeMap<ReplicaKey, (Version, Bytes)>,
-    /// Replicas whose folder's own entry is durable.
-    folders: BTreeSet<ReplicaKey>,
 }
 
 /// Keeps the journal from being given up while a deletion is under way.
@@ -133,7 +131,7 @@ impl Checkpointer {
             lsns.push(last.max(lsn));
         }
         self.context.writer.flush().await?;
-        self.sync(memory, captured).await?;
+        self.sync(captured).await?;
         let mut replicas = Vec::with_capacity(captured.len() + corrupt.len());
         for ((log, captured), lsn) in captured.iter().zip(lsns) {
             if captured.deleted {
@@ -152,7 +150,6 @@ impl Checkpointer {
         }
         let live: BTreeSet<ReplicaKey> = replicas.iter().map(|entry| (entry.group, entry.replica)).collect();
         memory.states.retain(|key, _| live.contains(key));
-        memory.folders.retain(|key| live.contains(key));
         let checkpoint = Checkpoint { directory: self.directory, lsn: retire, replicas };
         let path = self.root.join(CHECKPOINT_FILE);
         let replaced = replace_file(&*self.context.disk, &path, checkpoint.encode()).await;
@@ -162,7 +159,7 @@ impl Checkpointer {
     }
 
     /// Makes durable what the checkpoint will say: segments, bases, and the directories they stand in.
-    async fn sync(&self, memory: &mut Memory, captured: &[(Arc<Log>, Captured)]) -> Result<(), CheckpointFailed> {
+    async fn sync(&self, captured: &[(Arc<Log>, Captured)]) -> Result<(), CheckpointFailed> {
         let files = captured.iter().flat_map(|(_, captured)| captured.files.iter().cloned());
         let dirty: Vec<_> = files.filter(|file| file.is_dirty()).collect();
         let synced = stream::iter(dirty.into_iter().map(|file| async move {
@@ -170,27 +167,16 @@ impl Checkpointer {
             self.judge(result, file.path())
         }));
         synced.buffer_unordered(CONCURRENT).try_collect::<()>().await?;
-        let mut new_folders = Vec::new();
         for (log, captured) in captured.iter().filter(|(_, captured)| !captured.deleted) {
+            self.judge(log.ensure_folder().await, log.dir())?;
             for (name, base) in &captured.bases {
                 let result = log.persist_base(*name, Some(base.clone())).await;
                 self.judge(result, log.dir())?;
             }
-            let key = (log.group(), log.replica());
-            let is_new = !memory.folders.contains(&key);
-            if is_new {
-                self.judge(self.context.disk.create_dir_all(log.dir()).await, log.dir())?;
-                new_folders.push(key);
-            }
-            if is_new || captured.files.iter().any(|file| !file.entry_is_durable()) {
+            if captured.files.iter().any(|file| !file.entry_is_durable()) {
                 self.judge(self.context.disk.sync_dir(log.dir()).await, log.dir())?;
                 captured.files.iter().for_each(|file| file.set_entry_durable());
             }
-        }
-        if !new_folders.is_empty() {
-            let groups = groups_dir(&self.root);
-            self.judge(self.context.disk.sync_dir(&groups).await, &groups)?;
-            memory.folders.extend(new_folders);
         }
         Ok(())
     }

@@ -174,7 +174,11 @@ impl Store {
                 file.sync().await?;
             }
             for path in leftovers {
-                self.context.disk.remove_file(&path).await?;
+                match self.context.disk.remove_file(&path).await {
+                    // A temporary file that the checkpoint has replaced.
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                    other => other?,
+                }
             }
         }
         for path in dead_folders {

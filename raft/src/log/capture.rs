@@ -1,6 +1,8 @@
 //! What checkpoints and the segment writer ask of a log.
 
+use std::io;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use tokio::sync::oneshot;
 
@@ -57,6 +59,19 @@ impl Log {
             obsolete_snapshots: std::mem::take(&mut state.obsolete_snapshots),
             durable: Self::last_submitted(&mut state),
         }
+    }
+
+    /// Makes the replica's folder, durably. Once it is, this costs nothing.
+    pub(crate) async fn ensure_folder(&self) -> io::Result<()> {
+        if self.folder_durable.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        self.context.disk.create_dir_all(&self.dir).await?;
+        if let Some(groups) = self.dir.parent() {
+            self.context.disk.sync_dir(groups).await?;
+        }
+        self.folder_durable.store(true, Ordering::Release);
+        Ok(())
     }
 
     /// After a recovery: what is applied, and the high watermark, follow from the recovered commit, or from the applied state

@@ -6,7 +6,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot, watch};
@@ -84,6 +84,8 @@ pub struct Log {
     application: Arc<dyn Application>,
     state: Mutex<LogState>,
     high_watermark: watch::Sender<Offset>,
+    /// The folder's own entry is known to be durable.
+    folder_durable: AtomicBool,
     /// One writer at a time (append, truncate, purge, install); openraft's own order makes it uncontended.
     writing: tokio::sync::Mutex<()>,
 }
@@ -108,6 +110,7 @@ impl Log {
             application,
             state: Mutex::new(state),
             high_watermark: watch::Sender::new(Offset(high_watermark)),
+            folder_durable: AtomicBool::new(false),
             writing: tokio::sync::Mutex::new(()),
         })
     }
@@ -206,6 +209,12 @@ impl Log {
     /// segment's start, never above what is applied. Follow it by openraft's `trigger().snapshot()`.
     pub fn set_snapshot_boundary(&self, first_index: u64) {
         self.state.lock().boundary = first_index;
+    }
+
+    /// The append state at the log's end, saved. For tests: it must be what a fold over the log gives.
+    #[cfg(any(test, feature = "simulation"))]
+    pub fn append_state(&self) -> bytes::Bytes {
+        self.state.lock().head.append_state.save()
     }
 
     pub(crate) fn dir(&self) -> &Path {

@@ -369,7 +369,7 @@ impl Log {
     /// Writes a segment's base beside it, durably, if that has not been done.
     pub(crate) async fn persist_base(&self, name: SegmentName, base: Option<Arc<Base>>) -> io::Result<()> {
         let Some(base) = base else { return Ok(()) };
-        self.context.disk.create_dir_all(&self.dir).await?;
+        self.ensure_folder().await?;
         replace_file(&*self.context.disk, &segment::path(&self.dir, name, "base"), vec![base.encode()]).await?;
         let mut state = self.state.lock();
         if let Some(segment) = state.segments.iter_mut().find(|segment| segment.name() == name) {
@@ -438,7 +438,7 @@ impl Log {
     /// Writes a snapshot file, durably, and makes it the newest. Older ones go with the next checkpoint.
     pub(crate) async fn write_snapshot(&self, last: LogId, bytes: Bytes) -> io::Result<SnapshotRef> {
         let name = snapshot_name(last);
-        self.context.disk.create_dir_all(&self.dir).await?;
+        self.ensure_folder().await?;
         replace_file(&*self.context.disk, &self.dir.join(&name), vec![bytes]).await?;
         let snapshot = SnapshotRef { name, last };
         let mut state = self.state.lock();

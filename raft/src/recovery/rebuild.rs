@@ -157,7 +157,8 @@ impl Rebuild {
     async fn base_to_begin_with(&mut self) -> Result<(usize, Base), String> {
         let known_end = self.plan.state.as_ref().and_then(|state| state.last).map_or(0, |last| last.1 + 1);
         let from = self.plan.cut_from.unwrap_or(u64::MAX).min(known_end);
-        let begins = |segment: &SegmentPlan| segment.name.first_index <= from;
+        // The segment that holds the last entry below: those before it are as the checkpoint knows them, whole.
+        let begins = |segment: &SegmentPlan| segment.name.first_index < from;
         let latest = self.plan.segments.iter().rposition(begins).unwrap_or(0);
         let mut problems = Vec::new();
         for at in (0..=latest).rev() {
