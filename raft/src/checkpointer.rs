@@ -19,6 +19,7 @@ use crate::journal::Lsn;
 use crate::log::capture::{Captured, Version};
 use crate::log::{Log, LogContext};
 use crate::recovery::ReplicaKey;
+use crate::segment_writer::FlushFailed;
 use crate::types::DirectoryId;
 
 /// How many files are synced at a time.
@@ -111,11 +112,6 @@ impl Checkpointer {
         Ok(())
     }
 
-    /// Waits for the checkpoint under way, and lets none begin while the guard is held.
-    pub(crate) async fn pause(&self) -> impl Drop + '_ {
-        self.memory.lock().await
-    }
-
     async fn write(
         &self,
         memory: &mut Memory,
@@ -130,7 +126,10 @@ impl Checkpointer {
             let last = log.durable(std::mem::replace(&mut captured.durable, never)).await?;
             lsns.push(last.max(lsn));
         }
-        self.context.writer.flush().await?;
+        self.context.writer.flush().await.map_err(|failed| match failed {
+            FlushFailed::Stopped(stopped) => CheckpointFailed::Stopped(stopped),
+            FlushFailed::Full => CheckpointFailed::Full(io::ErrorKind::StorageFull.into()),
+        })?;
         self.sync(captured).await?;
         let mut replicas = Vec::with_capacity(captured.len() + corrupt.len());
         for ((log, captured), lsn) in captured.iter().zip(lsns) {
@@ -168,15 +167,11 @@ impl Checkpointer {
         }));
         synced.buffer_unordered(CONCURRENT).try_collect::<()>().await?;
         for (log, captured) in captured.iter().filter(|(_, captured)| !captured.deleted) {
-            self.judge(log.ensure_folder().await, log.dir())?;
             for (name, base) in &captured.bases {
                 let result = log.persist_base(*name, Some(base.clone())).await;
                 self.judge(result, log.dir())?;
             }
-            if captured.files.iter().any(|file| !file.entry_is_durable()) {
-                self.judge(self.context.disk.sync_dir(log.dir()).await, log.dir())?;
-                captured.files.iter().for_each(|file| file.set_entry_durable());
-            }
+            self.judge(log.sync_entries(&captured.files).await, log.dir())?;
         }
         Ok(())
     }

@@ -6,7 +6,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot, watch};
@@ -75,6 +75,17 @@ pub struct SegmentInfo {
     pub max_timestamp: i64,
 }
 
+/// What is known of a replica's folder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Folder {
+    /// It may not be there, or not durably.
+    Unsure,
+    /// It is there, durably.
+    Durable,
+    /// The replica is deleted.
+    Gone,
+}
+
 /// A replica's log. Shared; its methods lock inside and never across an await.
 pub struct Log {
     context: Arc<LogContext>,
@@ -84,8 +95,8 @@ pub struct Log {
     application: Arc<dyn Application>,
     state: Mutex<LogState>,
     high_watermark: watch::Sender<Offset>,
-    /// The folder's own entry is known to be durable.
-    folder_durable: AtomicBool,
+    /// Held while the folder is made, renamed, or something is put into it (segments apart).
+    folder: tokio::sync::Mutex<Folder>,
     /// One writer at a time (append, truncate, purge, install); openraft's own order makes it uncontended.
     writing: tokio::sync::Mutex<()>,
 }
@@ -110,7 +121,7 @@ impl Log {
             application,
             state: Mutex::new(state),
             high_watermark: watch::Sender::new(Offset(high_watermark)),
-            folder_durable: AtomicBool::new(false),
+            folder: tokio::sync::Mutex::new(Folder::Unsure),
             writing: tokio::sync::Mutex::new(()),
         })
     }

@@ -326,6 +326,7 @@ impl Rebuild {
         let last = head.last;
         let log_start_offset = self.log_start_offset(head.next_offset).await?;
         let mut state = LogState::empty(head, tail);
+        state.created = true;
         state.vote = self.plan.vote;
         state.committed = self.plan.committed.max(self.plan.purged).min(last);
         state.committed_journalled = state.committed;

@@ -24,16 +24,16 @@ use pontoon_raft::types::{
 };
 
 /// Where the data directory is.
-pub const ROOT: &str = "/data/pontoon";
+pub(crate) const ROOT: &str = "/data/pontoon";
 /// The group whose snapshots hold applied state.
-pub const APPLIED_GROUP: u64 = 9;
+pub(crate) const APPLIED_GROUP: u64 = 9;
 
 /// A replica, by group and incarnation.
-pub type Key = (u64, u64);
+pub(crate) type Key = (u64, u64);
 
 /// The run was struck.
 #[derive(Debug)]
-pub struct Crashed(#[allow(dead_code)] pub String);
+pub(crate) struct Crashed(#[allow(dead_code)] pub String);
 
 macro_rules! crashed_from {
     ($($error:ty),*) => {
@@ -49,7 +49,7 @@ crashed_from!(std::io::Error, OpenError, Stopped);
 
 /// One entry, as read back.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Read {
+pub(crate) enum Read {
     Internal(LogId),
     Frame { id: LogId, kind: FrameKind, base_offset: u64, payload: Bytes },
 }
@@ -63,11 +63,11 @@ impl Read {
 }
 
 /// How a replica stands. `None`: it does not exist.
-pub type State = Option<Found>;
+pub(crate) type State = Option<Found>;
 
 /// What is there of a replica.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Found {
+pub(crate) struct Found {
     vote: Option<Vote>,
     purged: Option<LogId>,
     last: Option<LogId>,
@@ -78,13 +78,13 @@ pub struct Found {
 }
 
 /// Every state of each replica, by the number of operations issued to it.
-pub type States = BTreeMap<Key, Vec<State>>;
+pub(crate) type States = BTreeMap<Key, Vec<State>>;
 
 /// Operations issued to, and known to be durable of, each replica.
-pub type Progress = BTreeMap<Key, (usize, usize)>;
+pub(crate) type Progress = BTreeMap<Key, (usize, usize)>;
 
 /// An append under way.
-pub struct Pending {
+pub(crate) struct Pending {
     key: Key,
     operation: usize,
     flushed: OneshotReceiverOf<TypeConfig, Result<(), std::io::Error>>,
@@ -99,7 +99,7 @@ struct Group {
 }
 
 /// The one who acts.
-pub struct Driver {
+pub(crate) struct Driver {
     disk: SimDisk,
     struck_at: Option<u64>,
     store: Option<Arc<Store>>,
@@ -110,14 +110,14 @@ pub struct Driver {
 }
 
 /// Applications: everything a partition, but one group whose snapshots hold what it applied.
-pub fn applications() -> ApplicationFactory {
+pub(crate) fn applications() -> ApplicationFactory {
     Arc::new(|group, _| {
         TestApplication::new(if group.0 == APPLIED_GROUP { SnapshotAt::Applied } else { SnapshotAt::Boundary })
     })
 }
 
 /// Small limits, so that everything happens soon.
-pub fn config() -> RaftConfig {
+pub(crate) fn config() -> RaftConfig {
     RaftConfig {
         journal_round_bytes_max: 16 << 10,
         journal_file_bytes: 64 << 10,
@@ -133,7 +133,7 @@ pub fn config() -> RaftConfig {
 }
 
 /// Opens the directory on this disk.
-pub async fn open(disk: &SimDisk) -> Result<Arc<Store>, OpenError> {
+pub(crate) async fn open(disk: &SimDisk) -> Result<Arc<Store>, OpenError> {
     Store::open(StoreOptions {
         disk: Arc::new(disk.clone()),
         path: ROOT.into(),
@@ -146,33 +146,33 @@ pub async fn open(disk: &SimDisk) -> Result<Arc<Store>, OpenError> {
 
 impl Driver {
     /// On this disk, to be struck at an operation, or to note every state.
-    pub fn new(disk: SimDisk, struck_at: Option<u64>) -> Self {
+    pub(crate) fn new(disk: SimDisk, struck_at: Option<u64>) -> Self {
         let (groups, states, progress) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
         Self { disk, struck_at, store: None, groups, states, progress, labels: Vec::new() }
     }
 
     /// What was noted.
-    pub fn recorded(self) -> (States, Vec<(u64, &'static str)>) {
+    pub(crate) fn recorded(self) -> (States, Vec<(u64, &'static str)>) {
         (self.states, self.labels)
     }
 
     /// How far it came.
-    pub fn progress(&self) -> Progress {
+    pub(crate) fn progress(&self) -> Progress {
         self.progress.clone()
     }
 
     /// What comes now.
-    pub fn label(&mut self, label: &'static str) {
+    pub(crate) fn label(&mut self, label: &'static str) {
         self.labels.push((self.disk.ops(), label));
     }
 
     /// The open store.
-    pub fn store(&self) -> Arc<Store> {
+    pub(crate) fn store(&self) -> Arc<Store> {
         self.store.clone().unwrap()
     }
 
     /// Opens the store; again after [`Self::close`].
-    pub async fn open(&mut self) -> Result<(), Crashed> {
+    pub(crate) async fn open(&mut self) -> Result<(), Crashed> {
         let store = open(&self.disk).await?;
         assert_eq!((store.corrupt(), store.unknown_folders()), (Vec::new(), Vec::<PathBuf>::new()));
         for replica in store.replicas() {
@@ -186,12 +186,12 @@ impl Driver {
     }
 
     /// Closes the store.
-    pub async fn close(&mut self) -> Result<(), Crashed> {
+    pub(crate) async fn close(&mut self) -> Result<(), Crashed> {
         Ok(self.store.take().unwrap().close().await?)
     }
 
     /// Lets background work go on.
-    pub async fn rest(&self, seconds: u64) {
+    pub(crate) async fn rest(&self, seconds: u64) {
         tokio::time::sleep(std::time::Duration::from_secs(seconds)).await;
     }
 
@@ -225,11 +225,11 @@ impl Driver {
     }
 
     /// Index of a replica's last entry.
-    pub fn last(&self, key: Key) -> u64 {
+    pub(crate) fn last(&self, key: Key) -> u64 {
         self.groups[&key].replica.log.last_log_id().unwrap().index
     }
 
-    pub async fn create(&mut self, key: Key) -> Result<(), Crashed> {
+    pub(crate) async fn create(&mut self, key: Key) -> Result<(), Crashed> {
         let operation = self.issue(key);
         let replica = self.store().create(GroupId(key.0), ReplicaId(key.1)).await?;
         self.acknowledge(key, operation);
@@ -238,7 +238,7 @@ impl Driver {
         Ok(())
     }
 
-    pub async fn delete(&mut self, key: Key) -> Result<(), Crashed> {
+    pub(crate) async fn delete(&mut self, key: Key) -> Result<(), Crashed> {
         let operation = self.issue(key);
         self.groups.remove(&key);
         self.store().delete(GroupId(key.0), ReplicaId(key.1)).await?;
@@ -247,7 +247,7 @@ impl Driver {
         Ok(())
     }
 
-    pub async fn vote(&mut self, key: Key, term: u64) -> Result<(), Crashed> {
+    pub(crate) async fn vote(&mut self, key: Key, term: u64) -> Result<(), Crashed> {
         let operation = self.issue(key);
         let group = self.group(key);
         group.term = term;
@@ -258,7 +258,7 @@ impl Driver {
     }
 
     /// Appends a membership, a blank, or proposals with bodies of these sizes; the sizes ending in 1 are void.
-    pub async fn append(&mut self, key: Key, what: Append<'_>) -> Result<Pending, Crashed> {
+    pub(crate) async fn append(&mut self, key: Key, what: Append<'_>) -> Result<Pending, Crashed> {
         let operation = self.issue(key);
         let group = self.group(key);
         let entries = group.entries(what);
@@ -269,7 +269,7 @@ impl Driver {
     }
 
     /// Waits for appends.
-    pub async fn wait(&mut self, pending: impl IntoIterator<Item = Pending>) -> Result<(), Crashed> {
+    pub(crate) async fn wait(&mut self, pending: impl IntoIterator<Item = Pending>) -> Result<(), Crashed> {
         let mut result = Ok(());
         for Pending { key, operation, flushed } in pending {
             match flushed.await {
@@ -281,12 +281,12 @@ impl Driver {
     }
 
     /// Appends and waits.
-    pub async fn write(&mut self, key: Key, what: Append<'_>) -> Result<(), Crashed> {
+    pub(crate) async fn write(&mut self, key: Key, what: Append<'_>) -> Result<(), Crashed> {
         let pending = self.append(key, what).await?;
         self.wait([pending]).await
     }
 
-    pub async fn truncate(&mut self, key: Key, index: u64) -> Result<(), Crashed> {
+    pub(crate) async fn truncate(&mut self, key: Key, index: u64) -> Result<(), Crashed> {
         let last = self.group(key).id_at(index).await?;
         self.issue(key);
         let group = self.group(key);
@@ -297,7 +297,7 @@ impl Driver {
     }
 
     /// Commits and applies up to this index.
-    pub async fn apply(&mut self, key: Key, index: u64) -> Result<(), Crashed> {
+    pub(crate) async fn apply(&mut self, key: Key, index: u64) -> Result<(), Crashed> {
         let group = self.group(key);
         let id = group.id_at(index).await?;
         let from = group.machine.applied_state().await?.0.map_or(0, |applied| applied.index + 1);
@@ -309,7 +309,7 @@ impl Driver {
     }
 
     /// Takes a snapshot, at the segment of `boundary` or of what is applied, and purges up to it.
-    pub async fn purge(&mut self, key: Key, boundary: u64) -> Result<(), Crashed> {
+    pub(crate) async fn purge(&mut self, key: Key, boundary: u64) -> Result<(), Crashed> {
         let group = self.group(key);
         group.replica.log.set_snapshot_boundary(boundary);
         let mut builder = group.machine.try_create_snapshot_builder(true).await.unwrap();
@@ -322,7 +322,7 @@ impl Driver {
     }
 
     /// Installs the newest snapshot of one replica on another, as openraft does: install, then purge.
-    pub async fn install(&mut self, from: Key, to: Key) -> Result<(), Crashed> {
+    pub(crate) async fn install(&mut self, from: Key, to: Key) -> Result<(), Crashed> {
         let snapshot = self.group(from).machine.get_current_snapshot().await?.expect("no snapshot");
         let operation = self.issue(to);
         let group = self.group(to);
@@ -336,7 +336,7 @@ impl Driver {
 }
 
 /// What to append.
-pub enum Append<'a> {
+pub(crate) enum Append<'a> {
     Membership,
     Blank,
     /// Proposals of this producer with bodies of these sizes; sizes that end in 1 are turned down.
@@ -396,7 +396,7 @@ impl Group {
 }
 
 /// How a replica stands, by what can be read of it.
-pub async fn look(replica: &Replica) -> Found {
+pub(crate) async fn look(replica: &Replica) -> Found {
     let mut store = LogStore::new(replica.log.clone());
     let entries = store.try_get_log_entries(..).await.unwrap();
     let read = |entry: Entry| match entry.payload {
@@ -420,7 +420,7 @@ pub async fn look(replica: &Replica) -> Found {
 }
 
 /// Whether what was recovered is what it may be, and is whole in itself.
-pub async fn check(store: &Arc<Store>, states: &States, progress: &Progress, story: &str) {
+pub(crate) async fn check(store: &Arc<Store>, states: &States, progress: &Progress, story: &str) {
     assert_eq!(store.corrupt(), Vec::new(), "{story}");
     assert_eq!(store.unknown_folders(), Vec::<PathBuf>::new(), "{story}");
     let replicas: BTreeMap<Key, Replica> =

@@ -11,7 +11,7 @@ const FRESH: Key = (5, 15);
 const LATE: Key = (6, 16);
 
 /// Lives it.
-pub async fn run(driver: &mut Driver) -> Result<(), Crashed> {
+pub(crate) async fn run(driver: &mut Driver) -> Result<(), Crashed> {
     driver.label("open");
     driver.open().await?;
     driver.label("create");
