@@ -26,8 +26,41 @@ fn unhex(text: &str) -> Vec<u8> {
     out
 }
 
+/// In words of our own: openraft's ways of showing its types may change.
 fn described(found: &[Recovered]) -> String {
-    found.iter().map(|r| format!("# {} group {} replica {}: {:?}\n", r.lsn.0, r.group, r.replica, r.op)).collect()
+    let line = |r: &Recovered| format!("# {} group {} replica {}: {}\n", r.lsn.0, r.group, r.replica, op(&r.op));
+    found.iter().map(line).collect()
+}
+
+fn op(op: &RecoveredOp) -> String {
+    let id = |id: &LogId| {
+        let crate::types::repr::LogId(term, index) = (*id).into();
+        format!("{term}.{index}")
+    };
+    let place = |extent: &Extent, first: &LogId, last: &LogId| {
+        let Extent { segment: SegmentName { first_index, file_no }, position, bytes } = extent;
+        format!("{}..{} at {first_index}-{file_no} position {position} bytes {bytes}", id(first), id(last))
+    };
+    match op {
+        RecoveredOp::Create => "create".into(),
+        RecoveredOp::Append { extent, frames, first, last } => {
+            format!("append {} {frames:?}", place(extent, first, last))
+        }
+        RecoveredOp::Bypass { extent, crc, first, last } => {
+            format!("bypass {} crc {crc:08x}", place(extent, first, last))
+        }
+        RecoveredOp::Truncate(last) => format!("truncate {}", last.as_ref().map_or("all".into(), id)),
+        RecoveredOp::Vote(vote) => {
+            let crate::types::repr::Vote(term, voted_for, committed) = (*vote).into();
+            format!("vote {term} for {voted_for} committed {committed}")
+        }
+        RecoveredOp::Installed { boundary, next_offset, snapshot } => {
+            format!("installed {} next offset {next_offset} {snapshot}", id(boundary))
+        }
+        RecoveredOp::Purge(last) => format!("purge {}", id(last)),
+        RecoveredOp::Commit(last) => format!("commit {}", id(last)),
+        RecoveredOp::Delete => "delete".into(),
+    }
 }
 
 async fn example(disk: &SimDisk) -> Vec<Recovered> {

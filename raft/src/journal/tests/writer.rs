@@ -29,7 +29,9 @@ async fn settle() {
 
 /// What was told, in the order of telling: a name, and the LSN if it was `Ok`.
 #[derive(Clone, Default)]
-struct Told(Arc<Mutex<Vec<(&'static str, Option<u64>)>>>);
+struct Told(Arc<Mutex<Vec<OneTold>>>);
+
+type OneTold = (&'static str, Option<u64>);
 
 impl Told {
     fn done(&self, name: &'static str) -> Done {
