@@ -143,9 +143,9 @@ impl SparseIndex {
         out.freeze()
     }
 
-    /// Reads the index of `segment`, of which `segment_bytes` bytes count. `None` if these bytes are not it, for whatever
-    /// reason: it is then rebuilt.
-    pub fn decode(bytes: &[u8], segment: SegmentName, segment_bytes: u64, interval: u64) -> Option<Self> {
+    /// Reads an index of `segment`'s beginning, of at most `bytes_max` of its bytes. `None` if these bytes are not it, for
+    /// whatever reason: it is then rebuilt. (A segment's bytes are written once, so an index of fewer bytes stays true.)
+    pub fn decode(bytes: &[u8], segment: SegmentName, bytes_max: u64, interval: u64) -> Option<Self> {
         let (body, mut crc) = bytes.split_at_checked(bytes.len().checked_sub(4)?)?;
         let (mut header, mut rest) = body.split_at_checked(HEADER_BYTES)?;
         if &header[..8] != MAGIC || crc.get_u32_le() != crc32c::crc32c(body) {
@@ -156,7 +156,7 @@ impl SparseIndex {
         let count = header.get_u32_le() as usize;
         let name = SegmentName { first_index: header.get_u64_le(), file_no: header.get_u64_le() };
         let end = header.get_u64_le();
-        let sound = version == INDEX_VERSION && name == segment && end == segment_bytes;
+        let sound = version == INDEX_VERSION && name == segment && end <= bytes_max;
         if !sound || rest.len() != count.checked_mul(ENTRY_BYTES)? {
             return None;
         }

@@ -474,17 +474,18 @@ async fn a_leader_that_is_to_go_hands_over_first() {
 async fn changes_of_membership_asked_for_at_once_happen_one_after_the_other() {
     let cluster = Cluster::start(5).await;
     let group = cluster.create(1).await;
-    let sets = [vec![11, 12, 13], vec![11, 12, 14], vec![11, 13, 15]];
-    // All five stay members only until the first change, so later ones may find their voters gone: refused, not joint.
-    let changes = sets.map(|ids| {
+    let sets: [Vec<_>; 3] = [[11, 12, 13], [11, 12, 14], [11, 13, 15]].map(|set| set.map(ReplicaId).to_vec());
+    // All five are members only until the first change: a later one may find its voters gone. Refused then, not joint.
+    let changes = sets.clone().map(|voters| {
         let group = group.clone();
-        async move { group.change_voters(ids.into_iter().map(ReplicaId).collect()).await }
+        async move { group.change_voters(voters).await }
     });
     let results = futures_util::future::join_all(changes).await;
-    results[0].clone().unwrap();
+    let done: Vec<_> = sets.iter().zip(&results).filter(|(_, result)| result.is_ok()).map(|(set, _)| set).collect();
     let status = group.status();
     assert!(!status.joint);
-    assert_eq!(status.members.keys().map(|id| id.0).collect::<Vec<_>>(), [11, 12, 13]);
+    let members: Vec<_> = status.members.into_keys().collect();
+    assert!(done.contains(&&members), "{members:?} after {results:?}");
 }
 
 #[tokio::test(start_paused = true)]
