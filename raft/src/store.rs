@@ -29,6 +29,7 @@ use crate::log::tail::{Tail, TailBudget};
 use crate::log::{Log, LogContext};
 use crate::payload::Application;
 use crate::recovery::{self, Found, RecoveredReplica, Recovery, ReplicaKey};
+use crate::scrub::{self, Findings};
 use crate::segment_writer::SegmentWriter;
 use crate::stop::StopSignal;
 use crate::types::{BrokerId, ClusterId, DirectoryId, GroupId, ReplicaId};
@@ -109,6 +110,7 @@ pub struct Store {
     checkpointer: Checkpointer,
     unknown_folders: Vec<PathBuf>,
     available: AtomicU64,
+    findings: Arc<Findings>,
     tasks: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -150,6 +152,7 @@ impl Store {
             checkpointer,
             unknown_folders,
             available: AtomicU64::new(0),
+            findings: Arc::new(Findings::default()),
             tasks: Mutex::new(Vec::new()),
         });
         store.measure().await.map_err(|error| OpenError::Io { path: path.clone(), error })?;
@@ -219,6 +222,12 @@ impl Store {
     /// Replicas that recovery found corrupt, by group. [`Self::delete`] discards one.
     pub fn corrupt(&self) -> Vec<CorruptReplica> {
         self.registry.corrupt.lock().values().map(|(replica, _)| replica.clone()).collect()
+    }
+
+    /// Replicas that are open, but in whose segments the background scrub has found rot (RULES.md J13). Reads of the rotten places
+    /// fail; nothing else does.
+    pub fn rotten(&self) -> Vec<CorruptReplica> {
+        self.findings.list()
     }
 
     /// Folders under `groups` that nothing on record explains (RULES.md J14): kept, never touched.
@@ -363,7 +372,10 @@ impl Store {
     fn start_tasks(self: &Arc<Self>) {
         let checkpoints = tokio::spawn(checkpoints(Arc::downgrade(self), self.context.clone()));
         let measurements = tokio::spawn(measurements(Arc::downgrade(self), self.context.stop.clone()));
-        self.tasks.lock().extend([checkpoints, measurements]);
+        let registry = self.registry.clone();
+        let stop = self.context.stop.clone();
+        let scrub = tokio::spawn(scrub::run(move || registry.logs(), Arc::downgrade(&self.findings), stop));
+        self.tasks.lock().extend([checkpoints, measurements, scrub]);
     }
 }
 

@@ -5,6 +5,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::Log;
 use super::frame::{Frame, FrameKind};
@@ -246,17 +247,20 @@ impl Log {
         (!segment.index.is_complete()).then(|| (segment.file.clone(), segment.index.from(), segment.bytes))
     }
 
-    pub(super) async fn verify_segments(&self) -> Result<u64, ReadError> {
+    /// [`Log::verify`], reading no faster than so many bytes per second (0: as fast as it can).
+    pub(crate) async fn verify_slowly(&self, bytes_per_second: u64) -> Result<u64, ReadError> {
         let mut bytes = 0;
-        let mut next = self.state.lock().first_index();
+        let mut next = self.first_index();
         let end = self.state.lock().head.next_index();
         while next < end {
             let frames = self.read_some(next, end, CHUNK_BYTES.1, false).await?;
             // Purged meanwhile: go on where the log begins now.
-            next = frames
-                .last()
-                .map_or_else(|| self.state.lock().first_index().max(next + 1), |last| last.header.index + 1);
-            bytes += frames.iter().map(|frame| frame.header.frame_bytes()).sum::<u64>();
+            next = frames.last().map_or_else(|| self.first_index().max(next + 1), |last| last.header.index + 1);
+            let read = frames.iter().map(|frame| frame.header.frame_bytes()).sum::<u64>();
+            bytes += read;
+            if let Some(micros) = (read * 1_000_000).checked_div(bytes_per_second) {
+                tokio::time::sleep(Duration::from_micros(micros)).await;
+            }
         }
         Ok(bytes)
     }

@@ -77,6 +77,34 @@ pub(crate) struct Found {
     producers: TestProducers,
 }
 
+impl Found {
+    /// Whether these entries, read again, are the ones that were there.
+    pub(crate) fn holds(&self, entries: &[Entry]) -> bool {
+        entries.iter().all(|entry| {
+            self.entries.iter().any(|read| match (read, &entry.payload) {
+                (Read::Frame { id, payload, .. }, openraft::EntryPayload::Normal(EntryData::Stored(frame))) => {
+                    *id == entry.log_id && *payload == frame.payload
+                }
+                (Read::Internal(id), openraft::EntryPayload::Blank | openraft::EntryPayload::Membership(_)) => {
+                    *id == entry.log_id
+                }
+                _ => false,
+            })
+        })
+    }
+
+    /// The append state.
+    pub(crate) fn producers(&self) -> &TestProducers {
+        &self.producers
+    }
+
+    /// The append state that the log up to `index` gives.
+    pub(crate) fn fold_to(&self, index: u64) -> TestProducers {
+        let upto = self.entries.iter().filter(|read| read.id().index <= index).cloned().collect::<Vec<_>>();
+        fold(&upto)
+    }
+}
+
 /// Every state of each replica, by the number of operations issued to it.
 pub(crate) type States = BTreeMap<Key, Vec<State>>;
 

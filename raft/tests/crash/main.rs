@@ -7,6 +7,7 @@
 //! By default every so many operations are tried, so that the test takes seconds; `PONTOON_CRASH_ALL=1` tries all.
 
 mod driver;
+mod rot;
 mod script;
 
 use std::collections::BTreeMap;
