@@ -90,9 +90,12 @@ impl Orphan {
         fresh.map(|(replica, (claim, _))| (*replica, *claim)).collect()
     }
 
-    /// `leader` itself said that it does not lead in this term (any more).
+    /// `leader` itself said that it does not lead in this term any more: it has seen a later one, or holds itself for
+    /// elected in this one and still looks for a leader. (What it said as a candidate of this term came before it was
+    /// elected, and means nothing.)
     pub(super) fn renounced(&self, leader: ReplicaId, term: u64) -> bool {
-        self.claims.get(&leader).is_some_and(|(claim, _)| claim.vote.0 >= term)
+        let gone = |claim: &Claim| claim.vote.0 > term || (claim.vote.0 == term && claim.vote.2);
+        self.claims.get(&leader).is_some_and(|(claim, _)| gone(claim))
     }
 
     /// Whether a broker is to be told (again) what we claim; if so it counts as told.
@@ -202,5 +205,15 @@ mod tests {
         assert!(orphan.renounced(ReplicaId(1), 4));
         assert!(!orphan.renounced(ReplicaId(1), 5), "it was elected since");
         assert!(!orphan.renounced(ReplicaId(2), 4), "another one's claim says nothing about it");
+    }
+
+    #[test]
+    fn what_a_candidate_said_before_it_was_elected_does_not_end_its_leadership() {
+        let now = Instant::now();
+        let mut orphan = Orphan::new(now);
+        let vote = repr::Vote(4, ReplicaId(1), false);
+        orphan.hear(Claim { vote, ..claim(1, 4) }, now);
+        assert!(!orphan.renounced(ReplicaId(1), 4), "it won afterwards");
+        assert!(orphan.renounced(ReplicaId(1), 3), "what it led before, it left");
     }
 }
