@@ -1,0 +1,6 @@
+//! What only the whole can show, linked as one binary: each module here is one theme.
+#![allow(clippy::unwrap_used, missing_docs, unreachable_pub)]
+
+mod cli;
+mod http;
+mod support;
