@@ -183,6 +183,11 @@ impl Store {
         Ok(())
     }
 
+    /// The limits it was opened with.
+    pub fn config(&self) -> &RaftConfig {
+        &self.context.config
+    }
+
     /// The directory's id, made at its first opening.
     pub fn directory(&self) -> DirectoryId {
         self.data_dir.identity().directory
