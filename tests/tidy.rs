@@ -36,7 +36,10 @@ const HOMES: &[(&str, &[&str])] = &[
 const WALLS: &[(&str, &[&str])] = &[
     ("raft/src", &["pontoon::"]),
     ("src/http", &["crate::cli", "crate::kafka", "crate::catalog", "crate::controller", "pontoon_raft::log"]),
-    ("src/partition", &["crate::http", "crate::catalog", "crate::controller", "crate::broker", "crate::cli", "crate::api"]),
+    (
+        "src/partition",
+        &["crate::http", "crate::catalog", "crate::controller", "crate::broker", "crate::cli", "crate::api"],
+    ),
     ("src/record_batch", &["crate::http", "crate::partition", "crate::broker", "crate::catalog", "tokio::"]),
     ("src/catalog", &["crate::http", "crate::partition", "crate::broker", "crate::cli", "crate::api"]),
     ("src/broker", &["crate::http", "crate::cli", "crate::client"]),
@@ -55,7 +58,8 @@ fn root() -> &'static Path {
 
 fn rust_files() -> Vec<(String, String)> {
     let mut files = Vec::new();
-    let mut folders: Vec<PathBuf> = ["src", "raft/src", "jepsen/src"].iter().map(|folder| root().join(folder)).collect();
+    let mut folders: Vec<PathBuf> =
+        ["src", "raft/src", "jepsen/src"].iter().map(|folder| root().join(folder)).collect();
     while let Some(folder) = folders.pop() {
         let Ok(entries) = fs::read_dir(&folder) else { continue };
         for entry in entries {
