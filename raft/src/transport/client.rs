@@ -25,7 +25,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, Sleep};
 
 use super::message;
-use super::peer::{OpenLane, Peer, RequestError, WINDOW_BYTES_TOTAL};
+use super::peer::{Peer, WINDOW_BYTES_TOTAL};
+use super::requests::{OpenLane, RequestError};
 use super::wire::{APPEND_BYTES_MAX, Kind, SNAPSHOT_BYTES_MAX};
 use super::{
     AppendEntriesRequest, AppendResult, Liveness, Refusal, Shared, Snapshot, SnapshotResponse, Target,

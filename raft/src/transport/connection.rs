@@ -17,7 +17,8 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::sync::{Notify, watch};
 
 use super::Stream;
-use super::wire::{Assembler, BODY_BYTES_MAX, ConnectionKind, HEADER_BYTES, Header, Kind, Message, WireError};
+use super::handshake::ConnectionKind;
+use super::wire::{Assembler, BODY_BYTES_MAX, HEADER_BYTES, Header, Kind, Message, WireError};
 use crate::types::BrokerId;
 
 /// Bytes gathered for one write.
@@ -403,4 +404,89 @@ async fn read_frame(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<(Header
     }
     header.check(&body).map_err(broken)?;
     Ok((header, body.freeze()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn connection() -> Arc<Connection> {
+        Connection::new(BrokerId(1), ConnectionKind::Data, true)
+    }
+
+    fn lanes(cuts: &[Cut]) -> Vec<(Kind, u64)> {
+        cuts.iter().map(|cut| (cut.kind, cut.lane)).collect()
+    }
+
+    fn of(kibs: usize) -> Vec<Bytes> {
+        vec![vec![0; kibs << 10].into()]
+    }
+
+    #[test]
+    fn lanes_take_turns_frame_by_frame_behind_what_is_urgent() {
+        let connection = connection();
+        connection.send(Kind::Append, 1, of(600)).unwrap();
+        connection.send(Kind::Append, 1, of(1)).unwrap();
+        connection.send(Kind::Append, 2, of(300)).unwrap();
+        connection.send(Kind::Append, 3, of(1)).unwrap();
+        connection.send_urgent(Kind::Ping, 0, Bytes::from_static(&[0; 16])).unwrap();
+        let append = |lane| (Kind::Append, lane);
+        assert_eq!(
+            lanes(&connection.take()),
+            [(Kind::Ping, 0), append(1), append(2), append(3), append(1), append(2), append(1), append(1)]
+        );
+        assert!(connection.take().is_empty());
+        assert_eq!(connection.out.lock().queued_bytes, 0);
+    }
+
+    #[test]
+    fn frames_are_bounded_and_share_the_payload() {
+        let connection = connection();
+        let payload = Bytes::from(vec![7; 700 << 10]);
+        connection.send(Kind::Append, 1, vec![Bytes::from_static(b"head"), payload.clone()]).unwrap();
+        let cuts = connection.take();
+        let ends: Vec<_> = cuts.iter().map(|cut| (cut.first, cut.last)).collect();
+        assert_eq!(ends, [(true, false), (false, false), (false, true)]);
+        assert!(cuts.iter().all(|cut| cut.bytes() <= HEADER_BYTES + BODY_BYTES_MAX));
+        assert_eq!(cuts[0].body[1].as_ptr(), payload.as_ptr());
+        let whole: Vec<u8> = cuts.iter().flat_map(|cut| cut.body.concat()).collect();
+        assert_eq!(whole, [b"head", &payload[..]].concat());
+    }
+
+    #[test]
+    fn a_lane_that_is_given_up_says_whether_all_of_it_was_sent() {
+        let connection = connection();
+        connection.send(Kind::Call, 1, of(2000)).unwrap();
+        connection.send(Kind::Call, 2, of(1)).unwrap();
+        connection.take();
+        assert!(!connection.give_up(1));
+        assert!(connection.give_up(2));
+        assert_eq!(lanes(&connection.take()), [(Kind::Close, 1), (Kind::Close, 2)]);
+        assert_eq!(connection.out.lock().queued_bytes, 0);
+        assert!(!connection.is_queued(1));
+    }
+
+    #[test]
+    fn a_peer_that_does_not_read_is_given_up() {
+        let connection = connection();
+        let shared = Bytes::from(vec![0; 64 << 20]);
+        let sent =
+            (0..32).take_while(|lane| connection.send(Kind::Append, *lane, vec![shared.clone()]).is_ok()).count();
+        assert_eq!(sent, 15);
+        assert!(connection.is_closed());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_silent_connection_is_given_up() {
+        struct Nothing;
+        impl Handler for Nothing {
+            fn message(&mut self, _message: Message) -> Result<(), WireError> {
+                Ok(())
+            }
+        }
+        let connection = connection();
+        let (ours, _theirs) = tokio::io::duplex(64);
+        connection.run(Box::new(ours), Assembler::new(0), Nothing, Duration::from_secs(10)).await;
+        assert_eq!(&*connection.closed().await.0, "silent for 10000 ms");
+    }
 }

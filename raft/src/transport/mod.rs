@@ -8,8 +8,9 @@
 //! whose meaning it does not know. It holds no group's state, never waits for one group's mailbox, and decides
 //! nothing about elections: see `raft_groups`.
 //!
-//! Rooms: [`wire`] formats, [`message`] bodies, `connection` one connection's queues, `peer` dialling,
-//! [`client`] openraft's network, `server` accepting, [`liveness`] the detector, [`net`] sockets, `testing` faults.
+//! Rooms: [`handshake`] and [`wire`] formats, `message` bodies, `connection` one connection's queues, `peer` dialling,
+//! `requests` lanes and answers, [`client`] openraft's network, `server` accepting, `liveness` the detector, [`net`]
+//! sockets, `testing` faults.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -24,19 +25,23 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use self::connection::Connection;
+use self::handshake::ConnectionKind;
 use self::liveness::Detector;
-use self::peer::{Client, DialError, Peer, RequestError};
-use self::wire::{ConnectionKind, Kind};
+use self::peer::{DialError, Peer};
+use self::requests::{Client, RequestError};
+use self::wire::Kind;
 use crate::config::RaftConfig;
 use crate::runtime;
 use crate::types::{BrokerId, ClusterId, GroupId, ReplicaId, TypeConfig, Vote};
 
 pub mod client;
 mod connection;
+pub mod handshake;
 mod liveness;
 mod message;
 pub mod net;
 mod peer;
+mod requests;
 mod server;
 #[cfg(any(test, feature = "simulation"))]
 pub mod testing;
@@ -114,7 +119,7 @@ pub enum Refusal {
 pub trait RaftService: Send + Sync + 'static {
     /// One replication stream of one leader. `requests` gives them in the order sent and ends when the leader ends it
     /// or its connection is gone; answers must be in the same order, one each, and may end early (after an error).
-    /// Dropping the answers ends the stream. At most [`WINDOW_REQUESTS`] requests wait unanswered.
+    /// The transport drops the answers when the leader is gone, and ends a stream after a [`Refusal`]. At most [`WINDOW_REQUESTS`] requests wait unanswered.
     fn append_stream(
         &self,
         from: BrokerId,
@@ -449,6 +454,7 @@ impl Transport {
     }
 
     /// Changes of liveness, in order. A process that was replaced before anyone missed it gives `Dead`, then `Alive`.
+    /// A receiver that lags loses events (`Lagged`): it should then ask [`Self::peer_status`] of every peer.
     pub fn watch_liveness(&self) -> tokio::sync::broadcast::Receiver<(BrokerId, Liveness)> {
         self.shared.detector.events()
     }

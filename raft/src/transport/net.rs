@@ -50,7 +50,7 @@ impl Listener for Tcp {
     }
 }
 
-/// turmoil's network, for hosts of a simulation. Addresses are turmoil host names with a port.
+/// turmoil's network, for hosts of a simulation. A host listens on `0.0.0.0:port` and is dialled by its name.
 #[cfg(any(test, feature = "simulation"))]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct TurmoilNetwork;
@@ -139,7 +139,13 @@ mod tests {
 
     #[test]
     fn two_brokers_talk_over_turmoil_and_see_a_crash_and_a_return() {
-        let mut sim = turmoil::Builder::new().simulation_duration(Duration::from_secs(60)).build();
+        for seed in 0..16 {
+            talk_crash_and_return(seed);
+        }
+    }
+
+    fn talk_crash_and_return(seed: u64) {
+        let mut sim = turmoil::Builder::new().rng_seed(seed).simulation_duration(Duration::from_secs(60)).build();
         sim.host("b", || async {
             let b = start(Arc::new(TurmoilNetwork), "0.0.0.0:9000", 2).await;
             b.set_peer(BrokerId(1), "a:9000".into());
@@ -152,7 +158,7 @@ mod tests {
             for liveness in [Liveness::Alive, Liveness::Dead, Liveness::Alive] {
                 until(&a, 2, liveness).await;
                 let answer = a.call(BrokerId(2), Bytes::from_static(b"x"), Duration::from_secs(1)).await;
-                assert_eq!(answer.is_ok(), liveness == Liveness::Alive);
+                assert_eq!(answer.is_ok(), liveness == Liveness::Alive, "seed {seed}: {answer:?}");
                 done.send(liveness)?;
             }
             Ok(())

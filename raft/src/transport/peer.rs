@@ -1,28 +1,21 @@
-//! One peer, from the dialling side: two connections kept up, pings, and requests with their answers.
+//! One peer, from the dialling side: two connections kept up, and the watch over them.
 //!
 //! A lost connection is dialled again at once, then with growing pauses; whoever needs it meanwhile is told so. The
 //! watchdog pings over the control connection and tells the detector how long nothing came back. It knows no group:
-//! openraft's side is `client`; what arrives on connections that others dialled is `server`'s.
+//! what goes over a connection is `requests`', openraft's side `client`'s; what others dialled is `server`'s.
 
-use std::collections::BTreeMap;
 use std::future::Future;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use bytes::{Buf, BufMut, Bytes, BytesMut};
-use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::sync::{Notify, Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 
-use super::connection::{Closed, Connection, Handler};
-use super::message;
-use super::wire::{
-    Assembler, ConnectionKind, HANDSHAKE_BYTES, Hello, Kind, Message, PROTOCOL_VERSION, Turned, Welcome, WireError,
-};
-use super::{Refusal, Shared, Stream};
+use super::handshake::{ConnectionKind, HANDSHAKE_BYTES, Hello, PROTOCOL_VERSION, Turned, Welcome};
+use super::requests::{Client, Heard};
+use super::{Shared, Stream};
 use crate::types::BrokerId;
 
 /// Calls and reports to one peer that may be unanswered.
@@ -41,8 +34,8 @@ pub(crate) const IDLE_MAX: Duration = Duration::from_secs(10);
 const REDIAL_MAX: Duration = Duration::from_millis(500);
 /// The shortest.
 const REDIAL_MIN: Duration = Duration::from_millis(50);
-/// The lane of pings.
-const PING_LANE: u64 = 0;
+/// An attempt to connect that takes longer is made anew when the peer shows itself.
+const DIAL_PATIENCE: Duration = Duration::from_millis(250);
 /// Data connections are pinged once in so many rounds, only to notice that one is dead.
 const DATA_PING_ROUNDS: u64 = 20;
 
@@ -103,14 +96,28 @@ impl Link {
         }
     }
 
-    fn shut(&self, why: &str) {
+    /// Closes the connection; it is dialled again.
+    pub(crate) fn shut(&self, why: &str) {
         if let Some(client) = self.current() {
             client.shut(why);
         }
     }
 
-    /// Dials at once instead of waiting on.
+    fn ping(&self, started: Instant) {
+        if let Some(client) = self.current() {
+            client.ping(started);
+        }
+    }
+
+    /// Dials at once instead of waiting on: the peer has shown itself. Who needs the connection waits for the outcome.
     pub(crate) fn redial(&self) {
+        self.state.send_if_modified(|state| {
+            let was_down = matches!(state, LinkState::Down(_));
+            if was_down {
+                *state = LinkState::Connecting;
+            }
+            was_down
+        });
         self.again.notify_one();
     }
 }
@@ -170,7 +177,7 @@ impl Peer {
         loop {
             cluster.mark_unchanged();
             let began = Instant::now();
-            match self.dial(&shared, link.kind).await {
+            match self.dial(&shared, link).await {
                 Ok((stream, welcome)) => {
                     let why = tokio::select! {
                         biased;
@@ -181,6 +188,7 @@ impl Peer {
                     // Callers wait for the next attempt, which follows at once.
                     link.state.send_replace(LinkState::Connecting);
                 }
+                Err(DialError::Superseded) => continue,
                 Err(error) => {
                     tracing::debug!(peer = %self.broker, connection = link.kind.name(), %error, "cannot connect");
                     if link.kind == ConnectionKind::Control
@@ -204,14 +212,20 @@ impl Peer {
         }
     }
 
-    async fn dial(&self, shared: &Shared, kind: ConnectionKind) -> Result<(Box<dyn Stream>, Welcome), DialError> {
-        if kind == ConnectionKind::Data && shared.cluster.borrow().is_none() {
+    async fn dial(&self, shared: &Shared, link: &Link) -> Result<(Box<dyn Stream>, Welcome), DialError> {
+        if link.kind == ConnectionKind::Data && shared.cluster.borrow().is_none() {
             return Err(DialError::Turned(Turned::NoCluster));
         }
-        let attempt = dial(shared, &self.address, kind, Some(self.broker));
-        match tokio::time::timeout(shared.config.silence_max, attempt).await {
-            Ok(outcome) => outcome,
-            Err(_) => Err(DialError::Failed("no answer".into())),
+        // An attempt that hangs was perhaps made to a process that is gone, while its successor has shown itself.
+        let superseded = async {
+            tokio::time::sleep(DIAL_PATIENCE).await;
+            link.again.notified().await;
+        };
+        tokio::select! {
+            biased;
+            outcome = dial(shared, &self.address, link.kind, Some(self.broker)) => outcome,
+            () = tokio::time::sleep(shared.config.silence_max) => Err(DialError::Failed("no answer".into())),
+            () = superseded => Err(DialError::Superseded),
         }
     }
 
@@ -226,21 +240,10 @@ impl Peer {
         }
         link.state.send_replace(LinkState::Up(client.clone()));
         if is_control {
-            self.ping(shared, link);
+            link.ping(shared.started);
         }
         let heard = is_control.then(|| heard_by(shared, self.broker));
         client.run(stream, shared.started, heard).await.0.to_string()
-    }
-
-    fn ping(&self, shared: &Shared, link: &Link) {
-        let Some(client) = link.current() else { return };
-        // The number is the time it was sent, so that its answer tells how long it took.
-        let number = shared.started.elapsed().as_nanos() as u64;
-        let mut body = BytesMut::with_capacity(16);
-        body.put_u64_le(number);
-        body.put_u64_le(client.pong.load(Ordering::Relaxed));
-        // A closed connection is the other task's business.
-        let _ = client.connection.send_urgent(Kind::Ping, PING_LANE, body.freeze());
     }
 
     /// Pings, and measures silence in time spent listening: what our own process slept through is not silence.
@@ -258,9 +261,9 @@ impl Peer {
                 self.shut("silent");
                 shared.close_accepted(self.broker, "silent");
             }
-            self.ping(&shared, &self.control);
+            self.control.ping(shared.started);
             if round % DATA_PING_ROUNDS == 0 {
-                self.ping(&shared, &self.data);
+                self.data.ping(shared.started);
             }
         }
     }
@@ -275,6 +278,8 @@ pub(crate) enum DialError {
     Failed(String),
     #[error("turned away: {0}")]
     Turned(Turned),
+    #[error("no answer yet, but the peer has dialled us meanwhile")]
+    Superseded,
     #[error("it speaks protocol version {0}, this broker {PROTOCOL_VERSION}")]
     Version(u16),
     #[error("broker {found} answers there, not {expected}")]
@@ -313,9 +318,6 @@ pub(crate) async fn dial(
     }
 }
 
-/// Tells the detector of a round trip, and how long it took.
-pub(crate) type Heard = Box<dyn Fn(Duration) + Send>;
-
 fn heard_by(shared: &Arc<Shared>, broker: BrokerId) -> Heard {
     let shared = shared.clone();
     let seconds = metrics::histogram!("pontoon_peer_ping_seconds", "peer" => broker.to_string());
@@ -323,226 +325,4 @@ fn heard_by(shared: &Arc<Shared>, broker: BrokerId) -> Heard {
         seconds.record(took.as_secs_f64());
         shared.detector.heard(broker);
     })
-}
-
-/// A connection we dialled: requests go out, answers find their way back.
-pub(crate) struct Client {
-    pub(crate) connection: Arc<Connection>,
-    routes: Mutex<BTreeMap<u64, Route>>,
-    next_lane: AtomicU64,
-    /// The number of the last pong.
-    pong: AtomicU64,
-}
-
-enum Route {
-    Answer(oneshot::Sender<Bytes>),
-    Stream(mpsc::UnboundedSender<Bytes>, Arc<AtomicUsize>),
-}
-
-/// Why a request has no answer.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum RequestError {
-    /// The peer did not see it.
-    #[error("{0}")]
-    Unreachable(String),
-    /// The peer may have acted on it.
-    #[error("{0}")]
-    NoAnswer(String),
-    /// The peer did nothing.
-    #[error("{0}")]
-    Refused(Refusal),
-}
-
-impl Client {
-    pub(crate) fn new(peer: BrokerId, kind: ConnectionKind) -> Arc<Self> {
-        Arc::new(Self {
-            connection: Connection::new(peer, kind, kind != ConnectionKind::Call),
-            routes: Mutex::default(),
-            next_lane: AtomicU64::new(PING_LANE + 1),
-            pong: AtomicU64::new(0),
-        })
-    }
-
-    /// Runs the connection to its end. Whoever waits for an answer then learns that none will come.
-    pub(crate) async fn run(
-        self: &Arc<Self>,
-        stream: Box<dyn Stream>,
-        started: Instant,
-        heard: Option<Heard>,
-    ) -> Closed {
-        let handler = Answers { client: self.clone(), started, heard };
-        // Answers are the only long messages here, and at most one for each call.
-        let assembler = Assembler::new(CALLS_MAX * Kind::Answer.bytes_max());
-        self.connection.run(stream, assembler, handler, IDLE_MAX).await;
-        let why = self.connection.closed().await;
-        self.shut(&why.0);
-        why
-    }
-
-    fn shut(&self, why: &str) {
-        self.connection.close(why);
-        self.routes.lock().clear();
-    }
-
-    fn add(self: &Arc<Self>, route: Route) -> Lane {
-        let lane = self.next_lane.fetch_add(1, Ordering::Relaxed);
-        self.routes.lock().insert(lane, route);
-        Lane { client: self.clone(), lane, done: false }
-    }
-
-    /// Sends one request and waits for its answer.
-    pub(crate) async fn request(
-        self: &Arc<Self>,
-        kind: Kind,
-        pieces: Vec<Bytes>,
-        deadline: Instant,
-    ) -> Result<Bytes, RequestError> {
-        let (answer, answered) = oneshot::channel();
-        let mut lane = self.add(Route::Answer(answer));
-        let unreachable = |closed: Closed| RequestError::Unreachable(closed.to_string());
-        self.connection.send(kind, lane.lane, pieces).map_err(unreachable)?;
-        let why = match tokio::time::timeout_at(deadline, answered).await {
-            Ok(Ok(body)) => {
-                lane.done = true;
-                return match message::decode_answer(body) {
-                    Ok(answer) => answer.map_err(RequestError::Refused),
-                    Err(error) => {
-                        self.shut(&error.to_string());
-                        Err(RequestError::NoAnswer(error.to_string()))
-                    }
-                };
-            }
-            Ok(Err(_)) => self.connection.closed().await.to_string(),
-            Err(_) => "no answer within the time given".to_owned(),
-        };
-        // A message whose end was never handed to the network cannot have been acted on.
-        if lane.give_up() { Err(RequestError::NoAnswer(why)) } else { Err(RequestError::Unreachable(why)) }
-    }
-
-    /// Opens a replication stream's lane. Answers arrive in order; the channel closes when the lane or connection does.
-    pub(crate) fn open(self: &Arc<Self>, open: Bytes) -> Result<OpenLane, Closed> {
-        let (answers, answered) = mpsc::unbounded_channel();
-        // The first request follows at once, and the stream may be refused before it arrives.
-        let unanswered = Arc::new(AtomicUsize::new(1));
-        let lane = self.add(Route::Stream(answers, unanswered.clone()));
-        self.connection.send(Kind::Open, lane.lane, vec![open])?;
-        Ok(OpenLane { lane, answers: answered, unanswered, begun: false })
-    }
-}
-
-/// A lane in use. Dropped unfinished, it is given up, and the peer is told.
-struct Lane {
-    client: Arc<Client>,
-    lane: u64,
-    done: bool,
-}
-
-impl Lane {
-    /// Gives the lane up; returns whether all of it had been handed to the network.
-    fn give_up(&mut self) -> bool {
-        self.done = true;
-        self.client.routes.lock().remove(&self.lane);
-        self.client.connection.give_up(self.lane)
-    }
-}
-
-impl Drop for Lane {
-    fn drop(&mut self) {
-        if !self.done {
-            self.give_up();
-        }
-    }
-}
-
-/// A replication stream's lane.
-pub(crate) struct OpenLane {
-    lane: Lane,
-    /// Bodies of `Appended`, in order. Unbounded, but never more than there are unanswered requests.
-    pub(crate) answers: mpsc::UnboundedReceiver<Bytes>,
-    unanswered: Arc<AtomicUsize>,
-    begun: bool,
-}
-
-impl OpenLane {
-    /// Sends the next `Append`.
-    pub(crate) fn append(&mut self, pieces: Vec<Bytes>) -> Result<(), Closed> {
-        if self.begun {
-            self.unanswered.fetch_add(1, Ordering::Relaxed);
-        }
-        self.begun = true;
-        self.lane.client.connection.send(Kind::Append, self.lane.lane, pieces)
-    }
-
-    /// Whether it can still be used.
-    pub(crate) fn is_open(&self) -> bool {
-        !self.lane.client.connection.is_closed() && !self.answers.is_closed()
-    }
-
-    /// Bytes the connection has written, while this lane still has something to write; `None` otherwise.
-    pub(crate) fn sending(&self) -> Option<u64> {
-        let connection = &self.lane.client.connection;
-        connection.is_queued(self.lane.lane).then(|| connection.written_bytes())
-    }
-
-    /// The peer broke the protocol.
-    pub(crate) fn shut(&self, why: &str) {
-        self.lane.client.shut(why);
-    }
-}
-
-/// Takes what comes back on a connection we dialled.
-struct Answers {
-    client: Arc<Client>,
-    started: Instant,
-    heard: Option<Heard>,
-}
-
-impl Handler for Answers {
-    fn message(&mut self, message: Message) -> Result<(), WireError> {
-        let Message { kind, lane, body } = message;
-        let mut routes = self.client.routes.lock();
-        match kind {
-            Kind::Pong => {
-                drop(routes);
-                self.pong(body)
-            }
-            Kind::Answer => {
-                // No route: the request was given up meanwhile.
-                if let Some(Route::Answer(waiting)) = routes.remove(&lane) {
-                    let _ = waiting.send(body);
-                }
-                Ok(())
-            }
-            Kind::Appended => {
-                if let Some(Route::Stream(answers, unanswered)) = routes.get(&lane) {
-                    let one_less = |count: usize| count.checked_sub(1);
-                    if unanswered.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less).is_err() {
-                        return Err(WireError::Credit("an answer to nothing".into()));
-                    }
-                    let _ = answers.send(body);
-                }
-                Ok(())
-            }
-            Kind::Close => {
-                routes.remove(&lane);
-                Ok(())
-            }
-            other => Err(WireError::Unknown { field: "answer kind", value: other as u64 }),
-        }
-    }
-}
-
-impl Answers {
-    fn pong(&self, mut body: Bytes) -> Result<(), WireError> {
-        let now = self.started.elapsed().as_nanos() as u64;
-        let number = if body.len() == 8 { body.get_u64_le() } else { u64::MAX };
-        if number > now {
-            return Err(WireError::Body("pong", "answers no ping".into()));
-        }
-        self.client.pong.store(number, Ordering::Relaxed);
-        if let Some(heard) = &self.heard {
-            heard(Duration::from_nanos(now - number));
-        }
-        Ok(())
-    }
 }

@@ -20,12 +20,10 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use super::connection::{Connection, Handler};
+use super::handshake::{ConnectionKind, HANDSHAKE_BYTES, Hello, PROTOCOL_VERSION, Turned, Welcome};
 use super::message;
 use super::peer::{CALL_BYTES_TOTAL, CALLS_MAX, IDLE_MAX, RPCS_MAX, SNAPSHOTS_MAX, WINDOW_BYTES_TOTAL};
-use super::wire::{
-    APPEND_BYTES_MAX, Assembler, ConnectionKind, HANDSHAKE_BYTES, Hello, Kind, Message, PROTOCOL_VERSION, Turned,
-    Welcome, WireError,
-};
+use super::wire::{APPEND_BYTES_MAX, Assembler, Kind, Message, WireError};
 use super::{
     AppendEntriesRequest, Listener, RaftService, Refusal, Shared, Stream, Target, WINDOW_BYTES, WINDOW_REQUESTS,
 };
@@ -131,7 +129,8 @@ fn judge(shared: &Shared, hello: &Hello) -> Option<Turned> {
 async fn serve(shared: Arc<Shared>, stream: Box<dyn Stream>, hello: Hello) {
     let mut cluster = shared.cluster.subscribe();
     // A connection between brokers of one cluster may carry Raft; any other may only call.
-    let raft = cluster.borrow_and_update().is_some() && hello.cluster.is_some() && hello.kind != ConnectionKind::Call;
+    let ours = *cluster.borrow_and_update();
+    let raft = ours.is_some() && ours == hello.cluster && hello.kind != ConnectionKind::Call;
     let connection = Connection::new(hello.broker, hello.kind, raft);
     let (held_max, is_control) = match hello.kind {
         ConnectionKind::Data => {

@@ -11,8 +11,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::broadcast;
 
 use super::client::ReplicaNetwork;
+use super::handshake::{HANDSHAKE_BYTES, Hello, PROTOCOL_VERSION, Turned, Welcome};
 use super::testing::MemoryNetwork;
-use super::wire::{HANDSHAKE_BYTES, HEADER_BYTES, Header, Hello, PROTOCOL_VERSION, Turned, Welcome};
+use super::wire::{HEADER_BYTES, Header};
 use super::*;
 use crate::log::frame::{Frame, FrameHeader, FrameKind};
 use crate::types::{Entry, EntryData, ReplicaHome, StoredMembership, log_id, vote};
@@ -60,6 +61,14 @@ impl RaftService for Groups {
         groups.streams.fetch_add(1, Ordering::Relaxed);
         match to.group.0 {
             13 => requests.then(|_| std::future::pending()).boxed(),
+            // As openraft answers: a conflict at index 2 ends the stream.
+            15 => requests
+                .map(|request| match request.prev_log_id {
+                    Some(prev) if prev.index == 1 => Ok(Err(openraft::raft::StreamAppendError::Conflict(prev))),
+                    _ => Ok(Ok(request.entries.last().map(|e| e.log_id))),
+                })
+                .take(3)
+                .boxed(),
             14 => {
                 let (answers, mut answered) = tokio::sync::mpsc::unbounded_channel();
                 let mut requests = requests;
@@ -346,6 +355,66 @@ async fn many_groups_share_the_connection_each_in_order() {
     assert_eq!(network.connect_attempts("b1", "b2"), 2);
 }
 
+/// The same on real sockets and threads, while connections are lost now and then.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn streams_over_tcp_keep_their_order_across_lost_connections() {
+    let mut brokers = Vec::new();
+    for broker in 1..=2 {
+        let identity = TransportIdentity { broker: BrokerId(broker), cluster: Some(CLUSTER) };
+        let network = Arc::new(super::net::TcpNetwork);
+        let transport =
+            Transport::start(network, "127.0.0.1:0", identity, RaftConfig::default(), Arc::new(Echo)).await.unwrap();
+        let groups = Arc::new(FakeGroups::default());
+        transport.set_raft_service(Arc::new(Groups(groups.clone())));
+        brokers.push(Broker { transport, groups });
+    }
+    let (a, b) = (&brokers[0], &brokers[1]);
+    a.transport.set_peer(BrokerId(2), b.transport.local_address());
+    until(a, 2, Liveness::Alive).await;
+    let streams = (0..20).map(|group| async move {
+        let mut group = to(a, 1000 + group, 2).await;
+        let mut next = 0;
+        let mut lost = 0;
+        while next < 300 {
+            let requests = futures_util::stream::iter((next..300).map(|index| append(index, vec![1; 20_000].into())));
+            let mut answers = group.stream_append(requests, option()).await.unwrap();
+            while let Some(answer) = answers.next().await {
+                match answer {
+                    Ok(matching) => {
+                        assert_eq!(matching.unwrap(), Some(log_id(1, next)));
+                        next += 1;
+                    }
+                    Err(_) => {
+                        lost += 1;
+                        tokio::time::sleep(Duration::from_millis(5)).await;
+                    }
+                }
+            }
+        }
+        lost
+    });
+    let breaking = async {
+        for _ in 0..5 {
+            tokio::time::sleep(Duration::from_millis(30)).await;
+            a.transport.shared.peer(BrokerId(2)).unwrap().data.shut("test");
+        }
+        std::future::pending().await
+    };
+    let lost = tokio::select! {
+        biased;
+        lost = futures_util::future::join_all(streams) => lost,
+        () = breaking => unreachable!(),
+        () = tokio::time::sleep(60 * SECOND) => panic!("too slow"),
+    };
+    assert!(lost.iter().sum::<i32>() > 0);
+    for indexes in b.groups.appended.lock().values() {
+        // What was sent again is the same from some index on; nothing is left out.
+        assert!(indexes.windows(2).all(|pair| pair[1] <= pair[0] + 1));
+        assert_eq!(indexes.last(), Some(&299));
+    }
+    assert_eq!(a.transport.peer_status(BrokerId(2)).unwrap().deaths, 0);
+}
+
 #[tokio::test(start_paused = true)]
 async fn the_longest_entry_passes_whole() {
     let network = MemoryNetwork::new();
@@ -421,6 +490,20 @@ async fn a_lost_connection_fails_the_stream_and_the_next_one_works() {
     until_replicated(&mut to(&a, 1, 2).await).await;
     // The process at the other end is the same: nobody died.
     assert_eq!(a.transport.peer_status(BrokerId(2)).unwrap().deaths, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_conflict_ends_the_stream_and_what_was_sent_behind_it() {
+    let network = MemoryNetwork::new();
+    let (a, _b) = two(&network).await;
+    let mut group = to(&a, 15, 2).await;
+    for _ in 0..3 {
+        let requests = futures_util::stream::iter((0..20).map(|index| append(index, Bytes::new())));
+        let answers: Vec<_> = group.stream_append(requests, option()).await.unwrap().collect().await;
+        let conflict = openraft::raft::StreamAppendError::Conflict(log_id(1, 1));
+        assert_eq!(answers, [Ok(Ok(Some(log_id(1, 0)))), Ok(Ok(Some(log_id(1, 1)))), Ok(Err(conflict))]);
+    }
+    assert_eq!(network.connect_attempts("b1", "b2"), 2);
 }
 
 /// What a given-up stream had sent must not mix with what the next one sends.
@@ -664,6 +747,36 @@ async fn a_one_way_cut_is_seen_alike_at_both_ends_and_does_not_flap() {
     tokio::time::sleep(10 * SECOND).await;
     assert_eq!(drain(&mut seen_by_a), [(2, Liveness::Alive)]);
     assert_eq!(drain(&mut seen_by_b), [(1, Liveness::Alive)]);
+}
+
+/// Hearing a peer is not enough: it must hear us too, and lately.
+#[tokio::test(start_paused = true)]
+async fn a_peer_is_alive_only_while_it_acknowledges_our_answers() {
+    let network = MemoryNetwork::new();
+    let b = start(&network, 2).await;
+    let (mut stream, _) = hello_with(&network, |hello| {
+        hello.kind = ConnectionKind::Control;
+        hello.broker = BrokerId(66);
+    })
+    .await;
+    b.transport.set_peer(BrokerId(66), "evil:1".into());
+    let mut ping = async |number: u64, acknowledged: u64| {
+        let body = [number.to_le_bytes(), acknowledged.to_le_bytes()].concat();
+        stream.write_all(&raw(Kind::Ping, 0, vec![body.into()])).await.unwrap();
+        let mut pong = [0; HEADER_BYTES + 8];
+        stream.read_exact(&mut pong).await.unwrap();
+        assert_eq!(pong[HEADER_BYTES..], number.to_le_bytes());
+        b.transport.liveness(BrokerId(66))
+    };
+    assert_eq!(ping(5, 0).await, Liveness::Unknown);
+    assert_eq!(ping(6, 5).await, Liveness::Alive);
+    for number in 7..37 {
+        // The same old answer again and again: it proves nothing about now.
+        let body = [u64::to_le_bytes(number), u64::to_le_bytes(5)].concat();
+        let _ = stream.write_all(&raw(Kind::Ping, 0, vec![body.into()])).await;
+        tokio::time::sleep(SECOND / 10).await;
+    }
+    assert_eq!(b.transport.liveness(BrokerId(66)), Liveness::Dead);
 }
 
 /// A firewall fakes a refused connection, but the peer talks to us over its own: it is not dead (RULES.md R2).
