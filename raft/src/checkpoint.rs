@@ -186,3 +186,109 @@ impl Checkpoint {
         Some(CheckpointEntry { group, replica, lsn, state })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::codec;
+    use crate::testing::hex;
+    use crate::types::{BrokerId, ReplicaHome};
+    use proptest::prelude::*;
+
+    fn state() -> ReplicaState {
+        let membership = repr::Membership {
+            configs: vec![[ReplicaId(11), ReplicaId(12)].into()],
+            nodes: [11, 12].map(|id| (ReplicaId(id), ReplicaHome { broker: BrokerId(id as u32 - 10) })).into(),
+        };
+        ReplicaState {
+            vote: Some(repr::Vote(3, ReplicaId(12), true)),
+            committed: Some(repr::LogId(3, 90)),
+            purged: Some(repr::LogId(1, 40)),
+            log_start_offset: 70,
+            last: Some(repr::LogId(3, 99)),
+            next_offset: 200,
+            append_state: b"producers".to_vec(),
+            memberships: vec![(repr::LogId(1, 0), membership)],
+            segments: vec![SegmentState {
+                name: SegmentName { first_index: 41, file_no: 5 },
+                previous: Some(repr::LogId(1, 40)),
+                base_offset: 70,
+                bytes: 4096,
+                last: repr::LogId(3, 99),
+                next_offset: 200,
+                terms: vec![(1, 41), (3, 60)],
+                max_timestamp: 1_700_000_000_000,
+            }],
+            next_file_no: 6,
+            roll: true,
+            snapshot: Some(("snapshot-00000000000000000040".to_owned(), repr::LogId(1, 40))),
+            corrupt: None,
+        }
+    }
+
+    fn example() -> Checkpoint {
+        let entry = |group: u64, lsn, state: &ReplicaState| CheckpointEntry {
+            group: GroupId(group),
+            replica: ReplicaId(group + 10),
+            lsn: Lsn(lsn),
+            state: codec::encode(state).into(),
+        };
+        let corrupt = ReplicaState { corrupt: Some("rotten".to_owned()), ..ReplicaState::default() };
+        Checkpoint {
+            directory: DirectoryId(0xd1),
+            lsn: Lsn(1234),
+            replicas: vec![
+                entry(1, 1240, &state()),
+                entry(2, 1234, &ReplicaState::default()),
+                entry(3, 1234, &corrupt),
+            ],
+        }
+    }
+
+    fn bytes(checkpoint: &Checkpoint) -> Bytes {
+        checkpoint.encode().concat().into()
+    }
+
+    #[test]
+    fn bytes_of_the_first_version_are_still_read_and_written() {
+        let golden = include_str!("../tests/golden/checkpoint-1.hex");
+        assert_eq!(hex(&bytes(&example())), golden);
+        let read = Checkpoint::decode(&bytes(&example())).unwrap();
+        assert_eq!(read, example());
+        assert_eq!(codec::decode::<ReplicaState>(&read.replicas[0].state).unwrap(), state());
+    }
+
+    #[test]
+    fn the_example_in_the_header_holds() {
+        let empty = bytes(&Checkpoint { directory: DirectoryId(1), lsn: Lsn(0), replicas: Vec::new() });
+        let words = [0..8, 8..12, 12..16, 16..32, 32..40].map(|range| hex(&empty[range]).trim().replace(' ', ""));
+        assert!(include_str!("checkpoint.rs").contains(&format!("`{} …`", words.join(" "))), "{words:?}");
+    }
+
+    #[test]
+    fn every_flipped_bit_and_every_cut_is_seen() {
+        let good = bytes(&example());
+        for bit in 0..good.len() * 8 {
+            let mut bad = good.to_vec();
+            bad[bit / 8] ^= 1 << (bit % 8);
+            assert!(Checkpoint::decode(&bad.into()).is_err(), "bit {bit}");
+        }
+        for end in 0..good.len() {
+            assert!(Checkpoint::decode(&good.slice(..end)).is_err(), "{end} bytes");
+        }
+    }
+
+    #[test]
+    fn another_version_is_named() {
+        let mut newer = bytes(&example()).to_vec();
+        newer[8] = 9;
+        assert_eq!(Checkpoint::decode(&newer.into()), Err(CheckpointError::Version(9)));
+    }
+
+    proptest! {
+        #[test]
+        fn anything_at_all_is_survived(bytes: Vec<u8>) {
+            let _ = Checkpoint::decode(&bytes.into());
+        }
+    }
+}

@@ -18,7 +18,8 @@ use crate::error::Stopped;
 use crate::journal::Lsn;
 use crate::log::capture::{Captured, Version};
 use crate::log::{Log, LogContext};
-use crate::recovery::{ReplicaKey, groups_dir};
+use crate::recovery::ReplicaKey;
+use crate::segment_writer::FlushFailed;
 use crate::types::DirectoryId;
 
 /// How many files are synced at a time.
@@ -40,8 +41,6 @@ pub(crate) enum CheckpointFailed {
 struct Memory {
     /// Each replica's state as last written.
     states: BTreeMap<ReplicaKey, (Version, Bytes)>,
-    /// Replicas whose folder's own entry is durable.
-    folders: BTreeSet<ReplicaKey>,
 }
 
 /// Keeps the journal from being given up while a deletion is under way.
@@ -113,11 +112,6 @@ impl Checkpointer {
         Ok(())
     }
 
-    /// Waits for the checkpoint under way, and lets none begin while the guard is held.
-    pub(crate) async fn pause(&self) -> impl Drop + '_ {
-        self.memory.lock().await
-    }
-
     async fn write(
         &self,
         memory: &mut Memory,
@@ -132,8 +126,11 @@ impl Checkpointer {
             let last = log.durable(std::mem::replace(&mut captured.durable, never)).await?;
             lsns.push(last.max(lsn));
         }
-        self.context.writer.flush().await?;
-        self.sync(memory, captured).await?;
+        self.context.writer.flush().await.map_err(|failed| match failed {
+            FlushFailed::Stopped(stopped) => CheckpointFailed::Stopped(stopped),
+            FlushFailed::Full => CheckpointFailed::Full(io::ErrorKind::StorageFull.into()),
+        })?;
+        self.sync(captured).await?;
         let mut replicas = Vec::with_capacity(captured.len() + corrupt.len());
         for ((log, captured), lsn) in captured.iter().zip(lsns) {
             if captured.deleted {
@@ -152,7 +149,6 @@ impl Checkpointer {
         }
         let live: BTreeSet<ReplicaKey> = replicas.iter().map(|entry| (entry.group, entry.replica)).collect();
         memory.states.retain(|key, _| live.contains(key));
-        memory.folders.retain(|key| live.contains(key));
         let checkpoint = Checkpoint { directory: self.directory, lsn: retire, replicas };
         let path = self.root.join(CHECKPOINT_FILE);
         let replaced = replace_file(&*self.context.disk, &path, checkpoint.encode()).await;
@@ -162,7 +158,7 @@ impl Checkpointer {
     }
 
     /// Makes durable what the checkpoint will say: segments, bases, and the directories they stand in.
-    async fn sync(&self, memory: &mut Memory, captured: &[(Arc<Log>, Captured)]) -> Result<(), CheckpointFailed> {
+    async fn sync(&self, captured: &[(Arc<Log>, Captured)]) -> Result<(), CheckpointFailed> {
         let files = captured.iter().flat_map(|(_, captured)| captured.files.iter().cloned());
         let dirty: Vec<_> = files.filter(|file| file.is_dirty()).collect();
         let synced = stream::iter(dirty.into_iter().map(|file| async move {
@@ -170,27 +166,12 @@ impl Checkpointer {
             self.judge(result, file.path())
         }));
         synced.buffer_unordered(CONCURRENT).try_collect::<()>().await?;
-        let mut new_folders = Vec::new();
         for (log, captured) in captured.iter().filter(|(_, captured)| !captured.deleted) {
             for (name, base) in &captured.bases {
                 let result = log.persist_base(*name, Some(base.clone())).await;
                 self.judge(result, log.dir())?;
             }
-            let key = (log.group(), log.replica());
-            let is_new = !memory.folders.contains(&key);
-            if is_new {
-                self.judge(self.context.disk.create_dir_all(log.dir()).await, log.dir())?;
-                new_folders.push(key);
-            }
-            if is_new || captured.files.iter().any(|file| !file.entry_is_durable()) {
-                self.judge(self.context.disk.sync_dir(log.dir()).await, log.dir())?;
-                captured.files.iter().for_each(|file| file.set_entry_durable());
-            }
-        }
-        if !new_folders.is_empty() {
-            let groups = groups_dir(&self.root);
-            self.judge(self.context.disk.sync_dir(&groups).await, &groups)?;
-            memory.folders.extend(new_folders);
+            self.judge(log.sync_entries(&captured.files).await, log.dir())?;
         }
         Ok(())
     }

@@ -18,6 +18,7 @@ pub mod raft_group;
 pub mod raft_groups;
 mod recovery;
 pub mod runtime;
+mod scrub;
 mod segment_writer;
 pub mod state_machine;
 mod stop;

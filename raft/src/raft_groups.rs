@@ -115,7 +115,7 @@ impl RaftGroups {
     /// and deleted first. One that is hosted already is returned as it is.
     pub async fn create(&self, group: GroupId, replica: ReplicaId) -> Result<RaftGroup, Stopped> {
         let hosted = &self.hosted;
-        let _alone = hosted.lifecycle[group.0 as usize % LIFECYCLE_LOCKS].lock().await;
+        let _alone = hosted.lifecycle_of(group).lock().await;
         if let Some(present) = hosted.get(group) {
             if present.replica() == replica {
                 return Ok(present);
@@ -135,7 +135,7 @@ impl RaftGroups {
 
     /// Shuts a replica down and deletes its data. One that is not here is no error.
     pub async fn delete(&self, group: GroupId, replica: ReplicaId) -> Result<(), Stopped> {
-        let _alone = self.hosted.lifecycle[group.0 as usize % LIFECYCLE_LOCKS].lock().await;
+        let _alone = self.hosted.lifecycle_of(group).lock().await;
         self.hosted.drop_replica(group, replica).await
     }
 
@@ -191,7 +191,7 @@ impl Hosted {
     }
 
     /// A core over a replica's log and state.
-    pub(crate) async fn start_core(&self, replica: &Replica) -> Result<Raft, String> {
+    async fn start_core(&self, replica: &Replica) -> Result<Raft, String> {
         let network = self.transport.raft_network(replica.group);
         let log = LogStore::new(replica.log.clone());
         let machine = StateMachine::new(replica);
@@ -213,6 +213,29 @@ impl Hosted {
         self.groups.write().insert(id, group.clone());
         tokio::spawn(supervision::supervise(Arc::downgrade(&self), group.clone()));
         Ok(group)
+    }
+
+    /// Starts a group's core again. `None` if the group was closed meanwhile.
+    pub(crate) async fn restart(&self, group: &RaftGroup) -> Option<Result<(), String>> {
+        // Its files must not be deleted under the new core.
+        let _alone = self.lifecycle_of(group.group()).lock().await;
+        if group.is_closing() {
+            return None;
+        }
+        let raft = match self.start_core(group.hosted()).await {
+            Ok(raft) => raft,
+            Err(error) => return Some(Err(error)),
+        };
+        if group.is_closing() {
+            let _ = raft.shutdown().await;
+            return None;
+        }
+        group.replace_raft(raft);
+        Some(Ok(()))
+    }
+
+    fn lifecycle_of(&self, group: GroupId) -> &tokio::sync::Mutex<()> {
+        &self.lifecycle[group.0 as usize % LIFECYCLE_LOCKS]
     }
 
     pub(crate) async fn hand_over_all(&self, timeout: Duration) {

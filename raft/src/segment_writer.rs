@@ -5,9 +5,9 @@
 //! append: when the writer falls behind, appends wait. Each log's jobs run in the order they were given.
 //! It never looks into a frame.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,7 +29,7 @@ const GATHER: Duration = Duration::from_millis(50);
 /// How many logs are written at a time.
 const CONCURRENT: usize = 4;
 /// Most bytes, and most parts, of one write.
-const WRITE_BYTES_MAX: u64 = 4 << 20;
+const WRITE_BYTES_MAX: usize = 4 << 20;
 const WRITE_PARTS_MAX: usize = 512;
 
 /// A share of the budget, given back when dropped.
@@ -43,10 +43,29 @@ pub(crate) struct Seal {
     pub(crate) release: Option<u64>,
 }
 
+/// The frames of one append.
+pub(crate) struct Write {
+    pub(crate) log: Arc<Log>,
+    pub(crate) file: Arc<SegmentFile>,
+    pub(crate) position: u64,
+    /// Empty if they stand in the file already.
+    pub(crate) parts: Vec<Bytes>,
+    /// The append, counted per log.
+    pub(crate) append: u64,
+    /// Its share of the budget.
+    pub(crate) _permit: Permit,
+}
+
+impl Write {
+    fn bytes(&self) -> usize {
+        self.parts.iter().map(Bytes::len).sum()
+    }
+}
+
 /// One thing to do.
 pub(crate) enum Job {
-    /// Write frames; `parts` is empty if they stand in the file already.
-    Write { log: Arc<Log>, file: Arc<SegmentFile>, position: u64, parts: Vec<Bytes>, append: u64, permit: Permit },
+    /// Write frames.
+    Write(Write),
     /// Finish a closed segment.
     Seal { log: Arc<Log>, seal: Seal },
     /// Unlink files of a replica's folder that are no longer part of its log, oldest first.
@@ -57,14 +76,14 @@ impl Job {
     /// Jobs with one key run in order.
     fn key(&self) -> PathBuf {
         match self {
-            Self::Write { log, .. } | Self::Seal { log, .. } => log.dir().to_owned(),
+            Self::Write(Write { log, .. }) | Self::Seal { log, .. } => log.dir().to_owned(),
             Self::Remove { log_dir, .. } => log_dir.clone(),
         }
     }
 
     fn bytes(&self) -> usize {
         match self {
-            Self::Write { parts, .. } => parts.iter().map(Bytes::len).sum(),
+            Self::Write(write) => write.bytes(),
             _ => 0,
         }
     }
@@ -77,6 +96,17 @@ struct Queue {
     /// Jobs given to it and finished by it, ever.
     given: u64,
     finished: u64,
+    /// The last round left jobs behind, because the disk is full.
+    full: bool,
+}
+
+/// Why what was queued is not all done.
+#[derive(Debug)]
+pub(crate) enum FlushFailed {
+    /// The directory has stopped.
+    Stopped(Stopped),
+    /// There is no room; it goes on when there is.
+    Full,
 }
 
 /// The task's handle. The queue is bounded by the budget: each write holds a permit.
@@ -135,19 +165,25 @@ impl SegmentWriter {
     }
 
     /// Waits until everything queued so far is done.
-    pub(crate) async fn flush(&self) -> Result<(), Stopped> {
+    pub(crate) async fn flush(&self) -> Result<(), FlushFailed> {
         let wanted = self.queue.lock().given;
         loop {
             let finished = self.finished.notified();
             tokio::pin!(finished);
             finished.as_mut().enable();
-            if self.queue.lock().finished >= wanted {
-                return Ok(());
+            {
+                let queue = self.queue.lock();
+                if queue.finished >= wanted {
+                    return Ok(());
+                }
+                if queue.full {
+                    return Err(FlushFailed::Full);
+                }
             }
             self.urgent.notify_one();
             tokio::select! {
                 () = finished => {}
-                stopped = self.stop.stopped() => return Err(stopped),
+                stopped = self.stop.stopped() => return Err(FlushFailed::Stopped(stopped)),
             }
         }
     }
@@ -155,8 +191,10 @@ impl SegmentWriter {
     /// Runs until the directory stops. `logs` are those whose tail caches share `tails`.
     pub(crate) async fn run(self: Arc<Self>, tails: Arc<TailBudget>, logs: impl Fn() -> Vec<Arc<Log>> + Send) {
         loop {
+            let full = self.queue.lock().full;
             tokio::select! {
                 () = self.given.notified() => {}
+                () = tokio::time::sleep(FULL_RETRY), if full => {}
                 _ = self.stop.stopped() => return,
             }
             tokio::select! {
@@ -170,64 +208,87 @@ impl SegmentWriter {
     }
 
     async fn round(&self) {
-        let jobs = {
+        let mut jobs = {
             let mut queue = self.queue.lock();
             queue.bytes = 0;
             std::mem::take(&mut queue.jobs)
         };
-        let count = jobs.len() as u64;
-        let mut by_log: BTreeMap<PathBuf, Vec<Job>> = BTreeMap::new();
-        for job in jobs {
-            by_log.entry(job.key()).or_default().push(job);
+        let count = jobs.len();
+        // First of all, because it makes room, and nothing is written to a removed file any more.
+        for job in &jobs {
+            if let Job::Remove { log_dir, files } = job {
+                self.remove(log_dir, files).await;
+            }
         }
-        stream::iter(by_log.into_values()).for_each_concurrent(CONCURRENT, |jobs| self.run_jobs(jobs)).await;
-        self.queue.lock().finished += count;
+        jobs.retain(|job| !matches!(job, Job::Remove { .. }));
+        let mut by_log: BTreeMap<PathBuf, VecDeque<Job>> = BTreeMap::new();
+        for job in jobs {
+            by_log.entry(job.key()).or_default().push_back(job);
+        }
+        let left = Mutex::new(Vec::new());
+        let run = |jobs| async {
+            let undone = self.run_jobs(jobs).await;
+            left.lock().extend(undone);
+        };
+        stream::iter(by_log.into_values()).for_each_concurrent(CONCURRENT, run).await;
+        self.settle(count, left.into_inner());
+    }
+
+    /// Takes note of what a round has done, and puts back what it could not do, in front.
+    fn settle(&self, count: usize, mut left: Vec<Job>) {
+        let mut queue = self.queue.lock();
+        queue.finished += (count - left.len()) as u64;
+        queue.full = !left.is_empty();
+        left.append(&mut queue.jobs);
+        queue.jobs = left;
+        drop(queue);
         self.finished.notify_waiters();
     }
 
-    async fn run_jobs(&self, jobs: Vec<Job>) {
-        let mut run = Run::default();
-        for job in jobs {
+    /// Runs one log's jobs, in order. Returns those that found no room.
+    async fn run_jobs(&self, mut jobs: VecDeque<Job>) -> VecDeque<Job> {
+        while let Some(job) = jobs.pop_front() {
             match job {
-                Job::Write { log, file, position, parts, append, permit } => {
-                    if !run.takes(&file, position, &parts) {
-                        self.write(std::mem::take(&mut run)).await;
+                Job::Write(first) => {
+                    let mut run = vec![first];
+                    while let Some(Job::Write(next)) = jobs.front()
+                        && follows(&run, next)
+                        && let Some(Job::Write(next)) = jobs.pop_front()
+                    {
+                        run.push(next);
                     }
-                    run.add(log, file, position, parts, append, permit);
+                    if !self.write(&run).await {
+                        run.into_iter().rev().for_each(|write| jobs.push_front(Job::Write(write)));
+                        return jobs;
+                    }
                 }
-                Job::Seal { log, seal } => {
-                    self.write(std::mem::take(&mut run)).await;
-                    self.seal(&log, seal).await;
-                }
-                Job::Remove { log_dir, files } => {
-                    self.write(std::mem::take(&mut run)).await;
-                    self.remove(log_dir, files).await;
-                }
+                Job::Seal { log, seal } => self.seal(&log, seal).await,
+                // Done before.
+                Job::Remove { .. } => {}
             }
         }
-        self.write(run).await;
+        jobs
     }
 
-    /// Writes one run. Until it has succeeded its frames stay in the tail cache and the journal, so a full disk is waited for;
-    /// any other failure means that the directory cannot be trusted any more.
-    async fn write(&self, run: Run) {
-        let Some((log, file, position)) = run.at else { return };
-        while !run.parts.is_empty() && self.stop.check().is_ok() {
-            match file.write(position, run.parts.clone()).await {
-                Ok(()) => break,
-                Err(error) if error.kind() == io::ErrorKind::StorageFull => {
-                    tracing::warn!(path = %file.path().display(), "disk full: a segment waits to be written");
-                    tokio::select! {
-                        () = tokio::time::sleep(FULL_RETRY) => {}
-                        _ = self.stop.stopped() => return,
-                    }
-                }
-                Err(error) => return self.stop.stop(&format!("writing {}: {error}", file.path().display())),
+    /// Writes one run, all of it or, if there is no room, none (false). Until it has succeeded its frames stay in the tail
+    /// cache and the journal. Any other failure means that the directory cannot be trusted any more.
+    async fn write(&self, run: &[Write]) -> bool {
+        let (Some(first), Some(last)) = (run.first(), run.last()) else { return true };
+        let parts: Vec<Bytes> = run.iter().flat_map(|write| write.parts.iter().cloned()).collect();
+        let path = first.file.path();
+        if self.stop.check().is_err() {
+            return true;
+        }
+        let written = if parts.is_empty() { Ok(()) } else { first.file.write(first.position, parts).await };
+        match written {
+            Ok(()) => last.log.became_written(last.append),
+            Err(error) if error.kind() == io::ErrorKind::StorageFull => {
+                tracing::warn!(path = %path.display(), "disk full: a segment waits to be written");
+                return false;
             }
+            Err(error) => self.stop.stop(&format!("writing {}: {error}", path.display())),
         }
-        if self.stop.check().is_ok() {
-            log.became_written(run.append);
-        }
+        true
     }
 
     async fn seal(&self, log: &Log, seal: Seal) {
@@ -253,11 +314,11 @@ impl SegmentWriter {
         }
     }
 
-    async fn remove(&self, dir: PathBuf, files: Vec<Arc<SegmentFile>>) {
+    async fn remove(&self, dir: &Path, files: &[Arc<SegmentFile>]) {
         for file in files {
             file.retire();
             for extension in ["segment", "index", "base"] {
-                let path = segment::path(&dir, file.name(), extension);
+                let path = segment::path(dir, file.name(), extension);
                 match self.disk.remove_file(&path).await {
                     Err(error) if error.kind() != io::ErrorKind::NotFound => {
                         // Recovery removes it at the next start.
@@ -270,46 +331,17 @@ impl SegmentWriter {
     }
 }
 
-/// Consecutive writes to one file, gathered into one.
-#[derive(Default)]
-struct Run {
-    at: Option<(Arc<Log>, Arc<SegmentFile>, u64)>,
-    parts: Vec<Bytes>,
-    bytes: u64,
-    append: u64,
-    permits: Vec<Permit>,
-}
-
-impl Run {
-    fn takes(&self, file: &SegmentFile, position: u64, parts: &[Bytes]) -> bool {
-        match &self.at {
-            None => true,
-            Some((_, own, start)) => {
-                own.name() == file.name()
-                    && start + self.bytes == position
-                    && self.bytes < WRITE_BYTES_MAX
-                    && self.parts.len() + parts.len() <= WRITE_PARTS_MAX
-                    && !parts.is_empty()
-                    && !self.parts.is_empty()
-            }
-        }
-    }
-
-    fn add(
-        &mut self,
-        log: Arc<Log>,
-        file: Arc<SegmentFile>,
-        position: u64,
-        parts: Vec<Bytes>,
-        append: u64,
-        permit: Permit,
-    ) {
-        self.at.get_or_insert((log, file, position));
-        self.bytes += parts.iter().map(|part| part.len() as u64).sum::<u64>();
-        self.parts.extend(parts);
-        self.append = append;
-        self.permits.push(permit);
-    }
+/// Whether `next` stands right behind a run, and they are not too much for one write.
+fn follows(run: &[Write], next: &Write) -> bool {
+    let Some(first) = run.first() else { return true };
+    let bytes: usize = run.iter().map(Write::bytes).sum();
+    let parts: usize = run.iter().map(|write| write.parts.len()).sum();
+    first.file.name() == next.file.name()
+        && first.position + bytes as u64 == next.position
+        && bytes < WRITE_BYTES_MAX
+        && parts + next.parts.len() <= WRITE_PARTS_MAX
+        && parts > 0
+        && !next.parts.is_empty()
 }
 
 /// Brings the tail caches back under their common bound, each in proportion to what it holds.

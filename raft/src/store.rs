@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -22,12 +22,14 @@ use crate::disk::{Disk, create_dir_durably};
 use crate::error::{OpenError, Stopped};
 use crate::journal::{Journal, JournalConfig, Op, UnwrittenBytes};
 use crate::log::base::Base;
+use crate::log::capture::move_folder;
 use crate::log::head::Head;
 use crate::log::state::LogState;
 use crate::log::tail::{Tail, TailBudget};
 use crate::log::{Log, LogContext};
 use crate::payload::Application;
 use crate::recovery::{self, Found, RecoveredReplica, Recovery, ReplicaKey};
+use crate::scrub::{self, Findings};
 use crate::segment_writer::SegmentWriter;
 use crate::stop::StopSignal;
 use crate::types::{BrokerId, ClusterId, DirectoryId, GroupId, ReplicaId};
@@ -36,6 +38,9 @@ use crate::types::{BrokerId, ClusterId, DirectoryId, GroupId, ReplicaId};
 const MEASURE_INTERVAL: Duration = Duration::from_secs(1);
 /// How long a checkpoint that found no room is put off.
 const FULL_RETRY: Duration = Duration::from_secs(5);
+
+/// How long the last checkpoint may take.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Makes the [`Application`] of a group when its log is opened or created. Called before any other use of the group.
 pub type ApplicationFactory = Arc<dyn Fn(GroupId, ReplicaId) -> Arc<dyn Application> + Send + Sync>;
@@ -105,6 +110,7 @@ pub struct Store {
     checkpointer: Checkpointer,
     unknown_folders: Vec<PathBuf>,
     available: AtomicU64,
+    findings: Arc<Findings>,
     tasks: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -146,6 +152,7 @@ impl Store {
             checkpointer,
             unknown_folders,
             available: AtomicU64::new(0),
+            findings: Arc::new(Findings::default()),
             tasks: Mutex::new(Vec::new()),
         });
         store.measure().await.map_err(|error| OpenError::Io { path: path.clone(), error })?;
@@ -174,7 +181,11 @@ impl Store {
                 file.sync().await?;
             }
             for path in leftovers {
-                self.context.disk.remove_file(&path).await?;
+                match self.context.disk.remove_file(&path).await {
+                    // A temporary file that the checkpoint has replaced.
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                    other => other?,
+                }
             }
         }
         for path in dead_folders {
@@ -213,6 +224,12 @@ impl Store {
         self.registry.corrupt.lock().values().map(|(replica, _)| replica.clone()).collect()
     }
 
+    /// Replicas that are open, but in whose segments the background scrub has found rot (RULES.md J13). Reads of the rotten places
+    /// fail; nothing else does.
+    pub fn rotten(&self) -> Vec<CorruptReplica> {
+        self.findings.list()
+    }
+
     /// Folders under `groups` that nothing on record explains (RULES.md J14): kept, never touched.
     pub fn unknown_folders(&self) -> Vec<PathBuf> {
         self.unknown_folders.clone()
@@ -226,20 +243,20 @@ impl Store {
         if self.registry.corrupt.lock().contains_key(&key) || self.unknown_folders.contains(&dir) {
             return Err(Stopped(format!("{} holds what is left of another replica", dir.display()).into()));
         }
-        let (created, new) = {
-            let mut open = self.registry.open.lock();
-            match open.get(&key) {
-                Some(existing) => (existing.clone(), false),
-                None => {
-                    let created = self.empty_replica(key, dir).map_err(|error| Stopped(error.to_string().into()))?;
-                    open.insert(key, created.clone());
-                    (created, true)
-                }
+        let failed = |error: io::Error| Stopped(format!("{}: {error}", dir.display()).into());
+        let existing = self.registry.open.lock().get(&key).cloned();
+        let created = match existing {
+            Some(existing) => existing,
+            None => {
+                let created = self.empty_replica(key, dir.clone()).map_err(failed)?;
+                let mut open = self.registry.open.lock();
+                open.entry(key).or_insert(created).clone()
             }
         };
-        if new {
-            created.log.create().await?;
-        }
+        // Whoever came first has queued the record; everybody waits for it.
+        created.log.create().await?;
+        // Not before the record: a folder that nothing explains would be in the way of the next attempt.
+        self.context.disk.create_dir_all(&dir).await.map_err(failed)?;
         Ok(created)
     }
 
@@ -258,7 +275,7 @@ impl Store {
         let floor = self.checkpointer.hold_floor();
         let open = self.registry.open.lock().get(&key).cloned();
         match open {
-            Some(open) => open.log.delete().await?,
+            Some(ref open) => open.log.delete().await?,
             None if self.registry.corrupt.lock().contains_key(&key) => {
                 self.context.journal.write(group, replica, Op::Delete).await?;
             }
@@ -268,28 +285,25 @@ impl Store {
             }
         }
         let dir = recovery::replica_dir(self.data_dir.path(), key);
-        match self.remove_folder(key, &dir).await {
+        let aside = dir.with_file_name(format!("{}{group}-{replica}", recovery::DELETED_PREFIX));
+        let moved = match &open {
+            Some(open) => open.log.move_folder(&aside).await,
+            None => move_folder(&*self.context.disk, &dir, &aside).await,
+        };
+        self.registry.open.lock().remove(&key);
+        self.registry.corrupt.lock().remove(&key);
+        match moved {
             Ok(()) => self.checkpointer.release_floor(floor),
             // The record stays in the journal, and the next start cleans up.
             Err(error) => tracing::error!(path = %dir.display(), %error, "a deleted replica's folder stays"),
         }
-        Ok(())
-    }
-
-    async fn remove_folder(&self, key: ReplicaKey, dir: &Path) -> io::Result<()> {
-        let disk = &self.context.disk;
-        let aside = dir.with_file_name(format!("{}{}-{}", recovery::DELETED_PREFIX, key.0, key.1));
-        {
-            let _no_checkpoint = self.checkpointer.pause().await;
-            self.registry.open.lock().remove(&key);
-            self.registry.corrupt.lock().remove(&key);
-            match disk.rename(dir, &aside).await {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-                other => other?,
+        match self.context.disk.remove_dir_all(&aside).await {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                tracing::warn!(path = %aside.display(), %error, "a deleted replica's files stay until the next start");
             }
-            disk.sync_dir(&recovery::groups_dir(self.data_dir.path())).await?;
+            _ => {}
         }
-        disk.remove_dir_all(&aside).await
+        Ok(())
     }
 
     /// Resolves when the directory has stopped (a failed fsync, RULES.md J15; or [`Self::close`]).
@@ -323,9 +337,15 @@ impl Store {
         self.checkpointer.take(|| self.registry.logs(), || self.registry.corrupt_states()).await
     }
 
-    /// Checkpoints, seals the journal and closes. Groups must have been shut down.
+    /// Checkpoints, seals the journal and closes. Groups must have been shut down. If the checkpoint takes too long (the disk
+    /// may be full), the journal keeps what it would have said.
     pub async fn close(&self) -> Result<(), Stopped> {
-        let checkpointed = self.checkpoint().await;
+        for log in self.registry.logs() {
+            if let Err(error) = log.persist_index().await {
+                tracing::warn!(path = %log.dir().display(), %error, "the index is to be made anew");
+            }
+        }
+        let checkpointed = tokio::time::timeout(CLOSE_TIMEOUT, self.checkpoint()).await.unwrap_or(Ok(()));
         let closed = self.context.journal.close().await;
         let tasks = std::mem::take(&mut *self.tasks.lock());
         for task in tasks {
@@ -352,7 +372,10 @@ impl Store {
     fn start_tasks(self: &Arc<Self>) {
         let checkpoints = tokio::spawn(checkpoints(Arc::downgrade(self), self.context.clone()));
         let measurements = tokio::spawn(measurements(Arc::downgrade(self), self.context.stop.clone()));
-        self.tasks.lock().extend([checkpoints, measurements]);
+        let registry = self.registry.clone();
+        let stop = self.context.stop.clone();
+        let scrub = tokio::spawn(scrub::run(move || registry.logs(), Arc::downgrade(&self.findings), stop));
+        self.tasks.lock().extend([checkpoints, measurements, scrub]);
     }
 }
 

@@ -32,34 +32,42 @@ const AWAY_WAIT: Duration = Duration::from_secs(10);
 pub(crate) async fn supervise(hosted: Weak<Hosted>, group: RaftGroup) {
     let mut restarts: VecDeque<Instant> = VecDeque::new();
     loop {
-        let why = watch_core(&hosted, &group).await;
+        let mut why = watch_core(&hosted, &group).await;
         if group.is_closing() {
             return;
         }
-        tracing::error!(group = group.group().0, replica = group.replica().0, why, "the group's core ended");
-        group.set_stopped(why.clone());
-        let _ = group.raft().shutdown().await;
-        if let (Some(term), Some(hosted)) = (group.own_term(), hosted.upgrade()) {
-            hosted.elections.renounce(&[(group.clone(), term)]).await;
-        }
-        restarts.retain(|at| at.elapsed() < RESTART_WINDOW);
-        if restarts.len() >= RESTARTS_MAX {
-            return lose(&hosted, &group, why);
-        }
-        sleep(RESTART_WAIT * 4u32.pow(restarts.len() as u32)).await;
-        restarts.push_back(Instant::now());
-        let Some(hosted) = hosted.upgrade().filter(|hosted| !hosted.is_closed()) else { return };
-        // A stopped directory is no accident of one group: `stop_with_the_store` speaks for all.
-        if group.is_closing() || hosted.store.stopped().now_or_never().is_some() {
-            return;
-        }
-        match hosted.start_core(group.hosted()).await {
-            Ok(raft) => {
-                group.replace_raft(raft);
-                hosted.tell(GroupEvent::Restarted(group.group(), why));
+        bury(&hosted, &group, &why).await;
+        loop {
+            restarts.retain(|at| at.elapsed() < RESTART_WINDOW);
+            if restarts.len() >= RESTARTS_MAX {
+                return lose(&hosted, &group, why);
             }
-            Err(error) => return hosted.report_lost(group.group(), group.replica(), error),
+            sleep(RESTART_WAIT * 4u32.pow(restarts.len() as u32)).await;
+            restarts.push_back(Instant::now());
+            let Some(hosted) = hosted.upgrade().filter(|hosted| !hosted.is_closed()) else { return };
+            // A stopped directory is no accident of one group: `stop_with_the_store` speaks for all.
+            if hosted.store.stopped().now_or_never().is_some() {
+                return;
+            }
+            match hosted.restart(&group).await {
+                None => return,
+                Some(Ok(())) => {
+                    hosted.tell(GroupEvent::Restarted(group.group(), why));
+                    break;
+                }
+                Some(Err(error)) => why = error,
+            }
         }
+    }
+}
+
+/// What is to be done when a core has ended: callers are refused, the rest of it is joined, and if it led, that is said.
+async fn bury(hosted: &Weak<Hosted>, group: &RaftGroup, why: &str) {
+    tracing::error!(group = group.group().0, replica = group.replica().0, why, "the group's core ended");
+    group.set_stopped(why.to_owned());
+    let _ = group.raft().shutdown().await;
+    if let (Some(term), Some(hosted)) = (group.own_term(), hosted.upgrade()) {
+        hosted.elections.renounce(&[(group.clone(), term)]).await;
     }
 }
 

@@ -154,3 +154,9 @@ impl Application for TestApplication {
 pub fn test_applications(snapshot_at: SnapshotAt) -> ApplicationFactory {
     Arc::new(move |_: GroupId, _: ReplicaId| TestApplication::new(snapshot_at))
 }
+
+/// Bytes as golden files show them: sixteen a line.
+pub fn hex(bytes: &[u8]) -> String {
+    let line = |line: &[u8]| line.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(" ") + "\n";
+    bytes.chunks(16).map(line).collect()
+}

@@ -151,3 +151,87 @@ impl Base {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use super::*;
+    use crate::testing::hex;
+    use crate::types::{BrokerId, Membership, ReplicaHome, ReplicaId, log_id};
+    use proptest::prelude::*;
+
+    fn example(application: &'static [u8]) -> Base {
+        let nodes = BTreeMap::from([(ReplicaId(11), ReplicaHome { broker: BrokerId(1) })]);
+        let membership = Membership::new(vec![BTreeSet::from([ReplicaId(11)])], nodes).unwrap();
+        Base {
+            last: Some(log_id(3, 41)),
+            next_offset: 1000,
+            append_state: Some(Bytes::from_static(b"producers")),
+            membership: StoredMembership::new(Some(log_id(1, 0)), membership),
+            application: Bytes::from_static(application),
+        }
+    }
+
+    #[test]
+    fn bytes_of_the_first_version_are_still_read_and_written() {
+        let golden = include_str!("../../tests/golden/base-1.hex");
+        let bases = [Base::default(), example(b""), example(b"catalog")];
+        assert_eq!(bases.iter().map(|base| hex(&base.encode())).collect::<Vec<_>>().join("\n"), golden);
+        for base in bases {
+            assert_eq!(Base::decode(&base.encode()).unwrap(), base);
+        }
+    }
+
+    #[test]
+    fn the_example_in_the_header_holds() {
+        let bytes = Base::default().encode();
+        let words: Vec<String> =
+            [0..8, 8..12, 12..16, 16..24, 24..29].map(|range| hex(&bytes[range]).trim().replace(' ', "")).into();
+        assert!(include_str!("base.rs").contains(&format!("`{} …`", words.join(" "))), "{words:?}");
+    }
+
+    #[test]
+    fn every_flipped_bit_and_every_cut_is_seen() {
+        let good = example(b"catalog").encode();
+        for bit in 0..good.len() * 8 {
+            let mut bytes = good.to_vec();
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            assert!(Base::decode(&bytes.into()).is_err(), "bit {bit}");
+        }
+        for end in 0..good.len() {
+            assert!(Base::decode(&good.slice(..end)).is_err(), "{end} bytes");
+        }
+    }
+
+    #[test]
+    fn another_version_is_named() {
+        let mut bytes = Base::default().encode().to_vec();
+        bytes[8] = 2;
+        assert_eq!(Base::decode(&bytes.into()), Err(BaseError::Version(2)));
+    }
+
+    proptest! {
+        #[test]
+        fn a_base_survives_the_round_trip(
+            last in any::<Option<(u64, u64)>>(),
+            next_offset: u64,
+            append_state in any::<Option<Vec<u8>>>(),
+            application: Vec<u8>,
+        ) {
+            let base = Base {
+                last: last.map(|(term, index)| log_id(term, index)),
+                next_offset,
+                append_state: append_state.map(Bytes::from),
+                application: application.into(),
+                ..Base::default()
+            };
+            prop_assert_eq!(Base::decode(&base.encode()).unwrap(), base);
+        }
+
+        #[test]
+        fn anything_at_all_is_survived(bytes: Vec<u8>) {
+            let _ = Base::decode(&bytes.into());
+        }
+    }
+}

@@ -1,14 +1,17 @@
 //! What checkpoints and the segment writer ask of a log.
 
+use std::io;
+use std::path::Path;
 use std::sync::Arc;
 
-use tokio::sync::oneshot;
+use tokio::sync::{MutexGuard, oneshot};
 
-use super::Log;
 use super::base::Base;
 use super::index::SparseIndex;
-use super::segment::SegmentFile;
+use super::segment::{self, SegmentFile};
+use super::{Folder, Log};
 use crate::checkpoint::ReplicaState;
+use crate::disk::{Disk, replace_file};
 use crate::error::ReadError;
 use crate::journal::{Lsn, SegmentName};
 use crate::payload::SnapshotAt;
@@ -47,7 +50,7 @@ impl Log {
             committed: state.committed.map(|committed| committed.index),
             snapshot: state.snapshot.as_ref().map(|snapshot| snapshot.name.clone()),
         };
-        let base = |segment: &super::segment::Segment| segment.base.clone().map(|base| (segment.name(), base));
+        let base = |segment: &segment::Segment| segment.base.clone().map(|base| (segment.name(), base));
         Captured {
             deleted: state.closed,
             state: (seen != Some(&version)).then(|| state.capture()),
@@ -57,6 +60,47 @@ impl Log {
             obsolete_snapshots: std::mem::take(&mut state.obsolete_snapshots),
             durable: Self::last_submitted(&mut state),
         }
+    }
+
+    /// Makes the replica's folder, durably, and keeps it where it is while the guard is held. `None`: the replica is deleted.
+    pub(super) async fn folder(&self) -> io::Result<Option<MutexGuard<'_, Folder>>> {
+        let mut folder = self.folder.lock().await;
+        if *folder == Folder::Unsure {
+            self.context.disk.create_dir_all(&self.dir).await?;
+            if let Some(groups) = self.dir.parent() {
+                self.context.disk.sync_dir(groups).await?;
+            }
+            *folder = Folder::Durable;
+        }
+        Ok((*folder == Folder::Durable).then_some(folder))
+    }
+
+    /// Makes the directory entries of these files durable, and of the folder itself.
+    pub(crate) async fn sync_entries(&self, files: &[Arc<SegmentFile>]) -> io::Result<()> {
+        let Some(_folder) = self.folder().await? else { return Ok(()) };
+        if files.iter().any(|file| !file.entry_is_durable()) {
+            self.context.disk.sync_dir(&self.dir).await?;
+            files.iter().for_each(|file| file.set_entry_durable());
+        }
+        Ok(())
+    }
+
+    /// Moves the folder of a deleted replica aside, durably. A missing one is fine.
+    pub(crate) async fn move_folder(&self, aside: &Path) -> io::Result<()> {
+        let mut folder = self.folder.lock().await;
+        *folder = Folder::Gone;
+        move_folder(&*self.context.disk, &self.dir, aside).await
+    }
+
+    /// Writes the index of the last segment, so that the next process need not make it anew. For a clean end.
+    pub(crate) async fn persist_index(&self) -> io::Result<()> {
+        let index = {
+            let state = self.state.lock();
+            let last = state.segments.last().filter(|segment| segment.index.is_complete());
+            last.map(|segment| (segment.name(), segment.index.encode(segment.name())))
+        };
+        let (Some((name, index)), Some(_folder)) = (index, self.folder().await?) else { return Ok(()) };
+        replace_file(&*self.context.disk, &segment::path(&self.dir, name, "index"), vec![index]).await
     }
 
     /// After a recovery: what is applied, and the high watermark, follow from the recovered commit, or from the applied state
@@ -107,5 +151,17 @@ impl Log {
                 segment.index = SparseIndex::new(segment.bytes, interval);
             }
         }
+    }
+}
+
+/// Renames a folder durably; a missing one is fine.
+pub(crate) async fn move_folder(disk: &dyn Disk, dir: &Path, aside: &Path) -> io::Result<()> {
+    match disk.rename(dir, aside).await {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        other => other?,
+    }
+    match dir.parent() {
+        Some(groups) => disk.sync_dir(groups).await,
+        None => Ok(()),
     }
 }

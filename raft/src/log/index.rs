@@ -143,9 +143,9 @@ impl SparseIndex {
         out.freeze()
     }
 
-    /// Reads the index of `segment`, of which `segment_bytes` bytes count. `None` if these bytes are not it, for whatever
-    /// reason: it is then rebuilt.
-    pub fn decode(bytes: &[u8], segment: SegmentName, segment_bytes: u64, interval: u64) -> Option<Self> {
+    /// Reads an index of `segment`'s beginning, of at most `bytes_max` of its bytes. `None` if these bytes are not it, for
+    /// whatever reason: it is then rebuilt. (A segment's bytes are written once, so an index of fewer bytes stays true.)
+    pub fn decode(bytes: &[u8], segment: SegmentName, bytes_max: u64, interval: u64) -> Option<Self> {
         let (body, mut crc) = bytes.split_at_checked(bytes.len().checked_sub(4)?)?;
         let (mut header, mut rest) = body.split_at_checked(HEADER_BYTES)?;
         if &header[..8] != MAGIC || crc.get_u32_le() != crc32c::crc32c(body) {
@@ -156,7 +156,7 @@ impl SparseIndex {
         let count = header.get_u32_le() as usize;
         let name = SegmentName { first_index: header.get_u64_le(), file_no: header.get_u64_le() };
         let end = header.get_u64_le();
-        let sound = version == INDEX_VERSION && name == segment && end == segment_bytes;
+        let sound = version == INDEX_VERSION && name == segment && end <= bytes_max;
         if !sound || rest.len() != count.checked_mul(ENTRY_BYTES)? {
             return None;
         }
@@ -177,5 +177,110 @@ impl SparseIndex {
         let first = entries.first().is_some_and(|entry| entry.position == 0 && entry.index == segment.first_index);
         let last = entries.last().is_some_and(|entry| entry.position < end);
         (rising && first && last).then_some(Self { entries, from: 0, end, interval })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::frame::FrameKind;
+    use super::*;
+    use crate::testing::hex;
+    use proptest::prelude::*;
+
+    const NAME: SegmentName = SegmentName { first_index: 7, file_no: 1 };
+
+    fn header(index: u64, base_offset: u64, span: u32, payload_bytes: u32, max_timestamp: i64) -> FrameHeader {
+        FrameHeader {
+            kind: FrameKind::Records,
+            payload_bytes,
+            term: 1,
+            index,
+            base_offset,
+            offset_span: span,
+            record_count: span,
+            max_timestamp,
+            payload_crc: 0,
+        }
+    }
+
+    /// Frames of 100 bytes each: index, base offset, time.
+    fn index_of(frames: &[(u64, u64, i64)], interval: u64) -> SparseIndex {
+        let mut index = SparseIndex::new(0, interval);
+        for (at, (number, offset, time)) in frames.iter().enumerate() {
+            index.note(&header(*number, *offset, 1, 40, *time), at as u64 * 100);
+        }
+        index
+    }
+
+    #[test]
+    fn bytes_of_the_first_version_are_still_read_and_written() {
+        let index = index_of(&[(7, 20, 500), (8, 21, 400), (9, 22, 900), (10, 23, -1)], 150);
+        let golden = include_str!("../../tests/golden/index-1.hex");
+        assert_eq!(hex(&index.encode(NAME)), golden);
+        assert_eq!(SparseIndex::decode(&index.encode(NAME), NAME, 400, 150).unwrap(), index);
+    }
+
+    #[test]
+    fn the_example_in_the_header_holds() {
+        let bytes = SparseIndex::new(0, 1).encode(NAME);
+        let words = [0..8, 8..12, 12..16, 16..24, 24..32].map(|range| hex(&bytes[range]).trim().replace(' ', ""));
+        assert!(include_str!("index.rs").contains(&format!("`{} …`", words.join(" "))), "{words:?}");
+    }
+
+    #[test]
+    fn every_flipped_bit_and_a_foreign_segment_are_seen() {
+        let good = index_of(&[(7, 20, 500), (8, 21, 400), (9, 22, 900)], 1).encode(NAME);
+        for bit in 0..good.len() * 8 {
+            let mut bytes = good.to_vec();
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            assert_eq!(SparseIndex::decode(&bytes, NAME, 300, 1), None, "bit {bit}");
+        }
+        for end in 0..good.len() {
+            assert_eq!(SparseIndex::decode(&good[..end], NAME, 300, 1), None, "{end} bytes");
+        }
+        assert_eq!(SparseIndex::decode(&good, SegmentName { file_no: 2, ..NAME }, 300, 1), None);
+        // Of a segment that has fewer bytes now.
+        assert_eq!(SparseIndex::decode(&good, NAME, 299, 1), None);
+    }
+
+    #[test]
+    fn a_time_is_looked_for_from_an_index_on() {
+        let index = index_of(&[(7, 20, 500), (8, 21, 900), (9, 22, 100), (10, 23, 950), (11, 24, 10)], 150);
+        assert_eq!(index.by_timestamp(0, 400), Some((7, Some(9))));
+        assert_eq!(index.by_timestamp(8, 901), Some((9, Some(11))));
+        assert_eq!(index.by_timestamp(8, 100), Some((8, Some(9))));
+        assert_eq!(index.by_timestamp(11, 5), Some((11, None)));
+        assert_eq!(index.by_timestamp(0, 951), None);
+    }
+
+    proptest! {
+        #[test]
+        fn an_index_points_at_or_before_what_is_looked_for(spans in prop::collection::vec(0..4u32, 1..60), interval in 1..900u64) {
+            let mut index = SparseIndex::new(0, interval);
+            let (mut offset, mut frames) = (100, Vec::new());
+            for (at, span) in spans.iter().enumerate() {
+                index.note(&header(7 + at as u64, offset, *span, 40, -1), at as u64 * 100);
+                frames.push((7 + at as u64, offset, offset + u64::from(*span), at as u64 * 100));
+                offset += u64::from(*span);
+            }
+            for (number, base, end, position) in frames {
+                let found = index.by_index(number).unwrap();
+                prop_assert!(found.index <= number && found.position <= position);
+                prop_assert!(position - found.position < interval + 100);
+                for offset in base..end {
+                    let found = index.by_offset(offset).unwrap();
+                    prop_assert!(found.base_offset <= offset && found.position <= position);
+                }
+            }
+            prop_assert_eq!(index.by_index(6), None);
+            prop_assert_eq!(index.by_offset(99), None);
+            let read = SparseIndex::decode(&index.encode(NAME), NAME, index.end(), interval);
+            prop_assert_eq!(read, Some(index));
+        }
+
+        #[test]
+        fn anything_at_all_is_survived(bytes: Vec<u8>) {
+            let _ = SparseIndex::decode(&bytes, NAME, u64::MAX, 1);
+        }
     }
 }

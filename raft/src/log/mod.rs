@@ -76,6 +76,17 @@ pub struct SegmentInfo {
     pub max_timestamp: i64,
 }
 
+/// What is known of a replica's folder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Folder {
+    /// It may not be there, or not durably.
+    Unsure,
+    /// It is there, durably.
+    Durable,
+    /// The replica is deleted.
+    Gone,
+}
+
 /// A replica's log. Shared; its methods lock inside and never across an await.
 pub struct Log {
     context: Arc<LogContext>,
@@ -85,6 +96,8 @@ pub struct Log {
     application: Arc<dyn Application>,
     state: Mutex<LogState>,
     high_watermark: watch::Sender<Offset>,
+    /// Held while the folder is made, renamed, or something is put into it (segments apart).
+    folder: tokio::sync::Mutex<Folder>,
     /// One writer at a time (append, truncate, purge, install); openraft's own order makes it uncontended.
     writing: tokio::sync::Mutex<()>,
 }
@@ -109,6 +122,7 @@ impl Log {
             application,
             state: Mutex::new(state),
             high_watermark: watch::Sender::new(Offset(high_watermark)),
+            folder: tokio::sync::Mutex::new(Folder::Unsure),
             writing: tokio::sync::Mutex::new(()),
         })
     }
@@ -161,7 +175,7 @@ impl Log {
     /// Reads every frame of every segment and checks it. Returns the bytes read; `Corrupt` names the first bad place.
     /// For the background scrub (RULES.md J13).
     pub async fn verify(&self) -> Result<u64, ReadError> {
-        self.verify_segments().await
+        self.verify_slowly(0).await
     }
 
     /// Bytes of all segments.
@@ -207,6 +221,12 @@ impl Log {
     /// segment's start, never above what is applied. Follow it by openraft's `trigger().snapshot()`.
     pub fn set_snapshot_boundary(&self, first_index: u64) {
         self.state.lock().boundary = first_index;
+    }
+
+    /// The append state at the log's end, saved. For tests: it must be what a fold over the log gives.
+    #[cfg(any(test, feature = "simulation"))]
+    pub fn append_state(&self) -> bytes::Bytes {
+        self.state.lock().head.append_state.save()
     }
 
     pub(crate) fn dir(&self) -> &Path {

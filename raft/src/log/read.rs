@@ -5,6 +5,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::Log;
 use super::frame::{Frame, FrameKind};
@@ -216,17 +217,16 @@ impl Log {
         let interval = self.context.config.index_interval_bytes;
         let path = segment::path(&self.dir, name, "index");
         let stored = match read_file(&*self.context.disk, &path, INDEX_BYTES_MAX).await {
-            Ok(stored) => SparseIndex::decode(&stored, name, bytes, interval),
+            Ok(stored) => SparseIndex::decode(&stored, name, bytes, interval)
+                .filter(|index| index.end() == bytes || index.end() <= known_from),
             // Whatever is wrong with it, it can be rebuilt; if the disk itself is ill, the segment will say so.
             Err(_) => None,
         };
-        let index = match stored {
-            Some(index) => index,
-            None => match rebuild_index(&file, known_from, interval).await {
-                // Purged or truncated meanwhile.
-                Err(_) if self.index_gap(name).is_none() => return Ok(()),
-                rebuilt => rebuilt?,
-            },
+        let begun = stored.unwrap_or_else(|| SparseIndex::new(0, interval));
+        let index = match extend_index(&file, begun, known_from).await {
+            // Purged or truncated meanwhile.
+            Err(_) if self.index_gap(name).is_none() => return Ok(()),
+            extended => extended?,
         };
         let mut state = self.state.lock();
         let Some(segment) = state.segments.iter_mut().find(|segment| segment.name() == name) else { return Ok(()) };
@@ -247,17 +247,20 @@ impl Log {
         (!segment.index.is_complete()).then(|| (segment.file.clone(), segment.index.from(), segment.bytes))
     }
 
-    pub(super) async fn verify_segments(&self) -> Result<u64, ReadError> {
+    /// [`Log::verify`], reading no faster than so many bytes per second (0: as fast as it can).
+    pub(crate) async fn verify_slowly(&self, bytes_per_second: u64) -> Result<u64, ReadError> {
         let mut bytes = 0;
-        let mut next = self.state.lock().first_index();
+        let mut next = self.first_index();
         let end = self.state.lock().head.next_index();
         while next < end {
             let frames = self.read_some(next, end, CHUNK_BYTES.1, false).await?;
             // Purged meanwhile: go on where the log begins now.
-            next = frames
-                .last()
-                .map_or_else(|| self.state.lock().first_index().max(next + 1), |last| last.header.index + 1);
-            bytes += frames.iter().map(|frame| frame.header.frame_bytes()).sum::<u64>();
+            next = frames.last().map_or_else(|| self.first_index().max(next + 1), |last| last.header.index + 1);
+            let read = frames.iter().map(|frame| frame.header.frame_bytes()).sum::<u64>();
+            bytes += read;
+            if let Some(micros) = (read * 1_000_000).checked_div(bytes_per_second) {
+                tokio::time::sleep(Duration::from_micros(micros)).await;
+            }
         }
         Ok(bytes)
     }
@@ -301,11 +304,10 @@ async fn read_file_frames(
     Ok(frames)
 }
 
-/// The index of a segment's first `end` bytes, from its headers.
-async fn rebuild_index(file: &SegmentFile, end: u64, interval: u64) -> Result<SparseIndex, ReadError> {
-    let mut index = SparseIndex::new(0, interval);
-    let mut stream = FrameStream::open(file, 0, end, CHUNK_BYTES.0).await?;
-    let mut position = 0;
+/// Extends an index of a segment's beginning to its first `end` bytes, from the headers.
+async fn extend_index(file: &SegmentFile, mut index: SparseIndex, end: u64) -> Result<SparseIndex, ReadError> {
+    let mut position = index.end();
+    let mut stream = FrameStream::open(file, position, end.max(position), CHUNK_BYTES.0).await?;
     while let Some(header) = stream.next_header().await? {
         index.note(&header, position);
         position = stream.position();

@@ -106,7 +106,6 @@ impl SegmentFile {
         }
         let file = match self.disk.open(&self.path, OpenMode::ReadWrite).await {
             Err(error) if create && error.kind() == io::ErrorKind::NotFound && !self.is_retired() => {
-                self.disk.create_dir_all(&self.dir).await?;
                 self.disk.open(&self.path, OpenMode::CreateNew).await?
             }
             other => other?,

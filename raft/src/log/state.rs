@@ -58,6 +58,8 @@ pub(crate) struct LogState {
     /// Appends given to the journal, and those of them that are written to their segments, in order.
     pub(crate) appends: u64,
     pub(crate) appends_written: u64,
+    /// That it exists stands in the journal or in a checkpoint.
+    pub(crate) created: bool,
     /// It is being deleted and takes no more operations.
     pub(crate) closed: bool,
 }
@@ -88,6 +90,7 @@ impl LogState {
             durable_waiters: Vec::new(),
             appends: 0,
             appends_written: 0,
+            created: false,
             closed: false,
         }
     }

@@ -19,7 +19,7 @@ use super::state::{LogState, SnapshotRef};
 use crate::disk::{read_file, replace_file};
 use crate::error::{ReadError, Stopped};
 use crate::journal::{Extent, Op, SegmentName};
-use crate::segment_writer::{Job, Permit, Seal};
+use crate::segment_writer::{Job, Permit, Seal, Write};
 use crate::types::{Appended, LogId, Membership, Offset, Outcome, Proposal, Vote, log_id};
 
 /// An entry to append.
@@ -173,7 +173,8 @@ impl Log {
                 if let Some(seal) = seal {
                     log.context.writer.push(Job::Seal { log: log.clone(), seal });
                 }
-                log.context.writer.push(Job::Write { log: log.clone(), file, position, parts, append, permit });
+                let write = Write { log: log.clone(), file, position, parts, append, _permit: permit };
+                log.context.writer.push(Job::Write(write));
                 for (tell, appended) in told {
                     // The proposer may have stopped waiting.
                     let _ = tell.send(appended);
@@ -369,7 +370,7 @@ impl Log {
     /// Writes a segment's base beside it, durably, if that has not been done.
     pub(crate) async fn persist_base(&self, name: SegmentName, base: Option<Arc<Base>>) -> io::Result<()> {
         let Some(base) = base else { return Ok(()) };
-        self.context.disk.create_dir_all(&self.dir).await?;
+        let Some(_folder) = self.folder().await? else { return Ok(()) };
         replace_file(&*self.context.disk, &segment::path(&self.dir, name, "base"), vec![base.encode()]).await?;
         let mut state = self.state.lock();
         if let Some(segment) = state.segments.iter_mut().find(|segment| segment.name() == name) {
@@ -438,7 +439,7 @@ impl Log {
     /// Writes a snapshot file, durably, and makes it the newest. Older ones go with the next checkpoint.
     pub(crate) async fn write_snapshot(&self, last: LogId, bytes: Bytes) -> io::Result<SnapshotRef> {
         let name = snapshot_name(last);
-        self.context.disk.create_dir_all(&self.dir).await?;
+        let Some(_folder) = self.folder().await? else { return Err(invalid("the replica is deleted".into())) };
         replace_file(&*self.context.disk, &self.dir.join(&name), vec![bytes]).await?;
         let snapshot = SnapshotRef { name, last };
         let mut state = self.state.lock();
@@ -450,7 +451,7 @@ impl Log {
     }
 
     /// How the log stood after the entry at `index` (`None`: before the first): what a snapshot or a truncation there needs;
-    /// and, if a segment holds that entry and it is not the log's last, the segment as it would be if it ended there.
+    /// and, if that entry is neither the log's nor its segment's last, the segment as it would be if it ended there.
     pub(crate) async fn head_at(&self, index: Option<u64>) -> Result<(Head, Option<Segment>), ReadError> {
         let (at, first) = {
             let state = self.state.lock();
@@ -460,6 +461,9 @@ impl Log {
             let at = index.and_then(|index| state.segment_of(index));
             (at, at.map_or(0, |at| state.segments[at].first_index()))
         };
+        if let Some(base) = self.base_after(index).await? {
+            return Ok((Head::from_base(&*self.application, &base)?, None));
+        }
         let mut head = Head::from_base(&*self.application, &self.nearest_base(at.unwrap_or(0)).await?)?;
         let mut cut: Option<Segment> = None;
         while head.last.map(|last| last.index) < index {
@@ -495,22 +499,33 @@ impl Log {
         Some(Segment { base, previous: segment.previous, ..begun })
     }
 
+    /// The base of the segment that begins right after `index`, if there is one and it is sound.
+    async fn base_after(&self, index: Option<u64>) -> Result<Option<Base>, ReadError> {
+        let begins = |segment: &Segment| segment.previous.map(|previous| previous.index) == index;
+        let at = self.state.lock().segments.iter().position(begins);
+        match at {
+            Some(at) => self.base_of(at).await,
+            None => Ok(None),
+        }
+    }
+
+    /// The base of the segment at `at`, if it is sound.
+    async fn base_of(&self, at: usize) -> Result<Option<Base>, ReadError> {
+        let Some((name, previous, base_offset, base)) = self.base_in_memory(at) else { return Ok(None) };
+        if let Some(base) = base {
+            return Ok(Some((*base).clone()));
+        }
+        let stored = self.read_base(&segment::path(&self.dir, name, "base")).await?;
+        let fits = |base: &Base| base.last == previous && base.next_offset == base_offset;
+        let empty = || (previous.is_none() && base_offset == 0).then(Base::default);
+        Ok(stored.filter(fits).or_else(empty))
+    }
+
     /// What the prefix of the segment at `at` tells, or of one before it if its own base is lost.
     async fn nearest_base(&self, at: usize) -> Result<Base, ReadError> {
         for at in (0..=at).rev() {
-            let Some((name, previous, base_offset, base)) = self.base_in_memory(at) else { continue };
-            if let Some(base) = base {
-                return Ok((*base).clone());
-            }
-            let path = segment::path(&self.dir, name, "base");
-            if let Some(base) = self.read_base(&path).await?
-                && base.last == previous
-                && base.next_offset == base_offset
-            {
+            if let Some(base) = self.base_of(at).await? {
                 return Ok(base);
-            }
-            if previous.is_none() && base_offset == 0 {
-                return Ok(Base::default());
             }
         }
         let (purged, snapshot) = {
@@ -561,11 +576,13 @@ impl Log {
         self.durable(told).await.map(drop)
     }
 
-    /// Journals that the replica exists. Durable on return.
+    /// Journals that the replica exists, unless that has been done. Durable on return.
     pub(crate) async fn create(self: &Arc<Self>) -> Result<(), Stopped> {
         let told = {
             let mut state = self.state.lock();
-            self.submit(&mut state, Op::Create, |_, _| {});
+            if !std::mem::replace(&mut state.created, true) {
+                self.submit(&mut state, Op::Create, |_, _| {});
+            }
             Self::last_submitted(&mut state)
         };
         self.durable(told).await.map(drop)

@@ -20,12 +20,15 @@ pub(super) struct Folder {
 }
 
 impl Folder {
-    /// Lists a folder; a missing one is empty.
+    /// Lists a folder. One that a crash has kept from lasting is made anew.
     pub(super) async fn list(disk: &dyn Disk, dir: PathBuf) -> Result<Self, OpenError> {
         let entries = match disk.read_dir(&dir).await {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
-            other => other.map_err(|error| OpenError::Io { path: dir.clone(), error })?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                disk.create_dir_all(&dir).await.map(|()| Vec::new())
+            }
+            other => other,
         };
+        let entries = entries.map_err(|error| OpenError::Io { path: dir.clone(), error })?;
         let mut folder = Self { dir, segments: BTreeMap::new(), names: Vec::new() };
         for entry in entries {
             if let Some((name, "segment")) = segment::parse(&entry.name) {

@@ -157,7 +157,8 @@ impl Rebuild {
     async fn base_to_begin_with(&mut self) -> Result<(usize, Base), String> {
         let known_end = self.plan.state.as_ref().and_then(|state| state.last).map_or(0, |last| last.1 + 1);
         let from = self.plan.cut_from.unwrap_or(u64::MAX).min(known_end);
-        let begins = |segment: &SegmentPlan| segment.name.first_index <= from;
+        // The segment that holds the last entry below: those before it are as the checkpoint knows them, whole.
+        let begins = |segment: &SegmentPlan| segment.name.first_index < from;
         let latest = self.plan.segments.iter().rposition(begins).unwrap_or(0);
         let mut problems = Vec::new();
         for at in (0..=latest).rev() {
@@ -325,6 +326,7 @@ impl Rebuild {
         let last = head.last;
         let log_start_offset = self.log_start_offset(head.next_offset).await?;
         let mut state = LogState::empty(head, tail);
+        state.created = true;
         state.vote = self.plan.vote;
         state.committed = self.plan.committed.max(self.plan.purged).min(last);
         state.committed_journalled = state.committed;

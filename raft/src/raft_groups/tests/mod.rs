@@ -7,9 +7,11 @@ use bytes::Bytes;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::disk::sim::SimDisk;
+use crate::config::RaftConfig;
+use crate::disk::sim::{EIO, Fault, OpKind, SimDisk};
 use crate::error::ProposeError;
 use crate::raft_group::RaftGroup;
+use crate::raft_groups::GroupEvent;
 use crate::raft_groups::door::Door;
 use crate::transport::{RaftService, Target, TransferLeaderRequest, VoteRequest};
 use crate::types::{BrokerId, GroupId, Outcome, ReplicaHome, ReplicaId, vote};
@@ -472,17 +474,18 @@ async fn a_leader_that_is_to_go_hands_over_first() {
 async fn changes_of_membership_asked_for_at_once_happen_one_after_the_other() {
     let cluster = Cluster::start(5).await;
     let group = cluster.create(1).await;
-    let sets = [vec![11, 12, 13], vec![11, 12, 14], vec![11, 13, 15]];
-    // All five stay members only until the first change, so later ones may find their voters gone: refused, not joint.
-    let changes = sets.map(|ids| {
+    let sets: [Vec<_>; 3] = [[11, 12, 13], [11, 12, 14], [11, 13, 15]].map(|set| set.map(ReplicaId).to_vec());
+    // All five are members only until the first change: a later one may find its voters gone. Refused then, not joint.
+    let changes = sets.clone().map(|voters| {
         let group = group.clone();
-        async move { group.change_voters(ids.into_iter().map(ReplicaId).collect()).await }
+        async move { group.change_voters(voters).await }
     });
     let results = futures_util::future::join_all(changes).await;
-    results[0].clone().unwrap();
+    let done: Vec<_> = sets.iter().zip(&results).filter(|(_, result)| result.is_ok()).map(|(set, _)| set).collect();
     let status = group.status();
     assert!(!status.joint);
-    assert_eq!(status.members.keys().map(|id| id.0).collect::<Vec<_>>(), [11, 12, 13]);
+    let members: Vec<_> = status.members.into_keys().collect();
+    assert!(done.contains(&&members), "{members:?} after {results:?}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -556,6 +559,77 @@ async fn a_failed_fsync_stops_every_group_of_the_directory() {
     assert!(matches!(propose(&other, "no").await, Err(ProposeError::Stopped { .. })));
     let there = cluster.records(cluster.leader(1, &[2, 3]).await, 1).await;
     assert!(there == names(2) || (!acknowledged && there == names(1)), "{there:?}");
+}
+
+/// Segments and a tail cache so small that a follower that was away is served from files.
+fn from_files() -> RaftConfig {
+    RaftConfig { tail_cache_bytes: 1 << 10, tail_cache_bytes_total: 4 << 10, ..config() }
+}
+
+/// The next so many reads of group 1's files fail.
+fn fail_reads(disk: &SimDisk, count: u64) {
+    for skip in 0..count {
+        let path_contains = "groups/1-11".to_owned();
+        disk.inject(Fault { kind: OpKind::Read, path_contains, skip, errno: EIO, loses_data: false });
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_core_that_ended_is_started_again_from_its_log() {
+    let mut cluster = Cluster::start_with(3, from_files()).await;
+    let group = cluster.create(1).await;
+    let mut events = cluster.brokers[&1].groups.watch_events();
+    let disk = cluster.kill(3).await;
+    write_all(&group, &names(300)).await;
+    // Both ways of reading: from the page cache, and waiting for the disk. The leader reads for broker 3 time and again.
+    fail_reads(&cluster.brokers[&1].disk, 2);
+    let event = timeout(Duration::from_secs(60), events.recv()).await.unwrap().unwrap();
+    assert!(matches!(event, GroupEvent::Restarted(GroupId(1), _)), "{event:?}");
+    cluster.boot(3, disk).await;
+    let leader = cluster.leader(1, &[1, 2, 3]).await;
+    propose(&cluster.group(leader, 1), "record 300").await.unwrap();
+    for broker in 1..=3 {
+        cluster.shows(broker, 1, &names(301)).await;
+    }
+    assert_eq!(group.status().stopped, None, "the handle serves on");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_core_that_keeps_ending_is_reported_lost_and_the_others_serve() {
+    let mut cluster = Cluster::start_with(2, from_files()).await;
+    let other = cluster.create(2).await;
+    let group = cluster.create(1).await;
+    let mut events = cluster.brokers[&1].groups.watch_events();
+    propose(&group, "first").await.unwrap();
+    // Broker 2 falls behind: it cannot win, and 1 must read its files for it, time and again.
+    let disk = cluster.kill(2).await;
+    let stuck: Vec<_> = names(100)
+        .into_iter()
+        .map(|payload| {
+            let group = group.clone();
+            tokio::spawn(async move { propose(&group, &payload).await })
+        })
+        .collect();
+    sleep(Duration::from_secs(1)).await;
+    fail_reads(&cluster.brokers[&1].disk, 1000);
+    cluster.boot(2, disk).await;
+    let lost = async {
+        loop {
+            match events.recv().await.unwrap() {
+                GroupEvent::Restarted(group, _) => assert_eq!(group, GroupId(1)),
+                GroupEvent::Lost(group, replica, _) => return (group, replica),
+            }
+        }
+    };
+    assert_eq!(timeout(Duration::from_secs(120), lost).await.unwrap(), (GroupId(1), ReplicaId(11)));
+    assert_eq!(cluster.brokers[&1].groups.lost().len(), 1);
+    assert!(matches!(propose(&group, "no").await, Err(ProposeError::Stopped { .. })));
+    for answer in stuck {
+        assert!(answer.await.unwrap().is_err(), "acknowledged by one of two");
+    }
+    let leader = cluster.leader(2, &[1, 2]).await;
+    propose(&cluster.group(leader, 2), "record 0").await.unwrap();
+    drop(other);
 }
 
 /// A broker that stops its groups without handing over says so, and is not waited for.
