@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use openraft::async_runtime::WatchReceiver;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::raft_group::RaftGroup;
 use crate::raft_groups::{GroupEvent, Hosted};
@@ -110,8 +110,16 @@ async fn watch_core(hosted: &Weak<Hosted>, group: &RaftGroup) -> String {
 
 /// Ends every group when the data directory has stopped.
 pub(crate) async fn stop_with_the_store(hosted: Weak<Hosted>) {
-    let Some(store) = hosted.upgrade().map(|hosted| hosted.store.clone()) else { return };
-    let stopped = store.stopped().await;
+    // Held only for a moment at a time: a directory that is dropped without being closed must let go of its lock.
+    let stopped = loop {
+        let Some(store) = hosted.upgrade().filter(|hosted| !hosted.is_closed()).map(|hosted| hosted.store.clone())
+        else {
+            return;
+        };
+        if let Ok(stopped) = timeout(ROUND_POLL, store.stopped()).await {
+            break stopped;
+        }
+    };
     if let Some(hosted) = hosted.upgrade() {
         hosted.shutdown(&stopped.to_string()).await;
     }
