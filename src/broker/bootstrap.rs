@@ -20,7 +20,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use pontoon_raft::runtime::random_u64;
 use pontoon_raft::transport::CallError;
-use pontoon_raft::transport::wire::Turned;
+use pontoon_raft::transport::handshake::Turned;
 use pontoon_raft::types::{BrokerId, ClusterId, DirectoryId, ReplicaHome, ReplicaId};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
