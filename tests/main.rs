@@ -4,5 +4,6 @@
 mod cli;
 mod exactly_once;
 mod http;
+mod lifecycle;
 mod support;
 mod tidy;
