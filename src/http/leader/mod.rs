@@ -39,6 +39,8 @@ const RETURNED_HEADERS: &[&str] = &[
     api::LEADER_EPOCH,
 ];
 /// Pause before the first further attempt; it doubles up to [`PAUSE_MAX`].
+/// How long a read may go on once the broker stops.
+const STOPPING_GRACE: Duration = Duration::from_secs(1);
 const PAUSE_MIN: Duration = Duration::from_millis(5);
 const PAUSE_MAX: Duration = Duration::from_millis(100);
 /// How often a waiting request looks whether the broker it waits for still leads.
@@ -129,7 +131,20 @@ impl Passable {
         work: &impl AtLeader,
     ) -> Result<Response, Refusal> {
         let broker = Arc::clone(shared.broker()?);
-        self.find(&*broker, &shared.peers, target, work).await
+        let finding = self.find(&*broker, &shared.peers, target, work);
+        if self.repeat != Repeat::Read {
+            return finding.await;
+        }
+        // A read that waits at another broker does not know that this one stops. What waits here answers by itself, at once.
+        let given_up = async {
+            shared.stopping().await;
+            tokio::time::sleep(STOPPING_GRACE).await;
+        };
+        tokio::select! {
+            biased;
+            found = finding => found,
+            () = given_up => Err((Code::NotReady, "the broker is stopping".to_owned()).into()),
+        }
     }
 
     async fn find(
