@@ -327,9 +327,11 @@ impl Log {
             // openraft does so only after a snapshot was installed, and then this is where the log stands already.
             tracing::error!(group = %self.group, %upto, end = ?state.head.last, "purged beyond the end");
             state.head.last = Some(upto);
+            state.tail.truncate_after(None);
             state.generation += 1;
         }
-        state.tail.purge(upto.index);
+        let written = state.appends_written;
+        state.tail.purge(upto.index, written);
         let dropped = state.take_segments_below(upto.index);
         dropped.into_iter().map(|segment| segment.file).collect()
     }
@@ -430,6 +432,7 @@ impl Log {
     ) -> Vec<Arc<SegmentFile>> {
         if let Some(head) = reset {
             state.head = head;
+            state.tail.truncate_after(None);
             state.generation += 1;
             self.drop_prepared(state);
         }
@@ -654,8 +657,7 @@ fn cut_segments(state: &mut LogState, last: Option<LogId>, cut: Option<Segment>)
     if let (Some(cut), Some(segment)) = (cut, state.segments.last_mut()) {
         *segment = cut;
     }
-    // What is left of a segment may lie below the purge boundary as a whole.
-    let purged = state.purged.map(|purged| purged.index);
-    let hidden = purged.map(|purged| state.take_segments_below(purged)).unwrap_or_default();
-    dropped.into_iter().chain(hidden).map(|segment| segment.file).collect()
+    // What is left of a segment may lie below the purge boundary as a whole. It stays: its base, and its frames, tell how the
+    // log stands.
+    dropped.into_iter().map(|segment| segment.file).collect()
 }
