@@ -278,13 +278,13 @@ impl Log {
             }
         }
         let (head, cut) = self.head_at(last.map(|last| last.index)).await.map_err(io::Error::other)?;
+        self.persist_base_at_start(head.base()).await?;
         let mut state = self.state.lock();
         let dropped = cut_segments(&mut state, last, cut);
         state.head = head;
         state.roll = true;
         state.generation += 1;
         state.tail.truncate_after(last.map(|last| last.index));
-        self.drop_prepared(&mut state);
         let seal = state.segments.last().map(|segment| Seal { release: None, ..seal(segment) });
         self.submit(&mut state, Op::Truncate(last), move |log, result| {
             if result.is_ok() {
@@ -367,6 +367,22 @@ impl Log {
             }
         };
         self.persist_base(name, base).await
+    }
+
+    /// Before every segment goes by a truncation to where the log begins: makes durable what the purged prefix tells, beside
+    /// the segment that will come next. The base that said so goes with its segment.
+    async fn persist_base_at_start(&self, base: Base) -> io::Result<()> {
+        let next_index = base.last.map_or(0, |last| last.index + 1);
+        let name = {
+            let mut state = self.state.lock();
+            self.drop_prepared(&mut state);
+            let nothing_stays = state.segments.first().is_none_or(|segment| segment.first_index() >= next_index);
+            if base.last.is_none() || !nothing_stays {
+                return Ok(());
+            }
+            self.prepare(&mut state, next_index).name()
+        };
+        self.persist_base(name, Some(Arc::new(base))).await
     }
 
     /// Writes a segment's base beside it, durably, if that has not been done.

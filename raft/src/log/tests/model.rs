@@ -19,6 +19,8 @@ enum Step {
     Checkpoint,
     /// The process is killed, or the power fails, once everything is durable.
     Reopen(bool),
+    /// The same, but at the n-th disk operation from now on.
+    Strike(u64, bool),
     Close,
 }
 
@@ -35,13 +37,14 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => Just(Step::Rest),
         1 => Just(Step::Checkpoint),
         1 => any::<bool>().prop_map(Step::Reopen),
+        1 => (0..25u64, any::<bool>()).prop_map(|(op, power)| Step::Strike(op, power)),
         1 => Just(Step::Close),
     ];
     prop::collection::vec(step, 1..40)
 }
 
 /// What the log must be.
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Model {
     /// Every entry from index 0 on, purged ones too.
     frames: Vec<Frame>,
@@ -105,55 +108,97 @@ struct Pair {
     store: Arc<Store>,
     log: Arc<Log>,
     model: Model,
+    /// What it may be after a crash, because nobody was told that what followed is durable. The last one is `model`, or what
+    /// it was on its way to.
+    since_durable: Vec<Model>,
+    /// How the process ends when the disk is struck.
+    power: bool,
 }
 
 impl Pair {
+    /// Takes a step; if the disk is struck within it, the next process goes on.
     async fn take(&mut self, step: Step) {
+        match self.attempt(step).await {
+            Ok(()) => {}
+            Err(error) => {
+                assert!(self.disk.has_crashed(), "{error}");
+                self.crash(self.power).await;
+            }
+        }
+    }
+
+    async fn attempt(&mut self, step: Step) -> std::io::Result<()> {
         match step {
-            Step::Append(producer, sizes) => self.propose(producer, sizes).await,
+            Step::Append(producer, sizes) => self.propose(producer, sizes).await?,
             Step::Blank => {
                 let entry = NewEntry::Blank(log_id(self.model.term, self.model.frames.len() as u64));
                 self.model.push(None);
-                append(&self.log, vec![entry]).await.unwrap();
+                self.append(vec![entry]).await?;
             }
             Step::NextTerm => self.model.term += 1,
             Step::Truncate(count) => {
                 let keep = (self.model.frames.len() as u64).saturating_sub(count).max(self.model.purged);
                 self.model.frames.truncate(keep as usize);
-                self.log.truncate_after(self.model.last()).await.unwrap();
+                self.since_durable.push(self.model.clone());
+                self.log.truncate_after(self.model.last()).await?;
             }
             Step::Purge(back) => {
                 let upto = (self.model.frames.len() as u64).saturating_sub(back);
                 if upto > self.model.purged {
                     self.model.purged = upto;
-                    let last = &self.model.frames[upto as usize - 1].header;
-                    self.log.purge(log_id(last.term, last.index)).await.unwrap();
+                    self.since_durable.push(self.model.clone());
+                    let last = self.model.frames[upto as usize - 1].header;
+                    self.log.purge(log_id(last.term, last.index)).await?;
                 }
             }
             Step::Rest => rest().await,
-            Step::Checkpoint => self.store.checkpoint().await.unwrap(),
+            Step::Checkpoint => self.store.checkpoint().await?,
             Step::Reopen(power) => {
                 // Everything before a saved vote is durable.
-                self.log.save_vote(vote(self.model.term, REPLICA, true)).await.unwrap();
-                let disk = if power { self.disk.crash() } else { self.disk.kill() };
-                self.reopen(disk).await;
+                self.log.save_vote(vote(self.model.term, REPLICA, true)).await?;
+                self.since_durable = vec![self.model.clone()];
+                self.crash(power).await;
+            }
+            Step::Strike(op, power) => {
+                self.power = power;
+                self.disk.crash_at_op(self.disk.ops() + op);
             }
             Step::Close => {
-                self.store.close().await.unwrap();
-                let disk = self.disk.kill();
-                self.reopen(disk).await;
+                self.store.close().await?;
+                self.since_durable = vec![self.model.clone()];
+                self.crash(false).await;
             }
         }
+        Ok(())
     }
 
-    async fn reopen(&mut self, disk: SimDisk) {
-        self.disk = disk;
+    async fn append(&mut self, entries: Vec<NewEntry>) -> std::io::Result<()> {
+        self.since_durable.push(self.model.clone());
+        append(&self.log, entries).await?;
+        self.since_durable = vec![self.model.clone()];
+        Ok(())
+    }
+
+    /// The next process finds one of the states that it may.
+    async fn crash(&mut self, power: bool) {
+        self.disk = if power { self.disk.crash() } else { self.disk.kill() };
         self.store = open(&self.disk, small(), SnapshotAt::Boundary).await;
         assert_eq!(self.store.corrupt(), Vec::new());
         self.log = self.store.replicas()[0].log.clone();
+        let frames = self.log.read_indexes(self.log.first_index(), u64::MAX, usize::MAX).await.unwrap();
+        let (last, purged) = (self.log.last_log_id(), self.log.purged_log_id().map_or(0, |purged| purged.index + 1));
+        let allowed = std::mem::take(&mut self.since_durable);
+        let is = |model: &&Model| model.last() == last && model.purged == purged && model.kept() == frames;
+        let Some(found) = allowed.iter().rev().find(is) else {
+            let expected: Vec<_> = allowed.iter().map(|model| (model.last(), model.purged)).collect();
+            panic!("found {last:?}, purged below {purged}; expected one of {expected:?}");
+        };
+        // The term goes on.
+        self.model = Model { term: self.model.term, ..found.clone() };
+        self.since_durable = vec![self.model.clone()];
     }
 
-    async fn propose(&mut self, producer: u8, sizes: Vec<(usize, bool)>) {
+    async fn propose(&mut self, producer: u8, sizes: Vec<(usize, bool)>) -> std::io::Result<()> {
         let mut entries = Vec::new();
         for (size, right) in sizes {
             let sequence = self.model.producers().next.get(&producer).copied().unwrap_or(0);
@@ -161,7 +206,7 @@ impl Pair {
             entries.push(proposal(self.model.frames.len() as u64, self.model.term, payload.clone()));
             self.model.push(Some(payload));
         }
-        append(&self.log, entries).await.unwrap();
+        self.append(entries).await
     }
 
     async fn compare(&self, seed: u64) {
@@ -214,12 +259,15 @@ proptest! {
             let (disk, store, log) = fresh(small()).await;
             disk.set_cold(seed % 2 == 0);
             let model = Model { term: 1, ..Model::default() };
-            let mut pair = Pair { disk, store, log, model };
+            let since_durable = vec![model.clone()];
+            let mut pair = Pair { disk, store, log, model, since_durable, power: false };
             for (at, step) in steps.into_iter().enumerate() {
                 pair.take(step).await;
-                pair.compare(seed.rotate_left(at as u32)).await;
+                if !pair.disk.has_crashed() {
+                    pair.compare(seed.rotate_left(at as u32)).await;
+                }
             }
-            pair.store.close().await.unwrap();
+            pair.take(Step::Close).await;
         });
     }
 }
