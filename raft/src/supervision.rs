@@ -10,10 +10,13 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use openraft::async_runtime::WatchReceiver;
+use openraft::metrics::{RaftMetrics, RaftServerMetrics};
+use openraft::type_config::alias::WatchReceiverOf;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::raft_group::RaftGroup;
 use crate::raft_groups::{GroupEvent, Hosted};
+use crate::types::TypeConfig;
 
 /// Starts within [`RESTART_WINDOW`] after which a replica is lost.
 const RESTARTS_MAX: usize = 3;
@@ -84,6 +87,10 @@ async fn watch_core(hosted: &Weak<Hosted>, group: &RaftGroup) -> String {
     let mut all = raft.metrics();
     let mut led_term = 0;
     loop {
+        // The role says nothing about the first commit of a term, and openraft shows it a moment before the metrics that
+        // are read here: until both have come, every change is looked at. Asked before publishing, or what comes in between
+        // would be missed.
+        let unsettled = group.is_settling() || lags(&roles, &all);
         group.publish();
         if let Some(term) = group.leading_term().filter(|term| *term != led_term) {
             led_term = term;
@@ -95,17 +102,25 @@ async fn watch_core(hosted: &Weak<Hosted>, group: &RaftGroup) -> String {
         {
             hosted.elections.suspect(group.group());
         }
-        // The role says nothing about the first commit of a term: until that came, every change is looked at.
-        let settling = group.is_settling();
         let ended = tokio::select! {
             changed = roles.changed() => changed.is_err(),
-            changed = all.changed(), if settling => changed.is_err(),
+            changed = all.changed(), if unsettled => changed.is_err(),
         };
         if ended || all.borrow_watched().running_state.is_err() {
             let metrics = all.borrow_watched();
             return metrics.running_state.as_ref().err().map_or_else(|| "panicked".to_owned(), ToString::to_string);
         }
     }
+}
+
+/// Whether openraft has shown a role that its full metrics do not show yet: it sends them one after the other.
+fn lags(
+    roles: &WatchReceiverOf<TypeConfig, RaftServerMetrics<TypeConfig>>,
+    all: &WatchReceiverOf<TypeConfig, RaftMetrics<TypeConfig>>,
+) -> bool {
+    let (role, full) = (roles.borrow_watched(), all.borrow_watched());
+    (role.vote, role.state, role.current_leader) != (full.vote, full.state, full.current_leader)
+        || role.membership_config != full.membership_config
 }
 
 /// Ends every group when the data directory has stopped.

@@ -200,7 +200,8 @@ impl Shared {
         }
         if seen.applied.is_none() {
             // The first look: what is here and in no topic wants a step too.
-            self.groups.all().iter().for_each(|group| self.work.add(group.group()));
+            let partitions = self.groups.all().into_iter().map(|group| group.group()).filter(|id| *id != CATALOG_GROUP);
+            partitions.for_each(|group| self.work.add(group));
         }
         if gone {
             self.routing.retain(|group| state.group(group).is_some());
@@ -231,10 +232,15 @@ impl Shared {
         match event {
             Ok(GroupEvent::Restarted(group, why)) => {
                 tracing::warn!(%group, why, "a group was restarted");
-                self.work.add(group);
             }
+            // The catalog's own replica is `bootstrap`'s to replace.
+            Ok(GroupEvent::Lost(CATALOG_GROUP, ..)) => {}
             Ok(GroupEvent::Lost(group, ..)) => self.work.add(group),
-            Err(_) => self.groups.lost().into_iter().for_each(|(group, ..)| self.work.add(group)),
+            Err(_) => {
+                let partitions =
+                    self.groups.lost().into_iter().map(|(group, ..)| group).filter(|id| *id != CATALOG_GROUP);
+                partitions.for_each(|group| self.work.add(group));
+            }
         }
     }
 

@@ -45,6 +45,11 @@ pub(super) struct Cluster {
 impl Cluster {
     /// Directories and ports for these initial brokers; none runs yet.
     pub(super) fn of(initial: &[u32]) -> Self {
+        // For looking into a failure: `PONTOON_LOG=pontoon=debug,pontoon_raft=debug`.
+        let filter = tracing_subscriber::EnvFilter::try_from_env("PONTOON_LOG");
+        if let Ok(filter) = filter {
+            let _ = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init();
+        }
         let mut cluster = Self {
             initial: initial.to_vec(),
             directories: BTreeMap::new(),
