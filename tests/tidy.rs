@@ -170,6 +170,17 @@ fn every_rule_names_its_test() {
     offences(&found);
 }
 
+#[test]
+fn every_error_code_is_in_the_operators_table() {
+    let docs = fs::read_to_string(root().join("docs/OPERATIONS.md")).unwrap();
+    let row = |code: &pontoon::error::Code| {
+        let retry = if code.retriable() { "yes" } else { "no" };
+        format!("| `{code}` | {} | {retry} | {} |", code.status(), code.explanation().trim())
+    };
+    let missing = pontoon::error::Code::ALL.iter().map(row).filter(|row| !docs.contains(row));
+    offences(&missing.map(|row| format!("docs/OPERATIONS.md: {row}")).collect::<Vec<_>>());
+}
+
 /// Every line of Rust here, tests first of all.
 fn test_sources() -> String {
     let mut all = String::new();
