@@ -81,7 +81,7 @@ async fn topics_that_cannot_be_are_refused_by_name() {
         (json!({"name": ""}), 400, "INVALID_TOPIC_NAME", ""),
         (json!({"name": ".."}), 400, "INVALID_TOPIC_NAME", ".."),
         (json!({"name": "a b"}), 400, "INVALID_TOPIC_NAME", "a b"),
-        (json!({"name": "x".repeat(250)}), 400, "INVALID_TOPIC_NAME", "xxx"),
+        (json!({"name": "x".repeat(250)}), 400, "INVALID_TOPIC_NAME", "250"),
         (json!({"name": "t", "partitions": 0}), 400, "INVALID_PARTITIONS", "0"),
         (json!({"name": "t", "replicas": 2}), 400, "INVALID_REPLICATION_FACTOR", "2"),
         (json!({"name": "t", "config": {"retention.sm": "1"}}), 400, "INVALID_CONFIG", "retention.sm"),
@@ -169,7 +169,7 @@ async fn bad_records_are_refused_whole_with_what_is_wrong() {
     ];
     for (kind, body, status, code, word) in cases {
         let answer = produce(&cluster, 1, "t", kind, body).await;
-        assert!(answer.1["message"].as_str().unwrap().contains(word), "{}", answer.1);
+        assert!(answer.1["message"].as_str().is_some_and(|message| message.contains(word)), "{kind}: {answer:?}");
         assert_eq!(answer.1["outcome"], "none");
         assert_eq!(refusal(answer), (status, code.into()));
     }

@@ -2,5 +2,8 @@
 #![allow(clippy::unwrap_used, missing_docs, unreachable_pub)]
 
 mod cli;
+mod exactly_once;
 mod http;
+mod lifecycle;
 mod support;
+mod tidy;

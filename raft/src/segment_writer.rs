@@ -327,6 +327,14 @@ impl SegmentWriter {
                     _ => {}
                 }
             }
+            file.close_retired();
+        }
+        // So that the room is free now, not when the file system gets round to it.
+        match self.disk.sync_dir(dir).await {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                self.stop.stop(&format!("{}: {error}", dir.display()));
+            }
+            _ => {}
         }
     }
 }

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -189,7 +189,7 @@ impl Store {
             }
         }
         for path in dead_folders {
-            self.context.disk.remove_dir_all(&path).await?;
+            self.remove_aside(&path, None).await?;
         }
         Ok(())
     }
@@ -297,13 +297,22 @@ impl Store {
             // The record stays in the journal, and the next start cleans up.
             Err(error) => tracing::error!(path = %dir.display(), %error, "a deleted replica's folder stays"),
         }
-        match self.context.disk.remove_dir_all(&aside).await {
+        match self.remove_aside(&aside, open.map(|open| open.log)).await {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 tracing::warn!(path = %aside.display(), %error, "a deleted replica's files stay until the next start");
             }
             _ => {}
         }
         Ok(())
+    }
+
+    /// Removes a folder and sees to it that its room is free.
+    async fn remove_aside(&self, aside: &Path, log: Option<Arc<Log>>) -> io::Result<()> {
+        self.context.disk.remove_dir_all(aside).await?;
+        if let Some(log) = log {
+            log.close_retired();
+        }
+        self.context.disk.sync_dir(&recovery::groups_dir(self.data_dir.path())).await
     }
 
     /// Resolves when the directory has stopped (a failed fsync, RULES.md J15; or [`Self::close`]).

@@ -215,6 +215,10 @@ pub struct ReadyAnswer {
 
 /// Reads a JSON body strictly; the error names the field.
 pub fn parse<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T> {
+    // serde would take a list for the fields in order.
+    if !body.trim_ascii_start().starts_with(b"{") {
+        return Err(Error::new(Code::InvalidRequest, "body: it is not a JSON object"));
+    }
     serde_json::from_slice(body).map_err(|error| Error::new(Code::InvalidRequest, format!("body: {error}")))
 }
 

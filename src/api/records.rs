@@ -67,6 +67,10 @@ pub fn parse_ndjson<'a>(body: &'a [u8], take: &mut dyn FnMut(Record<'a>) -> Resu
 
 /// Reads one record object.
 fn parse_record(text: &str) -> Result<Record<'_>, String> {
+    // serde would take a list for the fields in order.
+    if !text.trim_start().starts_with('{') {
+        return Err(format!("{} is not a record object", shorten(text)));
+    }
     let raw: RawRecord<'_> = serde_json::from_str(text).map_err(|error| error.to_string())?;
     Ok(Record {
         key: bytes_of("key", raw.key, raw.key_base64)?,

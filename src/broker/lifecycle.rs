@@ -375,7 +375,7 @@ impl Shared {
             }
             return Next::After(CATCH_UP_WAIT); // The election pokes us earlier.
         }
-        if !status.leader.is_some_and(|leader| leader.replica == replica) {
+        if status.leader.is_none_or(|leader| leader.replica != replica) {
             return Next::Change;
         }
         if !status.leading {

@@ -2,6 +2,7 @@
 //!
 //! Data goes to stdout, messages and progress to stderr. A broken pipe ends quietly: `consume | head` is no failure.
 
+pub mod bench;
 mod consume;
 mod dev;
 mod explain;
@@ -66,6 +67,9 @@ enum Command {
     Consume(consume::ConsumeArgs),
     /// Show brokers and partitions, and why something is not right
     Status(status::StatusArgs),
+    /// Measure a cluster, or the disk alone
+    #[command(subcommand)]
+    Bench(bench::Bench),
     /// Say what an error code means and what to do
     Explain(explain::ExplainArgs),
 }
@@ -114,6 +118,15 @@ impl From<ClientError> for Failure {
     }
 }
 
+impl From<bench::Failure> for Failure {
+    fn from(failure: bench::Failure) -> Self {
+        match failure {
+            bench::Failure::Unreachable(why) => Self::Unreachable(why),
+            bench::Failure::Refused(why) | bench::Failure::Local(why) => Self::Failed(why),
+        }
+    }
+}
+
 impl From<std::io::Error> for Failure {
     fn from(error: std::io::Error) -> Self {
         match error.kind() {
@@ -124,6 +137,10 @@ impl From<std::io::Error> for Failure {
 }
 
 impl ServerArgs {
+    fn list(&self) -> Vec<String> {
+        crate::client::servers(&self.server)
+    }
+
     fn client(&self) -> Result<Client, Failure> {
         Client::new(&self.server, Duration::from_secs(self.patience)).map_err(|error| Failure::Usage(error.to_string()))
     }
@@ -157,6 +174,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Produce(args) => produce::run(args, &server.client()?, json).await,
         Command::Consume(args) => consume::run(args, server.client()?, json).await,
         Command::Status(args) => status::run(args, &server.client()?, json).await,
+        Command::Bench(bench) => Ok(bench::run(bench, &server.list(), json).await?),
         Command::Explain(args) => explain::run(&args, json),
     }
 }

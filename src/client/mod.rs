@@ -151,12 +151,7 @@ enum Attempt {
 impl Client {
     /// For these servers, `http://host:port` each (the scheme may be left out). A request is tried for at most `patience`.
     pub fn new(servers: &str, patience: Duration) -> Result<Self, ClientError> {
-        let servers: Vec<String> = servers
-            .split(',')
-            .map(|server| server.trim().trim_end_matches('/'))
-            .filter(|server| !server.is_empty())
-            .map(|server| if server.contains("://") { server.to_owned() } else { format!("http://{server}") })
-            .collect();
+        let servers = self::servers(servers);
         if servers.is_empty() {
             return Err(ClientError::Unreachable("no server is named".into()));
         }
@@ -316,6 +311,12 @@ impl Client {
             Err(error) => Attempt::Lost(format!("{server}: {}", chain(&error))),
         }
     }
+}
+
+/// The servers of a list separated by commas, each with its scheme.
+pub fn servers(list: &str) -> Vec<String> {
+    let named = list.split(',').map(|server| server.trim().trim_end_matches('/')).filter(|server| !server.is_empty());
+    named.map(|server| if server.contains("://") { server.to_owned() } else { format!("http://{server}") }).collect()
 }
 
 fn repeat(call: &Call<'_>, error: &ClientError) -> bool {

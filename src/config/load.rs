@@ -219,9 +219,11 @@ mod tests {
         assert_eq!(config.log, pairs(&[("acks.floor", "every"), ("retention.ms", "1000")]).into_iter().collect());
     }
 
+    type Pairs = &'static [(&'static str, &'static str)];
+
     #[test]
     fn an_unknown_key_is_an_error_that_names_the_nearest() {
-        let cases: [(&str, &[(&str, &str)], &[(&str, &str)], [&str; 2]); 5] = [
+        let cases: [(&str, Pairs, Pairs, [&str; 2]); 5] = [
             ("http.listn = \"a:1\"", &[], &[], ["\"http.listn\"", "\"http.listen\""]),
             ("[raft]\nheartbeat = 5", &[], &[], ["\"raft.heartbeat\"", "\"raft.heartbeat_ms\""]),
             ("log.retention.msx = 5", &[], &[], ["\"log.retention.msx\"", "\"log.retention.ms\""]),

@@ -14,6 +14,9 @@ use std::time::Duration;
 use pontoon_raft::config::RaftConfig;
 use pontoon_raft::types::BrokerId;
 
+/// Largest `limits.request_bytes_max`: a record batch's length is a signed 32-bit number.
+const REQUEST_BYTES_CEILING: usize = 1 << 30;
+
 /// Why a configuration is refused: names the key, the value and where it came from.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
@@ -176,6 +179,12 @@ impl Config {
                 return refuse(format!("{low_key} = {low} is larger than {high_key} = {high}"));
             }
         }
+        if limits.request_bytes_max > REQUEST_BYTES_CEILING {
+            return refuse(format!(
+                "limits.request_bytes_max = {} is larger than {REQUEST_BYTES_CEILING}, which a record batch can be",
+                limits.request_bytes_max
+            ));
+        }
         if limits.header_bytes_max < 8 << 10 {
             return refuse(format!("limits.header_bytes_max = {} is less than 8192", limits.header_bytes_max));
         }
@@ -297,11 +306,20 @@ mod tests {
         assert!(message.contains("0.0.0.0:8090"), "{message}");
     }
 
+    type Contradiction = (fn(&mut Config), [&'static str; 2]);
+
     #[test]
     fn contradictions_name_both_values() {
-        let cases: [(fn(&mut Config), [&str; 2]); 5] = [
+        let cases: [Contradiction; 6] = [
             (|c| c.limits.record_bytes_max = 1 << 30, ["1073741824", "limits.request_bytes_max"]),
             (|c| c.limits.request_bytes_max = 1 << 40, ["1099511627776", "limits.inflight_bytes_max"]),
+            (
+                |c| {
+                    c.limits.request_bytes_max = 2 << 30;
+                    c.limits.inflight_bytes_max = 2 << 30;
+                },
+                ["2147483648", "1073741824"],
+            ),
             (|c| c.raft.election_timeout = Duration::from_millis(7), ["= 7 ", "raft.heartbeat_ms = 1000"]),
             (|c| c.raft.silence_max = Duration::from_millis(9), ["= 9 ", "raft.ping_interval_ms = 50"]),
             (|c| c.raft.reserve_append_bytes = u64::MAX, ["18446744073709551615", "raft.reserve_produce_bytes"]),

@@ -28,7 +28,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
-use tracing::{debug, warn};
+use tracing::{Instrument, debug, debug_span, warn};
 
 use crate::broker::Broker;
 use crate::config::{Config, Limits, host_of};
@@ -177,8 +177,8 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>, mut closing: watch::
             accepted = listener.accept() => accepted,
             _ = closing.wait_for(|closing| *closing) => break,
         };
-        let stream = match accepted {
-            Ok((stream, _)) => stream,
+        let (stream, peer) = match accepted {
+            Ok(accepted) => accepted,
             Err(error) => {
                 // Out of file descriptors, mostly: trying at once would only spin.
                 warn!(%error, "cannot accept an HTTP connection");
@@ -195,12 +195,13 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>, mut closing: watch::
         let service = TowerToHyperService::new(router.clone());
         let connection = builder(&shared.limits).serve_connection(io, service);
         let connection = connections.watch(connection);
-        tokio::spawn(async move {
+        let serving = async move {
             let _open = (place, metrics::OpenConnection::new());
             if let Err(error) = connection.await {
                 debug!(%error, "an HTTP connection ended");
             }
-        });
+        };
+        tokio::spawn(serving.instrument(debug_span!("http", %peer)));
     }
     drop(listener);
     connections.shutdown().await;

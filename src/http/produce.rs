@@ -15,7 +15,6 @@ use tokio::time::Instant;
 
 use crate::api::records::{self, Record};
 use crate::api::{self, ProduceAnswer};
-use crate::config::Limits;
 use crate::error::Error;
 use crate::http::leader::{AtLeader, Passable, Repeat};
 use crate::http::refusal::Refusal;
@@ -45,7 +44,7 @@ pub(super) async fn produce(
     let repeat = if producer.is_some() || carries_producer(kind, &body) { Repeat::Idempotent } else { Repeat::Harmful };
     let passable = Passable::new(&parts, body.clone(), timeout, repeat);
     let batch = OnceLock::new();
-    let work = Produce { limits: &shared.limits, target: &target, kind, body, producer, acks, if_match, batch };
+    let work = Produce { target: &target, kind, body, producer, acks, if_match, batch };
     passable.at_leader(&shared, &target, &work).await
 }
 
@@ -79,7 +78,6 @@ fn carries_producer(kind: BodyKind, body: &[u8]) -> bool {
 }
 
 struct Produce<'a> {
-    limits: &'a Limits,
     target: &'a Target,
     kind: BodyKind,
     body: Bytes,
@@ -92,18 +90,18 @@ struct Produce<'a> {
 }
 
 impl Produce<'_> {
-    fn batch(&self) -> Result<&RecordBatch, Refusal> {
+    fn batch(&self, limits: &BatchLimits) -> Result<&RecordBatch, Refusal> {
         if let Some(batch) = self.batch.get() {
             return Ok(batch);
         }
-        let batch = make_batch(&self.body, self.kind, self.producer, self.limits, now_ms())?;
+        let batch = make_batch(&self.body, self.kind, self.producer, limits, now_ms())?;
         Ok(self.batch.get_or_init(|| batch))
     }
 }
 
 impl AtLeader for Produce<'_> {
     async fn run(&self, partition: &Partition, left: Duration) -> Result<Response, Refusal> {
-        let batch = self.batch()?;
+        let batch = self.batch(partition.limits())?;
         let began = Instant::now();
         let produced = partition.produce(batch.clone(), self.acks, self.if_match, left).await?;
         metrics::produced(batch.header().record_count.max(0) as u64, batch.bytes().len(), began.elapsed());
@@ -132,18 +130,13 @@ fn make_batch(
     body: &Bytes,
     kind: BodyKind,
     producer: Option<ProducerSequence>,
-    limits: &Limits,
+    limits: &BatchLimits,
     now: i64,
 ) -> Result<RecordBatch, Refusal> {
-    let limits = BatchLimits {
-        record_bytes_max: limits.record_bytes_max,
-        batch_bytes_max: limits.request_bytes_max,
-        ..BatchLimits::default()
-    };
     if kind == BodyKind::Batch {
-        return Ok(RecordBatch::check(body.clone(), &limits).map_err(Error::from)?);
+        return Ok(RecordBatch::check(body.clone(), limits).map_err(Error::from)?);
     }
-    let mut builder = RecordBatchBuilder::new(limits);
+    let mut builder = RecordBatchBuilder::new(*limits);
     let mut push = |record: Record<'_>| {
         let record = to_new(body, record, now);
         builder.push(&record).map_err(Error::from)
@@ -185,7 +178,7 @@ mod tests {
     use crate::error::Code;
 
     fn make(kind: BodyKind, body: &'static str) -> Result<RecordBatch, Refusal> {
-        make_batch(&Bytes::from_static(body.as_bytes()), kind, None, &Limits::default(), 99)
+        make_batch(&Bytes::from_static(body.as_bytes()), kind, None, &BatchLimits::default(), 99)
     }
 
     fn code(result: Result<RecordBatch, Refusal>) -> Code {
@@ -207,7 +200,7 @@ mod tests {
         let body = r#"{"records":[{"key":"k","value":{"a": 1},"headers":[["h","\u00e9"]],"timestamp":5},{}]}"#;
         let producer = ProducerSequence { producer_id: 7, epoch: 1, sequence: 3 };
         let body = Bytes::from_static(body.as_bytes());
-        let batch = make_batch(&body, BodyKind::Json, Some(producer), &Limits::default(), 99).unwrap();
+        let batch = make_batch(&body, BodyKind::Json, Some(producer), &BatchLimits::default(), 99).unwrap();
         assert_eq!(batch.header().producer(), Some(producer));
         let records: Vec<_> = batch.records(1 << 20).unwrap().map(Result::unwrap).collect();
         assert_eq!(records[0].value.as_deref(), Some(&br#"{"a":1}"#[..]));
@@ -220,12 +213,12 @@ mod tests {
     fn a_built_batch_passes_the_check_of_a_received_one() {
         let batch = make(BodyKind::Lines, "{\"value\":1}\n{\"key\":2,\"timestamp\":1}\n").unwrap();
         let bytes = batch.into_bytes();
-        make_batch(&bytes, BodyKind::Batch, None, &Limits::default(), 0).unwrap();
+        make_batch(&bytes, BodyKind::Batch, None, &BatchLimits::default(), 0).unwrap();
     }
 
     #[test]
     fn what_is_too_large_or_no_batch_is_refused_with_its_code() {
-        let limits = Limits { record_bytes_max: 3, ..Limits::default() };
+        let limits = BatchLimits { record_bytes_max: 3, ..BatchLimits::default() };
         let refused = make_batch(&Bytes::from_static(b"four"), BodyKind::Text, None, &limits, 0);
         assert_eq!(code(refused), Code::RecordTooLarge);
         assert_eq!(code(make(BodyKind::Batch, "not a batch")), Code::CorruptBatch);

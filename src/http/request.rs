@@ -272,7 +272,8 @@ pub(super) async fn read_body(
     let mut permit = reserve(in_flight, announced)?;
     let deadline = Instant::now() + limits.body_timeout;
     let mut body = body;
-    let mut received = BytesMut::new();
+    // The announced size is within the budget: what is kept of a body takes no more room than the body.
+    let mut received = BytesMut::with_capacity(announced);
     loop {
         let frame = tokio::time::timeout_at(deadline, body.frame()).await.map_err(|_| {
             let waited = limits.body_timeout.as_millis();

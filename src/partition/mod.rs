@@ -150,6 +150,11 @@ impl<L: ReplicatedLog> Partition<L> {
         Arc::new(Self { log: group, options, unacknowledged })
     }
 
+    /// What a batch for it may have: the topic's `max.message.bytes` among them.
+    pub fn limits(&self) -> &BatchLimits {
+        &self.options.limits
+    }
+
     /// The term in which this replica leads, able to answer reads. `NOT_LEADER`, `NO_LEADER`, `NOT_READY` otherwise.
     fn leading(&self) -> Result<u64> {
         let status = self.log.status();

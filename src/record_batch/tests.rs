@@ -1,3 +1,5 @@
+//! Batches: golden bytes, round trips, lies and bombs.
+
 use proptest::prelude::*;
 
 use super::*;

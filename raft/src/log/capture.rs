@@ -92,6 +92,13 @@ impl Log {
         move_folder(&*self.context.disk, &self.dir, aside).await
     }
 
+    /// Closes the files of a deleted replica, once they are unlinked.
+    pub(crate) fn close_retired(&self) {
+        let state = self.state.lock();
+        state.segments.iter().for_each(|segment| segment.file.close_retired());
+        state.prepared.iter().for_each(|file| file.close_retired());
+    }
+
     /// Writes the index of the last segment, so that the next process need not make it anew. For a clean end.
     pub(crate) async fn persist_index(&self) -> io::Result<()> {
         let index = {

@@ -30,6 +30,8 @@ mod read;
 pub(crate) mod segment;
 pub(crate) mod state;
 pub(crate) mod tail;
+#[cfg(test)]
+mod tests;
 pub(crate) mod write;
 
 use frame::Frame;

@@ -24,7 +24,7 @@ pub(crate) struct SnapshotRef {
 }
 
 /// The state of a log. Invariants: segments follow one another without gaps, the last one ends at `head.last`; every
-/// segment ends above `purged`; the tail cache ends at `head.last` or is empty; frames that are not in the tail cache are
+/// segment but the last ends above `purged`; the tail cache ends at `head.last` or is empty; frames that are not in the tail cache are
 /// in their segment's file.
 pub(crate) struct LogState {
     pub(crate) vote: Option<Vote>,

@@ -93,9 +93,10 @@ impl Tail {
         }
     }
 
-    /// Drops the frames up to and including this index.
-    pub(crate) fn purge(&mut self, index: u64) {
-        while self.first_index().is_some_and(|first| first <= index) {
+    /// Drops the frames up to and including this index, as far as they are written: a segment that is purged in part is still
+    /// read from its beginning.
+    pub(crate) fn purge(&mut self, index: u64, written: u64) {
+        while self.first_index().is_some_and(|first| first <= index) && self.front_is_written(written) {
             self.pop_front();
         }
     }

@@ -278,13 +278,13 @@ impl Log {
             }
         }
         let (head, cut) = self.head_at(last.map(|last| last.index)).await.map_err(io::Error::other)?;
+        self.persist_base_at_start(head.base()).await?;
         let mut state = self.state.lock();
         let dropped = cut_segments(&mut state, last, cut);
         state.head = head;
         state.roll = true;
         state.generation += 1;
         state.tail.truncate_after(last.map(|last| last.index));
-        self.drop_prepared(&mut state);
         let seal = state.segments.last().map(|segment| Seal { release: None, ..seal(segment) });
         self.submit(&mut state, Op::Truncate(last), move |log, result| {
             if result.is_ok() {
@@ -327,9 +327,11 @@ impl Log {
             // openraft does so only after a snapshot was installed, and then this is where the log stands already.
             tracing::error!(group = %self.group, %upto, end = ?state.head.last, "purged beyond the end");
             state.head.last = Some(upto);
+            state.tail.truncate_after(None);
             state.generation += 1;
         }
-        state.tail.purge(upto.index);
+        let written = state.appends_written;
+        state.tail.purge(upto.index, written);
         let dropped = state.take_segments_below(upto.index);
         dropped.into_iter().map(|segment| segment.file).collect()
     }
@@ -365,6 +367,22 @@ impl Log {
             }
         };
         self.persist_base(name, base).await
+    }
+
+    /// Before every segment goes by a truncation to where the log begins: makes durable what the purged prefix tells, beside
+    /// the segment that will come next. The base that said so goes with its segment.
+    async fn persist_base_at_start(&self, base: Base) -> io::Result<()> {
+        let next_index = base.last.map_or(0, |last| last.index + 1);
+        let name = {
+            let mut state = self.state.lock();
+            self.drop_prepared(&mut state);
+            let nothing_stays = state.segments.first().is_none_or(|segment| segment.first_index() >= next_index);
+            if base.last.is_none() || !nothing_stays {
+                return Ok(());
+            }
+            self.prepare(&mut state, next_index).name()
+        };
+        self.persist_base(name, Some(Arc::new(base))).await
     }
 
     /// Writes a segment's base beside it, durably, if that has not been done.
@@ -430,6 +448,7 @@ impl Log {
     ) -> Vec<Arc<SegmentFile>> {
         if let Some(head) = reset {
             state.head = head;
+            state.tail.truncate_after(None);
             state.generation += 1;
             self.drop_prepared(state);
         }
@@ -654,8 +673,7 @@ fn cut_segments(state: &mut LogState, last: Option<LogId>, cut: Option<Segment>)
     if let (Some(cut), Some(segment)) = (cut, state.segments.last_mut()) {
         *segment = cut;
     }
-    // What is left of a segment may lie below the purge boundary as a whole.
-    let purged = state.purged.map(|purged| purged.index);
-    let hidden = purged.map(|purged| state.take_segments_below(purged)).unwrap_or_default();
-    dropped.into_iter().chain(hidden).map(|segment| segment.file).collect()
+    // What is left of a segment may lie below the purge boundary as a whole. It stays: its base, and its frames, tell how the
+    // log stands.
+    dropped.into_iter().map(|segment| segment.file).collect()
 }

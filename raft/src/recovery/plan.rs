@@ -157,9 +157,6 @@ impl Plan {
         self.last = last;
         self.segments.retain(|segment| segment.name.first_index < next);
         self.shorten_last(next);
-        // What is left of a segment may lie below the purge boundary as a whole.
-        let purged = self.purged.map(|purged| purged.index);
-        self.segments.retain(|segment| Some(segment.last_index) > purged);
     }
 
     /// Takes the entries from `next` on out of the last segment.

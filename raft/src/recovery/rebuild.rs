@@ -361,7 +361,8 @@ impl Rebuild {
         if let Some((_, offset)) = self.plan.installed.filter(|(boundary, _)| *boundary == purged) {
             return Ok(offset);
         }
-        let Some(first) = self.segments.first() else { return Ok(next_offset) };
+        let reaches = |segment: &&Segment| segment.last.index > purged.index;
+        let Some(first) = self.segments.iter().find(reaches) else { return Ok(next_offset) };
         if first.first_index() > purged.index {
             return Ok(first.base_offset);
         }

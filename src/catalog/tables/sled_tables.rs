@@ -129,10 +129,10 @@ impl Tables for SledTables {
     }
 
     fn close(&self) {
-        if let Slot::Open(db) = std::mem::replace(&mut *self.db.lock(), Slot::Closed) {
-            if let Err(error) = db.flush() {
-                tracing::warn!(path = %self.path.display(), %error, "the catalog's tables were not flushed");
-            }
+        if let Slot::Open(db) = std::mem::replace(&mut *self.db.lock(), Slot::Closed)
+            && let Err(error) = db.flush()
+        {
+            tracing::warn!(path = %self.path.display(), %error, "the catalog's tables were not flushed");
         }
     }
 }

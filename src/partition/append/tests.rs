@@ -1,3 +1,5 @@
+//! Produce over a fake log: ack levels, verdicts, and what is told when the outcome is not known.
+
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures_util::FutureExt;

@@ -1,3 +1,5 @@
+//! Fetch over a fake log: where it begins, when it waits, and which ends are confirmed.
+
 use std::sync::Arc;
 
 use bytes::Bytes;

@@ -1,3 +1,5 @@
+//! The producer table against a naive model, across retries and truncations.
+
 use proptest::prelude::*;
 
 use super::*;

@@ -32,12 +32,15 @@ const PASSED_HEADERS: &[&str] =
 const RETURNED_HEADERS: &[&str] = &[
     "content-type",
     "content-length",
+    "retry-after",
     api::NEXT_OFFSET,
     api::HIGH_WATERMARK,
     api::LOG_START_OFFSET,
     api::LEADER_EPOCH,
 ];
 /// Pause before the first further attempt; it doubles up to [`PAUSE_MAX`].
+/// How long a read may go on once the broker stops.
+const STOPPING_GRACE: Duration = Duration::from_secs(1);
 const PAUSE_MIN: Duration = Duration::from_millis(5);
 const PAUSE_MAX: Duration = Duration::from_millis(100);
 /// How often a waiting request looks whether the broker it waits for still leads.
@@ -64,6 +67,27 @@ pub(super) enum Repeat {
 pub(super) trait AtLeader: Sync {
     /// Does it here. `left` is what remains of the request's time.
     fn run(&self, partition: &Partition, left: Duration) -> impl Future<Output = Result<Response, Refusal>> + Send;
+}
+
+/// Who leads what: the part of [`Broker`] that finding a leader needs, so that tests can say it.
+pub(super) trait Routes: Sync {
+    fn id(&self) -> BrokerId;
+    fn route(&self, target: &Target) -> Result<Route, Error>;
+    fn route_wait(&self, target: &Target, timeout: Duration) -> impl Future<Output = Result<Route, Error>> + Send;
+}
+
+impl Routes for Broker {
+    fn id(&self) -> BrokerId {
+        Broker::id(self)
+    }
+
+    fn route(&self, target: &Target) -> Result<Route, Error> {
+        Broker::route(self, &target.topic, target.partition)
+    }
+
+    async fn route_wait(&self, target: &Target, timeout: Duration) -> Result<Route, Error> {
+        Broker::route_wait(self, &target.topic, target.partition, timeout).await
+    }
 }
 
 /// A request, kept so that it can be passed on, several times if need be.
@@ -107,10 +131,33 @@ impl Passable {
         work: &impl AtLeader,
     ) -> Result<Response, Refusal> {
         let broker = Arc::clone(shared.broker()?);
+        let finding = self.find(&*broker, &shared.peers, target, work);
+        if self.repeat != Repeat::Read {
+            return finding.await;
+        }
+        // A read that waits at another broker does not know that this one stops. What waits here answers by itself, at once.
+        let given_up = async {
+            shared.stopping().await;
+            tokio::time::sleep(STOPPING_GRACE).await;
+        };
+        tokio::select! {
+            biased;
+            found = finding => found,
+            () = given_up => Err((Code::NotReady, "the broker is stopping".to_owned()).into()),
+        }
+    }
+
+    async fn find(
+        &self,
+        routes: &impl Routes,
+        peers: &reqwest::Client,
+        target: &Target,
+        work: &impl AtLeader,
+    ) -> Result<Response, Refusal> {
         let mut pause = PAUSE_MIN;
         let mut maybe_written = false;
         loop {
-            let refusal = match self.attempt(shared, &broker, target, work).await {
+            let refusal = match self.attempt(routes, peers, target, work).await {
                 Ok(response) => return Ok(response),
                 Err(refusal) => refusal,
             };
@@ -135,27 +182,22 @@ impl Passable {
 
     async fn attempt(
         &self,
-        shared: &Shared,
-        broker: &Broker,
+        routes: &impl Routes,
+        peers: &reqwest::Client,
         target: &Target,
         work: &impl AtLeader,
     ) -> Result<Response, Refusal> {
-        let route = if self.forwarded {
-            broker.route(&target.topic, target.partition)?
-        } else {
-            broker.route_wait(&target.topic, target.partition, self.left()).await?
-        };
+        let route = if self.forwarded { routes.route(target)? } else { routes.route_wait(target, self.left()).await? };
         match route {
             Route::Local(partition) => work.run(&partition, self.left()).await,
             Route::Remote { broker: leader, .. } if self.forwarded => {
-                let why = format!("broker {} does not lead {target}; it knows broker {leader} as leader", broker.id());
+                let why = format!("broker {} does not lead {target}; it knows broker {leader} as leader", routes.id());
                 Err((Code::NotLeader, why).into())
             }
             Route::Remote { http_address, .. } if self.redirect => Ok(self.redirect_to(&http_address)),
             Route::Remote { broker: leader, http_address } => {
                 metrics::forwarded();
-                let hop = Hop { shared, broker, target, leader, address: &http_address };
-                self.pass_on(&hop).await
+                self.pass_on(&Hop { routes, peers, target, leader, address: &http_address }).await
             }
         }
     }
@@ -170,15 +212,15 @@ impl Passable {
     }
 
     /// Sends the request to the leader and brings its answer back.
-    async fn pass_on(&self, hop: &Hop<'_>) -> Result<Response, Refusal> {
+    async fn pass_on(&self, hop: &Hop<'_, impl Routes>) -> Result<Response, Refusal> {
         let url = format!("http://{}{}", hop.address, self.path_and_query());
-        let mut request = hop.shared.peers.request(self.method.clone(), url).body(self.body.clone());
+        let mut request = hop.peers.request(self.method.clone(), url).body(self.body.clone());
         for name in PASSED_HEADERS {
             for value in self.headers.get_all(*name) {
                 request = request.header(*name, value);
             }
         }
-        request = request.header(api::FORWARDED, hop.broker.id().to_string());
+        request = request.header(api::FORWARDED, hop.routes.id().to_string());
         request = request.header(api::TIMEOUT_MS, self.left().as_millis().to_string());
         let answer = tokio::select! {
             answer = request.send() => answer,
@@ -204,7 +246,7 @@ impl Passable {
     }
 
     /// The leader refused: as our own error where we know the code, so that it can be judged like one.
-    async fn refused(&self, hop: &Hop<'_>, answer: reqwest::Response) -> Result<Response, Refusal> {
+    async fn refused(&self, hop: &Hop<'_, impl Routes>, answer: reqwest::Response) -> Result<Response, Refusal> {
         let status = answer.status();
         let headers = answer.headers().clone();
         let body = read_limited(answer).await.map_err(|why| self.lost(hop, &why))?;
@@ -223,7 +265,7 @@ impl Passable {
     }
 
     /// The request went out and its answer did not come back.
-    fn lost(&self, hop: &Hop<'_>, why: &str) -> Refusal {
+    fn lost(&self, hop: &Hop<'_, impl Routes>, why: &str) -> Refusal {
         let (leader, target) = (hop.leader, hop.target);
         match self.repeat {
             Repeat::Read => (Code::NoLeader, format!("broker {leader}, which led {target}, did not answer: {why}")),
@@ -237,15 +279,15 @@ impl Passable {
 }
 
 /// One passing-on.
-struct Hop<'a> {
-    shared: &'a Shared,
-    broker: &'a Broker,
+struct Hop<'a, R> {
+    routes: &'a R,
+    peers: &'a reqwest::Client,
     target: &'a Target,
     leader: BrokerId,
     address: &'a str,
 }
 
-impl Hop<'_> {
+impl<R: Routes> Hop<'_, R> {
     /// Never connected, so nothing was sent.
     fn unreachable(&self, error: &reqwest::Error) -> Refusal {
         let (leader, target, address) = (self.leader, self.target, self.address);
@@ -259,7 +301,7 @@ impl Hop<'_> {
         let mut since = None;
         loop {
             tokio::time::sleep(ROUTE_CHECK).await;
-            let route = self.broker.route(&self.target.topic, self.target.partition);
+            let route = self.routes.route(self.target);
             let elsewhere = match route {
                 Ok(Route::Remote { broker, .. }) => broker != self.leader,
                 Ok(Route::Local(_)) => true,
@@ -327,41 +369,4 @@ fn rebuilt(status: StatusCode, headers: &HeaderMap, body: Body) -> Response {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn passable(repeat: Repeat) -> Passable {
-        let (parts, ()) = axum::http::Request::builder().uri("/x?y=1").body(()).unwrap().into_parts();
-        Passable::new(&parts, Bytes::new(), Duration::from_secs(1), repeat)
-    }
-
-    #[test]
-    fn what_may_have_happened_is_only_repeated_where_that_does_no_harm() {
-        let lost = Error::new(Code::OutcomeUnknown, "");
-        assert!(passable(Repeat::Idempotent).again(&lost));
-        assert!(!passable(Repeat::Harmful).again(&lost));
-        for code in [Code::NotLeader, Code::NoLeader, Code::NotReady] {
-            assert!(passable(Repeat::Harmful).again(&Error::new(code, "")), "{code}");
-            let partly = Error::new(code, "").with_outcome(WriteOutcome::Unknown);
-            assert!(!passable(Repeat::Harmful).again(&partly), "{code}");
-        }
-        for code in [Code::UnknownTopic, Code::StorageFull, Code::OutOfOrderSequence, Code::NotEnoughReplicas] {
-            assert!(!passable(Repeat::Idempotent).again(&Error::new(code, "")), "{code}");
-        }
-    }
-
-    #[test]
-    fn once_it_may_have_happened_no_later_error_denies_it() {
-        let refusal = unknown(Error::new(Code::NoLeader, "none").into());
-        assert_eq!((refusal.error.code, refusal.error.outcome), (Code::OutcomeUnknown, WriteOutcome::Unknown));
-        let refusal = unknown(Error::new(Code::StorageFull, "full").into());
-        assert_eq!((refusal.error.code, refusal.error.outcome), (Code::StorageFull, WriteOutcome::Unknown));
-    }
-
-    #[test]
-    fn a_redirect_keeps_path_and_query() {
-        let response = passable(Repeat::Read).redirect_to("127.0.0.1:8091");
-        assert_eq!(response.status(), StatusCode::TEMPORARY_REDIRECT);
-        assert_eq!(response.headers()["location"], "http://127.0.0.1:8091/x?y=1");
-    }
-}
+mod tests;
