@@ -115,7 +115,7 @@ impl Checkpointer {
     async fn write(
         &self,
         memory: &mut Memory,
-        captured: &mut Vec<(Arc<Log>, Captured)>,
+        captured: &mut [(Arc<Log>, Captured)],
         corrupt: Vec<(ReplicaKey, ReplicaState)>,
         lsn: Lsn,
         retire: Lsn,

@@ -8,6 +8,7 @@ pub mod codec;
 pub mod config;
 pub mod data_dir;
 pub mod disk;
+pub mod elections;
 pub mod error;
 pub mod journal;
 pub mod log;
@@ -22,6 +23,7 @@ mod segment_writer;
 pub mod state_machine;
 mod stop;
 pub mod store;
+mod supervision;
 #[cfg(any(test, feature = "simulation"))]
 pub mod testing;
 pub mod transport;

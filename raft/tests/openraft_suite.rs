@@ -1,4 +1,5 @@
 //! openraft's own storage suite over `LogStore` and `StateMachine`, on simulated and on real files.
+#![allow(clippy::unwrap_used)]
 
 use std::path::PathBuf;
 use std::sync::Arc;

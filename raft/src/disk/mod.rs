@@ -64,6 +64,7 @@ pub trait Disk: Send + Sync + 'static {
 
 /// An open file. Positions are explicit; there is no cursor. A dropped file is *not* synced:
 /// never drop a dirty file before its [`Self::datasync`] (RULES.md J15).
+#[allow(clippy::len_without_is_empty)] // A length costs a trip to the disk; nobody asks whether a file is empty.
 pub trait DiskFile: Send + Sync + 'static {
     /// Reads up to `bytes` bytes at `position`; shorter only at the end of the file.
     fn read_at(&self, position: u64, bytes: usize) -> BoxFuture<'_, io::Result<Bytes>>;

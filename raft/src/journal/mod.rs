@@ -186,7 +186,7 @@ pub struct JournalIdentity {
 pub struct JournalConfig {
     /// Most bytes one round may hold; a single larger operation is a round of its own.
     pub round_bytes_max: usize,
-    /// Size of a journal file, a multiple of 4096, at least 64 KiB.
+    /// Size of a journal file, a multiple of 4096, from 64 KiB to 1 GiB.
     pub file_bytes: u64,
     /// Appends of at least so many bytes, or a run of adjoining appends of one group that waits and is as large, are written to
     /// their segment directly (RULES.md J6). At most a quarter of `file_bytes`.
@@ -215,7 +215,7 @@ impl From<&RaftConfig> for JournalConfig {
 impl JournalConfig {
     /// The nearest configuration that works: a round, whatever is in it, fits twice into a file.
     fn checked(mut self) -> Self {
-        self.file_bytes = self.file_bytes.max(64 << 10).next_multiple_of(BLOCK_BYTES as u64);
+        self.file_bytes = self.file_bytes.clamp(64 << 10, 1 << 30).next_multiple_of(BLOCK_BYTES as u64);
         let quarter = (self.file_bytes / 4) as usize;
         self.round_bytes_max = self.round_bytes_max.clamp(1, quarter);
         self.bypass_bytes_min = self.bypass_bytes_min.clamp(1, quarter);

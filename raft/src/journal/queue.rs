@@ -186,8 +186,9 @@ impl Queue {
             return Vec::new();
         }
         let taken = self.take(limits, hold_appends);
-        if taken.iter().all(|(_, entry)| entry.is_commit()) {
-            // Whatever is urgent cannot go yet.
+        let in_nobodys_way = |(group, entry): &(GroupId, Entry)| entry.is_commit() && !self.groups.contains_key(group);
+        if taken.iter().all(in_nobodys_way) {
+            // Whatever is urgent stands in other groups, and cannot go yet.
             self.put_back(limits, taken);
             return Vec::new();
         }
@@ -288,4 +289,157 @@ struct Round {
     taken: Vec<(GroupId, Entry)>,
     bytes: usize,
     full: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use bytes::Bytes;
+    use futures_util::future::BoxFuture;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::journal::{ExtentTarget, SegmentName};
+    use crate::types::{log_id, vote};
+
+    struct Nowhere;
+
+    impl ExtentTarget for Nowhere {
+        fn write_durably(&self, _: u64, _: Vec<Bytes>) -> BoxFuture<'_, std::io::Result<()>> {
+            Box::pin(async { Ok(()) })
+        }
+    }
+
+    const LIMITS: Limits = Limits { round_bytes_max: 3000, bypass_bytes_min: 2000 };
+
+    fn entry(op: Op) -> Entry {
+        Entry { replica: ReplicaId(1), body: RecordBody::Op(op), done: Box::new(|_| {}) }
+    }
+
+    fn append(number: u64, position: u64, bytes: u64) -> Op {
+        let extent = Extent { segment: SegmentName { first_index: 0, file_no: 0 }, position, bytes };
+        let id = log_id(1, number);
+        let parts = vec![vec![0; bytes as usize].into()];
+        Op::Append { extent, parts, first: id, last: id, target: Arc::new(Nowhere) }
+    }
+
+    /// The number that was given to an operation, and whether it is a commit.
+    fn number(entry: &Entry) -> (u64, bool) {
+        match &entry.body {
+            RecordBody::Op(Op::Append { first, .. }) => (first.index, false),
+            RecordBody::Op(Op::Vote(vote)) => (vote.leader_id.term, false),
+            RecordBody::Op(Op::Commit(id)) => (id.index, true),
+            _ => unreachable!(),
+        }
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Vote(u64),
+        Commit(u64),
+        /// Group, bytes, whether it adjoins the one before.
+        Append(u64, u64, bool),
+        Round(bool),
+        StartBypass,
+        EndBypass,
+        Seal,
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            (0..4u64).prop_map(Step::Vote),
+            (0..4u64).prop_map(Step::Commit),
+            (0..4u64, 1..2500u64, any::<bool>())
+                .prop_map(|(group, bytes, adjoins)| Step::Append(group, bytes, adjoins)),
+            (0..4u64, 1..2500u64, any::<bool>())
+                .prop_map(|(group, bytes, adjoins)| Step::Append(group, bytes, adjoins)),
+            any::<bool>().prop_map(Step::Round),
+            Just(Step::StartBypass),
+            Just(Step::EndBypass),
+            Just(Step::Seal),
+        ]
+    }
+
+    /// What came out of the queue, per group.
+    #[derive(Default)]
+    struct Taken(BTreeMap<GroupId, Vec<(u64, bool)>>);
+
+    impl Taken {
+        fn take(&mut self, round: Vec<(GroupId, Entry)>, only_commits: bool) {
+            let bytes: usize = round.iter().map(|(_, entry)| entry.body.record_bytes()).sum();
+            assert!(bytes <= LIMITS.round_bytes_max || round.len() == 1, "{bytes} bytes in one round");
+            assert!(!only_commits || round.iter().all(|(_, entry)| entry.is_commit()));
+            for (group, entry) in round {
+                if let Some(extent) = entry.extent() {
+                    assert!(extent.bytes < 2000, "a large append is never journalled");
+                }
+                self.0.entry(group).or_default().push(number(&entry));
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn each_group_keeps_its_order_and_nothing_is_lost(steps in proptest::collection::vec(step(), 0..120)) {
+            let (mut queue, mut taken) = (Queue::default(), Taken::default());
+            let mut submitted: BTreeMap<GroupId, Vec<(u64, bool)>> = BTreeMap::new();
+            let mut bypassing: VecDeque<(GroupId, Vec<Entry>)> = VecDeque::new();
+            let mut positions: BTreeMap<u64, u64> = BTreeMap::new();
+            let end = (0..200).flat_map(|_| [Step::StartBypass, Step::EndBypass, Step::Round(false)]).chain([Step::Seal]);
+            for (count, step) in steps.into_iter().chain(end).enumerate() {
+                let count = count as u64;
+                let submit = match step {
+                    Step::Vote(group) => Some((group, Op::Vote(vote(count, ReplicaId(1), false)))),
+                    Step::Commit(group) => Some((group, Op::Commit(log_id(1, count)))),
+                    Step::Append(group, bytes, adjoins) => {
+                        let position = positions.entry(group).or_default();
+                        let op = append(count, *position + u64::from(!adjoins), bytes);
+                        *position += bytes + u64::from(!adjoins);
+                        Some((group, op))
+                    }
+                    Step::Round(hold_appends) => {
+                        taken.take(queue.take_round(&LIMITS, hold_appends), false);
+                        None
+                    }
+                    Step::Seal => {
+                        taken.take(queue.take_commits(&LIMITS), true);
+                        None
+                    }
+                    Step::StartBypass => {
+                        bypassing.extend(queue.take_bypass());
+                        assert!(bypassing.len() <= BYPASSES_MAX);
+                        None
+                    }
+                    Step::EndBypass => {
+                        if let Some((group, mut entries)) = bypassing.pop_front() {
+                            for entry in &mut entries {
+                                // As a Bypass record it is an operation that is not an append.
+                                entry.body = RecordBody::Op(Op::Vote(vote(number(entry).0, ReplicaId(1), false)));
+                            }
+                            queue.bypassed(&LIMITS, group, entries);
+                        }
+                        None
+                    }
+                };
+                if let Some((group, op)) = submit {
+                    let entry = entry(op);
+                    let all = submitted.entry(GroupId(group)).or_default();
+                    all.push(number(&entry));
+                    queue.push(&LIMITS, GroupId(group), entry);
+                }
+            }
+            prop_assert!(queue.is_quiet() && !queue.has_commits());
+            prop_assert!(queue.ring.is_empty() && queue.groups.is_empty(), "nothing is remembered of a quiet group");
+            for (group, mut all) in submitted {
+                // A commit right in front of another one is merged into it.
+                let merged: Vec<_> = (0..all.len()).filter(|at| all[*at].1 && all.get(at + 1).is_some_and(|next| next.1)).collect();
+                let mut out = taken.0.remove(&group).unwrap_or_default();
+                out.retain(|entry| !merged.iter().any(|at| all[*at] == *entry));
+                let mut at = 0;
+                all.retain(|_| { at += 1; !merged.contains(&(at - 1)) });
+                prop_assert_eq!(out, all);
+            }
+        }
+    }
 }

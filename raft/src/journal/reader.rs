@@ -174,7 +174,8 @@ impl<'a> Scanner<'a> {
     fn skip_retired(&mut self) {
         let follows = |file: &FoundFile| file.header.filter(|header| header.follows < self.from);
         let Some(keep) = self.files.iter().rposition(|file| follows(file).is_some()) else { return };
-        let mut last = self.files.get(keep).and_then(follows).map_or(Lsn(0), |header| Lsn(header.first.0 - 1));
+        let mut last =
+            self.files.get(keep).and_then(follows).map_or(Lsn(0), |header| Lsn(header.first.0.saturating_sub(1)));
         let skipped: Vec<FoundFile> = self.files.drain(..keep).collect();
         for FoundFile { name, bytes, header, .. } in skipped.into_iter().rev() {
             match header {
@@ -211,7 +212,7 @@ impl<'a> Scanner<'a> {
         let jump = 1 << 20;
         let last = self.scan.last.0.max(self.from.0 - 1);
         let first_ever = last == 0 && self.scan.live.is_empty() && self.scan.unused.is_empty();
-        self.scan.next = Lsn(if first_ever { 1 } else { last + 1 + jump });
+        self.scan.next = Lsn(if first_ever { 1 } else { last.saturating_add(1 + jump) });
         self.scan
     }
 
@@ -248,7 +249,7 @@ impl<'a> Scanner<'a> {
         if follows <= self.scan.last || follows < self.from {
             return Ok(());
         }
-        let missing = self.scan.last.0.max(self.from.0 - 1) + 1;
+        let missing = self.scan.last.0.max(self.from.0 - 1).saturating_add(1);
         let (until, follows) = (follows.0, follows.0);
         let why = format!(
             "LSN {missing} to {until} cannot be read, but what stands at position {position} follows {follows}"

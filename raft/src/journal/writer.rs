@@ -224,13 +224,13 @@ impl Writer {
     /// Waits for the disk; meanwhile, bypasses go on.
     async fn drive(&mut self, io: &mut (impl Future<Output = io::Result<()>> + Unpin)) -> io::Result<()> {
         loop {
+            self.start_bypasses();
             tokio::select! {
                 biased;
                 result = &mut *io => return result,
                 Some(done) = self.bypasses.running.next() => self.bypassed(done),
                 () = self.shared.work.notified() => {}
             }
-            self.start_bypasses();
         }
     }
 

@@ -24,6 +24,7 @@ pub(crate) mod append;
 pub mod base;
 mod bases;
 pub(crate) mod capture;
+pub mod entry;
 pub mod frame;
 pub(crate) mod head;
 pub mod index;

@@ -5,6 +5,7 @@
 //! be one of the noted states, no older than what had been acknowledged. A second crash strikes within the recovery itself.
 //!
 //! By default every so many operations are tried, so that the test takes seconds; `PONTOON_CRASH_ALL=1` tries all.
+#![allow(clippy::unwrap_used)]
 
 mod driver;
 mod rot;

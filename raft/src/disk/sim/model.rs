@@ -194,9 +194,8 @@ impl FileState {
         }
         let (last, within) = split(self.len);
         self.durable.split_off(&(last + 1));
-        match self.durable.get_mut(&last) {
-            Some(tail) => Arc::make_mut(tail)[within..].fill(0),
-            None => {}
+        if let Some(tail) = self.durable.get_mut(&last) {
+            Arc::make_mut(tail)[within..].fill(0);
         }
         self.cache = self.durable.clone();
     }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::*;
-use crate::disk::{read_file, replace_file};
+use crate::disk::{Disk, DiskFile, OpenMode, read_file, replace_file};
 
 async fn create(disk: &SimDisk, path: &str, contents: &str) -> Arc<dyn DiskFile> {
     let file = disk.open(Path::new(path), OpenMode::CreateNew).await.unwrap();

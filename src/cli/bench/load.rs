@@ -1,0 +1,152 @@
+//! Closed loops of produce and fetch.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use hdrhistogram::Histogram;
+use reqwest::Method;
+
+use super::report::{Report, histogram};
+use super::target::{Led, Target};
+use super::{Failure, FetchArgs, LoadArgs};
+
+/// What one worker, or all together, saw.
+struct Seen {
+    latencies: Histogram<u64>,
+    errors: u64,
+    first_error: Option<String>,
+}
+
+impl Seen {
+    fn new() -> Self {
+        Self { latencies: histogram(), errors: 0, first_error: None }
+    }
+
+    fn merge(&mut self, other: Seen) {
+        // Both have the same bounds, so adding cannot fail.
+        let _ = self.latencies.add(&other.latencies);
+        self.errors += other.errors;
+        self.first_error = self.first_error.take().or(other.first_error);
+    }
+}
+
+/// A value of printable noise: it neither compresses nor repeats.
+pub(super) fn noise(bytes: usize) -> Bytes {
+    (0..bytes).map(|_| b'a' + rand::random::<u8>() % 26).collect::<Vec<u8>>().into()
+}
+
+pub(super) async fn produce(name: &str, args: LoadArgs, target: &Target) -> Result<Report, Failure> {
+    let topic = match &args.topic {
+        Some(topic) => topic.clone(),
+        None => target.create_topic(args.partitions, args.replicas).await?,
+    };
+    let partitions = if args.topic.is_some() { 1 } else { args.partitions };
+    let leaders = Arc::new(target.all_leaders(&topic, partitions).await?);
+    let started = Instant::now();
+    let deadline = started + Duration::from_secs(args.seconds);
+    let value = noise(args.bytes);
+    let workers: Vec<_> = (0..args.inflight.max(1))
+        .map(|worker| {
+            let (target, leaders, topic, acks) = (target.clone(), leaders.clone(), topic.clone(), args.acks.clone());
+            let value = value.clone();
+            tokio::spawn(async move { produce_loop(worker, &target, &leaders, &topic, &acks, value, deadline).await })
+        })
+        .collect();
+    let mut seen = Seen::new();
+    for worker in workers {
+        seen.merge(worker.await.map_err(|error| Failure::Local(error.to_string()))?);
+    }
+    let elapsed = started.elapsed();
+    if args.topic.is_none() {
+        target.delete_topic(&topic).await?;
+    }
+    let mut report = Report::new(name);
+    report.set("acks", args.acks);
+    report.set("bytes", args.bytes);
+    report.set("inflight", args.inflight);
+    report.set("partitions", leaders.len());
+    report.rate(seen.latencies.len(), seen.latencies.len() * args.bytes as u64, elapsed);
+    report.latencies(&seen.latencies);
+    report.set("errors", seen.errors);
+    if let Some(error) = seen.first_error {
+        report.set("first_error", error);
+    }
+    Ok(report)
+}
+
+async fn produce_loop(
+    worker: usize,
+    target: &Target,
+    leaders: &[Led],
+    topic: &str,
+    acks: &str,
+    value: Bytes,
+    deadline: Instant,
+) -> Seen {
+    let mut seen = Seen::new();
+    let mut at = worker;
+    while Instant::now() < deadline {
+        let led = &leaders[at % leaders.len()];
+        // Workers stride through the partitions, so that any number of them covers any number of partitions.
+        at += 7;
+        let url = format!("{}/v1/topics/{topic}/partitions/{}/records?acks={acks}", led.base, led.partition);
+        let begun = Instant::now();
+        match send(target, &url, value.clone()).await {
+            Ok(()) => seen.latencies.saturating_record(begun.elapsed().as_micros() as u64),
+            Err(error) => {
+                seen.errors += 1;
+                seen.first_error.get_or_insert(error);
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        }
+    }
+    seen
+}
+
+/// One produce; the answer's body is read whole, so that the connection is used again.
+pub(super) async fn send(target: &Target, url: &str, value: Bytes) -> Result<(), String> {
+    let request = target.http.post(url).header("content-type", "text/plain").body(value);
+    let answer = request.send().await.map_err(|error| error.to_string())?;
+    let status = answer.status();
+    let body = answer.bytes().await.map_err(|error| error.to_string())?;
+    if status.is_success() { Ok(()) } else { Err(format!("{status}: {}", String::from_utf8_lossy(&body))) }
+}
+
+pub(super) async fn fetch(args: FetchArgs, target: &Target) -> Result<Report, Failure> {
+    let leaders = target.all_leaders(&args.topic, 1).await?;
+    let started = Instant::now();
+    let deadline = started + Duration::from_secs(args.seconds);
+    let mut latencies = histogram();
+    let mut bytes = 0;
+    for led in &leaders {
+        let mut offset = String::from("earliest");
+        while Instant::now() < deadline {
+            let path = format!("/v1/topics/{}/partitions/{}/records", args.topic, led.partition);
+            let url = format!("{}{path}?offset={offset}&max_bytes={}", led.base, args.max_bytes);
+            let begun = Instant::now();
+            let request = target.http.request(Method::GET, &url).header("accept", "application/octet-stream");
+            let answer = request.send().await.map_err(|error| Failure::Unreachable(error.to_string()))?;
+            let status = answer.status();
+            let header =
+                |name| answer.headers().get(name).and_then(|value| value.to_str().ok()).unwrap_or("").to_owned();
+            let (next, end) = (header("pontoon-next-offset"), header("pontoon-high-watermark"));
+            let body = answer.bytes().await.map_err(|error| Failure::Unreachable(error.to_string()))?;
+            if !status.is_success() {
+                return Err(Failure::Refused(format!("{url}: {status}: {}", String::from_utf8_lossy(&body))));
+            }
+            latencies.saturating_record(begun.elapsed().as_micros() as u64);
+            bytes += body.len() as u64;
+            if body.is_empty() || next == end {
+                break;
+            }
+            offset = next;
+        }
+    }
+    let mut report = Report::new("fetch");
+    report.set("partitions", leaders.len());
+    report.rate(latencies.len(), bytes, started.elapsed());
+    report.set("bytes", bytes);
+    report.latencies(&latencies);
+    Ok(report)
+}

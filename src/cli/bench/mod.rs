@@ -1,0 +1,130 @@
+//! `pontoon bench`: figures an operator can reproduce, from outside, over HTTP.
+//!
+//! Closed loops: a fixed number of requests is in flight, each sent to the leader of its partition. Every run is bounded in time
+//! and stops by itself. `raw` measures the disk alone, to put beside the rest. It never starts or configures a cluster
+//! (that is `scripts/bench`), and only `failover` does anything to one: it sends SIGKILL to the process it is told.
+
+mod failover;
+mod load;
+mod raw;
+mod report;
+mod target;
+
+use clap::{Args, Subcommand};
+
+pub use report::Failure;
+use report::Report;
+use target::Target;
+
+/// What to measure.
+#[derive(Debug, Subcommand)]
+pub enum Bench {
+    /// Latency of one produce at a time (or a few).
+    Latency(LoadArgs),
+    /// Throughput of produce with many requests in flight.
+    Produce(LoadArgs),
+    /// Throughput of fetching raw batches from a topic's start to its end.
+    Fetch(FetchArgs),
+    /// Longest gap between acknowledgements per partition when a broker is killed with SIGKILL.
+    Failover(FailoverArgs),
+    /// The disk alone: appends of a fixed size, each made durable with fdatasync.
+    Raw(RawArgs),
+}
+
+/// A produce load.
+#[derive(Debug, Args)]
+pub struct LoadArgs {
+    /// How long, in seconds
+    #[arg(long, default_value_t = 10)]
+    seconds: u64,
+    /// Bytes of each batch's value
+    #[arg(long, default_value_t = 1024)]
+    bytes: usize,
+    /// Requests in flight
+    #[arg(long, default_value_t = 1)]
+    inflight: usize,
+    /// Partitions of the topic made for the run
+    #[arg(long, default_value_t = 1)]
+    partitions: u32,
+    /// Replicas of the topic made for the run [default: 3, or as many as there are brokers]
+    #[arg(long)]
+    replicas: Option<u32>,
+    /// all, every, leader or none
+    #[arg(long, default_value = "all")]
+    acks: String,
+    /// Use this topic, and keep it, instead of making one and deleting it
+    #[arg(long)]
+    topic: Option<String>,
+}
+
+/// A fetch load.
+#[derive(Debug, Args)]
+pub struct FetchArgs {
+    /// The topic to read
+    #[arg(long)]
+    topic: String,
+    /// Bytes asked for at a time
+    #[arg(long, default_value_t = 4 << 20)]
+    max_bytes: usize,
+    /// Stop after so many seconds
+    #[arg(long, default_value_t = 60)]
+    seconds: u64,
+}
+
+/// A broker's death.
+#[derive(Debug, Args)]
+pub struct FailoverArgs {
+    /// The process to kill
+    #[arg(long)]
+    pid: i32,
+    /// The broker that process is
+    #[arg(long)]
+    broker: u32,
+    /// Partitions of the topic made for the run
+    #[arg(long, default_value_t = 300)]
+    partitions: u32,
+    /// Time between an answer and the next probe of a partition, in ms
+    #[arg(long, default_value_t = 10)]
+    interval_ms: u64,
+    /// Seconds of probing before the kill, and after it
+    #[arg(long, default_value_t = 5)]
+    seconds: u64,
+}
+
+/// A disk load.
+#[derive(Debug, Args)]
+pub struct RawArgs {
+    /// Directory for the file, which is removed at the end
+    #[arg(long, default_value = ".")]
+    dir: std::path::PathBuf,
+    /// Bytes of each append
+    #[arg(long, default_value_t = 1024)]
+    bytes: usize,
+    /// How long, in seconds
+    #[arg(long, default_value_t = 10)]
+    seconds: u64,
+    /// Size of the file, written with zeros beforehand and used as a ring, in MiB; 0 lets the file grow
+    #[arg(long, default_value_t = 64)]
+    prewritten_mib: u64,
+}
+
+/// Runs one measurement and prints it: a table for people, or one line of JSON.
+pub async fn run(bench: Bench, servers: &[String], json: bool) -> Result<(), Failure> {
+    let report = match bench {
+        Bench::Latency(args) => load::produce("latency", args, &Target::new(servers)?).await?,
+        Bench::Produce(args) => load::produce("produce", args, &Target::new(servers)?).await?,
+        Bench::Fetch(args) => load::fetch(args, &Target::new(servers)?).await?,
+        Bench::Failover(args) => failover::run(args, &Target::new(servers)?).await?,
+        Bench::Raw(args) => raw::run(&args)?,
+    };
+    print(&report, json);
+    Ok(())
+}
+
+fn print(report: &Report, json: bool) {
+    if json {
+        println!("{}", report.to_json());
+    } else {
+        print!("{}", report.to_table());
+    }
+}

@@ -1,0 +1,200 @@
+//! Style made executable: who may import whom, one home for each dependency, a header on every module (STYLE, ARCHITECTURE.md).
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// What may be named only in its home. Files are matched by prefix of their path from the repository's root.
+const HOMES: &[(&str, &[&str])] = &[
+    (
+        "openraft",
+        &[
+            "raft/src/types.rs",
+            "raft/src/runtime.rs",
+            "raft/src/log_store.rs",
+            "raft/src/state_machine.rs",
+            "raft/src/transport",
+            "raft/src/raft_group",
+            "raft/src/elections",
+            "raft/src/supervision.rs",
+            "raft/src/log/entry.rs",
+            "raft/src/testing",
+        ],
+    ),
+    ("sled::", &["src/catalog/tables"]),
+    ("axum::", &["src/http"]),
+    ("bincode::", &["raft/src/codec.rs"]),
+    ("std::fs", &["raft/src/disk", "src/config", "src/cli", "src/catalog/tables"]),
+    ("tokio::fs", &["raft/src/disk", "src/cli"]),
+    ("rustix::fs", &["raft/src/disk"]),
+    ("std::thread", &["raft/src/disk"]),
+    ("spawn_blocking", &["raft/src/disk", "src/catalog", "src/cli"]),
+    ("SystemTime", &["src"]),
+    ("std::time::Instant", &["src", "raft/src/disk"]),
+];
+
+/// Which rooms may not name which others.
+const WALLS: &[(&str, &[&str])] = &[
+    ("raft/src", &["pontoon::"]),
+    ("src/http", &["crate::cli", "crate::kafka", "crate::catalog", "crate::controller", "pontoon_raft::log"]),
+    (
+        "src/partition",
+        &["crate::http", "crate::catalog", "crate::controller", "crate::broker", "crate::cli", "crate::api"],
+    ),
+    ("src/record_batch", &["crate::http", "crate::partition", "crate::broker", "crate::catalog", "tokio::"]),
+    ("src/catalog", &["crate::http", "crate::partition", "crate::broker", "crate::cli", "crate::api"]),
+    ("src/broker", &["crate::http", "crate::cli", "crate::client"]),
+    ("src/controller", &["crate::http", "crate::cli", "crate::client", "crate::partition"]),
+    ("src/api", &["crate::http", "crate::catalog", "crate::controller", "crate::cli", "crate::client"]),
+    ("src/client", &["crate::http", "crate::broker", "crate::catalog", "crate::partition", "crate::cli"]),
+    ("raft/src/journal", &["crate::log::", "crate::transport", "crate::store"]),
+    ("raft/src/log/", &["crate::transport", "crate::raft_group"]),
+    ("raft/src/disk", &["crate::journal", "crate::log", "crate::transport"]),
+    ("raft/src/transport", &["crate::store", "crate::journal", "crate::raft_group"]),
+];
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn rust_files() -> Vec<(String, String)> {
+    let mut files = Vec::new();
+    // Tests beside the code may do what they need.
+    let is_test = |path: &Path| path.components().any(|part| part.as_os_str() == "tests") || path.ends_with("tests.rs");
+    let mut folders: Vec<PathBuf> =
+        ["src", "raft/src", "jepsen/src"].iter().map(|folder| root().join(folder)).collect();
+    while let Some(folder) = folders.pop() {
+        let Ok(entries) = fs::read_dir(&folder) else { continue };
+        for entry in entries {
+            let path = entry.unwrap().path();
+            if is_test(path.strip_prefix(root()).unwrap()) {
+                continue;
+            } else if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let name = path.strip_prefix(root()).unwrap().to_string_lossy().into_owned();
+                files.push((name, fs::read_to_string(&path).unwrap()));
+            }
+        }
+    }
+    files.sort();
+    assert!(files.len() > 30, "only {} files found: is the test looking in the right place?", files.len());
+    files
+}
+
+/// The file without its tests and comments, line by line, numbered from 1.
+fn code_lines(text: &str) -> impl Iterator<Item = (usize, &str)> {
+    let lines = text.lines().enumerate().map(|(at, line)| (at + 1, line));
+    lines.take_while(|(_, line)| *line != "#[cfg(test)]").filter(|(_, line)| !line.trim_start().starts_with("//"))
+}
+
+fn offences(found: &[String]) {
+    assert!(found.is_empty(), "\n{}\n", found.join("\n"));
+}
+
+#[test]
+fn every_module_says_what_it_is_for() {
+    let bare = rust_files().into_iter().filter(|(_, text)| !text.starts_with("//!")).map(|(name, _)| name);
+    offences(&bare.map(|name| format!("{name}: no //! header")).collect::<Vec<_>>());
+}
+
+#[test]
+fn each_dependency_has_one_home() {
+    let mut found = Vec::new();
+    for (name, text) in rust_files() {
+        for (line, code) in code_lines(&text) {
+            for (word, homes) in HOMES {
+                if code.contains(word) && !homes.iter().any(|home| name.starts_with(home)) {
+                    found.push(format!("{name}:{line}: `{word}` lives in {homes:?}"));
+                }
+            }
+        }
+    }
+    offences(&found);
+}
+
+#[test]
+fn no_room_reaches_through_a_wall() {
+    let mut found = Vec::new();
+    for (name, text) in rust_files() {
+        for (room, forbidden) in WALLS.iter().filter(|(room, _)| name.starts_with(room)) {
+            for (line, code) in code_lines(&text) {
+                for word in forbidden.iter().filter(|word| code.contains(**word)) {
+                    found.push(format!("{name}:{line}: {room} must not name `{word}`"));
+                }
+            }
+        }
+    }
+    offences(&found);
+}
+
+#[test]
+fn nothing_is_left_unfinished() {
+    let mut found = Vec::new();
+    for (name, text) in rust_files() {
+        for (line, code) in code_lines(&text) {
+            for word in ["todo!(", "unimplemented!(", "dbg!(", "for now"] {
+                if code.contains(word) {
+                    found.push(format!("{name}:{line}: {word}"));
+                }
+            }
+        }
+    }
+    offences(&found);
+}
+
+#[test]
+fn every_rule_names_its_test() {
+    let architecture = fs::read_to_string(root().join("ARCHITECTURE.md")).unwrap();
+    let mut wanted = Vec::new();
+    wanted.extend((1..=20).map(|rule| format!("J{rule}")));
+    wanted.extend((1..=10).map(|rule| format!("O{rule}")));
+    wanted.extend((1..=10).map(|rule| format!("R{rule}")));
+    let sources: String = test_sources();
+    let mut found = Vec::new();
+    for rule in wanted {
+        let Some(row) = architecture.lines().find(|line| line.starts_with(&format!("| {rule} |"))) else {
+            found.push(format!("ARCHITECTURE.md has no row for rule {rule}"));
+            continue;
+        };
+        let tests: Vec<&str> = row.split('`').skip(1).step_by(2).filter(|word| word.contains('_')).collect();
+        if tests.is_empty() {
+            found.push(format!("rule {rule} names no test"));
+        }
+        for test in tests {
+            let name = test.rsplit("::").next().unwrap_or(test);
+            if !sources.contains(&format!("fn {name}(")) {
+                found.push(format!("rule {rule} names `{test}`, which does not exist"));
+            }
+        }
+    }
+    offences(&found);
+}
+
+#[test]
+fn every_error_code_is_in_the_operators_table() {
+    let docs = fs::read_to_string(root().join("docs/OPERATIONS.md")).unwrap();
+    let row = |code: &pontoon::error::Code| {
+        let retry = if code.retriable() { "yes" } else { "no" };
+        format!("| `{code}` | {} | {retry} | {} |", code.status(), code.explanation().trim())
+    };
+    let missing = pontoon::error::Code::ALL.iter().map(row).filter(|row| !docs.contains(row));
+    offences(&missing.map(|row| format!("docs/OPERATIONS.md: {row}")).collect::<Vec<_>>());
+}
+
+/// Every line of Rust here, tests first of all.
+fn test_sources() -> String {
+    let mut all = String::new();
+    let mut folders: Vec<PathBuf> =
+        ["tests", "src", "raft", "jepsen"].iter().map(|folder| root().join(folder)).collect();
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).into_iter().flatten() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                all.push_str(&fs::read_to_string(path).unwrap());
+            }
+        }
+    }
+    all
+}
