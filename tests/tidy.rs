@@ -26,7 +26,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ("std::fs", &["raft/src/disk", "src/config", "src/cli", "src/catalog/tables"]),
     ("tokio::fs", &["raft/src/disk", "src/cli"]),
     ("rustix::fs", &["raft/src/disk"]),
-    ("std::thread", &["raft/src/disk"]),
+    ("std::thread", &["raft/src/disk", "src/catalog/tables"]),
     ("spawn_blocking", &["raft/src/disk", "src/catalog", "src/cli"]),
     ("SystemTime", &["src"]),
     ("std::time::Instant", &["src", "raft/src/disk"]),
