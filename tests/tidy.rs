@@ -23,7 +23,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ("sled::", &["src/catalog/tables"]),
     ("axum::", &["src/http"]),
     ("bincode::", &["raft/src/codec.rs"]),
-    ("std::fs", &["raft/src/disk", "src/config", "src/cli"]),
+    ("std::fs", &["raft/src/disk", "src/config", "src/cli", "jepsen/src/run_dir"]),
     ("tokio::fs", &["raft/src/disk", "src/cli"]),
     ("rustix::fs", &["raft/src/disk"]),
     ("std::thread", &["raft/src/disk"]),
