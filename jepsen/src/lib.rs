@@ -7,7 +7,11 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod checkers;
+pub mod cli;
 pub mod history;
+pub mod report;
+pub mod run_dir;
 #[cfg(test)]
 mod testing;
 pub mod timeline;
+pub mod verdict;

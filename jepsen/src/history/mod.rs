@@ -40,6 +40,9 @@ pub enum Kind {
     Info,
 }
 
+/// What was read of one key, in the order in which it came.
+pub type Records = Vec<(Offset, Value)>;
+
 /// One step of an operation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum MicroOp {
@@ -53,7 +56,7 @@ pub enum MicroOp {
         value: Value,
     },
     /// Fetch what follows the client's positions. `None` until it is answered; then what was read, by key, ascending.
-    Poll(Option<Vec<(Key, Vec<(Offset, Value)>)>>),
+    Poll(Option<Vec<(Key, Records)>>),
 }
 
 /// What an operation does.

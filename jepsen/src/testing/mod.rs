@@ -3,6 +3,7 @@
 
 pub(crate) mod generate;
 pub(crate) mod plant;
+mod samples;
 mod story;
 
 pub(crate) use generate::Generator;

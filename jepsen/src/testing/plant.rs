@@ -61,11 +61,12 @@ fn each_answer(events: &mut [Event], mut visit: impl FnMut(usize, Key, &mut Vec<
 
 /// A single send that was acknowledged with an offset and has at least `after` known records behind it in its log.
 fn acknowledged_send(history: &History, after: usize) -> (usize, u64, u64, i64) {
+    let analysis = Analysis::new(history);
     let candidates = history.events().iter().filter(|event| event.kind == Kind::Ok).filter_map(|event| {
         let Action::Send(steps) = &event.action else { return None };
         let [MicroOp::Send { key, offset: Some(offset), value }] = steps.as_slice() else { return None };
-        let log = log(history, key.0);
-        let behind = log.iter().filter(|(other, _)| *other > offset.0).count();
+        let slots = &analysis.keys[key].slots;
+        let behind = slots.len() - slots.partition_point(|slot| slot.offset <= *offset);
         (behind >= after).then_some((event.index, key.0, offset.0, value.0))
     });
     let all: Vec<_> = candidates.collect();
