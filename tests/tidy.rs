@@ -24,7 +24,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ("sled::", &["src/catalog/tables"]),
     ("axum::", &["src/http"]),
     ("bincode::", &["raft/src/codec.rs"]),
-    ("std::fs", &["raft/src/disk", "src/config", "src/cli", "src/catalog/tables"]),
+    ("std::fs", &["raft/src/disk", "src/config", "src/cli", "src/catalog/tables", "jepsen/src"]),
     ("tokio::fs", &["raft/src/disk", "src/cli"]),
     ("rustix::fs", &["raft/src/disk"]),
     ("std::thread", &["raft/src/disk", "src/catalog/tables"]),
