@@ -41,6 +41,12 @@ keys! {
     "http.listen" => |c, t| c.http.listen = address(t)?;
     "http.advertised" => |c, t| c.http.advertised = Some(address(t)?);
     "http.hosts" => |c, t| c.http_hosts = list(t).map(str::to_ascii_lowercase).collect();
+    "kafka.listen" => |c, t| listen_or_off(c, t)?;
+    "kafka.advertised" => |c, t| c.kafka.listener.advertised = Some(address(t)?);
+    "kafka.idle_timeout_ms" => |c, t| c.kafka.idle_timeout = millis(t)?;
+    "kafka.inflight_requests_max" => |c, t| c.kafka.inflight_requests_max = at_least(t, 1)?;
+    "auto.create.topics.enable" => |c, t| c.kafka.auto_create_topics = boolean(t)?;
+    "num.partitions" => |c, t| c.kafka.num_partitions = at_least(t, 1)?;
     "peer.listen" => |c, t| c.peer.listen = address(t)?;
     "peer.advertised" => |c, t| c.peer.advertised = Some(address(t)?);
     "limits.record_bytes_max" => |c, t| c.limits.record_bytes_max = at_least(t, 1)?;
@@ -83,6 +89,14 @@ pub fn names() -> impl Iterator<Item = String> {
 /// The known name that is nearest to a wrong one.
 pub fn nearest(wrong: &str, names: impl Iterator<Item = String>) -> Option<String> {
     names.min_by_key(|name| strsim::damerau_levenshtein(wrong, name))
+}
+
+fn listen_or_off(config: &mut Config, text: &str) -> Result<(), String> {
+    config.kafka.enabled = text != "off";
+    if config.kafka.enabled {
+        config.kafka.listener.listen = address(text).map_err(|why| format!("{why}, nor off"))?;
+    }
+    Ok(())
 }
 
 fn number<T: FromStr>(text: &str) -> Result<T, String> {
@@ -203,6 +217,20 @@ mod tests {
         ] {
             assert!(set(name, text).is_err(), "{name} = {text}");
         }
+    }
+
+    #[test]
+    fn the_kafka_listener_can_be_turned_off_and_on() {
+        let set = |config: &mut Config, text: &str| {
+            let key = KEYS.iter().find(|key| key.name == "kafka.listen").unwrap();
+            (key.set)(config, text)
+        };
+        let mut config = config();
+        set(&mut config, "off").unwrap();
+        assert!(!config.kafka.enabled);
+        set(&mut config, "127.0.0.1:9").unwrap();
+        assert!(config.kafka.enabled && config.kafka.listener.listen == "127.0.0.1:9");
+        assert!(set(&mut config, "no").unwrap_err().contains("off"));
     }
 
     #[test]

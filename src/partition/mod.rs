@@ -7,6 +7,7 @@
 mod append;
 mod application;
 mod fetch;
+mod observe;
 pub mod producers;
 mod proposal;
 mod replicated_log;
@@ -26,6 +27,7 @@ use pontoon_raft::types::{BrokerId, Offset};
 use tokio::sync::Semaphore;
 
 pub use application::PartitionApplication;
+pub use observe::Follow;
 pub use replicated_log::ReplicatedLog;
 
 use crate::error::{Code, Error, Result};
