@@ -192,7 +192,7 @@ async fn dev_runs_three_brokers_and_says_how_to_use_them() {
     let [http_port, kafka_port, peer_port] = [http, kafka, peers].map(|port| port.to_string());
     let ports = ["--http-port", &http_port, "--kafka-port", &kafka_port, "--peer-port", &peer_port];
     let args = [&["dev", "--data", data.to_str().unwrap()][..], &ports].concat();
-    let mut dev = Killed(pontoon().args(args).stderr(Stdio::piped()).spawn().unwrap());
+    let mut dev = Killed(pontoon().args(&args).stderr(Stdio::piped()).spawn().unwrap());
     let mut said = BufReader::new(dev.0.stderr.take().unwrap());
     let mut text = String::new();
     let deadline = Instant::now() + PATIENCE;

@@ -566,6 +566,18 @@ async fn a_future_version_of_api_versions_is_answered_in_version_0() {
     house.close().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bytes_behind_a_request_are_passed_over() {
+    let house = House::open().await;
+    let mut client = house.client().await;
+    // librdkafka 2.16 asking for all topics: the array's count as four bytes where one belongs.
+    let body = [&[0, 3, 0, 13, 0, 0, 0, 7, 0, 1, b'x', 0][..], &[0, 0, 0, 0, 1, 0, 0]].concat();
+    client.stream.write_all(&framed(&body)).await.unwrap();
+    let (correlation_id, Response::Metadata(_)) = client.receive(Api::of(3).unwrap(), 13).await else { panic!() };
+    assert_eq!(correlation_id, 7);
+    house.close().await;
+}
+
 /// Sends bytes and expects that connection to be closed, and only that.
 async fn refused(house: &House, what: &str, bytes: &[u8]) {
     let (mut hostile, mut other) = (house.client().await, house.client().await);
@@ -584,7 +596,7 @@ async fn hostile_frames_close_their_own_connection_only() {
     let metadata = |version: u8, body: &[u8]| {
         framed(&[&[0, 3, 0, version, 0, 0, 0, 1, 255, 255][..], if version >= 9 { &[0] } else { &[] }, body].concat())
     };
-    let cases: [(&str, Vec<u8>); 16] = [
+    let cases: [(&str, Vec<u8>); 15] = [
         ("a frame of 2 GiB", vec![0x7f, 0xff, 0xff, 0xff]),
         ("a frame of negative length", vec![0xff, 0xff, 0xff, 0xff]),
         ("a frame just over the limit", ((16 << 20) + 1_i32).to_be_bytes().to_vec()),
@@ -599,7 +611,6 @@ async fn hostile_frames_close_their_own_connection_only() {
         ("a compact array of 2^32-1 topics", metadata(12, &[0xff, 0xff, 0xff, 0xff, 0x0f])),
         ("a string longer than the frame", metadata(1, &[0, 0, 0, 1, 0x7f, 0xff])),
         ("2^32-1 tagged fields", metadata(12, &[0, 1, 0, 0xff, 0xff, 0xff, 0xff, 0x0f])),
-        ("bytes behind the request", metadata(1, &[0, 0, 0, 0, 9])),
         ("half a frame for ever", vec![0, 0, 1, 0, 0, 3]),
     ];
     for (what, bytes) in cases {

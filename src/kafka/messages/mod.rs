@@ -73,14 +73,14 @@ macro_rules! apis {
         pub enum Response { $($name($response),)+ }
 
         impl Request {
-            /// Reads the body of a request, whole. The version is one that is served.
+            /// Reads the body of a request, of a version that is served. Bytes behind it are passed over, as Kafka does:
+            /// librdkafka leaves three there when it asks for all topics (Metadata from version 9 on).
             pub fn read(api: &Api, version: i16, body: Bytes) -> Result<Self, Malformed> {
                 let mut reader = Reader::new(body, version, api.is_flexible(version));
-                let request = match api.key {
-                    $($key => Self::$name(Field::read(&mut reader)?),)+
-                    other => return Err(Malformed(format!("API {other} is not served"))),
-                };
-                reader.finish().map(|()| request)
+                match api.key {
+                    $($key => Field::read(&mut reader).map(Self::$name),)+
+                    other => Err(Malformed(format!("API {other} is not served"))),
+                }
             }
 
             /// Writes it: what a client does.
