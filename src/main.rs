@@ -1,3 +1,5 @@
-//! The `pontoon` binary.
+//! The `pontoon` binary: everything is in the library, see [`pontoon::cli`].
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    pontoon::cli::main()
+}

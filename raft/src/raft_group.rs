@@ -1,16 +1,57 @@
 //! One Raft group's replica on this broker: openraft over a [`Log`], seen from the layer above.
+//!
+//! It turns openraft's answers into three that a caller can act on (RULES.md O8), batches what can be batched, and
+//! keeps the leadership transfers and membership changes of its group in order. It decides nothing about elections
+//! ([`crate::elections`]) and does not start itself again when its core ends ([`crate::supervision`]).
+//!
+//! # When was an entry never appended?
+//!
+//! Read in openraft 0.10.0-alpha.37 (`core/raft_core.rs`):
+//!
+//! - `write_entries` checks leadership, a transfer under way and the leader's lease *before* it hands anything to
+//!   `leader_append_entries`, and answers each refused proposal with `ForwardToLeader` (reasons `NotLeader`,
+//!   `LeadershipTransfer`, `LeaseExpired`; the latter is its check-quorum). No other place answers a write with it:
+//!   `ForwardToLeader` means *never appended*.
+//! - An error from `client_write_ff` itself means that the core's mailbox is closed: never appended.
+//! - `LogEntryDiscarded` (the entry was truncated, or covered by an installed snapshot) and a responder dropped with the
+//!   core: it *was* taken in, and may have been committed: unknown.
+//!
+//! Rooms: `read_index`, `membership`, `transfer`, `observe` (leadership, as seen in openraft's metrics).
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use openraft::async_runtime::WatchReceiver;
+use openraft::errors::{ClientWriteError, ForwardToLeader, InitializeError, RaftError};
+use openraft::impls::ProgressResponder;
+use openraft::raft::ClientWriteResult;
+use parking_lot::{Mutex, RwLock};
 use tokio::sync::{oneshot, watch};
+use tokio::time::{Instant, timeout_at};
 
+use crate::config::RaftConfig;
 use crate::error::ProposeError;
 use crate::log::Log;
 use crate::payload::Application;
-use crate::types::{Appended, BrokerId, GroupId, ReplicaHome, ReplicaId};
+use crate::state_machine::StateMachine;
+use crate::store::Replica;
+use crate::types::{Appended, BrokerId, EntryData, GroupId, Proposal, ReplicaHome, ReplicaId, TypeConfig};
+
+mod membership;
+mod observe;
+mod read_index;
+mod transfer;
+
+pub(crate) use transfer::Standing;
+
+/// openraft, as a group runs it.
+pub(crate) type Raft = openraft::Raft<TypeConfig, StateMachine>;
+
+/// How long a new leader's proposals wait for the first entry of its term to be committed.
+const SETTLE_WAIT: Duration = Duration::from_secs(1);
 
 /// Who leads, as this replica knows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,91 +98,281 @@ pub struct GroupStatus {
 
 /// A group's replica. Shared; every method may be called from anywhere.
 #[derive(Clone)]
-pub struct RaftGroup {}
+pub struct RaftGroup {
+    inner: Arc<Inner>,
+}
 
-#[allow(unused_variables)]
+struct Inner {
+    broker: BrokerId,
+    replica: Replica,
+    config: Arc<RaftConfig>,
+    /// Replaced when the core is started again.
+    raft: RwLock<Raft>,
+    /// Held here, so that `watch_leader` outlives a restart of the core.
+    leader: watch::Sender<Option<Leader>>,
+    stopped: Mutex<Option<String>>,
+    /// Being shut down on purpose.
+    closing: AtomicBool,
+    /// Leadership in terms up to this one was given up by the leader's own broker (a hand-over, or it was restarted).
+    /// Terms of leaders begin at 1: 0 means none.
+    released: AtomicU64,
+    /// The term whose leader's broker this one holds dead; 0: none.
+    orphaned: AtomicU64,
+    /// Whom leadership is being handed to, and from which term.
+    transferring: Mutex<Option<(ReplicaId, u64)>>,
+    /// Serialises membership changes (RULES.md R9).
+    changes: tokio::sync::Mutex<()>,
+    reads: read_index::Rounds,
+    created: Instant,
+    /// Milliseconds from `created` to the last proposal, read or replicated entry.
+    active_ms: AtomicU64,
+}
+
 impl RaftGroup {
+    pub(crate) fn new(broker: BrokerId, replica: Replica, raft: Raft, config: Arc<RaftConfig>) -> Self {
+        let inner = Inner {
+            broker,
+            replica,
+            config,
+            raft: RwLock::new(raft),
+            leader: watch::Sender::new(None),
+            stopped: Mutex::new(None),
+            closing: AtomicBool::new(false),
+            released: AtomicU64::new(0),
+            orphaned: AtomicU64::new(0),
+            transferring: Mutex::new(None),
+            changes: tokio::sync::Mutex::new(()),
+            reads: read_index::Rounds::default(),
+            created: Instant::now(),
+            active_ms: AtomicU64::new(0),
+        };
+        Self { inner: Arc::new(inner) }
+    }
+
     /// The group.
     pub fn group(&self) -> GroupId {
-        unimplemented!()
+        self.inner.replica.group
     }
 
     /// This replica.
     pub fn replica(&self) -> ReplicaId {
-        unimplemented!()
+        self.inner.replica.replica
     }
 
     /// Its log, for reading.
     pub fn log(&self) -> &Arc<Log> {
-        unimplemented!()
+        &self.inner.replica.log
     }
 
     /// Its payload's owner.
     pub fn application(&self) -> &Arc<dyn Application> {
-        unimplemented!()
-    }
-
-    /// The state now.
-    pub fn status(&self) -> GroupStatus {
-        unimplemented!()
-    }
-
-    /// Follows leadership: the current leader, or `None` while there is none.
-    pub fn watch_leader(&self) -> watch::Receiver<Option<Leader>> {
-        unimplemented!()
+        &self.inner.replica.application
     }
 
     /// Proposes a payload and waits until it is committed and applied here: durable on a majority (`acks=all`).
     ///
     /// `flushed`, if given, is told as soon as the entry is durable on this leader (`acks=leader`).
     /// Errors: `NotLeader` and `Stopped` mean that nothing was appended; `Unknown` that it may have been. Dropping the
-    /// future does not withdraw the proposal.
+    /// future does not withdraw the proposal. It has no time-out of its own while this replica leads; once it does not,
+    /// it waits at most an election time-out for the new leader's verdict on the entry.
     pub async fn propose(
         &self,
         payload: Bytes,
         flushed: Option<oneshot::Sender<Appended>>,
     ) -> Result<Appended, ProposeError> {
-        unimplemented!()
+        self.touch();
+        let term = self.settled().await?;
+        let mut leader = self.watch_leader();
+        let (responder, mut answer) = ProgressResponder::<TypeConfig, ClientWriteResult<TypeConfig>>::complete_only();
+        let data = EntryData::Proposed(Proposal { payload, flushed });
+        // A closed mailbox: nothing was appended.
+        self.raft().client_write_ff(data, Some(responder)).await.map_err(|fatal| self.stopped_error(fatal))?;
+        let answered = tokio::select! {
+            biased;
+            answered = &mut answer => answered,
+            () = lost(&mut leader, self.replica(), term) => {
+                let verdict_by = Instant::now() + self.inner.config.election_timeout;
+                let Ok(answered) = timeout_at(verdict_by, &mut answer).await else {
+                    return Err(ProposeError::Unknown(format!("leadership in term {term} was lost")));
+                };
+                answered
+            }
+        };
+        match answered {
+            Ok(Ok(written)) => Ok(written.data),
+            Ok(Err(error)) => Err(self.refused(error)),
+            Err(_) => Err(ProposeError::Unknown("the group's core ended under way".into())),
+        }
     }
 
     /// Waits until `index`, appended in `term`, is durable on every voter of the present membership and on this leader
     /// (`acks=every`, RULES.md O9). `Unknown` at the timeout or if leadership is lost.
     pub async fn await_every(&self, index: u64, term: u64, timeout: Duration) -> Result<(), ProposeError> {
-        unimplemented!()
+        let deadline = Instant::now() + timeout;
+        let mut metrics = self.raft().metrics();
+        loop {
+            let (leads, everywhere, missing) = {
+                let now = metrics.borrow_watched();
+                let leads =
+                    now.running_state.is_ok() && now.state == openraft::ServerState::Leader && now.current_term == term;
+                let matched = |id: &ReplicaId| {
+                    let matched = now.replication.as_ref().and_then(|all| all.get(id)).copied().flatten();
+                    matched.is_some_and(|log_id| log_id.index >= index)
+                };
+                // A commit does not imply the leader's own fsync: its own entry in `replication` follows its flushes.
+                let voters = now.membership_config.membership().voter_ids();
+                let missing: Vec<ReplicaId> = voters.chain([self.replica()]).filter(|id| !matched(id)).collect();
+                (leads, missing.is_empty(), missing)
+            };
+            if !leads {
+                return Err(ProposeError::Unknown(format!("leadership in term {term} was lost")));
+            }
+            if everywhere {
+                return Ok(());
+            }
+            match timeout_at(deadline, metrics.changed()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) => return Err(ProposeError::Unknown("the group's core ended under way".into())),
+                Err(_) => {
+                    let missing: Vec<String> = missing.iter().map(ToString::to_string).collect();
+                    let missing = missing.join(", ");
+                    return Err(ProposeError::Unknown(format!("index {index} is not yet on replicas {missing}")));
+                }
+            }
+        }
     }
 
-    /// Confirms that this replica still leads, after this call began, and that everything committed before the call is
-    /// applied here: one batched ReadIndex (RULES.md R2). `NotLeader` if it does not.
-    pub async fn read_index(&self) -> Result<(), ProposeError> {
-        unimplemented!()
-    }
-
-    /// Starts a new group with these voters. Only one replica of a new group may do so, once.
+    /// Starts a new group with these voters. Only one replica of a new group may do so, once. A group that has these
+    /// members already is left as it is.
     pub async fn initialize(&self, members: BTreeMap<ReplicaId, ReplicaHome>) -> Result<(), ProposeError> {
-        unimplemented!()
+        match self.raft().initialize(members.clone()).await {
+            Ok(()) => Ok(()),
+            Err(RaftError::Fatal(fatal)) => Err(self.stopped_error(fatal)),
+            Err(RaftError::APIError(InitializeError::NotAllowed(_))) => {
+                let raft = self.raft();
+                let metrics = raft.metrics();
+                let now = metrics.borrow_watched();
+                let present = now.membership_config.membership().nodes().map(|(id, home)| (*id, *home));
+                if present.collect::<BTreeMap<_, _>>() == members {
+                    return Ok(());
+                }
+                Err(ProposeError::NotLeader { leader: self.leader_hint() })
+            }
+            Err(RaftError::APIError(InitializeError::NotInMembers(_))) => {
+                Err(ProposeError::NotLeader { leader: members.first_key_value().map(|(id, home)| (*id, home.broker)) })
+            }
+        }
     }
 
-    /// Adds a learner; returns once the membership entry is committed (not when it has caught up). Leader only.
-    pub async fn add_learner(&self, replica: ReplicaId, home: ReplicaHome) -> Result<(), ProposeError> {
-        unimplemented!()
-    }
-
-    /// Makes exactly these replicas the voters and drops every other member. All must be members already. Leader only;
-    /// serialised per group (RULES.md R9).
-    pub async fn change_voters(&self, voters: Vec<ReplicaId>) -> Result<(), ProposeError> {
-        unimplemented!()
-    }
-
-    /// Hands leadership to this voter. Returns once another leader is known here, or after the transfer was undone
-    /// (RULES.md R4): then an error.
-    pub async fn transfer_leader(&self, to: ReplicaId) -> Result<(), ProposeError> {
-        unimplemented!()
-    }
-
-    /// Takes a snapshot as of the application's boundary and purges the log below it.
-    /// For `SnapshotAt::Boundary` `boundary` is the first index to keep (rounded down to a segment's start);
-    /// for `SnapshotAt::Applied` it is ignored.
+    /// Takes a snapshot as of the application's boundary and purges the log below it. On return that is queued; it
+    /// happens behind. For `SnapshotAt::Boundary` `boundary` is the first index to keep (rounded down to a segment's
+    /// start); for `SnapshotAt::Applied` it is ignored.
     pub async fn snapshot(&self, boundary: u64) -> Result<(), ProposeError> {
-        unimplemented!()
+        self.log().set_snapshot_boundary(boundary);
+        self.raft().trigger().snapshot().await.map_err(|fatal| self.stopped_error(fatal))
     }
+
+    /// Waits until this replica leads with an entry of its own term committed, if it has just been elected; returns the
+    /// term. Before that openraft holds no lease and would refuse.
+    async fn settled(&self) -> Result<u64, ProposeError> {
+        if let Some(term) = self.leading_term() {
+            return Ok(term);
+        }
+        let deadline = Instant::now() + SETTLE_WAIT;
+        let mut metrics = self.raft().metrics();
+        loop {
+            if let Some(term) = self.leading_term() {
+                return Ok(term);
+            }
+            let elected = metrics.borrow_watched().state == openraft::ServerState::Leader;
+            if !elected || !matches!(timeout_at(deadline, metrics.changed()).await, Ok(Ok(()))) {
+                return Err(self.not_leader_or_stopped());
+            }
+        }
+    }
+
+    fn not_leader_or_stopped(&self) -> ProposeError {
+        match self.inner.stopped.lock().clone() {
+            Some(why) => ProposeError::Stopped { group: self.group(), why },
+            None => ProposeError::NotLeader { leader: self.leader_hint() },
+        }
+    }
+
+    fn leader_hint(&self) -> Option<(ReplicaId, BrokerId)> {
+        let leader = (*self.inner.leader.borrow())?;
+        (leader.replica != self.replica()).then_some((leader.replica, leader.broker))
+    }
+
+    /// What a write's error means (see the module's header).
+    fn refused(&self, error: ClientWriteError<TypeConfig>) -> ProposeError {
+        match error {
+            ClientWriteError::ForwardToLeader(forward) => self.forward(forward),
+            discarded @ ClientWriteError::LogEntryDiscarded(_) => ProposeError::Unknown(discarded.to_string()),
+            // Only membership changes are answered so, before anything is appended; but they have their own callers.
+            other => ProposeError::Unknown(other.to_string()),
+        }
+    }
+
+    fn forward(&self, forward: ForwardToLeader<TypeConfig>) -> ProposeError {
+        let named = forward.leader_id.zip(forward.leader_node).map(|(id, home)| (id, home.broker));
+        let named = named.filter(|(id, _)| *id != self.replica());
+        ProposeError::NotLeader { leader: named.or_else(|| self.leader_hint()) }
+    }
+
+    fn stopped_error(&self, fatal: impl std::fmt::Display) -> ProposeError {
+        ProposeError::Stopped { group: self.group(), why: fatal.to_string() }
+    }
+
+    pub(crate) fn raft(&self) -> Raft {
+        self.inner.raft.read().clone()
+    }
+
+    /// Supervision has started a new core.
+    pub(crate) fn replace_raft(&self, raft: Raft) {
+        *self.inner.raft.write() = raft;
+        *self.inner.stopped.lock() = None;
+    }
+
+    pub(crate) fn hosted(&self) -> &Replica {
+        &self.inner.replica
+    }
+
+    pub(crate) fn set_stopped(&self, why: String) {
+        *self.inner.stopped.lock() = Some(why);
+        self.publish();
+    }
+
+    /// From now on an ending core is no accident. Returns whether this call was the first.
+    pub(crate) fn close(&self) -> bool {
+        !self.inner.closing.swap(true, Ordering::AcqRel)
+    }
+
+    pub(crate) fn is_closing(&self) -> bool {
+        self.inner.closing.load(Ordering::Acquire)
+    }
+
+    /// Notes traffic, so that elections take the busy groups first.
+    pub(crate) fn touch(&self) {
+        self.inner.active_ms.store(self.inner.created.elapsed().as_millis() as u64, Ordering::Relaxed);
+    }
+
+    /// How urgently a leader is wanted: larger is more urgent. Groups that somebody waits for, then by recency.
+    pub(crate) fn urgency(&self) -> (bool, u64) {
+        let idle = (self.inner.created.elapsed().as_millis() as u64)
+            .saturating_sub(self.inner.active_ms.load(Ordering::Relaxed));
+        (self.inner.leader.receiver_count() > 0, u64::MAX - idle)
+    }
+}
+
+/// Resolves when `replica` no longer leads in `term`, as `leader` shows it.
+async fn lost(leader: &mut watch::Receiver<Option<Leader>>, replica: ReplicaId, term: u64) {
+    let still = |now: &Option<Leader>| now.is_some_and(|now| now.replica == replica && now.term == term);
+    // First seen leading (the publication may lag behind the metrics), then not.
+    if !still(&leader.borrow_and_update()) {
+        let appeared = leader.wait_for(|now| still(now) || now.is_some_and(|now| now.term > term)).await;
+        if !appeared.is_ok_and(|now| still(&now)) {
+            return;
+        }
+    }
+    let _ = leader.wait_for(|now| !still(now)).await;
 }

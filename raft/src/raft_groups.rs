@@ -1,13 +1,39 @@
 //! All Raft groups of a broker: opening, creating, deleting them; who leads what; elections after a death.
+//!
+//! A replica is started on every log of the store, with openraft configured in one place ([`openraft_config`]). Messages
+//! of other brokers come in through `door`, elections are [`crate::elections`]', and what happens when a core ends is
+//! [`crate::supervision`]'s. Nothing here knows what a group is for.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use futures_util::StreamExt;
+use futures_util::stream;
+use parking_lot::{Mutex, RwLock};
+use tokio::sync::broadcast;
+
+use crate::config::RaftConfig;
+use crate::elections::Elections;
 use crate::error::Stopped;
-use crate::raft_group::RaftGroup;
-use crate::store::Store;
+use crate::log_store::LogStore;
+use crate::raft_group::{Raft, RaftGroup};
+use crate::state_machine::StateMachine;
+use crate::store::{Replica, Store};
+use crate::supervision;
 use crate::transport::Transport;
 use crate::types::{GroupId, ReplicaId};
+
+mod door;
+mod hand_over;
+
+/// Replicas that are started at the same time.
+const STARTS: usize = 32;
+/// Events kept for a slow reader.
+const EVENTS: usize = 1024;
+/// Locks that order what happens to one group's hosting; groups share them by number.
+const LIFECYCLE_LOCKS: usize = 64;
 
 /// What the supervision of groups tells the layer above.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,58 +47,291 @@ pub enum GroupEvent {
 
 /// All groups of a broker. Shared.
 #[derive(Clone)]
-pub struct RaftGroups {}
+pub struct RaftGroups {
+    hosted: Arc<Hosted>,
+}
 
-#[allow(unused_variables)]
+/// What is hosted here, for the crate's own rooms.
+pub(crate) struct Hosted {
+    pub(crate) store: Arc<Store>,
+    pub(crate) transport: Transport,
+    pub(crate) config: Arc<RaftConfig>,
+    openraft: Arc<openraft::Config>,
+    groups: RwLock<BTreeMap<GroupId, RaftGroup>>,
+    lost: Mutex<BTreeMap<GroupId, (ReplicaId, String)>>,
+    events: broadcast::Sender<GroupEvent>,
+    pub(crate) elections: Elections,
+    lifecycle: Vec<tokio::sync::Mutex<()>>,
+    closed: AtomicBool,
+}
+
 impl RaftGroups {
-    /// Starts Raft on every replica of the store and hooks into the transport.
+    /// Starts Raft on every replica of the store and hooks into the transport. A replica that cannot be started is
+    /// [`Self::lost`]; the others serve.
     pub async fn start(store: Arc<Store>, transport: Transport) -> Result<RaftGroups, Stopped> {
-        unimplemented!()
+        let config = Arc::new(store.config().clone());
+        let openraft = openraft_config(&config).map_err(|error| Stopped(error.to_string().into()))?;
+        let hosted = Arc::new_cyclic(|weak: &Weak<Hosted>| Hosted {
+            elections: Elections::new(weak.clone(), transport.clone(), config.clone()),
+            store,
+            transport,
+            config,
+            openraft: Arc::new(openraft),
+            groups: RwLock::default(),
+            lost: Mutex::default(),
+            events: broadcast::Sender::new(EVENTS),
+            lifecycle: (0..LIFECYCLE_LOCKS).map(|_| tokio::sync::Mutex::default()).collect(),
+            closed: AtomicBool::new(false),
+        });
+        for corrupt in hosted.store.corrupt() {
+            hosted.report_lost(corrupt.group, corrupt.replica, corrupt.why);
+        }
+        let starts = stream::iter(hosted.store.replicas()).map(|replica| hosted.clone().host(replica));
+        starts.buffer_unordered(STARTS).collect::<Vec<_>>().await;
+        hosted.transport.set_raft_service(Arc::new(door::Door::new(Arc::downgrade(&hosted))));
+        tokio::spawn(hosted.elections.clone().run());
+        tokio::spawn(supervision::stop_with_the_store(Arc::downgrade(&hosted)));
+        tokio::spawn(supervision::hand_over_when_stalled(Arc::downgrade(&hosted)));
+        Ok(RaftGroups { hosted })
     }
 
     /// A group hosted here.
     pub fn get(&self, group: GroupId) -> Option<RaftGroup> {
-        unimplemented!()
+        self.hosted.get(group)
     }
 
-    /// Every group hosted here.
+    /// Every group hosted here, by number.
     pub fn all(&self) -> Vec<RaftGroup> {
-        unimplemented!()
+        self.hosted.all()
+    }
+
+    /// Replicas on this directory that do not run and will not: corrupt, or their cores kept ending. With the reason.
+    pub fn lost(&self) -> Vec<(GroupId, ReplicaId, String)> {
+        let lost = self.hosted.lost.lock();
+        lost.iter().map(|(group, (replica, why))| (*group, *replica, why.clone())).collect()
     }
 
     /// Creates an empty replica and starts it. If this broker hosts another replica of the group, that one is shut down
-    /// and deleted first.
+    /// and deleted first. One that is hosted already is returned as it is.
     pub async fn create(&self, group: GroupId, replica: ReplicaId) -> Result<RaftGroup, Stopped> {
-        unimplemented!()
+        let hosted = &self.hosted;
+        let _alone = hosted.lifecycle_of(group).lock().await;
+        if let Some(present) = hosted.get(group) {
+            if present.replica() == replica {
+                return Ok(present);
+            }
+            hosted.drop_replica(group, present.replica()).await?;
+        }
+        let lost = hosted.lost.lock().get(&group).map(|(lost, _)| *lost);
+        if let Some(lost) = lost {
+            hosted.drop_replica(group, lost).await?;
+        }
+        let created = hosted.store.create(group, replica).await?;
+        match hosted.clone().host(created).await {
+            Ok(started) => Ok(started),
+            Err(why) => Err(Stopped(why.into())),
+        }
     }
 
-    /// Shuts a replica down and deletes its data.
+    /// Shuts a replica down and deletes its data. One that is not here is no error.
     pub async fn delete(&self, group: GroupId, replica: ReplicaId) -> Result<(), Stopped> {
-        unimplemented!()
+        let _alone = self.hosted.lifecycle_of(group).lock().await;
+        self.hosted.drop_replica(group, replica).await
     }
 
-    /// What supervision sees.
-    pub fn watch_events(&self) -> tokio::sync::broadcast::Receiver<GroupEvent> {
-        unimplemented!()
+    /// What supervision sees from now on; what was lost before is in [`Self::lost`].
+    pub fn watch_events(&self) -> broadcast::Receiver<GroupEvent> {
+        self.hosted.events.subscribe()
     }
 
     /// Hands every leadership to another live voter, as far as possible within `timeout`. For a clean stop.
     pub async fn hand_over_all(&self, timeout: Duration) {
-        unimplemented!()
+        self.hosted.hand_over_all(timeout).await;
     }
 
     /// The transport.
     pub fn transport(&self) -> &Transport {
-        unimplemented!()
+        &self.hosted.transport
     }
 
     /// The store.
     pub fn store(&self) -> &Arc<Store> {
-        unimplemented!()
+        &self.hosted.store
     }
 
     /// Shuts every group down. The store and the transport stay open.
     pub async fn shutdown(&self) {
-        unimplemented!()
+        self.hosted.shutdown("the broker is shutting down").await;
+    }
+}
+
+impl Hosted {
+    pub(crate) fn get(&self, group: GroupId) -> Option<RaftGroup> {
+        self.groups.read().get(&group).cloned()
+    }
+
+    pub(crate) fn all(&self) -> Vec<RaftGroup> {
+        self.groups.read().values().cloned().collect()
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn tell(&self, event: GroupEvent) {
+        // Nobody listens: nobody needs to know.
+        let _ = self.events.send(event);
+    }
+
+    /// This replica does not run and will not by itself.
+    pub(crate) fn report_lost(&self, group: GroupId, replica: ReplicaId, why: String) {
+        tracing::error!(group = group.0, replica = replica.0, why, "replica lost");
+        self.lost.lock().insert(group, (replica, why.clone()));
+        self.tell(GroupEvent::Lost(group, replica, why));
+    }
+
+    /// A core over a replica's log and state.
+    async fn start_core(&self, replica: &Replica) -> Result<Raft, String> {
+        let network = self.transport.raft_network(replica.group);
+        let log = LogStore::new(replica.log.clone());
+        let machine = StateMachine::new(replica);
+        let core = Raft::new(replica.replica, self.openraft.clone(), network, log, machine);
+        core.await.map_err(|fatal| fatal.to_string())
+    }
+
+    /// Starts a replica and its supervision.
+    async fn host(self: Arc<Self>, replica: Replica) -> Result<RaftGroup, String> {
+        let (id, incarnation) = (replica.group, replica.replica);
+        let raft = match self.start_core(&replica).await {
+            Ok(raft) => raft,
+            Err(why) => {
+                self.report_lost(id, incarnation, why.clone());
+                return Err(why);
+            }
+        };
+        let group = RaftGroup::new(self.transport.broker(), replica, raft, self.config.clone());
+        self.groups.write().insert(id, group.clone());
+        tokio::spawn(supervision::supervise(Arc::downgrade(&self), group.clone()));
+        Ok(group)
+    }
+
+    /// Starts a group's core again. `None` if the group was closed meanwhile.
+    pub(crate) async fn restart(&self, group: &RaftGroup) -> Option<Result<(), String>> {
+        // Its files must not be deleted under the new core.
+        let _alone = self.lifecycle_of(group.group()).lock().await;
+        if group.is_closing() {
+            return None;
+        }
+        let raft = match self.start_core(group.hosted()).await {
+            Ok(raft) => raft,
+            Err(error) => return Some(Err(error)),
+        };
+        if group.is_closing() {
+            let _ = raft.shutdown().await;
+            return None;
+        }
+        group.replace_raft(raft);
+        Some(Ok(()))
+    }
+
+    fn lifecycle_of(&self, group: GroupId) -> &tokio::sync::Mutex<()> {
+        &self.lifecycle[group.0 as usize % LIFECYCLE_LOCKS]
+    }
+
+    pub(crate) async fn hand_over_all(&self, timeout: Duration) {
+        hand_over::all(self, timeout).await;
+    }
+
+    async fn drop_replica(&self, group: GroupId, replica: ReplicaId) -> Result<(), Stopped> {
+        let running = {
+            let mut groups = self.groups.write();
+            match groups.get(&group) {
+                Some(present) if present.replica() == replica => groups.remove(&group),
+                _ => None,
+            }
+        };
+        if let Some(running) = running {
+            self.elections.forget(group);
+            self.end(&[running], "the replica is deleted").await;
+        }
+        self.lost.lock().retain(|lost_group, (lost, _)| (*lost_group, *lost) != (group, replica));
+        self.store.delete(group, replica).await
+    }
+
+    pub(crate) async fn shutdown(&self, why: &str) {
+        self.closed.store(true, Ordering::Release);
+        self.end(&self.all(), why).await;
+    }
+
+    /// Ends cores on purpose, and then says which leaderships ended with them, so that nobody waits for a time-out.
+    async fn end(&self, groups: &[RaftGroup], why: &str) {
+        let led: Vec<_> = groups.iter().filter_map(|group| Some((group.clone(), group.own_term()?))).collect();
+        let end = |group: &RaftGroup| {
+            let group = group.clone();
+            async move {
+                group.close();
+                let _ = group.raft().shutdown().await;
+                group.set_stopped(why.to_owned());
+            }
+        };
+        stream::iter(groups).for_each_concurrent(STARTS, end).await;
+        self.elections.renounce(&led).await;
+    }
+}
+
+/// openraft's configuration. Its own timers are only the fallback behind [`crate::elections`].
+pub fn openraft_config(config: &RaftConfig) -> Result<openraft::Config, openraft::ConfigError> {
+    let heartbeat = config.heartbeat.as_millis() as u64;
+    let election = config.election_timeout.as_millis() as u64;
+    let settings = openraft::Config {
+        cluster_name: "pontoon".to_owned(),
+        heartbeat_interval: heartbeat,
+        // A follower that acknowledged entries within a heartbeat needs none. Not where the timers are too close.
+        heartbeat_min_interval: (election > heartbeat * 3).then_some(heartbeat),
+        election_timeout_min: election,
+        election_timeout_max: election * 2,
+        // The lease is election_timeout_max; a leader that lost its quorum for longer falls silent, so that its
+        // heartbeats do not keep the others from electing (openraft #2080).
+        quorum_loss_probe_interval: Some(election * 4),
+        enable_pre_vote: Some(true),
+        // A restored leader would reuse (term, index) with other bytes (RULES.md R1).
+        enable_leader_restore: Some(false),
+        allow_log_reversion: Some(false),
+        // The log is the data: snapshots are taken at the retention boundary, when asked for, and purge at once.
+        snapshot_policy: openraft::SnapshotPolicy::Never,
+        max_in_snapshot_log_to_keep: 0,
+        install_snapshot_timeout: 60_000,
+        max_payload_entries: 300,
+        // A mailbox's memory comes in blocks as it fills, so its bound costs nothing while it is empty. The API's bound
+        // is back-pressure for proposers. The core sends notifications to *itself*, and waits for the state machine,
+        // which sends it notifications too: were that queue to fill, both would wait for ever, so it is left wide.
+        api_channel_size: Some(1024),
+        notification_channel_size: Some(65_536),
+        state_machine_channel_size: Some(1024),
+        backoff: "20ms 50ms 100ms 200ms ...500ms".to_owned(),
+        ..openraft::Config::default()
+    };
+    settings.validate()
+}
+
+#[cfg(test)]
+mod tests;
+
+#[cfg(test)]
+mod config_tests {
+    use super::*;
+
+    #[test]
+    fn the_default_configuration_is_valid_and_never_restores_leaders() {
+        let settings = openraft_config(&RaftConfig::default()).unwrap();
+        assert_eq!(settings.enable_leader_restore, Some(false));
+        assert_eq!(settings.enable_pre_vote, Some(true));
+        assert_eq!(settings.quorum_loss_probe_interval, Some(2 * settings.election_timeout_max));
+    }
+
+    #[test]
+    fn timers_that_cannot_work_are_refused() {
+        let config = RaftConfig { heartbeat: Duration::from_secs(9), ..RaftConfig::default() };
+        assert!(openraft_config(&config).is_err());
     }
 }

@@ -3,15 +3,44 @@
 //! [`Store::open`] locks the directory, checks whose it is, recovers every log (RULES.md J12) and makes the live tail
 //! durable before anything can vote or acknowledge. It knows no network and runs no Raft.
 
-use std::path::PathBuf;
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
 
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+use tokio::task::JoinHandle;
+
+use crate::checkpoint::ReplicaState;
+use crate::checkpointer::{CheckpointFailed, Checkpointer};
 use crate::config::RaftConfig;
-use crate::disk::Disk;
+use crate::data_dir::DataDir;
+use crate::disk::{Disk, create_dir_durably};
 use crate::error::{OpenError, Stopped};
-use crate::log::Log;
+use crate::journal::{Journal, JournalConfig, Op, UnwrittenBytes};
+use crate::log::base::Base;
+use crate::log::capture::move_folder;
+use crate::log::head::Head;
+use crate::log::state::LogState;
+use crate::log::tail::{Tail, TailBudget};
+use crate::log::{Log, LogContext};
 use crate::payload::Application;
+use crate::recovery::{self, Found, RecoveredReplica, Recovery, ReplicaKey};
+use crate::scrub::{self, Findings};
+use crate::segment_writer::SegmentWriter;
+use crate::stop::StopSignal;
 use crate::types::{BrokerId, ClusterId, DirectoryId, GroupId, ReplicaId};
+
+/// How often free space is measured.
+const MEASURE_INTERVAL: Duration = Duration::from_secs(1);
+/// How long a checkpoint that found no room is put off.
+const FULL_RETRY: Duration = Duration::from_secs(5);
+
+/// How long the last checkpoint may take.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Makes the [`Application`] of a group when its log is opened or created. Called before any other use of the group.
 pub type ApplicationFactory = Arc<dyn Fn(GroupId, ReplicaId) -> Arc<dyn Application> + Send + Sync>;
@@ -44,58 +73,382 @@ pub struct Replica {
     pub application: Arc<dyn Application>,
 }
 
-/// An open data directory.
-pub struct Store {}
+/// A replica whose files are not what was acknowledged (RULES.md J9). Its files are kept as they are; it is not open.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CorruptReplica {
+    /// The group.
+    pub group: GroupId,
+    /// The incarnation.
+    pub replica: ReplicaId,
+    /// What was found, with file and position.
+    pub why: String,
+}
 
-#[allow(unused_variables)]
+/// Every replica of a directory.
+#[derive(Default)]
+struct Registry {
+    open: Mutex<BTreeMap<ReplicaKey, Replica>>,
+    corrupt: Mutex<BTreeMap<ReplicaKey, (CorruptReplica, ReplicaState)>>,
+}
+
+impl Registry {
+    fn logs(&self) -> Vec<Arc<Log>> {
+        self.open.lock().values().map(|replica| replica.log.clone()).collect()
+    }
+
+    fn corrupt_states(&self) -> Vec<(ReplicaKey, ReplicaState)> {
+        self.corrupt.lock().iter().map(|(key, (_, state))| (*key, state.clone())).collect()
+    }
+}
+
+/// An open data directory.
+pub struct Store {
+    data_dir: DataDir,
+    context: Arc<LogContext>,
+    applications: ApplicationFactory,
+    registry: Arc<Registry>,
+    checkpointer: Checkpointer,
+    unknown_folders: Vec<PathBuf>,
+    available: AtomicU64,
+    findings: Arc<Findings>,
+    tasks: Mutex<Vec<JoinHandle<()>>>,
+}
+
 impl Store {
-    /// Opens the directory and recovers everything in it. On return all logs are durable up to their ends.
+    /// Opens the directory and recovers everything in it. On return all logs are durable up to their ends. A replica that is
+    /// corrupt does not prevent that ([`Self::corrupt`]); a corrupt journal, checkpoint or identity does.
+    ///
+    /// Must be called on the runtime that is to run the directory's tasks.
     pub async fn open(options: StoreOptions) -> Result<Arc<Store>, OpenError> {
-        unimplemented!()
+        let StoreOptions { disk, path, broker, config, applications } = options;
+        let data_dir = DataDir::open(disk.clone(), &path, broker).await?;
+        let groups = recovery::groups_dir(&path);
+        create_dir_durably(&*disk, &groups).await.map_err(|error| OpenError::Io { path: groups, error })?;
+        let identity = data_dir.journal();
+        let budget = TailBudget::new(config.tail_cache_bytes_total);
+        let recovery = Recovery {
+            disk: &disk,
+            root: &path,
+            directory: data_dir.identity().directory,
+            identity: &identity,
+            config: &config,
+            applications: &applications,
+            budget: &budget,
+        };
+        let Found { scan, replicas, corrupt, dead_folders, unknown_folders } = recovery.run().await?;
+        for path in &unknown_folders {
+            tracing::warn!(path = %path.display(), "nothing on record explains this folder; it is left alone");
+        }
+        // The log bounds what it has outstanding before the journal sees it.
+        let unwritten = Arc::new(UnwrittenBytes::new(usize::MAX));
+        let journal = Journal::start(disk.clone(), identity, scan, JournalConfig::from(&config), unwritten).await?;
+        let context = context(disk, config, Arc::new(journal), budget);
+        let checkpointer = Checkpointer::new(&path, data_dir.identity().directory, context.clone());
+        let store = Arc::new(Self {
+            data_dir,
+            context,
+            applications,
+            registry: Arc::new(Registry::default()),
+            checkpointer,
+            unknown_folders,
+            available: AtomicU64::new(0),
+            findings: Arc::new(Findings::default()),
+            tasks: Mutex::new(Vec::new()),
+        });
+        store.measure().await.map_err(|error| OpenError::Io { path: path.clone(), error })?;
+        store.start_writer();
+        *store.registry.corrupt.lock() =
+            corrupt.into_iter().map(|(replica, state)| ((replica.group, replica.replica), (replica, state))).collect();
+        store.adopt(replicas, dead_folders).await.map_err(|error| OpenError::Io { path, error })?;
+        store.start_tasks();
+        Ok(store)
+    }
+
+    /// Takes the recovered replicas in, makes all of them durable by a checkpoint, and cleans up what that made needless.
+    async fn adopt(&self, replicas: Vec<RecoveredReplica>, dead_folders: Vec<PathBuf>) -> io::Result<()> {
+        let mut cleanup = Vec::new();
+        for RecoveredReplica { key, dir, application, state, leftovers, cuts } in replicas {
+            let log = Log::new(self.context.clone(), key, dir, application.clone(), state);
+            log.restore_applied().await.map_err(io::Error::other)?;
+            let replica = Replica { group: key.0, replica: key.1, log, application };
+            self.registry.open.lock().insert(key, replica);
+            cleanup.push((leftovers, cuts));
+        }
+        self.checkpoint().await.map_err(io::Error::other)?;
+        for (leftovers, cuts) in cleanup {
+            for (file, bytes) in cuts {
+                file.set_len(bytes).await?;
+                file.sync().await?;
+            }
+            for path in leftovers {
+                match self.context.disk.remove_file(&path).await {
+                    // A temporary file that the checkpoint has replaced.
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                    other => other?,
+                }
+            }
+        }
+        for path in dead_folders {
+            self.remove_aside(&path, None).await?;
+        }
+        Ok(())
+    }
+
+    /// The limits it was opened with.
+    pub fn config(&self) -> &RaftConfig {
+        &self.context.config
     }
 
     /// The directory's id, made at its first opening.
     pub fn directory(&self) -> DirectoryId {
-        unimplemented!()
+        self.data_dir.identity().directory
     }
 
     /// The cluster it belongs to; `None` until [`Self::join_cluster`].
     pub fn cluster(&self) -> Option<ClusterId> {
-        unimplemented!()
+        self.data_dir.cluster()
     }
 
     /// Writes the cluster's id into the directory's identity, durably, once. Another id than the one it has is an error.
     pub async fn join_cluster(&self, cluster: ClusterId) -> Result<(), OpenError> {
-        unimplemented!()
+        self.data_dir.join_cluster(cluster).await
     }
 
-    /// Every replica here, by group.
+    /// Every replica here that is open, by group.
     pub fn replicas(&self) -> Vec<Replica> {
-        unimplemented!()
+        self.registry.open.lock().values().cloned().collect()
     }
 
-    /// Creates an empty replica, durably. An existing (group, replica) is returned as it is.
+    /// Replicas that recovery found corrupt, by group. [`Self::delete`] discards one.
+    pub fn corrupt(&self) -> Vec<CorruptReplica> {
+        self.registry.corrupt.lock().values().map(|(replica, _)| replica.clone()).collect()
+    }
+
+    /// Replicas that are open, but in whose segments the background scrub has found rot (RULES.md J13). Reads of the rotten places
+    /// fail; nothing else does.
+    pub fn rotten(&self) -> Vec<CorruptReplica> {
+        self.findings.list()
+    }
+
+    /// Folders under `groups` that nothing on record explains (RULES.md J14): kept, never touched.
+    pub fn unknown_folders(&self) -> Vec<PathBuf> {
+        self.unknown_folders.clone()
+    }
+
+    /// Creates an empty replica, durably. An existing (group, replica) is returned as it is; one whose files are corrupt or
+    /// unknown is refused (an id is never used again, RULES.md R9).
     pub async fn create(&self, group: GroupId, replica: ReplicaId) -> Result<Replica, Stopped> {
-        unimplemented!()
+        let key = (group, replica);
+        let dir = recovery::replica_dir(self.data_dir.path(), key);
+        if self.registry.corrupt.lock().contains_key(&key) || self.unknown_folders.contains(&dir) {
+            return Err(Stopped(format!("{} holds what is left of another replica", dir.display()).into()));
+        }
+        let failed = |error: io::Error| Stopped(format!("{}: {error}", dir.display()).into());
+        let existing = self.registry.open.lock().get(&key).cloned();
+        let created = match existing {
+            Some(existing) => existing,
+            None => {
+                let created = self.empty_replica(key, dir.clone()).map_err(failed)?;
+                let mut open = self.registry.open.lock();
+                open.entry(key).or_insert(created).clone()
+            }
+        };
+        // Whoever came first has queued the record; everybody waits for it.
+        created.log.create().await?;
+        // Not before the record: a folder that nothing explains would be in the way of the next attempt.
+        self.context.disk.create_dir_all(&dir).await.map_err(failed)?;
+        Ok(created)
+    }
+
+    fn empty_replica(&self, key: ReplicaKey, dir: PathBuf) -> io::Result<Replica> {
+        let application = (self.applications)(key.0, key.1);
+        let head = Head::from_base(&*application, &Base::default())?;
+        let tail = Tail::new(self.context.config.tail_cache_bytes, self.context.budget.clone());
+        let state = LogState::empty(head, tail);
+        let log = Log::new(self.context.clone(), key, dir, application.clone(), state);
+        Ok(Replica { group: key.0, replica: key.1, log, application })
     }
 
     /// Deletes a replica: record durable first, then its files (RULES.md J14). Its group must have been shut down.
     pub async fn delete(&self, group: GroupId, replica: ReplicaId) -> Result<(), Stopped> {
-        unimplemented!()
+        let key = (group, replica);
+        let floor = self.checkpointer.hold_floor();
+        let open = self.registry.open.lock().get(&key).cloned();
+        match open {
+            Some(ref open) => open.log.delete().await?,
+            None if self.registry.corrupt.lock().contains_key(&key) => {
+                self.context.journal.write(group, replica, Op::Delete).await?;
+            }
+            None => {
+                self.checkpointer.release_floor(floor);
+                return Ok(());
+            }
+        }
+        let dir = recovery::replica_dir(self.data_dir.path(), key);
+        let aside = dir.with_file_name(format!("{}{group}-{replica}", recovery::DELETED_PREFIX));
+        let moved = match &open {
+            Some(open) => open.log.move_folder(&aside).await,
+            None => move_folder(&*self.context.disk, &dir, &aside).await,
+        };
+        self.registry.open.lock().remove(&key);
+        self.registry.corrupt.lock().remove(&key);
+        match moved {
+            Ok(()) => self.checkpointer.release_floor(floor),
+            // The record stays in the journal, and the next start cleans up.
+            Err(error) => tracing::error!(path = %dir.display(), %error, "a deleted replica's folder stays"),
+        }
+        match self.remove_aside(&aside, open.map(|open| open.log)).await {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                tracing::warn!(path = %aside.display(), %error, "a deleted replica's files stay until the next start");
+            }
+            _ => {}
+        }
+        Ok(())
     }
 
-    /// Resolves when the directory has stopped (a failed fsync, RULES.md J15).
+    /// Removes a folder and sees to it that its room is free.
+    async fn remove_aside(&self, aside: &Path, log: Option<Arc<Log>>) -> io::Result<()> {
+        self.context.disk.remove_dir_all(aside).await?;
+        if let Some(log) = log {
+            log.close_retired();
+        }
+        self.context.disk.sync_dir(&recovery::groups_dir(self.data_dir.path())).await
+    }
+
+    /// Resolves when the directory has stopped (a failed fsync, RULES.md J15; or [`Self::close`]).
     pub async fn stopped(&self) -> Stopped {
-        unimplemented!()
+        self.context.stop.stopped().await
     }
 
-    /// Free bytes, as last measured.
+    /// Free bytes, as last measured. What the doors compare with their reserves (RULES.md J18).
     pub fn available_bytes(&self) -> u64 {
-        unimplemented!()
+        self.available.load(Ordering::Relaxed)
     }
 
-    /// Checkpoints, seals the journal and closes. Groups must have been shut down.
+    /// How long the journal's round in flight has been under way (RULES.md J18: more than a second is too long).
+    pub fn stalled_for(&self) -> Duration {
+        self.context.journal.stalled_for()
+    }
+
+    /// Takes a checkpoint now. One is taken by itself after enough journal bytes, or after a while.
+    pub async fn checkpoint(&self) -> Result<(), Stopped> {
+        match self.try_checkpoint().await {
+            Err(CheckpointFailed::Stopped(stopped)) => Err(stopped),
+            Err(full @ CheckpointFailed::Full(_)) => {
+                tracing::warn!(%full, "the checkpoint was put off");
+                Ok(())
+            }
+            Ok(()) => Ok(()),
+        }
+    }
+
+    async fn try_checkpoint(&self) -> Result<(), CheckpointFailed> {
+        self.checkpointer.take(|| self.registry.logs(), || self.registry.corrupt_states()).await
+    }
+
+    /// Checkpoints, seals the journal and closes. Groups must have been shut down. If the checkpoint takes too long (the disk
+    /// may be full), the journal keeps what it would have said.
     pub async fn close(&self) -> Result<(), Stopped> {
-        unimplemented!()
+        for log in self.registry.logs() {
+            if let Err(error) = log.persist_index().await {
+                tracing::warn!(path = %log.dir().display(), %error, "the index is to be made anew");
+            }
+        }
+        let checkpointed = tokio::time::timeout(CLOSE_TIMEOUT, self.checkpoint()).await.unwrap_or(Ok(()));
+        let closed = self.context.journal.close().await;
+        let tasks = std::mem::take(&mut *self.tasks.lock());
+        for task in tasks {
+            // They end with the journal.
+            let _ = task.await;
+        }
+        checkpointed.and(closed)
+    }
+
+    async fn measure(&self) -> io::Result<()> {
+        let available = self.context.disk.available_bytes(self.data_dir.path()).await?;
+        self.available.store(available, Ordering::Relaxed);
+        metrics::gauge!("pontoon_disk_available_bytes").set(available as f64);
+        Ok(())
+    }
+
+    fn start_writer(&self) {
+        let registry = self.registry.clone();
+        let writer = self.context.writer.clone();
+        let run = writer.run(self.context.budget.clone(), move || registry.logs());
+        self.tasks.lock().push(tokio::spawn(run));
+    }
+
+    fn start_tasks(self: &Arc<Self>) {
+        let checkpoints = tokio::spawn(checkpoints(Arc::downgrade(self), self.context.clone()));
+        let measurements = tokio::spawn(measurements(Arc::downgrade(self), self.context.stop.clone()));
+        let registry = self.registry.clone();
+        let stop = self.context.stop.clone();
+        let scrub = tokio::spawn(scrub::run(move || registry.logs(), Arc::downgrade(&self.findings), stop));
+        self.tasks.lock().extend([checkpoints, measurements, scrub]);
+    }
+}
+
+/// Dropping a store without closing it is what a crash would do: what is not durable is not made so.
+impl Drop for Store {
+    fn drop(&mut self) {
+        if !self.context.journal.is_stopped() {
+            self.context.journal.stop("the data directory was dropped without being closed");
+        }
+    }
+}
+
+fn context(disk: Arc<dyn Disk>, config: RaftConfig, journal: Arc<Journal>, budget: Arc<TailBudget>) -> Arc<LogContext> {
+    let stop = StopSignal::new(journal.clone());
+    let writer = SegmentWriter::new(disk.clone(), config.unwritten_bytes_max, stop.clone());
+    Arc::new(LogContext {
+        disk,
+        config,
+        journal,
+        writer,
+        budget,
+        stop,
+        journalled_bytes: AtomicU64::new(0),
+        checkpoint_due: Notify::new(),
+    })
+}
+
+/// Takes checkpoints while something is written.
+async fn checkpoints(store: Weak<Store>, context: Arc<LogContext>) {
+    let mut last = context.journal.last_lsn();
+    let mut pause = context.config.checkpoint_interval;
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = context.checkpoint_due.notified() => {}
+            _ = context.stop.stopped() => return,
+        }
+        let Some(store) = store.upgrade() else { return };
+        pause = context.config.checkpoint_interval;
+        let now = context.journal.last_lsn();
+        if now == last {
+            continue;
+        }
+        match store.try_checkpoint().await {
+            Ok(()) => last = now,
+            Err(CheckpointFailed::Stopped(_)) => return,
+            Err(full @ CheckpointFailed::Full(_)) => {
+                tracing::warn!(%full, "the checkpoint is put off");
+                pause = FULL_RETRY;
+            }
+        }
+    }
+}
+
+/// Measures free space.
+async fn measurements(store: Weak<Store>, stop: StopSignal) {
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(MEASURE_INTERVAL) => {}
+            _ = stop.stopped() => return,
+        }
+        let Some(store) = store.upgrade() else { return };
+        if let Err(error) = store.measure().await {
+            tracing::warn!(%error, "free space was not measured");
+        }
     }
 }

@@ -1,15 +1,38 @@
 //! The broker: which partition, which leader, is it allowed. What `http` (and later `kafka`) call, and all they call.
+//!
+//! - `bootstrap`: becoming part of a cluster. `lifecycle`, `membership`: making this directory what the catalog says.
+//! - `routing`, `summary`: who leads what. `leadership`: giving leaderships back. `topics`: what clients ask for.
+//! - `control`: asking the controller. `peer`: the calls between brokers. `start`: opening and closing all of it.
+//!
+//! It knows no HTTP, no segment and no openraft; what a record is it leaves to [`crate::partition`].
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use pontoon_raft::error::OpenError;
 use pontoon_raft::types::{BrokerId, Offset};
 use serde::{Deserialize, Serialize};
 
+use crate::catalog::topic_config::TopicConfig;
 use crate::config::Config;
 use crate::error::Result;
 use crate::partition::Partition;
+
+mod bootstrap;
+mod control;
+mod leadership;
+mod lifecycle;
+mod membership;
+mod peer;
+mod routing;
+mod shared;
+mod start;
+mod summary;
+mod topics;
+
+use shared::{Progress, Shared};
+pub use start::Seams;
 
 /// A topic to be created.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -100,46 +123,63 @@ pub enum Route {
     },
 }
 
-/// A running broker. Shared.
-pub struct Broker {}
+/// A running broker. Shared. Dropping it stops its work without ceremony, as a crash would; [`Broker::shutdown`] is the
+/// clean way.
+pub struct Broker {
+    shared: Arc<Shared>,
+    tasks: start::Tasks,
+}
 
-#[allow(unused_variables)]
 impl Broker {
     /// Opens the data directory, starts the transport, joins or forms the cluster in the background. HTTP is served by
     /// the caller ([`crate::http`]), from at once: `ready` says when it makes sense.
     /// `http_address` is where clients reach this broker (advertised), once its listener's port is known.
     pub async fn start(config: Config, http_address: String) -> Result<Arc<Broker>, StartError> {
-        unimplemented!()
+        let seams = Seams::real(&config).map_err(|error| OpenError::Io { path: config.data_dir.clone(), error })?;
+        Self::start_with(config, http_address, seams).await
     }
 
     /// This broker's number.
     pub fn id(&self) -> BrokerId {
-        unimplemented!()
+        self.shared.broker
     }
 
     /// Its configuration.
     pub fn config(&self) -> &Config {
-        unimplemented!()
+        &self.shared.config
     }
 
     /// Recovered, in the catalog, and hosted groups are open; otherwise why not.
     pub fn ready(&self) -> Result<(), String> {
-        unimplemented!()
+        if let Some(why) = &*self.shared.fatal.borrow() {
+            return Err(why.clone());
+        }
+        match &*self.shared.progress.borrow() {
+            Progress::Ready => Ok(()),
+            Progress::Joining(why) => Err(why.clone()),
+            Progress::Registered => Err("replicas are being opened".to_owned()),
+            Progress::Stopping => Err("the broker is stopping".to_owned()),
+        }
     }
 
     /// Creates a topic and waits until every partition has a leader (or `timeout`; the topic exists all the same).
     pub async fn create_topic(&self, spec: TopicSpec, timeout: Duration) -> Result<TopicDescription> {
-        unimplemented!()
+        self.shared.create_topic(spec, timeout).await
     }
 
     /// All topics, by name.
     pub fn topics(&self) -> Vec<TopicDescription> {
-        unimplemented!()
+        self.shared.topics()
     }
 
     /// One topic.
     pub fn topic(&self, name: &str) -> Result<TopicDescription> {
-        unimplemented!()
+        self.shared.topic(name)
+    }
+
+    /// A topic's effective configuration: its own values over this broker's `log.*` over the built-in ones. `UNKNOWN_TOPIC`.
+    pub fn topic_config(&self, name: &str) -> Result<TopicConfig> {
+        self.shared.topic_config(name)
     }
 
     /// Changes configuration (`None` resets a key) and grows the number of partitions.
@@ -150,42 +190,49 @@ impl Broker {
         config: BTreeMap<String, Option<String>>,
         timeout: Duration,
     ) -> Result<TopicDescription> {
-        unimplemented!()
+        self.shared.alter_topic(name, partitions, config, timeout).await
     }
 
     /// Deletes a topic and its data.
     pub async fn delete_topic(&self, name: &str, timeout: Duration) -> Result<()> {
-        unimplemented!()
+        self.shared.delete_topic(name, timeout).await
     }
 
-    /// Where the partition is served now. `UNKNOWN_TOPIC`, `UNKNOWN_PARTITION`; `NO_LEADER` if there is none.
+    /// Where the partition is served now. `UNKNOWN_TOPIC`, `UNKNOWN_PARTITION`; `NO_LEADER` if there is none; `NOT_READY`
+    /// while the broker is not part of the cluster.
     pub fn route(&self, topic: &str, partition: u32) -> Result<Route> {
-        unimplemented!()
+        self.shared.route(topic, partition)
     }
 
-    /// [`Self::route`], waiting up to `timeout` for a leader.
+    /// [`Self::route`], waiting up to `timeout` for a leader. Before it says that there is no such topic or partition, it
+    /// asks the controller for what this broker's copy of the catalog may not have yet.
     pub async fn route_wait(&self, topic: &str, partition: u32, timeout: Duration) -> Result<Route> {
-        unimplemented!()
+        self.shared.route_wait(topic, partition, timeout).await
     }
 
     /// A new producer id and epoch, never given out before.
     pub async fn create_producer(&self, timeout: Duration) -> Result<(i64, i16)> {
-        unimplemented!()
+        self.shared.create_producer(timeout).await
     }
 
     /// The cluster as this broker sees it.
     pub fn cluster(&self) -> ClusterDescription {
-        unimplemented!()
+        self.shared.cluster()
     }
 
     /// Resolves if the broker cannot go on (its data directory has stopped): the process should exit with this reason.
     pub async fn failed(&self) -> String {
-        unimplemented!()
+        let mut fatal = self.shared.fatal.subscribe();
+        let reached = fatal.wait_for(Option::is_some).await.ok().and_then(|why| why.clone());
+        match reached {
+            Some(why) => why,
+            None => std::future::pending().await,
+        }
     }
 
     /// Hands leaderships over, shuts groups down, checkpoints and closes. At most `timeout`.
     pub async fn shutdown(&self, timeout: Duration) {
-        unimplemented!()
+        self.tasks.shutdown(&self.shared, timeout).await;
     }
 }
 
@@ -195,6 +242,9 @@ pub enum StartError {
     /// The data directory.
     #[error(transparent)]
     Open(#[from] pontoon_raft::error::OpenError),
+    /// The data directory stopped while it was being opened.
+    #[error(transparent)]
+    Stopped(#[from] pontoon_raft::error::Stopped),
     /// The peer listener.
     #[error("cannot listen for peers on {address}: {error}")]
     Listen {
@@ -204,3 +254,6 @@ pub enum StartError {
         error: std::io::Error,
     },
 }
+
+#[cfg(test)]
+mod tests;

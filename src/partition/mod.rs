@@ -1,16 +1,35 @@
 //! One partition on this broker: produce, fetch and offsets over its Raft group.
 //!
-//! It knows batches and producers; it knows no HTTP, no Kafka, no catalog and no other partition. Its
-//! [`pontoon_raft::payload::AppendState`] (the producer table) is in `producers`.
+//! It knows batches and producers; it knows no HTTP, no Kafka, no catalog and no other partition. What is decided at append
+//! is in `producers` (with `proposal` and `verdict`), seen by the raft crate through [`PartitionApplication`]; `append` waits
+//! for the ack level, `fetch` reads. Both go through [`ReplicatedLog`] and hold no state of their own.
 
+mod append;
+mod application;
+mod fetch;
+pub mod producers;
+mod proposal;
+mod replicated_log;
+pub mod verdict;
+
+#[cfg(test)]
+mod fake_log;
+
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use pontoon_raft::error::ProposeError;
 use pontoon_raft::raft_group::RaftGroup;
-use pontoon_raft::types::Offset;
+use pontoon_raft::types::{BrokerId, Offset};
+use tokio::sync::Semaphore;
 
-use crate::error::Result;
+pub use application::PartitionApplication;
+pub use replicated_log::ReplicatedLog;
+
+use crate::error::{Code, Error, Result};
+use crate::record_batch::BatchLimits;
 
 /// When a produce is acknowledged (DESIGN.md §6).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -24,6 +43,19 @@ pub enum Acks {
     Leader,
     /// Received.
     None,
+}
+
+impl Acks {
+    /// The stronger of the two.
+    pub fn at_least(self, floor: Self) -> Self {
+        let strength = |acks| match acks {
+            Self::None => 0,
+            Self::Leader => 1,
+            Self::All => 2,
+            Self::Every => 3,
+        };
+        if strength(self) < strength(floor) { floor } else { self }
+    }
 }
 
 /// What a produce was answered with.
@@ -103,44 +135,72 @@ pub struct Offsets {
     pub log_end_offset: Offset,
 }
 
-/// A partition whose replica is on this broker.
+/// What a partition is told by the broker it is on.
 #[derive(Clone)]
-pub struct Partition {}
+pub struct PartitionOptions {
+    /// For messages: `topic/partition`.
+    pub name: String,
+    /// Limits on batches.
+    pub limits: BatchLimits,
+    /// The topic's `acks.floor`: a producer that asks for less gets this.
+    pub acks_floor: Acks,
+    /// Whether the data directory has more than its reserve free; if not, produce is refused (RULES.md J18).
+    pub storage_has_room: Arc<dyn Fn() -> bool + Send + Sync>,
+    /// Whether the failure detector holds a broker alive; this broker always is.
+    pub broker_alive: Arc<dyn Fn(BrokerId) -> bool + Send + Sync>,
+}
 
-#[allow(unused_variables)]
-impl Partition {
-    /// Over its group.
-    pub fn new(group: RaftGroup) -> Arc<Self> {
-        unimplemented!()
+/// A partition whose replica is on this broker.
+pub struct Partition<L: ReplicatedLog = RaftGroup> {
+    log: L,
+    options: PartitionOptions,
+    /// Bytes of `acks=none` batches that may yet be proposed.
+    unacknowledged: Arc<Semaphore>,
+}
+
+impl<L: ReplicatedLog> Partition<L> {
+    /// Over its group, whose application is a [`PartitionApplication`].
+    pub fn new(group: L, options: PartitionOptions) -> Arc<Self> {
+        let unacknowledged = Arc::new(Semaphore::new(append::UNACKNOWLEDGED_BYTES_MAX));
+        Arc::new(Self { log: group, options, unacknowledged })
     }
 
-    /// Appends one batch, atomically. `batch` is one RecordBatch v2 that [`crate::record_batch`] has checked; producer id,
-    /// epoch and sequence stand in it. `if_match`: only if that is the log end, decided at append (RULES.md O4).
-    ///
-    /// Errors: `NOT_LEADER` (nothing written), `OFFSET_MISMATCH`, `OUT_OF_ORDER_SEQUENCE`, `PRODUCER_FENCED`,
-    /// `UNKNOWN_PRODUCER`, `STORAGE_FULL`, `NOT_ENOUGH_REPLICAS…`, `OUTCOME_UNKNOWN` at the timeout.
-    pub async fn produce(
-        &self,
-        batch: Bytes,
-        acks: Acks,
-        if_match: Option<Offset>,
-        timeout: Duration,
-    ) -> Result<Produced> {
-        unimplemented!()
+    /// What a batch for it may have: the topic's `max.message.bytes` among them.
+    pub fn limits(&self) -> &BatchLimits {
+        &self.options.limits
     }
 
-    /// Reads committed batches. Leader only (`NOT_LEADER`). `OFFSET_OUT_OF_RANGE` names log start and high watermark.
-    pub async fn fetch(&self, fetch: Fetch) -> Result<Fetched> {
-        unimplemented!()
+    /// The term in which this replica leads, able to answer reads. `NOT_LEADER`, `NO_LEADER`, `NOT_READY` otherwise.
+    fn leading(&self) -> Result<u64> {
+        let status = self.log.status();
+        if let Some(why) = status.stopped {
+            return Err(self.error(Code::NotReady, format_args!("its replica here has stopped: {why}")));
+        }
+        match status.leader {
+            _ if status.leading => Ok(status.term),
+            Some(leader) if leader.replica != self.log.replica() => {
+                Err(self.error(Code::NotLeader, format_args!("broker {} leads it", leader.broker)))
+            }
+            Some(_) => Err(self.error(Code::NoLeader, "this broker was just elected and is taking over")),
+            None => Err(self.error(Code::NoLeader, "it has no leader at the moment")),
+        }
     }
 
-    /// The partition's offsets. Leader only.
-    pub async fn offsets(&self, consistency: Consistency) -> Result<Offsets> {
-        unimplemented!()
+    /// What a [`ProposeError`] means to a producer; a reader's errors have no outcome but `none`.
+    fn propose_error(&self, error: ProposeError) -> Error {
+        match error {
+            ProposeError::NotLeader { leader: Some((_, broker)) } => {
+                self.error(Code::NotLeader, format_args!("broker {broker} leads it"))
+            }
+            ProposeError::NotLeader { leader: None } => self.error(Code::NotLeader, "this broker does not lead it"),
+            ProposeError::Unknown(why) => self.error(Code::OutcomeUnknown, why),
+            ProposeError::Stopped { why, .. } => {
+                self.error(Code::NotReady, format_args!("its replica here has stopped: {why}"))
+            }
+        }
     }
 
-    /// Offset of the first record at or after this time (ms); the high watermark if there is none. Leader only.
-    pub async fn offset_for_timestamp(&self, timestamp: i64) -> Result<Offset> {
-        unimplemented!()
+    fn error(&self, code: Code, what: impl fmt::Display) -> Error {
+        Error::new(code, format!("{}: {what}", self.options.name))
     }
 }

@@ -37,7 +37,8 @@ pub struct DirEntry {
     pub bytes: u64,
 }
 
-/// A file system. Paths are absolute. Results are the operating system's errors, kind kept
+/// A file system. Paths are absolute. A call begins when its future is first polled and, once begun, is not cancelled by
+/// dropping the future. Results are the operating system's errors, kind kept
 /// (`StorageFull`, `NotFound`, `AlreadyExists` are told apart by callers).
 pub trait Disk: Send + Sync + 'static {
     /// Opens a file.
@@ -63,6 +64,7 @@ pub trait Disk: Send + Sync + 'static {
 
 /// An open file. Positions are explicit; there is no cursor. A dropped file is *not* synced:
 /// never drop a dirty file before its [`Self::datasync`] (RULES.md J15).
+#[allow(clippy::len_without_is_empty)] // A length costs a trip to the disk; nobody asks whether a file is empty.
 pub trait DiskFile: Send + Sync + 'static {
     /// Reads up to `bytes` bytes at `position`; shorter only at the end of the file.
     fn read_at(&self, position: u64, bytes: usize) -> BoxFuture<'_, io::Result<Bytes>>;
@@ -70,7 +72,8 @@ pub trait DiskFile: Send + Sync + 'static {
     fn try_read_at(&self, position: u64, bytes: usize) -> io::Result<Bytes>;
     /// Writes all of `parts`, one after the other, at `position`. Readable on return, durable after [`Self::datasync`].
     fn write_at(&self, position: u64, parts: Vec<Bytes>) -> BoxFuture<'_, io::Result<()>>;
-    /// [`Self::write_at`] followed by [`Self::datasync`], in one trip to the disk's threads.
+    /// [`Self::write_at`] followed by [`Self::datasync`], in one trip to the disk's threads, on their urgent lane: for the
+    /// journal, whose rounds must not queue behind anything. Everyone else takes the two calls.
     fn write_and_sync(&self, position: u64, parts: Vec<Bytes>) -> BoxFuture<'_, io::Result<()>>;
     /// Makes the contents and the length durable (fdatasync).
     fn datasync(&self) -> BoxFuture<'_, io::Result<()>>;
@@ -91,12 +94,27 @@ pub async fn replace_file(disk: &dyn Disk, path: &Path, parts: Vec<Bytes>) -> io
         _ => {}
     }
     let file = disk.open(&temporary, OpenMode::CreateNew).await?;
-    file.write_and_sync(0, parts).await?;
+    file.write_at(0, parts).await?;
+    file.datasync().await?;
     disk.rename(&temporary, path).await?;
     match path.parent() {
         Some(parent) => disk.sync_dir(parent).await,
         None => Ok(()),
     }
+}
+
+/// Creates a directory, with those above it, so that it survives a power cut: each entry on the way is synced, also those
+/// that were there already (an earlier process may have died between creating and syncing them).
+pub async fn create_dir_durably(disk: &dyn Disk, path: &Path) -> io::Result<()> {
+    disk.create_dir_all(path).await?;
+    for (distance, above) in path.ancestors().skip(1).filter(|above| !above.as_os_str().is_empty()).enumerate() {
+        match disk.sync_dir(above).await {
+            // Far above, directories are not ours to read, and were not ours to create.
+            Err(error) if distance > 0 && error.kind() == io::ErrorKind::PermissionDenied => return Ok(()),
+            other => other?,
+        }
+    }
+    Ok(())
 }
 
 fn temporary_path(path: &Path) -> PathBuf {
@@ -115,3 +133,6 @@ pub async fn read_file(disk: &dyn Disk, path: &Path, bytes_max: u64) -> io::Resu
     }
     file.read_at(0, bytes as usize).await
 }
+
+#[cfg(test)]
+mod conformance;

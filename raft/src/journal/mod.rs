@@ -3,15 +3,51 @@
 //! [`Journal::submit`] queues an operation; the writer task takes whatever gathered while the last sync ran, writes it
 //! as one round, syncs once, and completes every waiter in LSN order. No timer, no linger.
 //! The journal knows no openraft and never looks into a frame; what the operations mean is the log's business.
+//!
+//! Opening is two steps: [`scan`] (or [`Scanner`]) reads back what is there, then [`Journal::start`] makes its tail durable and goes
+//! on in a new file under a new epoch. The bytes are in [`format`], the order of things in [`writer`], the files in [`files`].
+//!
+//! What holds, always:
+//!
+//! - an operation that was told `Ok` is read back by every later scan, whole, until its file is retired;
+//! - within a group, LSNs rise in the order of the submissions, and operations are told in the order of their LSNs;
+//! - at most one round is not yet durable (and, beside it, one Seal);
+//! - after one failed write or sync nothing is ever told `Ok` again.
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
+use parking_lot::Mutex;
+use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
-use crate::error::Stopped;
+use crate::config::RaftConfig;
+use crate::disk::{Disk, OpenMode, create_dir_durably};
+use crate::error::{OpenError, Stopped};
 use crate::types::{GroupId, LogId, ReplicaId, Vote};
+
+mod budget;
+mod files;
+mod format;
+mod queue;
+mod reader;
+mod writer;
+
+#[cfg(test)]
+mod tests;
+
+pub use budget::UnwrittenBytes;
+pub use reader::{Scan, Scanner, scan};
+
+use files::{At, Current, FileError, Keeper, LiveFile, Prepared, Retire};
+use format::{BLOCK_BYTES, FileHeader, RecordBody, SNAPSHOT_NAME_BYTES_MAX};
+use queue::{Entry, Limits, Queue};
+use writer::{Bypasses, CLOSED, Writer};
 
 /// A place in the journal's stream; rises by one per operation, never reused.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
@@ -40,7 +76,10 @@ pub struct Extent {
 
 /// What a large append is written to directly (RULES.md J6).
 pub trait ExtentTarget: Send + Sync + 'static {
-    /// Writes `parts` at `position` and makes them, the file and its directory entry durable.
+    /// Writes `parts` at `position` and makes them, the file and its directory entry durable. Several appends that stand one behind
+    /// the other in one segment may come as one call, to the first one's target. An error stops the data directory.
+    /// Runs on the journal's task: whatever blocks belongs to the disk (`write_at`, then `datasync`; the urgent
+    /// `write_and_sync` is the journal's own).
     fn write_durably(&self, position: u64, parts: Vec<Bytes>) -> BoxFuture<'_, std::io::Result<()>>;
 }
 
@@ -125,7 +164,8 @@ pub enum RecoveredOp {
     Delete,
 }
 
-/// Called once, when the operation is durable (with its LSN) or will never be.
+/// Called once, from the journal's own task, when the operation is durable (with its LSN) or will never be. It may submit, and take
+/// the lock that was held at the submission; it must not block. Dropped unheard only if the runtime itself goes away.
 pub type Done = Box<dyn FnOnce(Result<Lsn, Stopped>) + Send>;
 
 /// Where a journal lives and who it belongs to.
@@ -139,4 +179,318 @@ pub struct JournalIdentity {
     pub directory: u128,
     /// Rises at every opening of the directory (RULES.md J1).
     pub epoch: u64,
+}
+
+/// The journal's limits; see [`RaftConfig`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct JournalConfig {
+    /// Most bytes one round may hold; a single larger operation is a round of its own.
+    pub round_bytes_max: usize,
+    /// Size of a journal file, a multiple of 4096, from 64 KiB to 1 GiB.
+    pub file_bytes: u64,
+    /// Appends of at least so many bytes, or a run of adjoining appends of one group that waits and is as large, are written to
+    /// their segment directly (RULES.md J6). At most a quarter of `file_bytes`.
+    pub bypass_bytes_min: usize,
+    /// How many retired files are kept to be used again, beside the one that is ready.
+    pub spare_files_max: usize,
+    /// New files are made only while so many bytes stay free (RULES.md J19).
+    pub floor_bytes: u64,
+    /// How long nothing comes until a Seal is written. No write ever waits for it.
+    pub seal_idle: Duration,
+}
+
+impl From<&RaftConfig> for JournalConfig {
+    fn from(config: &RaftConfig) -> Self {
+        Self {
+            round_bytes_max: config.journal_round_bytes_max,
+            file_bytes: config.journal_file_bytes,
+            bypass_bytes_min: config.bypass_bytes_min,
+            spare_files_max: 2,
+            floor_bytes: config.reserve_append_bytes / 4,
+            seal_idle: Duration::from_millis(50),
+        }
+    }
+}
+
+impl JournalConfig {
+    /// The nearest configuration that works: a round, whatever is in it, fits twice into a file.
+    fn checked(mut self) -> Self {
+        self.file_bytes = self.file_bytes.clamp(64 << 10, 1 << 30).next_multiple_of(BLOCK_BYTES as u64);
+        let quarter = (self.file_bytes / 4) as usize;
+        self.round_bytes_max = self.round_bytes_max.clamp(1, quarter);
+        self.bypass_bytes_min = self.bypass_bytes_min.clamp(1, quarter);
+        self
+    }
+}
+
+/// What the journal's handle and its tasks share.
+struct Shared {
+    limits: Limits,
+    queue: Mutex<Queue>,
+    /// Wakes the writer.
+    work: Notify,
+    stopped: watch::Sender<Option<Stopped>>,
+    dropped: AtomicBool,
+    durable: AtomicU64,
+    last: AtomicU64,
+    bytes_written: AtomicU64,
+    /// The files the writer is done with, oldest first.
+    live: Mutex<Vec<LiveFile>>,
+    /// Bytes used of the file the writer writes.
+    live_bytes_here: AtomicU64,
+    /// When the round in flight was begun.
+    round_since: Mutex<Option<Instant>>,
+}
+
+impl Shared {
+    fn stop(&self, why: &str) {
+        let first = self.stopped.send_if_modified(|stopped| {
+            let first = stopped.is_none();
+            if first {
+                *stopped = Some(Stopped(why.into()));
+            }
+            first
+        });
+        if first {
+            self.work.notify_one();
+        }
+    }
+
+    fn stop_reason(&self) -> Option<Stopped> {
+        self.stopped.borrow().clone()
+    }
+
+    async fn until_stopped(&self) -> Stopped {
+        let mut stopped = self.stopped.subscribe();
+        match stopped.wait_for(Option::is_some).await.ok().and_then(|stopped| stopped.clone()) {
+            Some(stopped) => stopped,
+            // The sender is in `self`.
+            None => Stopped("gone".into()),
+        }
+    }
+
+    fn is_dropped(&self) -> bool {
+        self.dropped.load(Ordering::Acquire)
+    }
+}
+
+/// An open journal. Dropping it without [`Self::close`] is what a crash would do: what is not durable is not made so.
+pub struct Journal {
+    shared: Arc<Shared>,
+    retire: mpsc::Sender<Retire>,
+    keeper: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Journal {
+    /// Goes on behind what `scan` found: makes its last round durable, then begins a new file under `identity.epoch`. `unwritten` holds
+    /// appends back while it is full. Call it on the runtime that is to run the journal's two tasks.
+    ///
+    /// Errors: `Io`; a full disk only if not even the first file fits.
+    pub async fn start(
+        disk: Arc<dyn Disk>,
+        identity: JournalIdentity,
+        scan: Scan,
+        config: JournalConfig,
+        unwritten: Arc<UnwrittenBytes>,
+    ) -> Result<Journal, OpenError> {
+        let config = config.checked();
+        let (keeper, current) = begin(disk, &identity, &scan, &config).await.map_err(OpenError::from)?;
+        let limits = Limits { round_bytes_max: config.round_bytes_max, bypass_bytes_min: config.bypass_bytes_min };
+        let shared = Arc::new(Shared {
+            limits,
+            queue: Mutex::default(),
+            work: Notify::new(),
+            stopped: watch::Sender::new(None),
+            dropped: AtomicBool::new(false),
+            durable: AtomicU64::new(scan.last.0),
+            last: AtomicU64::new(scan.last.0),
+            bytes_written: AtomicU64::new(0),
+            live: Mutex::new(scan.live),
+            live_bytes_here: AtomicU64::new(current.position),
+            round_since: Mutex::new(None),
+        });
+        let (ready_in, ready) = mpsc::channel(1);
+        let (retire, retire_out) = mpsc::channel(1);
+        let keeper = tokio::spawn(keeper.run(shared.clone(), ready_in, retire_out));
+        let writer = Writer {
+            shared: shared.clone(),
+            identity,
+            unwritten,
+            seal_idle: config.seal_idle,
+            current,
+            ready,
+            next: scan.next,
+            durable: scan.last,
+            bypasses: Bypasses::default(),
+            sealed: true,
+        };
+        tokio::spawn(writer.run());
+        Ok(Self { shared, retire, keeper: Mutex::new(Some(keeper)) })
+    }
+
+    /// Queues an operation; `done` is told how it ended. Never blocks and never calls `done` itself, so it may be called under a
+    /// lock. Within a group, order of calls is order of LSNs. A [`Op::Commit`] asks for no round of its own: it rides along with
+    /// the next, at the latest with the Seal.
+    ///
+    /// The queue has no bound of its own: callers bound what they have outstanding (openraft's flow control, and the log's
+    /// unwritten bytes).
+    ///
+    /// Panics if an append's `extent.bytes` is not the length of its parts, or a snapshot's name is longer than 1024 bytes.
+    pub fn submit(&self, group: GroupId, replica: ReplicaId, op: Op, done: Done) {
+        match &op {
+            Op::Append { extent, parts, .. } => {
+                let bytes: usize = parts.iter().map(Bytes::len).sum();
+                assert_eq!(bytes as u64, extent.bytes, "group {group}: an append of {bytes} bytes for {extent:?}");
+            }
+            Op::Installed { snapshot, .. } => {
+                assert!(snapshot.len() <= SNAPSHOT_NAME_BYTES_MAX, "snapshot name {snapshot}")
+            }
+            _ => {}
+        }
+        let entry = Entry { replica, body: RecordBody::Op(op), done };
+        let wake = self.shared.queue.lock().push(&self.shared.limits, group, entry);
+        if wake {
+            self.shared.work.notify_one();
+        }
+    }
+
+    /// [`Self::submit`], awaited: on return the operation is durable.
+    pub async fn write(&self, group: GroupId, replica: ReplicaId, op: Op) -> Result<Lsn, Stopped> {
+        let (tell, told) = oneshot::channel();
+        // The caller may have stopped waiting.
+        self.submit(group, replica, op, Box::new(move |result| drop(tell.send(result))));
+        told.await.unwrap_or_else(|_| Err(self.reason()))
+    }
+
+    /// Every operation up to this LSN is durable and has been told so.
+    pub fn durable_lsn(&self) -> Lsn {
+        Lsn(self.shared.durable.load(Ordering::Acquire))
+    }
+
+    /// The last LSN given to an operation, durable or not.
+    pub fn last_lsn(&self) -> Lsn {
+        Lsn(self.shared.last.load(Ordering::Acquire))
+    }
+
+    /// Bytes of rounds made durable since the start, padding included. Only rises.
+    pub fn bytes_written(&self) -> u64 {
+        self.shared.bytes_written.load(Ordering::Acquire)
+    }
+
+    /// Bytes that a recovery would read now: what a checkpoint and [`Self::retire_below`] would save.
+    pub fn live_bytes(&self) -> u64 {
+        let done: u64 = self.shared.live.lock().iter().map(|file| file.bytes).sum();
+        done + self.shared.live_bytes_here.load(Ordering::Acquire)
+    }
+
+    /// How long the round in flight has been under way; zero if none is. More than a second is reason to hand leadership away
+    /// (RULES.md J18).
+    pub fn stalled_for(&self) -> Duration {
+        self.shared.round_since.lock().map_or(Duration::ZERO, |since| since.elapsed())
+    }
+
+    /// Recycles the files that hold nothing at or above `lsn`. A checkpoint that says so must be durable (RULES.md J7). On return the
+    /// change is durable. Returns how many files went.
+    pub async fn retire_below(&self, lsn: Lsn) -> Result<usize, Stopped> {
+        let mut files = self.shared.live.lock().clone();
+        files.truncate(files.iter().take_while(|file| file.last < lsn).count());
+        let count = files.len();
+        if count == 0 {
+            return Ok(0);
+        }
+        let (done, told) = oneshot::channel();
+        self.retire.send(Retire { files, done }).await.map_err(|_| self.reason())?;
+        told.await.map_err(|_| self.reason())?;
+        Ok(count)
+    }
+
+    /// Ends the journal, and with it the data directory (RULES.md J15): for a failed sync of a segment, a checkpoint, a snapshot.
+    /// Nothing is told `Ok` from now on.
+    pub fn stop(&self, why: &str) {
+        self.shared.stop(why);
+    }
+
+    /// Whether it has ended.
+    pub fn is_stopped(&self) -> bool {
+        self.shared.stopped.borrow().is_some()
+    }
+
+    /// Resolves when it has ended, with the reason.
+    pub async fn stopped(&self) -> Stopped {
+        self.shared.until_stopped().await
+    }
+
+    /// Writes what was submitted, then a Seal, and ends. Later submissions are told `Stopped`. On return nothing of the journal runs.
+    /// An error: it had ended before, for another reason.
+    pub async fn close(&self) -> Result<(), Stopped> {
+        self.shared.queue.lock().close();
+        self.shared.work.notify_one();
+        let stopped = self.stopped().await;
+        let keeper = self.keeper.lock().take();
+        if let Some(keeper) = keeper {
+            // It ends with the journal, after the step it is at.
+            let _ = keeper.await;
+        }
+        if &*stopped.0 == CLOSED { Ok(()) } else { Err(stopped) }
+    }
+
+    fn reason(&self) -> Stopped {
+        self.shared.stop_reason().unwrap_or_else(|| Stopped("the journal's tasks have ended".into()))
+    }
+}
+
+impl Drop for Journal {
+    fn drop(&mut self) {
+        self.shared.dropped.store(true, Ordering::Release);
+        self.shared.work.notify_one();
+    }
+}
+
+/// What [`Journal::start`] does on the disk.
+async fn begin(
+    disk: Arc<dyn Disk>,
+    identity: &JournalIdentity,
+    scan: &Scan,
+    config: &JournalConfig,
+) -> Result<(Keeper, Current), FileError> {
+    let dir = &identity.dir;
+    create_dir_durably(&*disk, dir).await.at(dir)?;
+    if let Some(tail) = &scan.tail {
+        // After kill -9 it may be in the page cache only; after a failed sync the page cache may even call it clean. Only writing it
+        // again makes sure. Everything before it was durable before it was written.
+        let file = disk.open(&tail.path, OpenMode::ReadWrite).await.at(&tail.path)?;
+        file.write_and_sync(tail.position, tail.parts.clone()).await.at(&tail.path)?;
+    }
+    for name in &scan.half_prepared {
+        let path = dir.join(name);
+        disk.remove_file(&path).await.at(&path)?;
+    }
+    let first_ever = scan.live.is_empty() && scan.spares.is_empty();
+    let mut keeper = Keeper::new(disk, identity, config, first_ever, &scan.spares);
+    for (name, bytes) in scan.spares.iter().chain(&scan.unused) {
+        keeper.give_up(name, *bytes).await?;
+    }
+    // The first file may take the last of the room: a broker on a full disk must still open.
+    let Some(prepared) = keeper.prepare(0).await? else {
+        return Err(std::io::Error::from(std::io::ErrorKind::StorageFull)).at(dir);
+    };
+    let mut current = Current::new(prepared);
+    let header = FileHeader {
+        cluster: identity.cluster,
+        directory: identity.directory,
+        epoch: identity.epoch,
+        number: current.prepared.number,
+        first: scan.next,
+        follows: scan.last,
+    };
+    let Prepared { file, name, .. } = &current.prepared;
+    file.write_and_sync(0, vec![header.encode()]).await.at(&dir.join(name))?;
+    current.position = BLOCK_BYTES as u64;
+    Ok((keeper, current))
+}
+
+impl From<FileError> for OpenError {
+    fn from(FileError { path, error }: FileError) -> Self {
+        Self::Io { path, error }
+    }
 }

@@ -1,41 +1,164 @@
 //! One replica's log: segments, index, tail cache, and the append state that follows from them.
 //!
-//! Written by [`crate::log_store`] (openraft's side), read by replication, apply and fetch through one reader.
+//! Written by [`crate::log_store`] (openraft's side; the writing half is in `append` and `write`), read by replication, apply and fetch
+//! through one reader (`read`). Positions are decided at append, in memory; the journal makes the frames durable; the
+//! [`crate::segment_writer`] puts them into the segments behind all that. It never knows the network.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use tokio::sync::watch;
+use parking_lot::Mutex;
+use tokio::sync::{Notify, oneshot, watch};
 
-use crate::error::ReadError;
-use crate::types::Offset;
+use crate::config::RaftConfig;
+use crate::disk::Disk;
+use crate::error::{ReadError, Stopped};
+use crate::journal::{Journal, Lsn, Op};
+use crate::payload::Application;
+use crate::segment_writer::SegmentWriter;
+use crate::stop::StopSignal;
+use crate::types::{GroupId, LogId, Offset, ReplicaId, StoredMembership, Vote};
 
+pub(crate) mod append;
+pub mod base;
+mod bases;
+pub(crate) mod capture;
+pub mod entry;
 pub mod frame;
+pub(crate) mod head;
+pub mod index;
+mod read;
+pub(crate) mod segment;
+pub(crate) mod state;
+pub(crate) mod tail;
+#[cfg(test)]
+mod tests;
+pub(crate) mod write;
 
 use frame::Frame;
+use state::{LogState, SnapshotRef};
+use tail::TailBudget;
+
+/// What all logs of a data directory share.
+pub(crate) struct LogContext {
+    pub(crate) disk: Arc<dyn Disk>,
+    pub(crate) config: RaftConfig,
+    pub(crate) journal: Arc<Journal>,
+    pub(crate) writer: Arc<SegmentWriter>,
+    pub(crate) budget: Arc<TailBudget>,
+    pub(crate) stop: StopSignal,
+    /// Bytes given to the journal since the last checkpoint began.
+    pub(crate) journalled_bytes: AtomicU64,
+    /// Told when that is enough for the next one.
+    pub(crate) checkpoint_due: Notify,
+}
+
+impl LogContext {
+    fn count_journalled(&self, bytes: u64) {
+        let before = self.journalled_bytes.fetch_add(bytes, Ordering::Relaxed);
+        if before + bytes >= self.config.checkpoint_journal_bytes {
+            self.checkpoint_due.notify_one();
+        }
+    }
+}
+
+/// One segment, for retention and for `status`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SegmentInfo {
+    /// Raft index of its first entry.
+    pub first_index: u64,
+    /// Raft index of its last entry.
+    pub last_index: u64,
+    /// The partition's next offset before its first entry.
+    pub base_offset: Offset,
+    /// The partition's next offset after its last entry.
+    pub next_offset: Offset,
+    /// Bytes of its frames.
+    pub bytes: u64,
+    /// Largest record timestamp in it, ms since 1970; -1 if none.
+    pub max_timestamp: i64,
+}
+
+/// What is known of a replica's folder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Folder {
+    /// It may not be there, or not durably.
+    Unsure,
+    /// It is there, durably.
+    Durable,
+    /// The replica is deleted.
+    Gone,
+}
 
 /// A replica's log. Shared; its methods lock inside and never across an await.
-pub struct Log {}
+pub struct Log {
+    context: Arc<LogContext>,
+    group: GroupId,
+    replica: ReplicaId,
+    dir: PathBuf,
+    application: Arc<dyn Application>,
+    state: Mutex<LogState>,
+    high_watermark: watch::Sender<Offset>,
+    /// Held while the folder is made, renamed, or something is put into it (segments apart).
+    folder: tokio::sync::Mutex<Folder>,
+    /// One writer at a time (append, truncate, purge, install); openraft's own order makes it uncontended.
+    writing: tokio::sync::Mutex<()>,
+}
 
-#[allow(unused_variables)]
+/// For reading outside the group's own tasks.
+pub type SharedLog = Arc<Log>;
+
 impl Log {
+    pub(crate) fn new(
+        context: Arc<LogContext>,
+        (group, replica): (GroupId, ReplicaId),
+        dir: PathBuf,
+        application: Arc<dyn Application>,
+        state: LogState,
+    ) -> Arc<Self> {
+        let high_watermark = state.log_start_offset;
+        Arc::new(Self {
+            context,
+            group,
+            replica,
+            dir,
+            application,
+            state: Mutex::new(state),
+            high_watermark: watch::Sender::new(Offset(high_watermark)),
+            folder: tokio::sync::Mutex::new(Folder::Unsure),
+            writing: tokio::sync::Mutex::new(()),
+        })
+    }
+
+    /// The group.
+    pub fn group(&self) -> GroupId {
+        self.group
+    }
+
+    /// The replica.
+    pub fn replica(&self) -> ReplicaId {
+        self.replica
+    }
+
     /// Oldest readable offset.
     pub fn log_start_offset(&self) -> Offset {
-        unimplemented!()
+        Offset(self.state.lock().log_start_offset)
     }
 
     /// One past the last committed (known committed *and* applied) offset.
     pub fn high_watermark(&self) -> Offset {
-        unimplemented!()
+        *self.high_watermark.borrow()
     }
 
     /// One past the last appended offset.
     pub fn log_end_offset(&self) -> Offset {
-        unimplemented!()
+        Offset(self.state.lock().head.next_offset)
     }
 
     /// Follows the high watermark; it never goes back.
     pub fn watch_high_watermark(&self) -> watch::Receiver<Offset> {
-        unimplemented!()
+        self.high_watermark.subscribe()
     }
 
     /// `Records` frames from the one that holds `from`, in order, up to but not including `limit` (usually the high
@@ -44,20 +167,196 @@ impl Log {
     ///
     /// Errors: `OutOfRange` below the log start or above `limit`; `Corrupt` if the stored bytes are rotten.
     pub async fn read(&self, from: Offset, limit: Offset, bytes_max: usize) -> Result<Vec<Frame>, ReadError> {
-        unimplemented!()
+        self.read_offsets(from.0, limit.0, bytes_max).await
     }
 
     /// The first offset below `limit` whose frame's max timestamp is at or after `timestamp` (ms); `None` if there is none.
     /// (The exact record is found by the caller inside the batch.)
     pub async fn offset_for_timestamp(&self, timestamp: i64, limit: Offset) -> Result<Option<Offset>, ReadError> {
-        unimplemented!()
+        Ok(self.find_timestamp(timestamp, limit.0).await?.map(Offset))
     }
 
-    /// Bytes on disk of all segments.
+    /// Reads every frame of every segment and checks it. Returns the bytes read; `Corrupt` names the first bad place.
+    /// For the background scrub (RULES.md J13).
+    pub async fn verify(&self) -> Result<u64, ReadError> {
+        self.verify_slowly(0).await
+    }
+
+    /// Bytes of all segments.
     pub fn bytes(&self) -> u64 {
-        unimplemented!()
+        self.state.lock().bytes()
+    }
+
+    /// The last entry, flushed or not; the purge boundary if there is none.
+    pub fn last_log_id(&self) -> Option<LogId> {
+        self.state.lock().head.last
+    }
+
+    /// The last entry that is gone; `None` if nothing was purged.
+    pub fn purged_log_id(&self) -> Option<LogId> {
+        self.state.lock().purged
+    }
+
+    /// The vote as last saved.
+    pub fn vote(&self) -> Option<Vote> {
+        self.state.lock().vote
+    }
+
+    /// The last entry known here to be committed.
+    pub fn committed_log_id(&self) -> Option<LogId> {
+        self.state.lock().committed
+    }
+
+    /// The segments, oldest first; the last one may still grow. What retention decides by.
+    pub fn segments(&self) -> Vec<SegmentInfo> {
+        let state = self.state.lock();
+        let info = |segment: &segment::Segment| SegmentInfo {
+            first_index: segment.first_index(),
+            last_index: segment.last.index,
+            base_offset: Offset(segment.base_offset),
+            next_offset: Offset(segment.next_offset),
+            bytes: segment.bytes,
+            max_timestamp: segment.max_timestamp,
+        };
+        state.segments.iter().map(info).collect()
+    }
+
+    /// Where the next boundary snapshot is to be taken: `first_index` is the first index to keep, rounded down to a
+    /// segment's start, never above what is applied. Follow it by openraft's `trigger().snapshot()`.
+    pub fn set_snapshot_boundary(&self, first_index: u64) {
+        self.state.lock().boundary = first_index;
+    }
+
+    /// The append state at the log's end, saved. For tests: it must be what a fold over the log gives.
+    #[cfg(any(test, feature = "simulation"))]
+    pub fn append_state(&self) -> bytes::Bytes {
+        self.state.lock().head.append_state.save()
+    }
+
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    pub(crate) fn context(&self) -> &Arc<LogContext> {
+        &self.context
+    }
+
+    pub(crate) fn membership_at(&self, index: Option<u64>) -> StoredMembership {
+        self.state.lock().membership_at(index)
+    }
+
+    pub(crate) fn snapshot(&self) -> Option<SnapshotRef> {
+        self.state.lock().snapshot.clone()
+    }
+
+    /// The first index that can be read, or would be if there were one.
+    pub(crate) fn first_index(&self) -> u64 {
+        self.state.lock().first_index()
+    }
+
+    /// The last entry before the segment that holds the first entry to keep ([`Self::set_snapshot_boundary`]), never above
+    /// `applied`.
+    pub(crate) fn snapshot_boundary(&self, applied: LogId) -> Option<LogId> {
+        let state = self.state.lock();
+        let boundary = state.boundary;
+        let starts = state.segments.iter().filter(|segment| segment.first_index() <= boundary);
+        let previous = starts.map(|segment| segment.previous).filter(|previous| *previous <= Some(applied)).max();
+        previous.flatten().max(state.purged)
+    }
+
+    pub(crate) fn contains(&self, id: LogId) -> bool {
+        self.state.lock().log_id_at(id.index) == Some(id)
+    }
+
+    pub(crate) fn key_log_ids(&self, from: u64, to: u64) -> Vec<LogId> {
+        self.state.lock().key_log_ids(from, to)
+    }
+
+    /// The last entry that is applied, as the state machine has said.
+    pub(crate) fn applied(&self) -> Option<LogId> {
+        self.state.lock().applied
+    }
+
+    /// Everything up to `applied` is, and offsets below `high_watermark` can be read; to be called before anybody is told.
+    pub(crate) fn set_applied(&self, applied: Option<LogId>, high_watermark: u64) {
+        let mut state = self.state.lock();
+        state.applied = state.applied.max(applied);
+        drop(state);
+        self.raise_high_watermark(high_watermark);
+    }
+
+    /// Moves the high watermark up.
+    fn raise_high_watermark(&self, to: u64) {
+        self.high_watermark.send_if_modified(|now| {
+            let raised = to > now.0;
+            if raised {
+                *now = Offset(to);
+            }
+            raised
+        });
+    }
+
+    /// Remembers what is committed. Memory only: it reaches the disk with the next append or checkpoint (RULES.md J16).
+    pub(crate) fn set_committed(&self, committed: Option<LogId>) {
+        let mut state = self.state.lock();
+        state.committed = state.committed.max(committed);
+    }
+
+    /// Hands an operation to the journal. Must be called with the state's lock held, so that the journal's order is the
+    /// state's. `then` runs when it is durable, or will never be; it may lock the state only in the first case.
+    fn submit(
+        self: &Arc<Self>,
+        state: &mut LogState,
+        op: Op,
+        then: impl FnOnce(&Arc<Log>, Result<Lsn, Stopped>) + Send + 'static,
+    ) {
+        state.submitted += 1;
+        let number = state.submitted;
+        let log = self.clone();
+        let done = move |result: Result<Lsn, Stopped>| {
+            let lsn = result.clone();
+            // What it queues for the segment writer is there before anybody hears that the operation is durable.
+            then(&log, result);
+            if let Ok(lsn) = lsn {
+                log.became_durable(number, lsn);
+            }
+        };
+        self.context.journal.submit(self.group, self.replica, op, Box::new(done));
+    }
+
+    fn became_durable(&self, number: u64, lsn: Lsn) {
+        let mut state = self.state.lock();
+        assert_eq!(
+            state.durable + 1,
+            number,
+            "the journal completed an operation of group {} out of order",
+            self.group
+        );
+        state.durable = number;
+        state.durable_lsn = lsn;
+        while let Some(at) = state.durable_waiters.iter().position(|(wanted, _)| *wanted <= number) {
+            // Nobody waits any more if the waiter is gone.
+            let _ = state.durable_waiters.swap_remove(at).1.send(lsn);
+        }
+    }
+
+    /// Told the LSN of the operation submitted last, once that is durable. Called with the state's lock held.
+    fn last_submitted(state: &mut LogState) -> oneshot::Receiver<Lsn> {
+        let (tell, told) = oneshot::channel();
+        if state.durable == state.submitted {
+            let _ = tell.send(state.durable_lsn);
+        } else {
+            state.durable_waiters.push((state.submitted, tell));
+        }
+        told
+    }
+
+    /// Waits for what [`Self::last_submitted`] gave.
+    pub(crate) async fn durable(&self, told: oneshot::Receiver<Lsn>) -> Result<Lsn, Stopped> {
+        tokio::select! {
+            biased;
+            lsn = told => lsn.map_err(|_| self.context.stop.reason()),
+            stopped = self.context.stop.stopped() => Err(stopped),
+        }
     }
 }
-
-/// For reading outside the group's own tasks.
-pub type SharedLog = Arc<Log>;

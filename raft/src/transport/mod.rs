@@ -1,17 +1,70 @@
 //! Broker to broker: two connections to each peer, control and data (RULES.md R8), and the failure detector.
 //!
+//! Each broker dials both to every peer that has an address: *control* carries pings, votes, heartbeats, transfers,
+//! reports and calls; *data* carries replication streams and snapshots, in frames, round robin between groups, each
+//! group within its credit. What a broker asks goes over the connections it dialled, answers come back on the same.
 //!
-//! It carries openraft's messages for every group, and calls of the layer above ([`PeerService`]) whose meaning it does
-//! not know.
+//! It carries openraft's messages for every group ([`RaftService`]), and calls of the layer above ([`PeerService`])
+//! whose meaning it does not know. It holds no group's state, never waits for one group's mailbox, and decides
+//! nothing about elections: see `raft_groups`.
+//!
+//! Rooms: [`handshake`] and [`wire`] formats, `message` bodies, `connection` one connection's queues, `peer` dialling,
+//! `requests` lanes and answers, [`client`] openraft's network, `server` accepting, `liveness` the detector, [`net`]
+//! sockets, `testing` faults.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
+use futures_util::stream::BoxStream;
+use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::watch;
+use tokio::time::Instant;
 
-use crate::types::{BrokerId, ClusterId};
+use self::connection::Connection;
+use self::handshake::ConnectionKind;
+use self::liveness::Detector;
+use self::peer::{DialError, Peer};
+use self::requests::{Client, RequestError};
+use self::wire::Kind;
+use crate::config::RaftConfig;
+use crate::runtime;
+use crate::types::{BrokerId, ClusterId, GroupId, ReplicaId, TypeConfig, Vote};
+
+pub mod client;
+mod connection;
+pub mod handshake;
+mod liveness;
+mod message;
+pub mod net;
+mod peer;
+mod requests;
+mod server;
+#[cfg(any(test, feature = "simulation"))]
+pub mod testing;
+pub mod wire;
+
+/// Raft's AppendEntries.
+pub type AppendEntriesRequest = openraft::raft::AppendEntriesRequest<TypeConfig>;
+/// The answer to a single AppendEntries.
+pub type AppendEntriesResponse = openraft::raft::AppendEntriesResponse<TypeConfig>;
+/// The answer to one AppendEntries of a stream: the last matching log id, or why the stream ends.
+pub type AppendResult = openraft::raft::StreamAppendResult<TypeConfig>;
+/// Raft's RequestVote, and pre-vote.
+pub type VoteRequest = openraft::raft::VoteRequest<TypeConfig>;
+/// Its answer.
+pub type VoteResponse = openraft::raft::VoteResponse<TypeConfig>;
+/// A leader hands over.
+pub type TransferLeaderRequest = openraft::raft::TransferLeaderRequest<TypeConfig>;
+/// Its answer.
+pub type TransferLeaderResponse = openraft::raft::TransferLeaderResponse<TypeConfig>;
+/// A whole snapshot. Its contents are the state machine's.
+pub type Snapshot = openraft::type_config::alias::SnapshotOf<TypeConfig, Bytes>;
+/// The answer to a snapshot.
+pub type SnapshotResponse = openraft::raft::SnapshotResponse<TypeConfig>;
 
 /// A byte stream between brokers.
 pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin + 'static {}
@@ -35,15 +88,100 @@ pub trait Listener: Send + Sync + 'static {
 
 /// Answers the layer above's calls from other brokers.
 pub trait PeerService: Send + Sync + 'static {
-    /// Answers one call. `body` is at most [`CALL_BYTES_MAX`]; its meaning is the caller's.
+    /// Answers one call. `body` is at most [`CALL_BYTES_MAX`]; its meaning is the caller's. `Err` says that nothing
+    /// was done and why.
     fn call(&self, from: BrokerId, body: Bytes) -> BoxFuture<'static, Result<Bytes, String>>;
+}
+
+/// For which replica a Raft message is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Target {
+    /// The group.
+    pub group: GroupId,
+    /// The incarnation it is meant for. A receiver that hosts another one of the group answers [`Refusal::NotHere`].
+    pub replica: ReplicaId,
+}
+
+/// Why a Raft message was not handed to its group. The sender backs off.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// This replica does not run here (or not yet).
+    #[error("replica is not here")]
+    NotHere,
+    /// It is here, but cannot take part now: its core has stopped, or the disk is too full for entries.
+    #[error("replica refuses: {0}")]
+    Unable(String),
+}
+
+/// Takes the Raft messages that other brokers send to the groups of this one. Implemented by `raft_groups`.
+///
+/// Calls come from the tasks of connections: they return at once; waiting is done in what they return.
+pub trait RaftService: Send + Sync + 'static {
+    /// One replication stream of one leader. `requests` gives them in the order sent and ends when the leader ends it
+    /// or its connection is gone; answers must be in the same order, one each, and may end early (after an error).
+    /// The transport drops the answers when the leader is gone, and ends a stream after a [`Refusal`]. At most [`WINDOW_REQUESTS`] requests wait unanswered.
+    fn append_stream(
+        &self,
+        from: BrokerId,
+        to: Target,
+        requests: BoxStream<'static, AppendEntriesRequest>,
+    ) -> BoxStream<'static, Result<AppendResult, Refusal>>;
+
+    /// A single AppendEntries without entries: a heartbeat or a ReadIndex confirmation, not ordered with the streams.
+    fn heartbeat(
+        &self,
+        from: BrokerId,
+        to: Target,
+        request: AppendEntriesRequest,
+    ) -> BoxFuture<'static, Result<AppendEntriesResponse, Refusal>>;
+
+    /// A vote. RULES.md R3: `request.leadership_transfer` is as the sender set it; the implementer checks it.
+    fn vote(
+        &self,
+        from: BrokerId,
+        to: Target,
+        request: VoteRequest,
+    ) -> BoxFuture<'static, Result<VoteResponse, Refusal>>;
+
+    /// A pre-vote.
+    fn pre_vote(
+        &self,
+        from: BrokerId,
+        to: Target,
+        request: VoteRequest,
+    ) -> BoxFuture<'static, Result<VoteResponse, Refusal>>;
+
+    /// A whole snapshot, to be installed durably before the answer.
+    fn install_snapshot(
+        &self,
+        from: BrokerId,
+        to: Target,
+        vote: Vote,
+        snapshot: Snapshot,
+    ) -> BoxFuture<'static, Result<SnapshotResponse, Refusal>>;
+
+    /// A leader hands over to this replica, or tells it that it does so to another.
+    fn transfer_leader(
+        &self,
+        from: BrokerId,
+        to: Target,
+        request: TransferLeaderRequest,
+    ) -> BoxFuture<'static, Result<TransferLeaderResponse, Refusal>>;
+
+    /// A message between the `raft_groups` of two brokers ([`Transport::report`]): what a survivor knows about orphaned
+    /// groups. Opaque here, at most [`CALL_BYTES_MAX`]. Resolves when it has been taken in.
+    fn report(&self, from: BrokerId, body: Bytes) -> BoxFuture<'static, Result<(), Refusal>>;
 }
 
 /// Longest body of a call or its answer: 16 MiB.
 pub const CALL_BYTES_MAX: usize = 16 << 20;
+/// Requests of one replication stream that may be unanswered.
+pub const WINDOW_REQUESTS: usize = 64;
+/// Bytes of one replication stream that may be unanswered when the next request is sent: 4 MiB.
+pub const WINDOW_BYTES: usize = 4 << 20;
 
 /// Why a call has no answer.
-#[derive(Clone, Debug, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CallError {
     /// The peer could not be reached; it did not see the call.
     #[error("broker {0} is unreachable: {1}")]
@@ -63,8 +201,21 @@ pub enum Liveness {
     Unknown,
     /// Answers.
     Alive,
-    /// Closed its connections and refuses new ones, or was silent for too long.
+    /// Closed its connections and refuses new ones, or was silent for too long, or its process was replaced.
     Dead,
+}
+
+/// All the detector knows of a peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PeerStatus {
+    /// Its state now.
+    pub liveness: Liveness,
+    /// When it last proved that it both hears and answers this broker.
+    pub last_heard: Option<Instant>,
+    /// A random number its process drew at its start; it changes when the process is replaced.
+    pub incarnation: Option<u64>,
+    /// How often it was declared dead.
+    pub deaths: u64,
 }
 
 /// Who this broker is towards its peers.
@@ -78,64 +229,262 @@ pub struct TransportIdentity {
 
 /// This broker's connections. Shared.
 #[derive(Clone)]
-pub struct Transport {}
+pub struct Transport {
+    shared: Arc<Shared>,
+    address: Arc<str>,
+}
 
-#[allow(unused_variables)]
+/// What every task of the transport needs.
+pub(crate) struct Shared {
+    network: Arc<dyn Network>,
+    broker: BrokerId,
+    incarnation: u64,
+    started: Instant,
+    cluster: watch::Sender<Option<ClusterId>>,
+    config: RaftConfig,
+    service: Arc<dyn PeerService>,
+    raft: Mutex<Option<Arc<dyn RaftService>>>,
+    peers: Mutex<BTreeMap<BrokerId, Arc<Peer>>>,
+    accepted: Mutex<BTreeMap<(BrokerId, ConnectionKind), Arc<Connection>>>,
+    detector: Detector,
+    ended: watch::Sender<bool>,
+}
+
+impl Shared {
+    fn peer(&self, broker: BrokerId) -> Option<Arc<Peer>> {
+        self.peers.lock().get(&broker).cloned()
+    }
+
+    /// Resolves at shutdown.
+    async fn ended(&self) {
+        let mut ended = self.ended.subscribe();
+        // The sender lives in `self`: it cannot be gone.
+        let _ = ended.wait_for(|ended| *ended).await;
+    }
+
+    /// Closes what we dialled to a peer.
+    fn shut_peer(&self, broker: BrokerId, why: &str) {
+        if let Some(peer) = self.peer(broker) {
+            peer.shut(why);
+        }
+    }
+
+    /// A peer has just shown itself: dialling it may succeed.
+    fn redial(&self, broker: BrokerId) {
+        if let Some(peer) = self.peer(broker) {
+            peer.control.redial();
+            peer.data.redial();
+        }
+    }
+
+    /// Takes note of an accepted connection; an older one of the same kind from the same broker is dead or foreign.
+    fn register_accepted(&self, connection: &Arc<Connection>) -> Arc<Connection> {
+        let key = (connection.peer, connection.kind);
+        if let Some(older) = self.accepted.lock().insert(key, connection.clone()) {
+            older.close("replaced by a newer connection");
+        }
+        connection.clone()
+    }
+
+    fn unregister_accepted(&self, connection: Arc<Connection>) {
+        let mut accepted = self.accepted.lock();
+        let key = (connection.peer, connection.kind);
+        if accepted.get(&key).is_some_and(|current| Arc::ptr_eq(current, &connection)) {
+            accepted.remove(&key);
+        }
+    }
+
+    /// Closes what a peer dialled to us.
+    fn close_accepted(&self, broker: BrokerId, why: &str) {
+        for ((from, _), connection) in &*self.accepted.lock() {
+            if *from == broker {
+                connection.close(why);
+            }
+        }
+    }
+}
+
 impl Transport {
     /// Starts listening and detecting. `listen` may have port 0.
     pub async fn start(
         network: Arc<dyn Network>,
         listen: &str,
         identity: TransportIdentity,
-        config: crate::config::RaftConfig,
+        config: RaftConfig,
         service: Arc<dyn PeerService>,
     ) -> std::io::Result<Transport> {
-        unimplemented!()
+        let listener = network.listen(listen).await?;
+        let address = listener.local_address();
+        let shared = Arc::new(Shared {
+            network,
+            broker: identity.broker,
+            incarnation: runtime::random_u64(),
+            started: Instant::now(),
+            cluster: watch::Sender::new(identity.cluster),
+            detector: Detector::new(config.silence_max),
+            config,
+            service,
+            raft: Mutex::default(),
+            peers: Mutex::default(),
+            accepted: Mutex::default(),
+            ended: watch::Sender::new(false),
+        });
+        let accepting = shared.clone();
+        tokio::spawn(async move {
+            tokio::select! {
+                biased;
+                () = accepting.ended() => {}
+                () = server::accept_loop(accepting.clone(), listener) => {}
+            }
+        });
+        Ok(Transport { shared, address: address.into() })
+    }
+
+    /// This broker.
+    pub fn broker(&self) -> BrokerId {
+        self.shared.broker
     }
 
     /// Where it listens.
     pub fn local_address(&self) -> String {
-        unimplemented!()
+        self.address.to_string()
     }
 
-    /// From now on part of this cluster: handshakes check it.
+    /// From now on part of this cluster: handshakes check it. Connections made before are made anew.
     pub fn set_cluster(&self, cluster: ClusterId) {
-        unimplemented!()
+        self.shared.cluster.send_if_modified(|known| known.replace(cluster) != Some(cluster));
+    }
+
+    /// Who takes Raft messages from now on. Until then they are answered with [`Refusal::NotHere`].
+    pub fn set_raft_service(&self, service: Arc<dyn RaftService>) {
+        *self.shared.raft.lock() = Some(service);
+    }
+
+    /// openraft's network for the replica of `group` on this broker.
+    pub fn raft_network(&self, group: GroupId) -> client::GroupNetwork {
+        client::GroupNetwork::new(self.shared.clone(), group)
     }
 
     /// Where a peer is reached from now on; connections to another address are dropped. The detector follows every
-    /// broker that has an address.
+    /// broker that has an address. This broker itself is no peer.
     pub fn set_peer(&self, broker: BrokerId, address: String) {
-        unimplemented!()
+        if broker == self.shared.broker || *self.shared.ended.borrow() {
+            return;
+        }
+        let mut peers = self.shared.peers.lock();
+        if peers.get(&broker).is_some_and(|peer| peer.address == address) {
+            return;
+        }
+        self.shared.detector.follow(broker);
+        if let Some(old) = peers.insert(broker, Peer::start(&self.shared, broker, address)) {
+            old.stop("its address has changed");
+        }
     }
 
     /// Forgets a peer.
     pub fn remove_peer(&self, broker: BrokerId) {
-        unimplemented!()
+        let removed = self.shared.peers.lock().remove(&broker);
+        if let Some(peer) = removed {
+            peer.stop("no longer a peer");
+            self.shared.close_accepted(broker, "no longer a peer");
+        }
+        self.shared.detector.forget(broker);
+    }
+
+    /// Every peer that has an address, ascending.
+    pub fn peers(&self) -> Vec<BrokerId> {
+        self.shared.peers.lock().keys().copied().collect()
     }
 
     /// Calls the peer's [`PeerService`].
     pub async fn call(&self, to: BrokerId, body: Bytes, timeout: Duration) -> Result<Bytes, CallError> {
-        unimplemented!()
+        self.ask(Kind::Call, to, body, timeout).await
     }
 
-    /// Calls whoever listens at `address` (bootstrap: its broker id is not known to be true yet).
+    /// Calls whoever listens at `address` (bootstrap: its broker id is not known to be true yet). Errors name broker
+    /// `u32::MAX`.
     pub async fn call_address(&self, address: &str, body: Bytes, timeout: Duration) -> Result<Bytes, CallError> {
-        unimplemented!()
+        let somebody = BrokerId(u32::MAX);
+        check_length(somebody, &body)?;
+        let deadline = Instant::now() + timeout;
+        let dial = peer::dial(&self.shared, address, ConnectionKind::Call, None);
+        let (stream, welcome) = match tokio::time::timeout_at(deadline, dial).await {
+            Ok(Ok(connected)) => connected,
+            Ok(Err(error @ DialError::Turned(_))) => return Err(CallError::Refused(somebody, error.to_string())),
+            Ok(Err(error)) => return Err(CallError::Unreachable(somebody, error.to_string())),
+            Err(_) => return Err(CallError::Unreachable(somebody, "no connection within the time given".into())),
+        };
+        let client = Client::new(welcome.broker, ConnectionKind::Call);
+        let request = client.request(Kind::Call, vec![body], deadline);
+        let answer = tokio::select! {
+            biased;
+            answer = request => answer,
+            // The request learns of the connection's end by itself, but cannot while it is not looked at.
+            closed = client.run(stream, self.shared.started, None) => Err(RequestError::NoAnswer(closed.to_string())),
+        };
+        answer.map_err(|error| call_error(somebody, error))
     }
 
-    /// What the detector says of a peer.
+    /// Sends a report to the peer's [`RaftService::report`] and waits until it is taken in.
+    pub async fn report(&self, to: BrokerId, body: Bytes, timeout: Duration) -> Result<(), CallError> {
+        self.ask(Kind::Report, to, body, timeout).await.map(|_| ())
+    }
+
+    async fn ask(&self, kind: Kind, to: BrokerId, body: Bytes, timeout: Duration) -> Result<Bytes, CallError> {
+        check_length(to, &body)?;
+        let deadline = Instant::now() + timeout;
+        let unreachable = |why: String| CallError::Unreachable(to, why);
+        let peer = self.shared.peer(to).ok_or_else(|| unreachable("it has no address".into()))?;
+        let late = |_| CallError::Unreachable(to, "too many calls wait".into());
+        let kib = body.len().div_ceil(1 << 10) as u32;
+        let _place = tokio::time::timeout_at(deadline, peer.calls.acquire()).await.map_err(late)?;
+        let _room = tokio::time::timeout_at(deadline, peer.call_kib.acquire_many(kib)).await.map_err(late)?;
+        let client = peer.control.up(deadline).await.map_err(unreachable)?;
+        client.request(kind, vec![body], deadline).await.map_err(|error| call_error(to, error))
+    }
+
+    /// What the detector says of a peer; `Unknown` for one without an address.
     pub fn liveness(&self, broker: BrokerId) -> Liveness {
-        unimplemented!()
+        self.peer_status(broker).map_or(Liveness::Unknown, |status| status.liveness)
     }
 
-    /// Changes of liveness, in order.
+    /// All the detector knows of a peer; `None` for one without an address.
+    pub fn peer_status(&self, broker: BrokerId) -> Option<PeerStatus> {
+        self.shared.detector.status(broker)
+    }
+
+    /// Changes of liveness, in order. A process that was replaced before anyone missed it gives `Dead`, then `Alive`.
+    /// A receiver that lags loses events (`Lagged`): it should then ask [`Self::peer_status`] of every peer.
     pub fn watch_liveness(&self) -> tokio::sync::broadcast::Receiver<(BrokerId, Liveness)> {
-        unimplemented!()
+        self.shared.detector.events()
     }
 
     /// Stops listening and closes every connection.
     pub async fn shutdown(&self) {
-        unimplemented!()
+        self.shared.ended.send_replace(true);
+        let peers = std::mem::take(&mut *self.shared.peers.lock());
+        for peer in peers.into_values() {
+            peer.stop("shut down");
+        }
+        *self.shared.raft.lock() = None;
     }
 }
+
+fn check_length(to: BrokerId, body: &Bytes) -> Result<(), CallError> {
+    if body.len() <= CALL_BYTES_MAX {
+        return Ok(());
+    }
+    Err(CallError::Refused(to, format!("a call of {} bytes is longer than {CALL_BYTES_MAX}", body.len())))
+}
+
+fn call_error(to: BrokerId, error: RequestError) -> CallError {
+    match error {
+        RequestError::Unreachable(why) => CallError::Unreachable(to, why),
+        RequestError::NoAnswer(why) => CallError::NoAnswer(to, why),
+        RequestError::Refused(Refusal::NotHere) => CallError::Refused(to, "it is not ready".into()),
+        RequestError::Refused(Refusal::Unable(why)) => CallError::Refused(to, why),
+    }
+}
+
+#[cfg(test)]
+mod tests;

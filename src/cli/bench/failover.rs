@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use super::load::{noise, send};
 use super::report::{Report, histogram};
 use super::target::{Led, Target};
-use super::{Failure, FailoverArgs};
+use super::{FailoverArgs, Failure};
 
 /// What the probers share.
 struct Shared {
@@ -66,9 +66,11 @@ pub(super) async fn run(args: FailoverArgs, target: &Target) -> Result<Report, F
     let probers: Vec<_> =
         victims.iter().map(|led| tokio::spawn(probe(shared.clone(), led.clone(), pause, deadline))).collect();
     tokio::time::sleep_until(kill_at.into()).await;
-    let pid = rustix::process::Pid::from_raw(args.pid).ok_or_else(|| Failure::Local(format!("{} is not a pid", args.pid)))?;
+    let pid =
+        rustix::process::Pid::from_raw(args.pid).ok_or_else(|| Failure::Local(format!("{} is not a pid", args.pid)))?;
     shared.killed_us.store(shared.started.elapsed().as_micros() as u64, Ordering::SeqCst);
-    rustix::process::kill_process(pid, rustix::process::Signal::KILL).map_err(|error| Failure::Local(error.to_string()))?;
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL)
+        .map_err(|error| Failure::Local(error.to_string()))?;
     let mut gaps = histogram();
     let mut silent = 0;
     let mut acknowledged = 0;

@@ -128,7 +128,8 @@ pub(super) async fn fetch(args: FetchArgs, target: &Target) -> Result<Report, Fa
             let request = target.http.request(Method::GET, &url).header("accept", "application/octet-stream");
             let answer = request.send().await.map_err(|error| Failure::Unreachable(error.to_string()))?;
             let status = answer.status();
-            let header = |name| answer.headers().get(name).and_then(|value| value.to_str().ok()).unwrap_or("").to_owned();
+            let header =
+                |name| answer.headers().get(name).and_then(|value| value.to_str().ok()).unwrap_or("").to_owned();
             let (next, end) = (header("pontoon-next-offset"), header("pontoon-high-watermark"));
             let body = answer.bytes().await.map_err(|error| Failure::Unreachable(error.to_string()))?;
             if !status.is_success() {

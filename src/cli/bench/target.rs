@@ -104,7 +104,10 @@ impl Target {
                 return Ok(led);
             }
             if tokio::time::Instant::now() > deadline {
-                return Err(Failure::Refused(format!("only {} of {count} partitions of {topic} have a leader", led.len())));
+                return Err(Failure::Refused(format!(
+                    "only {} of {count} partitions of {topic} have a leader",
+                    led.len()
+                )));
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
         }

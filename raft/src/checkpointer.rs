@@ -1,0 +1,197 @@
+//! Taking checkpoints: first everything a checkpoint says is made durable, then it is written, then the journal behind it is
+//! given up (RULES.md J7). One at a time; when is decided by [`crate::store`].
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+use futures_util::{StreamExt, TryStreamExt, stream};
+use parking_lot::Mutex;
+
+use crate::checkpoint::{CHECKPOINT_FILE, Checkpoint, CheckpointEntry, ReplicaState};
+use crate::codec;
+use crate::disk::replace_file;
+use crate::error::Stopped;
+use crate::journal::Lsn;
+use crate::log::capture::{Captured, Version};
+use crate::log::{Log, LogContext};
+use crate::recovery::ReplicaKey;
+use crate::segment_writer::FlushFailed;
+use crate::types::DirectoryId;
+
+/// How many files are synced at a time.
+const CONCURRENT: usize = 4;
+
+/// Why no checkpoint was taken.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CheckpointFailed {
+    /// The directory has stopped.
+    #[error(transparent)]
+    Stopped(#[from] Stopped),
+    /// There is no room. The last one still holds; the journal keeps what it keeps.
+    #[error("no room for a checkpoint: {0}")]
+    Full(io::Error),
+}
+
+/// What is remembered from one checkpoint to the next.
+#[derive(Default)]
+struct Memory {
+    /// Each replica's state as last written.
+    states: BTreeMap<ReplicaKey, (Version, Bytes)>,
+}
+
+/// Keeps the journal from being given up while a deletion is under way.
+#[derive(Default)]
+pub(crate) struct Floors {
+    next: u64,
+    held: BTreeMap<u64, Lsn>,
+}
+
+/// The checkpoints of a data directory.
+pub(crate) struct Checkpointer {
+    root: PathBuf,
+    directory: DirectoryId,
+    context: Arc<LogContext>,
+    memory: tokio::sync::Mutex<Memory>,
+    floors: Mutex<Floors>,
+}
+
+impl Checkpointer {
+    pub(crate) fn new(root: &Path, directory: DirectoryId, context: Arc<LogContext>) -> Self {
+        let (memory, floors) = (tokio::sync::Mutex::default(), Mutex::default());
+        Self { root: root.to_owned(), directory, context, memory, floors }
+    }
+
+    /// From now until [`Self::release_floor`] the journal keeps everything above what is durable now.
+    pub(crate) fn hold_floor(&self) -> u64 {
+        let mut floors = self.floors.lock();
+        floors.next += 1;
+        let (number, lsn) = (floors.next, self.context.journal.durable_lsn());
+        floors.held.insert(number, lsn);
+        number
+    }
+
+    /// See [`Self::hold_floor`].
+    pub(crate) fn release_floor(&self, number: u64) {
+        self.floors.lock().held.remove(&number);
+    }
+
+    /// Takes a checkpoint of `logs`, which it calls for once the journal's place is noted, and of the replicas that are not open.
+    pub(crate) async fn take(
+        &self,
+        logs: impl FnOnce() -> Vec<Arc<Log>>,
+        corrupt: impl FnOnce() -> Vec<(ReplicaKey, ReplicaState)>,
+    ) -> Result<(), CheckpointFailed> {
+        let mut memory = self.memory.lock().await;
+        self.context.journalled_bytes.store(0, Ordering::Relaxed);
+        // Noted before anything is captured: what a replica does later stands above it, what it did before is captured.
+        let floor = self.floors.lock().held.values().min().copied();
+        let lsn = self.context.journal.durable_lsn();
+        let logs = logs();
+        let corrupt = corrupt();
+        let capture = |log: Arc<Log>| {
+            let seen = memory.states.get(&(log.group(), log.replica())).map(|(version, _)| version);
+            let captured = log.capture(seen);
+            (log, captured)
+        };
+        let mut captured: Vec<(Arc<Log>, Captured)> = logs.into_iter().map(capture).collect();
+        let result = self.write(&mut memory, &mut captured, corrupt, lsn, floor.unwrap_or(lsn).min(lsn)).await;
+        if let Err(error) = result {
+            for (log, captured) in captured {
+                log.give_back(captured.obsolete_snapshots);
+            }
+            return Err(error);
+        }
+        for (log, captured) in &captured {
+            self.remove_snapshots(log, &captured.obsolete_snapshots).await;
+            log.rest();
+        }
+        Ok(())
+    }
+
+    async fn write(
+        &self,
+        memory: &mut Memory,
+        captured: &mut [(Arc<Log>, Captured)],
+        corrupt: Vec<(ReplicaKey, ReplicaState)>,
+        lsn: Lsn,
+        retire: Lsn,
+    ) -> Result<(), CheckpointFailed> {
+        let mut lsns = Vec::with_capacity(captured.len());
+        for (log, captured) in captured.iter_mut() {
+            let (_, never) = tokio::sync::oneshot::channel();
+            let last = log.durable(std::mem::replace(&mut captured.durable, never)).await?;
+            lsns.push(last.max(lsn));
+        }
+        self.context.writer.flush().await.map_err(|failed| match failed {
+            FlushFailed::Stopped(stopped) => CheckpointFailed::Stopped(stopped),
+            FlushFailed::Full => CheckpointFailed::Full(io::ErrorKind::StorageFull.into()),
+        })?;
+        self.sync(captured).await?;
+        let mut replicas = Vec::with_capacity(captured.len() + corrupt.len());
+        for ((log, captured), lsn) in captured.iter().zip(lsns) {
+            if captured.deleted {
+                continue;
+            }
+            let key = (log.group(), log.replica());
+            if let Some(state) = &captured.state {
+                memory.states.insert(key, (captured.version.clone(), codec::encode(state).into()));
+            }
+            let Some((_, state)) = memory.states.get(&key) else { continue };
+            let state = state.clone();
+            replicas.push(CheckpointEntry { group: key.0, replica: key.1, lsn, state });
+        }
+        for ((group, replica), state) in corrupt {
+            replicas.push(CheckpointEntry { group, replica, lsn, state: codec::encode(&state).into() });
+        }
+        let live: BTreeSet<ReplicaKey> = replicas.iter().map(|entry| (entry.group, entry.replica)).collect();
+        memory.states.retain(|key, _| live.contains(key));
+        let checkpoint = Checkpoint { directory: self.directory, lsn: retire, replicas };
+        let path = self.root.join(CHECKPOINT_FILE);
+        let replaced = replace_file(&*self.context.disk, &path, checkpoint.encode()).await;
+        self.judge(replaced, &path)?;
+        self.context.journal.retire_below(Lsn(retire.0 + 1)).await?;
+        Ok(())
+    }
+
+    /// Makes durable what the checkpoint will say: segments, bases, and the directories they stand in.
+    async fn sync(&self, captured: &[(Arc<Log>, Captured)]) -> Result<(), CheckpointFailed> {
+        let files = captured.iter().flat_map(|(_, captured)| captured.files.iter().cloned());
+        let dirty: Vec<_> = files.filter(|file| file.is_dirty()).collect();
+        let synced = stream::iter(dirty.into_iter().map(|file| async move {
+            let result = file.sync().await;
+            self.judge(result, file.path())
+        }));
+        synced.buffer_unordered(CONCURRENT).try_collect::<()>().await?;
+        for (log, captured) in captured.iter().filter(|(_, captured)| !captured.deleted) {
+            for (name, base) in &captured.bases {
+                let result = log.persist_base(*name, Some(base.clone())).await;
+                self.judge(result, log.dir())?;
+            }
+            self.judge(log.sync_entries(&captured.files).await, log.dir())?;
+        }
+        Ok(())
+    }
+
+    /// No room is no disaster. Any other failure may be that of a sync: the directory stops (RULES.md J15).
+    fn judge(&self, result: io::Result<()>, path: &Path) -> Result<(), CheckpointFailed> {
+        let Err(error) = result else { return Ok(()) };
+        if error.kind() == io::ErrorKind::StorageFull {
+            return Err(CheckpointFailed::Full(error));
+        }
+        self.context.stop.stop(&format!("{}: {error}", path.display()));
+        Err(CheckpointFailed::Stopped(self.context.stop.reason()))
+    }
+
+    async fn remove_snapshots(&self, log: &Log, names: &[String]) {
+        for name in names {
+            let path = log.dir().join(name);
+            if let Err(error) = self.context.disk.remove_file(&path).await {
+                tracing::debug!(path = %path.display(), %error, "an old snapshot stays until the next start");
+            }
+        }
+    }
+}

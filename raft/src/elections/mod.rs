@@ -1,0 +1,442 @@
+//! Elections after a death: the survivors choose at once, instead of waiting for timers (RULES.md R3, R4).
+//!
+//! openraft ticks slowly; that is the fallback. What normally happens:
+//!
+//! 1. Something says that a group has no leader: the detector (its broker died), the leader's own broker (it was
+//!    restarted, or its core ended: it renounces), or openraft (a candidate failed, or nobody led when this process started).
+//! 2. This broker sends a [`Claim`] for each such group to the brokers of the group's other voters, one report per broker.
+//! 3. Once every live voter's claim is there, or [`CLAIMS_WAIT`] has passed, each computes the same winner ([`choose`])
+//!    and tells its own core (`handle_transfer_leader`): that voids the lease of the dead leader, and the winner runs.
+//! 4. If no leader appears within [`OFFICE_WAIT`], all is repeated, with back-off, and with the next electable replica.
+//!
+//! Fewer claims than a majority of voters force nothing: whoever cannot see a leader that others see waits. And a receiver
+//! of a forced candidate's call for votes goes by its own evidence (`raft_groups::door`).
+//!
+//! One task, woken by events; a group that has a leader costs nothing here. It never touches a log.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::StreamExt;
+use futures_util::stream;
+use openraft::Instant as _;
+use openraft::async_runtime::WatchReceiver;
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+use tokio::sync::broadcast::error::{RecvError, TryRecvError};
+use tokio::time::{Instant, sleep_until};
+
+use crate::codec;
+use crate::config::RaftConfig;
+use crate::raft_group::{RaftGroup, Standing};
+use crate::raft_groups::Hosted;
+use crate::runtime::random_u64;
+use crate::transport::{CALL_BYTES_MAX, Liveness, Transport};
+use crate::types::{BrokerId, GroupId, ReplicaId, repr};
+
+pub mod choice;
+mod orphan;
+
+use choice::{Claim, choose};
+use orphan::Orphan;
+
+/// How long claims of live voters are waited for.
+const CLAIMS_WAIT: Duration = Duration::from_millis(30);
+/// How long a winner has to take office before all is repeated.
+const OFFICE_WAIT: Duration = Duration::from_millis(300);
+/// Longest back-off between attempts.
+const BACKOFF_MAX: Duration = Duration::from_secs(1);
+/// How long a group may be without a leader before it is looked at, when no death was reported: an ordinary election is
+/// probably under way.
+const SUSPICION_WAIT: Duration = Duration::from_millis(200);
+/// A claim older than this says nothing any more.
+const CLAIM_AGE_MAX: Duration = Duration::from_secs(1);
+/// Nobody is sent the same claim again sooner.
+const ECHO_WAIT: Duration = Duration::from_millis(150);
+/// Groups whose cores are asked at the same time.
+const CONCURRENT: usize = 256;
+/// Claims in one report; some 32 bytes each.
+const CLAIMS_MAX: usize = 8192;
+/// How long a peer may take to take a report in.
+const REPORT_WAIT: Duration = Duration::from_millis(500);
+
+const _: () = assert!(CLAIMS_MAX * 64 < CALL_BYTES_MAX);
+
+/// The elections of one broker's groups. Shared.
+#[derive(Clone)]
+pub(crate) struct Elections {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    groups: Weak<Hosted>,
+    transport: Transport,
+    config: Arc<RaftConfig>,
+    started: Instant,
+    orphans: Mutex<BTreeMap<GroupId, Orphan>>,
+    /// Processes seen: a broker that comes back as another one leads nothing of what it led.
+    incarnations: Mutex<BTreeMap<BrokerId, u64>>,
+    wake: Notify,
+}
+
+/// A due group, looked at.
+struct Case {
+    group: RaftGroup,
+    standing: Standing,
+}
+
+impl Elections {
+    pub(crate) fn new(groups: Weak<Hosted>, transport: Transport, config: Arc<RaftConfig>) -> Self {
+        let inner = Inner {
+            groups,
+            transport,
+            config,
+            started: Instant::now(),
+            orphans: Mutex::default(),
+            incarnations: Mutex::default(),
+            wake: Notify::new(),
+        };
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// Runs until the groups are gone.
+    pub(crate) async fn run(self) {
+        let mut liveness = self.inner.transport.watch_liveness();
+        for peer in self.inner.transport.peers() {
+            self.note_incarnation(peer);
+        }
+        let unheard_at = self.inner.started + self.inner.config.silence_max;
+        let mut unheard_judged = false;
+        while self.inner.groups.upgrade().is_some_and(|groups| !groups.is_closed()) {
+            let next = self.inner.orphans.lock().values().map(|orphan| orphan.due).min();
+            let wake_at = next.unwrap_or_else(|| Instant::now() + BACKOFF_MAX);
+            tokio::select! {
+                event = liveness.recv() => match event {
+                    Ok((broker, change)) => self.liveness_changed(broker, change),
+                    Err(RecvError::Lagged(_)) => self.suspect_all(),
+                    Err(RecvError::Closed) => return,
+                },
+                () = self.inner.wake.notified() => {}
+                () = sleep_until(wake_at) => {}
+                () = sleep_until(unheard_at), if !unheard_judged => {
+                    // Brokers that nobody has heard of since this process started count as dead from now on.
+                    unheard_judged = true;
+                    self.suspect_all();
+                }
+            }
+            // All that is known already, before anything is judged.
+            loop {
+                match liveness.try_recv() {
+                    Ok((broker, change)) => self.liveness_changed(broker, change),
+                    Err(TryRecvError::Lagged(_)) => self.suspect_all(),
+                    Err(_) => break,
+                }
+            }
+            self.step().await;
+        }
+    }
+
+    /// This broker's detector holds that one dead: it said so, or was never heard of for as long as silence may last.
+    pub(crate) fn is_dead(&self, broker: BrokerId) -> bool {
+        match self.inner.transport.liveness(broker) {
+            Liveness::Alive => false,
+            Liveness::Dead => true,
+            Liveness::Unknown => self.inner.started.elapsed() > self.inner.config.silence_max,
+        }
+    }
+
+    /// This group seems to have no leader. Looked at after [`SUSPICION_WAIT`], unless that resolves itself.
+    pub(crate) fn suspect(&self, group: GroupId) {
+        let due = Instant::now() + SUSPICION_WAIT;
+        self.inner.orphans.lock().entry(group).or_insert_with(|| Orphan::new(due));
+        self.inner.wake.notify_one();
+    }
+
+    fn suspect_all(&self) {
+        let Some(groups) = self.inner.groups.upgrade() else { return };
+        let now = Instant::now();
+        let mut orphans = self.inner.orphans.lock();
+        for group in groups.all() {
+            orphans.entry(group.group()).or_insert_with(|| Orphan::new(now));
+        }
+    }
+
+    /// The group is hosted here no more.
+    pub(crate) fn forget(&self, group: GroupId) {
+        self.inner.orphans.lock().remove(&group);
+    }
+
+    /// Takes in what a peer claims. `Err` if it is no report.
+    pub(crate) fn take_report(&self, from: BrokerId, body: &Bytes) -> Result<(), String> {
+        let claims: Vec<Claim> = codec::decode(body).map_err(|error| error.to_string())?;
+        let Some(groups) = self.inner.groups.upgrade() else { return Ok(()) };
+        let now = Instant::now();
+        for claim in claims {
+            let Some(group) = groups.get(claim.group) else { continue };
+            // A broker speaks for its own replicas only.
+            if group.home_of(claim.replica) != Some(from) {
+                continue;
+            }
+            let mut orphans = self.inner.orphans.lock();
+            let orphan = orphans.entry(claim.group).or_insert_with(|| Orphan::new(now));
+            orphan.hear(claim, now);
+        }
+        self.inner.wake.notify_one();
+        Ok(())
+    }
+
+    fn liveness_changed(&self, broker: BrokerId, change: Liveness) {
+        tracing::info!(broker = broker.0, ?change, "liveness");
+        let Some(groups) = self.inner.groups.upgrade() else { return };
+        match change {
+            Liveness::Dead => self.broker_died(&groups, broker),
+            Liveness::Alive => self.broker_came(&groups, broker),
+            Liveness::Unknown => {}
+        }
+    }
+
+    fn broker_died(&self, groups: &Hosted, broker: BrokerId) {
+        let now = Instant::now();
+        let mut orphans = self.inner.orphans.lock();
+        for group in groups.all() {
+            let Some(leader) = group.voted_leader() else { continue };
+            if leader.broker == broker && leader.replica != group.replica() {
+                group.set_orphaned(leader.term);
+                orphans.entry(group.group()).or_insert_with(|| Orphan::new(now)).look_at(now);
+            }
+        }
+    }
+
+    fn broker_came(&self, groups: &Hosted, broker: BrokerId) {
+        let replaced = self.note_incarnation(broker);
+        let now = Instant::now();
+        for group in groups.all() {
+            let orphaned = group.orphaned_term();
+            if let Some(leader) =
+                group.voted_leader().filter(|leader| leader.broker == broker && leader.term == orphaned)
+            {
+                // Another process: what the former one led, nobody leads (RULES.md R1). The same one: it was a false alarm.
+                if replaced {
+                    group.release(leader.term);
+                }
+                group.set_orphaned(0);
+            }
+            let mut orphans = self.inner.orphans.lock();
+            if let Some(orphan) = orphans.get_mut(&group.group()) {
+                orphan.look_at(now);
+            } else if group.is_without_leader() {
+                orphans.insert(group.group(), Orphan::new(now));
+            }
+            drop(orphans);
+            if group.status().leader.is_some_and(|leader| leader.replica == group.replica()) || group.is_settling() {
+                tokio::spawn(self.clone().resume_leading(group, broker));
+            }
+        }
+    }
+
+    /// A broker came back to a group led here: wake its replication at once, and refresh the lease. A leader that lost its
+    /// quorum for longer than its lease is silent for a while by design (openraft #2080); with the quorum back it need not
+    /// wait that out, and leads on in a higher term.
+    async fn resume_leading(self, group: RaftGroup, broker: BrokerId) {
+        let raft = group.raft();
+        let members = group.status().members;
+        let Some(there) = members.iter().find(|(_, member)| member.broker == broker).map(|(id, _)| *id) else { return };
+        let _ = raft.trigger().reset_backoff([there]).await;
+        let lease = self.inner.config.election_timeout * 2;
+        let expired = {
+            let metrics = raft.metrics();
+            let acked = metrics.borrow_watched().last_quorum_acked;
+            acked.is_none_or(|acked| acked.elapsed() > lease)
+        };
+        if !expired {
+            let _ = raft.trigger().heartbeat().await;
+            return;
+        }
+        let reachable = |member: &crate::raft_group::Member| {
+            member.broker == self.inner.transport.broker() || !self.is_dead(member.broker)
+        };
+        let voters: Vec<_> = members.values().filter(|member| member.voter).collect();
+        let quorum = voters.iter().filter(|member| reachable(member)).count() * 2 > voters.len();
+        if let (true, Some(standing)) = (quorum, group.standing().await)
+            && standing.leads
+        {
+            group.step_through(&standing, there).await;
+        }
+    }
+
+    /// Remembers which process a broker is; whether it is another than before.
+    fn note_incarnation(&self, broker: BrokerId) -> bool {
+        let Some(now) = self.inner.transport.peer_status(broker).and_then(|status| status.incarnation) else {
+            return false;
+        };
+        self.inner.incarnations.lock().insert(broker, now).is_some_and(|before| before != now)
+    }
+
+    /// Looks at every group that is due: reports, decides, acts.
+    async fn step(&self) {
+        let mut cases = self.due_cases().await;
+        // Whoever is waited for comes first, in the reports and in the elections.
+        cases.sort_by_key(|case| std::cmp::Reverse(case.group.urgency()));
+        self.report(&cases);
+        let acts: Vec<_> = cases.into_iter().filter_map(|case| self.decide(case)).collect();
+        if acts.is_empty() {
+            return;
+        }
+        // Apart from this task: a core that does not answer must not keep the others waiting. No group is acted upon
+        // again before its winner had time to take office.
+        tokio::spawn(async move {
+            let acts = stream::iter(acts);
+            acts.for_each_concurrent(CONCURRENT, |(case, winner)| async move {
+                case.group.elect(&case.standing, winner).await;
+            })
+            .await;
+        });
+    }
+
+    /// The due groups that have no leader, each with its own claim noted. The others are dismissed.
+    async fn due_cases(&self) -> Vec<Case> {
+        let Some(groups) = self.inner.groups.upgrade() else { return Vec::new() };
+        let now = Instant::now();
+        let due: Vec<GroupId> = {
+            let orphans = self.inner.orphans.lock();
+            orphans.iter().filter(|(_, orphan)| orphan.due <= now).map(|(group, _)| *group).collect()
+        };
+        let look = |id: GroupId| {
+            let group = groups.get(id);
+            async move {
+                let standing = match &group {
+                    Some(group) => group.standing().await,
+                    None => None,
+                };
+                (id, group.zip(standing))
+            }
+        };
+        let seen: Vec<_> = stream::iter(due).map(look).buffer_unordered(CONCURRENT).collect().await;
+        let mut cases: Vec<Case> = seen.into_iter().filter_map(|(id, seen)| self.judge(id, seen)).collect();
+        cases.sort_by_key(|case| case.group.group());
+        cases
+    }
+
+    fn judge(&self, id: GroupId, seen: Option<(RaftGroup, Standing)>) -> Option<Case> {
+        let mut orphans = self.inner.orphans.lock();
+        let Some((group, standing)) = seen else {
+            orphans.remove(&id);
+            return None;
+        };
+        let now = Instant::now();
+        let orphan = orphans.get_mut(&id)?;
+        let voter = standing.membership.voter_ids().any(|replica| replica == group.replica());
+        if standing.leads || !voter || !self.leaderless(&group, &standing, orphan) {
+            // Claims of others may be ahead of this broker's detector: they are kept until they are stale.
+            match orphan.fresh_until(now) {
+                Some(stale_at) if voter && !standing.leads => orphan.rest_until(stale_at),
+                _ => drop(orphans.remove(&id)),
+            }
+            drop(orphans);
+            if group.orphaned_term() != 0 {
+                group.set_orphaned(0);
+            }
+            return None;
+        }
+        let last = standing.last.map(repr::LogId::from);
+        orphan.opened(Claim { group: id, replica: group.replica(), vote: standing.vote.into(), last, able: true }, now);
+        drop(orphans);
+        if standing.vote.committed {
+            group.set_orphaned(standing.vote.leader_id.term);
+        }
+        Some(Case { group, standing })
+    }
+
+    fn leaderless(&self, group: &RaftGroup, standing: &Standing, orphan: &Orphan) -> bool {
+        let leader = standing.vote.leader_id;
+        if !standing.vote.committed {
+            return true;
+        }
+        if group.released_term() >= leader.term || orphan.renounced(leader.voted_for, leader.term, Instant::now()) {
+            return true;
+        }
+        match standing.membership.get_node(&leader.voted_for) {
+            Some(home) if home.broker != self.inner.transport.broker() => self.is_dead(home.broker),
+            // Our own former replica, or a leader that is no member any more: openraft's timers decide.
+            _ => false,
+        }
+    }
+
+    /// Sends this broker's claims to the other voters' brokers, one message per broker.
+    fn report(&self, cases: &[Case]) {
+        let mut outgoing: BTreeMap<BrokerId, Vec<Claim>> = BTreeMap::new();
+        let now = Instant::now();
+        let mut orphans = self.inner.orphans.lock();
+        for case in cases {
+            let Some(orphan) = orphans.get_mut(&case.group.group()) else { continue };
+            let Some(claim) = orphan.claim_of(case.group.replica()) else { continue };
+            for (_, broker) in other_voters(case) {
+                if !self.is_dead(broker) && orphan.owes_report(broker, now) {
+                    outgoing.entry(broker).or_default().push(claim);
+                }
+            }
+        }
+        drop(orphans);
+        for (broker, claims) in outgoing {
+            tokio::spawn(send(self.inner.transport.clone(), broker, claims));
+        }
+    }
+
+    /// Tells the other members' brokers that what these groups' cores led here nobody leads now: they have ended. Waits
+    /// until it was said, or cannot be.
+    pub(crate) async fn renounce(&self, led: &[(RaftGroup, u64)]) {
+        let mut outgoing: BTreeMap<BrokerId, Vec<Claim>> = BTreeMap::new();
+        for (group, term) in led {
+            let vote = repr::Vote(*term, group.replica(), true);
+            let claim = Claim { group: group.group(), replica: group.replica(), vote, last: None, able: false };
+            for member in group.status().members.values().filter(|member| member.voter) {
+                if member.broker != self.inner.transport.broker() && !self.is_dead(member.broker) {
+                    outgoing.entry(member.broker).or_default().push(claim);
+                }
+            }
+        }
+        let sent = outgoing.into_iter().map(|(broker, claims)| send(self.inner.transport.clone(), broker, claims));
+        futures_util::future::join_all(sent).await;
+    }
+
+    /// What this broker does about a group without a leader now: whom it elects, if anybody.
+    fn decide(&self, case: Case) -> Option<(Case, ReplicaId)> {
+        let now = Instant::now();
+        let mut orphans = self.inner.orphans.lock();
+        let orphan = orphans.get_mut(&case.group.group())?;
+        let claims = orphan.fresh_claims(now);
+        let live_voters = other_voters(&case).filter(|(_, broker)| !self.is_dead(*broker));
+        let complete = live_voters.map(|(replica, _)| replica).all(|replica| claims.contains_key(&replica));
+        if !complete && now < orphan.wait_until {
+            orphan.due = orphan.wait_until;
+            return None;
+        }
+        let jitter = Duration::from_millis(random_u64() % 50);
+        let winner = choose(&claims, case.standing.membership.get_joint_config(), orphan.attempt);
+        orphan.decided(now, winner.is_some(), jitter);
+        let winner = winner?;
+        tracing::debug!(group = case.group.group().0, %winner, claims = claims.len(), "elects");
+        Some((case, winner))
+    }
+}
+
+async fn send(transport: Transport, broker: BrokerId, claims: Vec<Claim>) {
+    for part in claims.chunks(CLAIMS_MAX) {
+        let body = Bytes::from(codec::encode(&part));
+        if let Err(error) = transport.report(broker, body, REPORT_WAIT).await {
+            tracing::debug!(broker = broker.0, %error, "report not delivered");
+            return;
+        }
+    }
+}
+
+fn other_voters(case: &Case) -> impl Iterator<Item = (ReplicaId, BrokerId)> {
+    let membership = &case.standing.membership;
+    let own = case.group.replica();
+    membership
+        .voter_ids()
+        .filter(move |id| *id != own)
+        .filter_map(|id| membership.get_node(&id).map(|home| (id, home.broker)))
+}

@@ -1,0 +1,291 @@
+//! The journal's files: prepared before they are needed, recycled after (RULES.md J19).
+//!
+//! The keeper is a background task. It always has one file ready for the writer: a recycled one, or a new one, pre-written with
+//! zeros so that a round's fdatasync has no metadata to write. It never fills the disk: without room it waits, and the writer
+//! with it, until a file is retired or room is made. It never touches a file that the writer writes.
+//!
+//! Names: `{epoch}-{number}.journal` in use or ready, `{number}.spare` to be used again, `{number}.new` half prepared.
+
+use std::collections::VecDeque;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::{mpsc, oneshot};
+
+use super::format::{BLOCK_BYTES, file_name};
+use super::{JournalConfig, JournalIdentity, Lsn, Shared};
+use crate::disk::{Disk, DiskFile, OpenMode};
+use crate::error::Stopped;
+
+/// Size of a directory's very first journal file; each new one is twice the last, up to the configured size, so that a fresh
+/// broker starts quickly.
+const FIRST_FILE_BYTES: u64 = 4 << 20;
+/// Zeros are written so many at a time, and synced so often that a round never waits behind a long flush.
+const CHUNK_BYTES: u64 = 1 << 20;
+/// How often room is looked for on a full disk.
+const RETRY: Duration = Duration::from_millis(500);
+
+static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+
+/// A file that is ready to be written.
+pub(super) struct Prepared {
+    pub(super) file: Arc<dyn DiskFile>,
+    pub(super) name: String,
+    pub(super) number: u64,
+    /// Its length; every byte has its place on the disk.
+    pub(super) bytes: u64,
+}
+
+/// A file the writer is done with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct LiveFile {
+    pub(super) name: String,
+    /// No record in it has a larger LSN.
+    pub(super) last: Lsn,
+    /// Bytes that a recovery reads of it.
+    pub(super) bytes: u64,
+    /// Its length.
+    pub(super) file_bytes: u64,
+}
+
+/// Asks the keeper to take files, oldest first, out of the journal.
+pub(super) struct Retire {
+    pub(super) files: Vec<LiveFile>,
+    pub(super) done: oneshot::Sender<()>,
+}
+
+/// A failure, with the file it happened to.
+#[derive(Debug)]
+pub(super) struct FileError {
+    pub(super) path: PathBuf,
+    pub(super) error: io::Error,
+}
+
+/// Names the file in an I/O error.
+pub(super) trait At<T> {
+    fn at(self, path: &Path) -> Result<T, FileError>;
+}
+
+impl<T> At<T> for io::Result<T> {
+    fn at(self, path: &Path) -> Result<T, FileError> {
+        self.map_err(|error| FileError { path: path.to_owned(), error })
+    }
+}
+
+enum Wanted {
+    File,
+    Retire(Retire),
+}
+
+/// The keeper's state.
+pub(super) struct Keeper {
+    disk: Arc<dyn Disk>,
+    dir: PathBuf,
+    epoch: u64,
+    file_bytes: u64,
+    spare_files_max: usize,
+    floor_bytes: u64,
+    spares: VecDeque<String>,
+    next_number: u64,
+    next_spare: u64,
+    new_bytes: u64,
+}
+
+impl Keeper {
+    pub(super) fn new(
+        disk: Arc<dyn Disk>,
+        identity: &JournalIdentity,
+        config: &JournalConfig,
+        first_ever: bool,
+        found_spares: &[(String, u64)],
+    ) -> Self {
+        let numbers = found_spares.iter().filter_map(|(name, _)| parse_spare_name(name));
+        let next_spare = numbers.max().map_or(0, |number| number.saturating_add(1));
+        let new_bytes = if first_ever { FIRST_FILE_BYTES.min(config.file_bytes) } else { config.file_bytes };
+        Self {
+            disk,
+            dir: identity.dir.clone(),
+            epoch: identity.epoch,
+            file_bytes: config.file_bytes,
+            spare_files_max: config.spare_files_max,
+            floor_bytes: config.floor_bytes,
+            spares: VecDeque::new(),
+            next_number: 0,
+            next_spare,
+            new_bytes,
+        }
+    }
+
+    /// Makes a file ready. `None`: there is no room that would leave `floor_bytes` free.
+    pub(super) async fn prepare(&mut self, floor_bytes: u64) -> Result<Option<Prepared>, FileError> {
+        let (from, bytes) = match self.spares.pop_front() {
+            Some(spare) => (self.dir.join(spare), self.file_bytes),
+            None => {
+                let path = self.dir.join(format!("{:010}.new", self.next_number));
+                if !self.write_new(&path, self.new_bytes, floor_bytes).await? {
+                    return Ok(None);
+                }
+                let bytes = self.new_bytes;
+                self.new_bytes = (bytes * 2).min(self.file_bytes);
+                (path, bytes)
+            }
+        };
+        let number = self.next_number;
+        self.next_number += 1;
+        let name = file_name(self.epoch, number);
+        let path = self.dir.join(&name);
+        self.disk.rename(&from, &path).await.at(&path)?;
+        self.disk.sync_dir(&self.dir).await.at(&self.dir)?;
+        let file = self.disk.open(&path, OpenMode::ReadWrite).await.at(&path)?;
+        Ok(Some(Prepared { file, name, number, bytes }))
+    }
+
+    /// Writes a file of zeros, durably. False: there is no room; nothing is left behind.
+    async fn write_new(&self, path: &Path, bytes: u64, floor_bytes: u64) -> Result<bool, FileError> {
+        let available = self.disk.available_bytes(&self.dir).await.at(&self.dir)?;
+        if available < bytes.saturating_add(floor_bytes) {
+            return Ok(false);
+        }
+        match self.write_zeros(path, bytes).await {
+            Ok(()) => Ok(true),
+            Err(FileError { error, .. }) if error.kind() == io::ErrorKind::StorageFull => {
+                // Someone else was quicker. The file is not the journal's yet, so its loss is nobody's.
+                self.disk.remove_file(path).await.at(path)?;
+                Ok(false)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn write_zeros(&self, path: &Path, bytes: u64) -> Result<(), FileError> {
+        match self.disk.remove_file(path).await {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error).at(path),
+            _ => {}
+        }
+        let file = self.disk.open(path, OpenMode::CreateNew).await.at(path)?;
+        // One reservation first: the file is in one piece, and a full disk says so before anything is written.
+        file.allocate(0, bytes).await.at(path)?;
+        let mut position = 0;
+        while position < bytes {
+            let chunk = CHUNK_BYTES.min(bytes - position);
+            file.write_at(position, zeros(chunk)).await.at(path)?;
+            file.datasync().await.at(path)?;
+            position += chunk;
+        }
+        Ok(())
+    }
+
+    /// Serves the writer until the journal stops or is dropped.
+    pub(super) async fn run(
+        mut self,
+        shared: Arc<Shared>,
+        ready: mpsc::Sender<Prepared>,
+        mut retire: mpsc::Receiver<Retire>,
+    ) {
+        loop {
+            let wanted = tokio::select! {
+                biased;
+                _ = shared.until_stopped() => return,
+                command = retire.recv() => match command {
+                    Some(command) => Wanted::Retire(command),
+                    None => return,
+                },
+                permit = ready.reserve() => match permit {
+                    Ok(_) => Wanted::File,
+                    Err(_) => return,
+                },
+            };
+            let result = match wanted {
+                Wanted::File => self.make_ready(&ready, &mut retire, &shared).await,
+                Wanted::Retire(command) => self.retire(&shared, command).await,
+            };
+            if let Err(FileError { path, error }) = result {
+                shared.stop(&format!("{}: {error}", path.display()));
+                return;
+            }
+        }
+    }
+
+    async fn make_ready(
+        &mut self,
+        ready: &mpsc::Sender<Prepared>,
+        retire: &mut mpsc::Receiver<Retire>,
+        shared: &Shared,
+    ) -> Result<(), FileError> {
+        if let Some(prepared) = self.prepare(self.floor_bytes).await? {
+            // There is room for it: this task is the only sender. If the writer is gone, so is the journal.
+            let _ = ready.try_send(prepared);
+            return Ok(());
+        }
+        tracing::warn!(dir = %self.dir.display(), "no room to prepare a journal file; waiting for room");
+        // A file that is retired meanwhile is the room we wait for.
+        if let Ok(Some(command)) = tokio::time::timeout(RETRY, retire.recv()).await {
+            self.retire(shared, command).await?;
+        }
+        Ok(())
+    }
+
+    async fn retire(&mut self, shared: &Shared, command: Retire) -> Result<(), FileError> {
+        for file in &command.files {
+            self.give_up(&file.name, file.file_bytes).await?;
+        }
+        self.disk.sync_dir(&self.dir).await.at(&self.dir)?;
+        shared.live.lock().retain(|live| !command.files.contains(live));
+        // The caller may have stopped waiting.
+        let _ = command.done.send(());
+        Ok(())
+    }
+
+    /// Makes a file a spare, or removes it if it has an odd size or there are spares enough. Durable with the directory's next sync.
+    pub(super) async fn give_up(&mut self, name: &str, file_bytes: u64) -> Result<(), FileError> {
+        let path = self.dir.join(name);
+        if file_bytes != self.file_bytes || self.spares.len() >= self.spare_files_max {
+            return self.disk.remove_file(&path).await.at(&path);
+        }
+        let spare = format!("{:010}.spare", self.next_spare);
+        self.disk.rename(&path, &self.dir.join(&spare)).await.at(&path)?;
+        self.next_spare += 1;
+        self.spares.push_back(spare);
+        Ok(())
+    }
+}
+
+fn zeros(bytes: u64) -> Vec<Bytes> {
+    let mut pieces = vec![Bytes::from_static(&ZEROS); (bytes / ZEROS.len() as u64) as usize];
+    pieces.push(Bytes::from_static(&ZEROS[..(bytes % ZEROS.len() as u64) as usize]));
+    pieces
+}
+
+/// The number of a spare file.
+pub(super) fn parse_spare_name(name: &str) -> Option<u64> {
+    name.strip_suffix(".spare")?.parse().ok()
+}
+
+/// The file that rounds go to.
+pub(super) struct Current {
+    pub(super) prepared: Prepared,
+    /// Where the next round goes; 0 while the file has no header.
+    pub(super) position: u64,
+}
+
+impl Current {
+    pub(super) fn new(prepared: Prepared) -> Self {
+        Self { prepared, position: 0 }
+    }
+
+    /// Whether a round of so many bytes fits, with the file's header and, unless it is one, a Seal behind it.
+    pub(super) fn fits(&self, round_bytes: u64, is_seal: bool) -> bool {
+        let block = BLOCK_BYTES as u64;
+        let position = self.position.max(block);
+        position + round_bytes + if is_seal { 0 } else { block } <= self.prepared.bytes
+    }
+}
+
+impl From<FileError> for Stopped {
+    fn from(FileError { path, error }: FileError) -> Self {
+        Self(format!("{}: {error}", path.display()).into())
+    }
+}

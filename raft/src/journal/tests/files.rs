@@ -1,0 +1,252 @@
+//! Files: prepared, rolled, recycled; missing, foreign, full.
+
+use super::*;
+use crate::disk::sim::{OpKind, TraceEntry};
+
+fn a_vote(term: u64) -> Op {
+    Op::Vote(vote(term, ReplicaId(1), false))
+}
+
+async fn names(disk: &SimDisk) -> Vec<String> {
+    disk.read_dir(Path::new(DIR)).await.unwrap().into_iter().map(|entry| entry.name).collect()
+}
+
+/// Writes `count` rounds, checkpointing behind them every so often.
+async fn work(journal: &Journal, count: u64, checkpoint_every: u64) -> Lsn {
+    let mut last = Lsn(0);
+    for number in 1..=count {
+        last = journal.write(GroupId(1), ReplicaId(1), a_vote(number)).await.unwrap();
+        if number % checkpoint_every == 0 {
+            journal.retire_below(last).await.unwrap();
+        }
+    }
+    last
+}
+
+fn created(trace: &[TraceEntry]) -> usize {
+    trace.iter().filter(|entry| entry.kind == OpKind::Create).count()
+}
+
+#[tokio::test(start_paused = true)]
+async fn retired_files_are_used_again() {
+    let disk = SimDisk::new(1);
+    let (_, journal) = open_with(&disk, 1, JournalConfig { spare_files_max: 4, ..small() }).await;
+    work(&journal, 100, 20).await;
+    let used = disk.used_bytes();
+    disk.record_trace();
+    work(&journal, 1000, 20).await;
+    let trace = disk.take_trace();
+    let rolled = trace.iter().filter(|entry| entry.kind == OpKind::Rename).count();
+    assert_eq!(created(&trace), 0, "no file is made once there are enough");
+    assert!(rolled > 100 && disk.used_bytes() <= used + (64 << 10), "{rolled} {}", disk.used_bytes());
+    assert!(journal.live_bytes() < 4 * (64 << 10));
+    assert!(journal.bytes_written() > 1000 * 4096);
+}
+
+#[tokio::test(start_paused = true)]
+async fn rounds_change_no_length_and_allocate_nothing() {
+    let disk = SimDisk::new(1);
+    let (_, journal) = open(&disk, 1).await;
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    let before = disk.used_bytes();
+    work(&journal, 10, 100).await;
+    assert_eq!(disk.used_bytes(), before);
+    let entries = disk.read_dir(Path::new(DIR)).await.unwrap();
+    assert!(entries.iter().all(|entry| entry.bytes == 64 << 10), "{entries:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reopened_directory_uses_its_old_files() {
+    let disk = SimDisk::new(1);
+    let (mut from, mut used) = (Lsn(1), 0);
+    for epoch in 1..6 {
+        let (_, scan) = read(&disk, epoch, from).await.unwrap();
+        let journal =
+            Journal::start(Arc::new(disk.clone()), identity(epoch), scan, small(), unlimited()).await.unwrap();
+        from = work(&journal, 40, 100).await;
+        journal.retire_below(from).await.unwrap();
+        journal.close().await.unwrap();
+        if epoch == 2 {
+            used = disk.used_bytes();
+        }
+    }
+    assert!(disk.used_bytes() <= used, "{} {used}", disk.used_bytes());
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_files_wholly_below_are_retired_and_what_is_left_is_read() {
+    let disk = SimDisk::new(1);
+    let (_, journal) = open(&disk, 1).await;
+    let last = work(&journal, 100, 1000).await;
+    assert_eq!(journal.retire_below(Lsn(1)).await.unwrap(), 0);
+    let before = journal.live_bytes();
+    let from = Lsn(last.0 - 40);
+    assert!(journal.retire_below(from).await.unwrap() >= 2);
+    assert_eq!(journal.retire_below(from).await.unwrap(), 0);
+    assert!(journal.live_bytes() < before);
+    assert_eq!(journal.retire_below(Lsn(u64::MAX)).await.unwrap(), 3, "never the file in use");
+    drop(journal);
+    let (found, _) = read(&disk.crash(), 2, Lsn(last.0)).await.unwrap();
+    assert_eq!(found.len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_scan_leaves_out_what_a_checkpoint_has() {
+    let disk = SimDisk::new(1);
+    let (_, journal) = open(&disk, 1).await;
+    let last = work(&journal, 60, 1000).await;
+    drop(journal);
+    let disk = disk.kill();
+    for from in 1..=last.0 + 1 {
+        let (found, scan) = read(&disk, 2, Lsn(from)).await.unwrap();
+        let lsns: Vec<u64> = found.iter().map(|recovered| recovered.lsn.0).collect();
+        assert_eq!(lsns, (from..=last.0).collect::<Vec<_>>());
+        assert_eq!(scan.last, last);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_journal_that_ends_before_its_checkpoint_is_corrupt() {
+    let disk = SimDisk::new(1);
+    let (_, journal) = open(&disk, 1).await;
+    let last = work(&journal, 5, 1000).await;
+    journal.close().await.unwrap();
+    // 6 is the Seal.
+    assert!(read(&disk, 2, Lsn(last.0 + 2)).await.is_ok());
+    assert!(
+        matches!(read(&disk, 2, Lsn(last.0 + 3)).await, Err(OpenError::Corrupt { why, .. }) if why.contains("ends"))
+    );
+    let empty = SimDisk::new(1);
+    assert!(matches!(read(&empty, 2, Lsn(2)).await, Err(OpenError::Corrupt { .. })));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_missing_file_is_corruption_unless_a_checkpoint_has_it() {
+    let disk = SimDisk::new(1);
+    let (_, journal) = open(&disk, 1).await;
+    let last = work(&journal, 70, 1000).await;
+    drop(journal);
+    let disk = disk.kill();
+    let files: Vec<String> = names(&disk).await.into_iter().filter(|name| name.ends_with(".journal")).collect();
+    assert!(files.len() >= 5, "{files:?}");
+    // The last one is ready, not used.
+    for missing in &files[..files.len() - 2] {
+        let disk = disk.fork();
+        disk.remove_file(&Path::new(DIR).join(missing)).await.unwrap();
+        assert!(matches!(read(&disk, 2, Lsn(1)).await, Err(OpenError::Corrupt { .. })), "{missing}");
+        assert_eq!(read(&disk, 2, last).await.unwrap().0.len(), 1);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn foreign_and_future_files_are_refused() {
+    let disk = SimDisk::new(1);
+    let (_, journal) = open(&disk, 1).await;
+    work(&journal, 3, 1000).await;
+    drop(journal);
+    let disk = disk.kill();
+    let read_as = |identity: JournalIdentity| {
+        let disk = disk.clone();
+        async move { scan(&disk, &identity, Lsn(1), |_| Ok(())).await.map(|scan| scan.last) }
+    };
+    let mine = || identity(2);
+    assert_eq!(read_as(mine()).await.unwrap(), Lsn(3));
+    let foreign = read_as(JournalIdentity { directory: 0xd2, ..mine() }).await;
+    assert!(matches!(foreign, Err(OpenError::Corrupt { why, .. }) if why.contains("directory")));
+    let foreign = read_as(JournalIdentity { cluster: 8, ..mine() }).await;
+    assert!(matches!(foreign, Err(OpenError::ForeignCluster { found: 7, expected: 8, .. })));
+    let same_epoch = read_as(JournalIdentity { epoch: 1, ..mine() }).await;
+    assert!(matches!(same_epoch, Err(OpenError::Corrupt { why, .. }) if why.contains("epoch")));
+    let path = Path::new(DIR).join("0000000001-0000000000.journal");
+    let file = disk.open(&path, OpenMode::ReadWrite).await.unwrap();
+    let mut block = file.read_at(0, BLOCK_BYTES).await.unwrap().to_vec();
+    block[8] = 2;
+    let crc = crc32c::crc32c_append(crc32c::crc32c(&block[..12]), &block[16..96]);
+    block[12..16].copy_from_slice(&crc.to_le_bytes());
+    file.write_and_sync(0, vec![block.into()]).await.unwrap();
+    let future = read_as(mine()).await;
+    assert!(matches!(future, Err(OpenError::Version { found: 2, known: 1, .. })));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_directory_that_joins_a_cluster_keeps_its_journal() {
+    let disk = SimDisk::new(1);
+    let before = JournalIdentity { cluster: 0, ..identity(1) };
+    let scanned = scan(&disk, &before, Lsn(1), |_| Ok(())).await.unwrap();
+    let journal = Journal::start(Arc::new(disk.clone()), before, scanned, small(), unlimited()).await.unwrap();
+    work(&journal, 3, 1000).await;
+    journal.close().await.unwrap();
+    assert_eq!(read(&disk, 2, Lsn(1)).await.unwrap().0.len(), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_not_a_journal_file_is_left_alone_and_half_prepared_files_go() {
+    let disk = SimDisk::new(1);
+    let (_, journal) = open(&disk, 1).await;
+    journal.close().await.unwrap();
+    for name in ["note.txt", "1-2.journal", "0000000009.new"] {
+        disk.open(&Path::new(DIR).join(name), OpenMode::CreateNew).await.unwrap();
+    }
+    let (_, journal) = open(&disk, 2).await;
+    journal.close().await.unwrap();
+    let names = names(&disk).await;
+    assert!(names.contains(&"note.txt".into()) && names.contains(&"1-2.journal".into()));
+    assert!(!names.contains(&"0000000009.new".into()), "{names:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn preparing_never_fills_the_disk_and_the_writer_waits_for_room() {
+    let disk = SimDisk::new(1);
+    let floor = 100 << 10;
+    // Room for two files and a half above the floor.
+    disk.set_capacity(Some(floor + 160 * 1024));
+    let (_, journal) = open_with(&disk, 1, JournalConfig { floor_bytes: floor, ..small() }).await;
+    let journal = Arc::new(journal);
+    let writing = journal.clone();
+    let writing = tokio::spawn(async move { work(&writing, 60, 1000).await });
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert!(!writing.is_finished() && !journal.is_stopped());
+    assert!(disk.available_bytes(Path::new(DIR)).await.unwrap() >= floor);
+    let told = journal.durable_lsn();
+    assert!(told > Lsn(20) && journal.stalled_for() > Duration::from_secs(30));
+    // A checkpoint makes room by itself, without another byte of disk.
+    assert_eq!(journal.retire_below(told).await.unwrap(), 1);
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert!(journal.durable_lsn() > told && !writing.is_finished());
+    // And so does someone who tidies up.
+    disk.set_capacity(None);
+    assert_eq!(writing.await.unwrap(), Lsn(60));
+    journal.close().await.unwrap();
+    assert_eq!(read(&disk.crash(), 2, Lsn(told.0)).await.unwrap().0.len() as u64, 61 - told.0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_full_disk_found_while_preparing_leaves_nothing_behind_and_is_waited_out() {
+    let disk = SimDisk::new(1);
+    let (_, journal) = open(&disk, 1).await;
+    // Shown as free, but not to be had: the keeper's reservation fails.
+    for skip in 0..8 {
+        let path_contains = ".new".to_owned();
+        let errno = crate::disk::sim::ENOSPC;
+        let kind = if skip % 2 == 0 { OpKind::Allocate } else { OpKind::Write };
+        disk.inject(crate::disk::sim::Fault { kind, path_contains, skip: skip / 2, errno, loses_data: false });
+    }
+    assert_eq!(work(&journal, 200, 1000).await, Lsn(200));
+    assert_eq!(disk.faults_left(), 0);
+    journal.close().await.unwrap();
+    assert!(names(&disk).await.iter().all(|name| !name.ends_with(".new")));
+    assert_eq!(read(&disk.crash(), 2, Lsn(1)).await.unwrap().0.len(), 200);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_directory_on_a_full_disk_opens() {
+    let disk = SimDisk::new(1);
+    let (_, journal) = open(&disk, 1).await;
+    work(&journal, 5, 1000).await;
+    journal.close().await.unwrap();
+    disk.set_capacity(Some(disk.used_bytes()));
+    let (found, journal) = open(&disk, 2).await;
+    assert_eq!(found.len(), 5);
+    journal.write(GroupId(1), ReplicaId(1), a_vote(9)).await.unwrap();
+    journal.close().await.unwrap();
+}

@@ -1,0 +1,368 @@
+//! The journal's writer: takes what has gathered, writes it as one round, syncs once, tells everyone.
+//!
+//! One round is in flight (RULES.md J4); while it is, bypasses go on (J6). Any error of any write or sync ends the journal for good
+//! (J15): everything that waits, and everything that comes later, is told `Stopped`, and nothing is ever tried again.
+//! The writer owns no thread and knows no file names; [`super::files`] does.
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::StreamExt;
+use futures_util::future::BoxFuture;
+use futures_util::stream::FuturesUnordered;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use super::files::{Current, LiveFile, Prepared};
+use super::format::{BLOCK_BYTES, FileHeader, RecordBody, RoundEncoder, Seed, round_bytes};
+use super::queue::Entry;
+use super::{Done, JournalIdentity, Lsn, Op, Shared, UnwrittenBytes};
+use crate::error::Stopped;
+use crate::types::{GroupId, ReplicaId};
+
+/// What a clean end is called.
+pub(super) const CLOSED: &str = "closed";
+const DROPPED: &str = "dropped without being closed";
+
+/// The writer's state.
+pub(super) struct Writer {
+    pub(super) shared: Arc<Shared>,
+    pub(super) identity: JournalIdentity,
+    pub(super) unwritten: Arc<UnwrittenBytes>,
+    pub(super) seal_idle: Duration,
+    pub(super) current: Current,
+    pub(super) ready: mpsc::Receiver<Prepared>,
+    /// The next record's.
+    pub(super) next: Lsn,
+    /// The last durable record's.
+    pub(super) durable: Lsn,
+    pub(super) bypasses: Bypasses,
+    /// Whether the last thing written is a Seal.
+    pub(super) sealed: bool,
+}
+
+/// Appends under way to their segments.
+#[derive(Default)]
+pub(super) struct Bypasses {
+    running: FuturesUnordered<BoxFuture<'static, (GroupId, io::Result<Vec<u32>>)>>,
+    entries: BTreeMap<GroupId, Vec<Entry>>,
+}
+
+/// A round on its way to the disk.
+struct Flight {
+    io: BoxFuture<'static, io::Result<()>>,
+    dones: Vec<(Lsn, Done)>,
+    last: Lsn,
+    bytes: u64,
+    since: Instant,
+}
+
+enum Wake {
+    /// Something may have come.
+    Work,
+    /// Nothing has, for a while.
+    Idle,
+    /// Everything is written, and nothing will come.
+    Closed,
+}
+
+impl Writer {
+    /// Runs until the journal is dropped.
+    pub(super) async fn run(mut self) {
+        let gone = Gone(self.shared.clone());
+        let Err(stopped) = self.serve().await;
+        self.shared.stop(&stopped.0);
+        let stopped = self.shared.stop_reason().unwrap_or(stopped);
+        if &*stopped.0 != CLOSED {
+            tracing::error!(dir = %self.identity.dir.display(), why = %stopped.0, "the journal has stopped");
+        }
+        self.fail_waiting(&stopped);
+        // Submitters may hold locks that their `Done` wants, so that only this task ever calls one.
+        while !self.shared.is_dropped() {
+            self.shared.work.notified().await;
+            self.fail_waiting(&stopped);
+        }
+        self.fail_waiting(&stopped);
+        drop(gone);
+    }
+
+    fn fail_waiting(&mut self, stopped: &Stopped) {
+        let bypassing = std::mem::take(&mut self.bypasses.entries).into_values().flatten().map(|entry| entry.done);
+        let waiting = self.shared.queue.lock().take_all();
+        for done in bypassing.chain(waiting) {
+            done(Err(stopped.clone()));
+        }
+    }
+
+    async fn serve(&mut self) -> Result<Infallible, Stopped> {
+        loop {
+            self.check()?;
+            self.start_bypasses();
+            self.refuse_late();
+            let limits = &self.shared.limits;
+            let round = self.shared.queue.lock().take_round(limits, self.unwritten.is_full());
+            if !round.is_empty() {
+                let mut flight = self.begin(round, false).await?;
+                let result = self.drive(&mut flight.io).await;
+                self.finish(flight, result)?;
+                continue;
+            }
+            match self.wait().await {
+                Wake::Work => {}
+                Wake::Idle => self.seal().await?,
+                Wake::Closed => {
+                    if self.wants_seal() {
+                        self.seal().await?;
+                    }
+                    return Err(Stopped(CLOSED.into()));
+                }
+            }
+        }
+    }
+
+    fn check(&self) -> Result<(), Stopped> {
+        match self.shared.stop_reason() {
+            Some(stopped) => Err(stopped),
+            None if self.shared.is_dropped() => Err(Stopped(DROPPED.into())),
+            None => Ok(()),
+        }
+    }
+
+    fn wants_seal(&self) -> bool {
+        !self.sealed || self.shared.queue.lock().has_commits()
+    }
+
+    /// Tells those who submitted after the close.
+    fn refuse_late(&self) {
+        let refused = self.shared.queue.lock().take_refused();
+        for done in refused {
+            done(Err(Stopped(CLOSED.into())));
+        }
+    }
+
+    async fn wait(&mut self) -> Wake {
+        let quiet = {
+            let queue = self.shared.queue.lock();
+            if queue.is_closed() && queue.is_quiet() {
+                return Wake::Closed;
+            }
+            queue.is_quiet()
+        };
+        let may_seal = quiet && self.wants_seal();
+        tokio::select! {
+            biased;
+            Some(done) = self.bypasses.running.next() => self.bypassed(done),
+            () = self.shared.work.notified() => {}
+            () = self.unwritten.room() => {}
+            () = tokio::time::sleep(self.seal_idle), if may_seal => return Wake::Idle,
+        }
+        Wake::Work
+    }
+
+    fn start_bypasses(&mut self) {
+        loop {
+            let Some((group, entries)) = self.shared.queue.lock().take_bypass() else { return };
+            self.bypasses.running.push(write_directly(group, &entries));
+            self.bypasses.entries.insert(group, entries);
+        }
+    }
+
+    fn bypassed(&mut self, (group, result): (GroupId, io::Result<Vec<u32>>)) {
+        let crcs = match result {
+            Ok(crcs) => crcs,
+            // What waits for it is told with everything else.
+            Err(error) => return self.shared.stop(&format!("direct write of group {group}: {error}")),
+        };
+        let mut entries = self.bypasses.entries.remove(&group).unwrap_or_default();
+        for (entry, crc) in entries.iter_mut().zip(crcs) {
+            if let RecordBody::Op(Op::Append { extent, first, last, .. }) = entry.body {
+                entry.body = RecordBody::Bypass { extent, crc, first, last };
+            }
+        }
+        metrics::counter!("pontoon_journal_bypasses_total").increment(1);
+        self.shared.queue.lock().bypassed(&self.shared.limits, group, entries);
+    }
+
+    /// Writes a Seal. What comes meanwhile does not wait for it: the next round goes out beside it and says (by `follows`) that
+    /// the Seal was not durable yet, so that a reader does not miss it. Both are told only when both are durable: an error of
+    /// either sync may be about the other's bytes.
+    async fn seal(&mut self) -> Result<(), Stopped> {
+        let commits = self.shared.queue.lock().take_commits(&self.shared.limits);
+        let mut seal = self.begin(commits, true).await?;
+        let round = loop {
+            tokio::select! {
+                biased;
+                result = &mut seal.io => return self.finish(seal, result),
+                Some(done) = self.bypasses.running.next() => self.bypassed(done),
+                () = self.shared.work.notified() => {}
+            }
+            self.start_bypasses();
+            let round = self.shared.queue.lock().take_round(&self.shared.limits, self.unwritten.is_full());
+            if !round.is_empty() {
+                break round;
+            }
+        };
+        let mut next = match self.begin(round, false).await {
+            Ok(next) => next,
+            Err(stopped) => {
+                tell(seal.dones, &Err(stopped.clone()));
+                return Err(stopped);
+            }
+        };
+        let both = async { futures_util::future::try_join(&mut seal.io, &mut next.io).await.map(|_| ()) };
+        let result = self.drive(&mut Box::pin(both)).await;
+        let copy = result.as_ref().map_err(|error| io::Error::new(error.kind(), error.to_string())).copied();
+        let sealed = self.finish(seal, copy);
+        self.finish(next, result).and(sealed)
+    }
+
+    /// Waits for the disk; meanwhile, bypasses go on.
+    async fn drive(&mut self, io: &mut (impl Future<Output = io::Result<()>> + Unpin)) -> io::Result<()> {
+        loop {
+            self.start_bypasses();
+            tokio::select! {
+                biased;
+                result = &mut *io => return result,
+                Some(done) = self.bypasses.running.next() => self.bypassed(done),
+                () = self.shared.work.notified() => {}
+            }
+        }
+    }
+
+    /// Gives the operations their LSNs and their place, and makes the write, to be driven by the caller.
+    async fn begin(&mut self, taken: Vec<(GroupId, Entry)>, seal: bool) -> Result<Flight, Stopped> {
+        let since = Instant::now();
+        *self.shared.round_since.lock() = Some(since);
+        let body_bytes: usize = taken.iter().map(|(_, entry)| entry.body.record_bytes()).sum();
+        let bytes = round_bytes(body_bytes + if seal { RecordBody::Seal.record_bytes() } else { 0 });
+        if !self.current.fits(bytes, seal)
+            && let Err(stopped) = self.roll().await
+        {
+            tell(taken.into_iter().map(|(_, entry)| (Lsn(0), entry.done)), &Err(stopped.clone()));
+            return Err(stopped);
+        }
+        let mut parts = Vec::new();
+        let write_position = self.current.position;
+        if write_position == 0 {
+            parts.push(self.header().encode());
+            self.current.position = BLOCK_BYTES as u64;
+        }
+        let Prepared { file, number, .. } = &self.current.prepared;
+        let seed = Seed::new(&self.identity, self.identity.epoch, *number);
+        let mut round = RoundEncoder::new(seed, self.identity.epoch, self.current.position, self.next, self.durable);
+        let mut dones = Vec::with_capacity(taken.len());
+        for (group, entry) in taken {
+            dones.push((round.push(group, entry.replica, entry.body), entry.done));
+        }
+        let mut last = dones.last().map_or(Lsn(0), |(lsn, _)| *lsn);
+        if seal {
+            last = round.push(GroupId(0), ReplicaId(0), RecordBody::Seal);
+        }
+        parts.extend(round.finish());
+        self.current.position += bytes;
+        self.shared.live_bytes_here.store(self.current.position, Ordering::Release);
+        self.next = Lsn(last.0 + 1);
+        self.shared.last.store(last.0, Ordering::Release);
+        self.sealed = seal;
+        let file = file.clone();
+        let io = Box::pin(async move { file.write_and_sync(write_position, parts).await });
+        Ok(Flight { io, dones, last, bytes, since })
+    }
+
+    fn header(&self) -> FileHeader {
+        FileHeader {
+            cluster: self.identity.cluster,
+            directory: self.identity.directory,
+            epoch: self.identity.epoch,
+            number: self.current.prepared.number,
+            first: self.next,
+            follows: self.durable,
+        }
+    }
+
+    /// Goes on in the next file, which is ready unless the disk is full or the keeper is behind.
+    async fn roll(&mut self) -> Result<(), Stopped> {
+        let prepared = tokio::select! {
+            biased;
+            stopped = self.shared.until_stopped() => return Err(stopped),
+            prepared = self.ready.recv() => prepared,
+        };
+        let Some(prepared) = prepared else { return Err(Stopped(DROPPED.into())) };
+        let old = std::mem::replace(&mut self.current, Current::new(prepared));
+        self.shared.live.lock().push(LiveFile {
+            name: old.prepared.name,
+            last: Lsn(self.next.0 - 1),
+            bytes: old.position,
+            file_bytes: old.prepared.bytes,
+        });
+        Ok(())
+    }
+
+    /// Tells everyone in a round how it ended. Its error is the journal's end.
+    fn finish(&mut self, flight: Flight, result: io::Result<()>) -> Result<(), Stopped> {
+        *self.shared.round_since.lock() = None;
+        let file = &self.current.prepared.name;
+        let stopped = match result {
+            Err(error) => Some(Stopped(format!("{}: {error}", self.identity.dir.join(file).display()).into())),
+            Ok(()) => self.shared.stop_reason(),
+        };
+        if let Some(stopped) = stopped {
+            // Refuse everyone before anyone is told: `is_stopped` is true in every `Done`.
+            self.shared.stop(&stopped.0);
+            tell(flight.dones, &Err(stopped.clone()));
+            return Err(stopped);
+        }
+        self.durable = flight.last;
+        self.shared.bytes_written.fetch_add(flight.bytes, Ordering::AcqRel);
+        metrics::counter!("pontoon_journal_rounds_total").increment(1);
+        metrics::counter!("pontoon_journal_records_total").increment(flight.dones.len() as u64);
+        metrics::counter!("pontoon_journal_bytes_total").increment(flight.bytes);
+        metrics::histogram!("pontoon_journal_round_seconds").record(flight.since.elapsed().as_secs_f64());
+        tell(flight.dones, &Ok(()));
+        self.shared.durable.store(flight.last.0, Ordering::Release);
+        Ok(())
+    }
+}
+
+fn tell(dones: impl IntoIterator<Item = (Lsn, Done)>, result: &Result<(), Stopped>) {
+    for (lsn, done) in dones {
+        done(result.clone().map(|()| lsn));
+    }
+}
+
+/// Writes a run of appends, which stand one behind the other, with the first one's target. Gives each one's CRC-32C.
+fn write_directly(group: GroupId, entries: &[Entry]) -> BoxFuture<'static, (GroupId, io::Result<Vec<u32>>)> {
+    let mut all: Vec<Bytes> = Vec::new();
+    let mut crcs = Vec::with_capacity(entries.len());
+    let mut first = None;
+    for entry in entries {
+        let RecordBody::Op(Op::Append { extent, parts, target, .. }) = &entry.body else { continue };
+        first.get_or_insert_with(|| (extent.position, target.clone()));
+        crcs.push(parts.iter().fold(0, |crc, part| crc32c::crc32c_append(crc, part)));
+        all.extend(parts.iter().cloned());
+    }
+    Box::pin(async move {
+        let result = match first {
+            Some((position, target)) => target.write_durably(position, all).await,
+            None => Ok(()),
+        };
+        (group, result.map(|()| crcs))
+    })
+}
+
+/// Whatever ends the task, a panic in a `Done` or the runtime's end, ends the journal.
+struct Gone(Arc<Shared>);
+
+impl Drop for Gone {
+    fn drop(&mut self) {
+        self.0.stop("the journal's writer has ended");
+        // Dropped unheard: there is no task left to call them from. Outside the lock, as they may hold anything.
+        let unheard = self.0.queue.lock().take_all();
+        drop(unheard);
+    }
+}

@@ -1,0 +1,174 @@
+//! What checkpoints and the segment writer ask of a log.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use tokio::sync::{MutexGuard, oneshot};
+
+use super::base::Base;
+use super::index::SparseIndex;
+use super::segment::{self, SegmentFile};
+use super::{Folder, Log};
+use crate::checkpoint::ReplicaState;
+use crate::disk::{Disk, replace_file};
+use crate::error::ReadError;
+use crate::journal::{Lsn, SegmentName};
+use crate::payload::SnapshotAt;
+
+/// Tells whether a log has changed since a checkpoint in a way that the next one must show.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Version {
+    submitted: u64,
+    committed: Option<u64>,
+    snapshot: Option<String>,
+}
+
+/// A log at one moment, and what must be on disk before a checkpoint may say so.
+pub(crate) struct Captured {
+    /// The replica is being deleted: a checkpoint does not name it any more.
+    pub(crate) deleted: bool,
+    /// `None`: as it was seen before.
+    pub(crate) state: Option<ReplicaState>,
+    pub(crate) version: Version,
+    /// Told the LSN of the last operation in it.
+    pub(crate) durable: oneshot::Receiver<Lsn>,
+    /// Every segment's file.
+    pub(crate) files: Vec<Arc<SegmentFile>>,
+    /// Bases that do not stand in their files yet.
+    pub(crate) bases: Vec<(SegmentName, Arc<Base>)>,
+    /// Snapshots that a newer one has replaced: they may go once the checkpoint is written.
+    pub(crate) obsolete_snapshots: Vec<String>,
+}
+
+impl Log {
+    /// The log as it is now. `seen`: as of which version its state is known already, and need not be encoded again.
+    pub(crate) fn capture(&self, seen: Option<&Version>) -> Captured {
+        let mut state = self.state.lock();
+        let version = Version {
+            submitted: state.submitted,
+            committed: state.committed.map(|committed| committed.index),
+            snapshot: state.snapshot.as_ref().map(|snapshot| snapshot.name.clone()),
+        };
+        let base = |segment: &segment::Segment| segment.base.clone().map(|base| (segment.name(), base));
+        Captured {
+            deleted: state.closed,
+            state: (seen != Some(&version)).then(|| state.capture()),
+            version,
+            files: state.segments.iter().map(|segment| segment.file.clone()).collect(),
+            bases: state.segments.iter().filter_map(base).collect(),
+            obsolete_snapshots: std::mem::take(&mut state.obsolete_snapshots),
+            durable: Self::last_submitted(&mut state),
+        }
+    }
+
+    /// Makes the replica's folder, durably, and keeps it where it is while the guard is held. `None`: the replica is deleted.
+    pub(super) async fn folder(&self) -> io::Result<Option<MutexGuard<'_, Folder>>> {
+        let mut folder = self.folder.lock().await;
+        if *folder == Folder::Unsure {
+            self.context.disk.create_dir_all(&self.dir).await?;
+            if let Some(groups) = self.dir.parent() {
+                self.context.disk.sync_dir(groups).await?;
+            }
+            *folder = Folder::Durable;
+        }
+        Ok((*folder == Folder::Durable).then_some(folder))
+    }
+
+    /// Makes the directory entries of these files durable, and of the folder itself.
+    pub(crate) async fn sync_entries(&self, files: &[Arc<SegmentFile>]) -> io::Result<()> {
+        let Some(_folder) = self.folder().await? else { return Ok(()) };
+        if files.iter().any(|file| !file.entry_is_durable()) {
+            self.context.disk.sync_dir(&self.dir).await?;
+            files.iter().for_each(|file| file.set_entry_durable());
+        }
+        Ok(())
+    }
+
+    /// Moves the folder of a deleted replica aside, durably. A missing one is fine.
+    pub(crate) async fn move_folder(&self, aside: &Path) -> io::Result<()> {
+        let mut folder = self.folder.lock().await;
+        *folder = Folder::Gone;
+        move_folder(&*self.context.disk, &self.dir, aside).await
+    }
+
+    /// Closes the files of a deleted replica, once they are unlinked.
+    pub(crate) fn close_retired(&self) {
+        let state = self.state.lock();
+        state.segments.iter().for_each(|segment| segment.file.close_retired());
+        state.prepared.iter().for_each(|file| file.close_retired());
+    }
+
+    /// Writes the index of the last segment, so that the next process need not make it anew. For a clean end.
+    pub(crate) async fn persist_index(&self) -> io::Result<()> {
+        let index = {
+            let state = self.state.lock();
+            let last = state.segments.last().filter(|segment| segment.index.is_complete());
+            last.map(|segment| (segment.name(), segment.index.encode(segment.name())))
+        };
+        let (Some((name, index)), Some(_folder)) = (index, self.folder().await?) else { return Ok(()) };
+        replace_file(&*self.context.disk, &segment::path(&self.dir, name, "index"), vec![index]).await
+    }
+
+    /// After a recovery: what is applied, and the high watermark, follow from the recovered commit, or from the applied state
+    /// where that survives.
+    pub(crate) async fn restore_applied(&self) -> Result<(), ReadError> {
+        let applied = match self.application.snapshot_at() {
+            SnapshotAt::Boundary => self.committed_log_id(),
+            SnapshotAt::Applied => self.application.applied(),
+        };
+        let (purged, start) = {
+            let state = self.state.lock();
+            (state.purged, state.log_start_offset)
+        };
+        let offset = match applied {
+            Some(applied) if Some(applied) > purged => self.offset_after(applied).await?,
+            _ => start,
+        };
+        self.set_applied(applied, offset);
+        Ok(())
+    }
+
+    /// Gives back what a checkpoint that failed has taken.
+    pub(crate) fn give_back(&self, obsolete_snapshots: Vec<String>) {
+        self.state.lock().obsolete_snapshots.extend(obsolete_snapshots);
+    }
+
+    /// The segment writer reports: everything up to this append is in its segment.
+    pub(crate) fn became_written(&self, append: u64) {
+        let mut state = self.state.lock();
+        state.appends_written = state.appends_written.max(append);
+        state.tail.evict(append);
+    }
+
+    /// Frees about `bytes` of the tail cache. Returns how many it freed.
+    pub(crate) fn shed(&self, bytes: usize) -> usize {
+        let mut state = self.state.lock();
+        let written = state.appends_written;
+        state.tail.shed(bytes, written)
+    }
+
+    /// Closes files and forgets indexes of closed segments that nobody has read since the last call.
+    pub(crate) fn rest(&self) {
+        let interval = self.context.config.index_interval_bytes;
+        let mut state = self.state.lock();
+        let closed = state.segments.len().saturating_sub(1);
+        for segment in state.segments.iter_mut().take(closed) {
+            if segment.file.rest() && segment.base.is_none() {
+                segment.index = SparseIndex::new(segment.bytes, interval);
+            }
+        }
+    }
+}
+
+/// Renames a folder durably; a missing one is fine.
+pub(crate) async fn move_folder(disk: &dyn Disk, dir: &Path, aside: &Path) -> io::Result<()> {
+    match disk.rename(dir, aside).await {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        other => other?,
+    }
+    match dir.parent() {
+        Some(groups) => disk.sync_dir(groups).await,
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,316 @@
+//! Reading a log: one reader for replication, apply and fetch, from the tail cache or from segments.
+//!
+//! A plan is made under the lock, the file is read without it, and what was read counts only if nothing was taken away
+//! from the log meanwhile. Every frame's checksums are verified before it is returned.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::Log;
+use super::frame::{Frame, FrameKind};
+use super::index::{INDEX_BYTES_MAX, SparseIndex};
+use super::segment::{self, FrameStream, SegmentFile};
+use super::state::LogState;
+use crate::disk::read_file;
+use crate::error::ReadError;
+use crate::journal::SegmentName;
+
+/// Least and most bytes asked of a file at a time.
+const CHUNK_BYTES: (usize, usize) = (16 << 10, 1 << 20);
+
+/// Where the next frames are to be read from.
+enum Plan {
+    /// From the cache; here they are.
+    Cached(Vec<Frame>),
+    /// From a segment's file: from `position` on, up to the frame before `until`.
+    File { file: Arc<SegmentFile>, position: u64, end: u64, until: u64, generation: u64 },
+    /// Not before the segment is indexed.
+    Index(SegmentName),
+    /// There is nothing.
+    Nothing,
+}
+
+impl Log {
+    /// Frames by Raft index: from `from` up to `to` (exclusive), at least one if the log holds `from`, until `bytes_max` is
+    /// reached. Empty if `from` is purged or beyond the end.
+    pub(crate) async fn read_indexes(&self, from: u64, to: u64, bytes_max: usize) -> Result<Vec<Frame>, ReadError> {
+        let mut frames: Vec<Frame> = Vec::new();
+        let mut bytes = 0;
+        let mut next = from;
+        while next < to && bytes < bytes_max {
+            let more = self.read_some(next, to, bytes_max - bytes, false).await?;
+            let Some(last) = more.last() else { break };
+            next = last.header.index + 1;
+            bytes += more.iter().map(|frame| frame.header.frame_bytes() as usize).sum::<usize>();
+            frames.extend(more);
+        }
+        // A truncation or a purge between two steps must not leave a hole or a mixture.
+        let consecutive = frames
+            .windows(2)
+            .all(|pair| pair[0].header.index + 1 == pair[1].header.index && pair[0].header.term <= pair[1].header.term);
+        if consecutive { Ok(frames) } else { Err(io::Error::other("the log was truncated while it was read").into()) }
+    }
+
+    /// Like [`Self::read_indexes`], from one place only; `purged` entries that still stand in a segment can be read too.
+    pub(super) async fn read_some(
+        &self,
+        from: u64,
+        to: u64,
+        bytes_max: usize,
+        purged: bool,
+    ) -> Result<Vec<Frame>, ReadError> {
+        loop {
+            let plan = self.plan(&self.state.lock(), from, to, bytes_max, purged);
+            match plan {
+                Plan::Nothing => return Ok(Vec::new()),
+                Plan::Cached(frames) => return Ok(frames),
+                Plan::Index(name) => self.load_index(name).await?,
+                Plan::File { file, position, end, until, generation } => {
+                    let read = read_file_frames(&file, position, end, (from, until), bytes_max).await;
+                    if self.still_valid(from, generation, purged) {
+                        return read;
+                    }
+                }
+            }
+        }
+    }
+
+    fn plan(&self, state: &LogState, from: u64, to: u64, bytes_max: usize, purged: bool) -> Plan {
+        let readable = if purged { state.segment_of(from).is_some() } else { state.contains(from) };
+        if from >= to || !readable {
+            return Plan::Nothing;
+        }
+        let cached_from = state.tail.first_index();
+        if cached_from.is_some_and(|first| from >= first) {
+            let mut frames = Vec::new();
+            state.tail.read(from, to, bytes_max, &mut frames);
+            return Plan::Cached(frames);
+        }
+        let Some(at) = state.segment_of(from) else { return Plan::Nothing };
+        let segment = &state.segments[at];
+        // What is in the cache may not be in the file yet.
+        let until = to.min(segment.last.index + 1).min(cached_from.unwrap_or(u64::MAX));
+        match segment.index.by_index(from) {
+            Some(entry) => Plan::File {
+                file: segment.file.clone(),
+                position: entry.position,
+                end: segment.bytes,
+                until,
+                generation: state.generation,
+            },
+            None => Plan::Index(segment.name()),
+        }
+    }
+
+    fn still_valid(&self, from: u64, generation: u64, purged: bool) -> bool {
+        let state = self.state.lock();
+        state.generation == generation && (purged || state.contains(from))
+    }
+
+    pub(super) async fn read_offsets(&self, from: u64, limit: u64, bytes_max: usize) -> Result<Vec<Frame>, ReadError> {
+        let mut out = Vec::new();
+        let mut bytes = 0;
+        let mut next = loop {
+            let found = self.locate_offset(&self.state.lock(), from, limit)?;
+            match found {
+                Located::Nothing => return Ok(out),
+                Located::At(index) => break index,
+                Located::Index(name) => self.load_index(name).await?,
+            }
+        };
+        loop {
+            let frames = self.read_some(next, u64::MAX, (bytes_max - bytes).max(1), false).await?;
+            let Some(last) = frames.last() else { break };
+            next = last.header.index + 1;
+            for frame in frames {
+                if frame.header.base_offset >= limit || (bytes >= bytes_max && !out.is_empty()) {
+                    return Ok(out);
+                }
+                if frame.header.kind == FrameKind::Records && frame.header.next_offset() > from {
+                    bytes = bytes.saturating_add(frame.header.frame_bytes() as usize).min(bytes_max);
+                    out.push(frame);
+                }
+            }
+            if bytes >= bytes_max {
+                break;
+            }
+        }
+        // A purge may have overtaken us: say so rather than that there is nothing.
+        self.locate_offset(&self.state.lock(), from, limit)?;
+        Ok(out)
+    }
+
+    /// A Raft index at or before the frame that holds `from`, as near as is known.
+    fn locate_offset(&self, state: &LogState, from: u64, limit: u64) -> Result<Located, ReadError> {
+        let start = state.log_start_offset;
+        if from < start || from > limit {
+            return Err(ReadError::OutOfRange { offset: from, start, end: limit });
+        }
+        if from >= limit.min(state.head.next_offset) {
+            return Ok(Located::Nothing);
+        }
+        if let Some(index) = state.tail.index_of_offset(from) {
+            return Ok(Located::At(index));
+        }
+        let at = state.segments.partition_point(|segment| segment.base_offset <= from);
+        let Some(segment) = at.checked_sub(1).map(|at| &state.segments[at]) else { return Ok(Located::Nothing) };
+        let first = state.first_index();
+        Ok(match segment.index.by_offset(from) {
+            Some(entry) => Located::At(entry.index.max(first)),
+            None => Located::Index(segment.name()),
+        })
+    }
+
+    pub(super) async fn find_timestamp(&self, timestamp: i64, limit: u64) -> Result<Option<u64>, ReadError> {
+        let mut from = self.state.lock().first_index();
+        loop {
+            let found = self.locate_timestamp(&self.state.lock(), from, timestamp);
+            let (first, until) = match found {
+                Some(Ok(stretch)) => stretch,
+                Some(Err(name)) => {
+                    self.load_index(name).await?;
+                    continue;
+                }
+                None => return Ok(None),
+            };
+            from = first;
+            while from < until {
+                let frames = self.read_some(from, until, CHUNK_BYTES.1, false).await?;
+                let Some(last) = frames.last() else { break };
+                from = last.header.index + 1;
+                for frame in &frames {
+                    let header = &frame.header;
+                    if header.base_offset >= limit {
+                        return Ok(None);
+                    }
+                    if header.kind == FrameKind::Records && header.offset_span > 0 && header.max_timestamp >= timestamp
+                    {
+                        return Ok(Some(header.base_offset));
+                    }
+                }
+            }
+            from = until;
+        }
+    }
+
+    /// From the Raft index `from` on, the first stretch of indexes that may hold the timestamp; or the segment that must
+    /// be indexed to know.
+    fn locate_timestamp(&self, state: &LogState, from: u64, timestamp: i64) -> Option<Result<(u64, u64), SegmentName>> {
+        let from = from.max(state.first_index());
+        let mut segments = state.segments.iter();
+        segments.find_map(|segment| {
+            if segment.last.index < from || segment.max_timestamp < timestamp {
+                return None;
+            }
+            if !segment.index.is_complete() {
+                return Some(Err(segment.name()));
+            }
+            let (first, until) = segment.index.by_timestamp(from.max(segment.first_index()), timestamp)?;
+            Some(Ok((first, until.unwrap_or(segment.last.index + 1))))
+        })
+    }
+
+    /// Completes a segment's index: from its file if that is sound, from the segment's headers otherwise.
+    pub(super) async fn load_index(&self, name: SegmentName) -> Result<(), ReadError> {
+        let Some((file, known_from, bytes)) = self.index_gap(name) else { return Ok(()) };
+        let interval = self.context.config.index_interval_bytes;
+        let path = segment::path(&self.dir, name, "index");
+        let stored = match read_file(&*self.context.disk, &path, INDEX_BYTES_MAX).await {
+            Ok(stored) => SparseIndex::decode(&stored, name, bytes, interval)
+                .filter(|index| index.end() == bytes || index.end() <= known_from),
+            // Whatever is wrong with it, it can be rebuilt; if the disk itself is ill, the segment will say so.
+            Err(_) => None,
+        };
+        let begun = stored.unwrap_or_else(|| SparseIndex::new(0, interval));
+        let index = match extend_index(&file, begun, known_from).await {
+            // Purged or truncated meanwhile.
+            Err(_) if self.index_gap(name).is_none() => return Ok(()),
+            extended => extended?,
+        };
+        let mut state = self.state.lock();
+        let Some(segment) = state.segments.iter_mut().find(|segment| segment.name() == name) else { return Ok(()) };
+        if segment.index.is_complete() || segment.index.from() != known_from {
+            return Ok(());
+        }
+        if index.end() == segment.bytes {
+            segment.index = index;
+        } else if index.end() == known_from {
+            segment.index.prepend(index);
+        }
+        Ok(())
+    }
+
+    fn index_gap(&self, name: SegmentName) -> Option<(Arc<SegmentFile>, u64, u64)> {
+        let state = self.state.lock();
+        let segment = state.segments.iter().find(|segment| segment.name() == name)?;
+        (!segment.index.is_complete()).then(|| (segment.file.clone(), segment.index.from(), segment.bytes))
+    }
+
+    /// [`Log::verify`], reading no faster than so many bytes per second (0: as fast as it can).
+    pub(crate) async fn verify_slowly(&self, bytes_per_second: u64) -> Result<u64, ReadError> {
+        let mut bytes = 0;
+        let mut next = self.first_index();
+        let end = self.state.lock().head.next_index();
+        while next < end {
+            let frames = self.read_some(next, end, CHUNK_BYTES.1, false).await?;
+            // Purged meanwhile: go on where the log begins now.
+            next = frames.last().map_or_else(|| self.first_index().max(next + 1), |last| last.header.index + 1);
+            let read = frames.iter().map(|frame| frame.header.frame_bytes()).sum::<u64>();
+            bytes += read;
+            if let Some(micros) = (read * 1_000_000).checked_div(bytes_per_second) {
+                tokio::time::sleep(Duration::from_micros(micros)).await;
+            }
+        }
+        Ok(bytes)
+    }
+}
+
+/// Where reading by offset begins.
+enum Located {
+    At(u64),
+    Index(SegmentName),
+    Nothing,
+}
+
+async fn read_file_frames(
+    file: &SegmentFile,
+    position: u64,
+    end: u64,
+    (from, until): (u64, u64),
+    bytes_max: usize,
+) -> Result<Vec<Frame>, ReadError> {
+    let mut stream = FrameStream::open(file, position, end, bytes_max.clamp(CHUNK_BYTES.0, CHUNK_BYTES.1)).await?;
+    let mut frames = Vec::new();
+    let mut bytes = 0;
+    let mut expected = None;
+    while bytes < bytes_max {
+        let at = stream.position();
+        let Some(frame) = stream.next().await? else { break };
+        let index = frame.header.index;
+        if expected.map_or(index > from, |expected| expected != index) {
+            let why = format!("entry {index} stands where entry {expected:?} belongs");
+            return Err(ReadError::Corrupt { file: file.path().to_owned(), position: at, why });
+        }
+        expected = Some(index + 1);
+        if index >= from {
+            bytes += frame.header.frame_bytes() as usize;
+            frames.push(frame);
+        }
+        if index + 1 >= until {
+            break;
+        }
+    }
+    Ok(frames)
+}
+
+/// Extends an index of a segment's beginning to its first `end` bytes, from the headers.
+async fn extend_index(file: &SegmentFile, mut index: SparseIndex, end: u64) -> Result<SparseIndex, ReadError> {
+    let mut position = index.end();
+    let mut stream = FrameStream::open(file, position, end.max(position), CHUNK_BYTES.0).await?;
+    while let Some(header) = stream.next_header().await? {
+        index.note(&header, position);
+        position = stream.position();
+    }
+    Ok(index)
+}

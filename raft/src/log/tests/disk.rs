@@ -1,0 +1,185 @@
+//! Full disks, failing syncs, and what a directory keeps.
+
+use std::path::Path;
+
+use super::*;
+use crate::disk::Disk;
+use crate::disk::sim::OpKind;
+
+#[tokio::test(start_paused = true)]
+async fn a_failed_sync_of_the_journal_stops_the_directory() {
+    let (disk, store, log) = fresh(small()).await;
+    fill(&log, 1, 2, 10).await;
+    disk.fail_next_sync("journal", true);
+    assert!(append(&log, vec![NewEntry::Blank(log_id(1, 2))]).await.is_err());
+    let stopped = store.stopped().await;
+    assert!(stopped.to_string().contains("journal"), "{stopped}");
+    assert!(append(&log, vec![NewEntry::Blank(log_id(1, 3))]).await.is_err());
+    assert!(log.save_vote(vote(1, REPLICA, true)).await.is_err());
+    assert!(store.close().await.is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failed_sync_of_a_segment_stops_the_directory_and_loses_nothing() {
+    let (disk, store, log) = fresh(small()).await;
+    fill(&log, 1, 5, 300).await;
+    rest().await;
+    disk.fail_next_sync(".segment", true);
+    assert!(store.checkpoint().await.is_err());
+    assert!(store.stopped().await.to_string().contains("segment"));
+    assert!(append(&log, vec![NewEntry::Blank(log_id(1, 5))]).await.is_err());
+    // The journal was not given up.
+    let store = open(&disk.crash(), small(), SnapshotAt::Boundary).await;
+    assert_eq!(indexes(&store.replicas()[0].log).await, [0, 1, 2, 3, 4]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_full_disk_loses_nothing_and_writes_resume_when_there_is_room() {
+    let (disk, store, log) = fresh(small()).await;
+    fill(&log, 1, 5, 300).await;
+    rest().await;
+    // No room for a segment, while the journal has its own.
+    disk.set_capacity(Some(disk.used_bytes()));
+    fill(&log, 1, 20, 300).await;
+    rest().await;
+    assert_eq!(store.available_bytes(), 0);
+    assert!(log.state.lock().appends_written < 25, "the segment was written on a full disk");
+    assert_eq!(indexes(&log).await.len(), 25);
+    assert!(store.checkpoint().await.is_ok(), "a checkpoint that finds no room is put off");
+    disk.set_capacity(None);
+    rest().await;
+    rest().await;
+    assert_eq!(log.state.lock().appends_written, 25);
+    store.checkpoint().await.unwrap();
+    let store = open(&disk.crash(), small(), SnapshotAt::Boundary).await;
+    assert_eq!(indexes(&store.replicas()[0].log).await.len(), 25);
+}
+
+#[tokio::test(start_paused = true)]
+async fn large_appends_wait_for_room_too_and_a_purge_makes_it() {
+    let (disk, store, log) = fresh(RaftConfig { segment_bytes_max: 1 << 20, ..small() }).await;
+    let other = store.create(GroupId(8), ReplicaId(80)).await.unwrap().log;
+    fill(&other, 1, 40, 9000).await;
+    rest().await;
+    // A little is left: a purge writes down what the purged prefix told.
+    disk.set_capacity(Some(disk.used_bytes() + 1000));
+    let large = submit(&log, vec![proposal(0, 1, test_payload(1, 1, 0, &vec![1; 20_000]))]).await.unwrap();
+    rest().await;
+    other.purge(log_id(1, 39)).await.unwrap();
+    let large = tokio::time::timeout(Duration::from_secs(60), large).await.expect("no room was found");
+    large.unwrap().unwrap();
+    assert_eq!(indexes(&log).await, [0]);
+    store.close().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn unwritten_bytes_hold_appends_back() {
+    let config = RaftConfig { unwritten_bytes_max: 4 << 10, ..small() };
+    let (disk, _store, log) = fresh(config).await;
+    disk.set_capacity(Some(disk.used_bytes()));
+    let mut taken = 0;
+    for index in 0..20 {
+        let entry = proposal(index, 1, test_payload(1, 1, index as u32, &[1; 1000]));
+        let taking = tokio::time::timeout(Duration::from_secs(5), append(&log, vec![entry]));
+        match taking.await {
+            Ok(result) => result.unwrap(),
+            Err(_) => break,
+        }
+        taken += 1;
+    }
+    assert!((3..=4).contains(&taken), "{taken} KiB were taken");
+    disk.set_capacity(None);
+    rest().await;
+    fill(&log, 1, 5, 1000).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn checkpoints_come_by_themselves_and_give_the_journal_up() {
+    let config = RaftConfig { checkpoint_journal_bytes: 64 << 10, ..small() };
+    let (disk, _store, log) = fresh(config.clone()).await;
+    for _ in 0..20 {
+        fill(&log, 1, 10, 2000).await;
+        rest().await;
+    }
+    // 400 KiB went through it.
+    assert!(log.context.journal.live_bytes() < 200 << 10, "{}", log.context.journal.live_bytes());
+    let store = open(&disk.crash(), config, SnapshotAt::Boundary).await;
+    assert_eq!(indexes(&store.replicas()[0].log).await.len(), 200);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deleted_replica_leaves_nothing_and_its_id_is_free_for_nobody_else() {
+    let (disk, store, log) = fresh(small()).await;
+    fill(&log, 1, 5, 100).await;
+    store.delete(GROUP, REPLICA).await.unwrap();
+    store.delete(GROUP, REPLICA).await.unwrap();
+    assert!(append(&log, vec![NewEntry::Blank(log_id(1, 5))]).await.is_err());
+    let next = store.create(GROUP, ReplicaId(41)).await.unwrap().log;
+    assert_eq!(next.last_log_id(), None);
+    fill(&next, 1, 1, 100).await;
+    let groups = disk.read_dir(Path::new("/data/groups")).await.unwrap();
+    assert_eq!(groups.iter().map(|entry| entry.name.as_str()).collect::<Vec<_>>(), ["4-41"]);
+    let store = open(&disk.crash(), small(), SnapshotAt::Boundary).await;
+    let replicas: Vec<_> = store.replicas().iter().map(|replica| replica.replica).collect();
+    assert_eq!((replicas, store.unknown_folders().len()), (vec![ReplicaId(41)], 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn creating_again_gives_the_same_replica() {
+    let (_, store, log) = fresh(small()).await;
+    fill(&log, 1, 1, 10).await;
+    let again = store.create(GROUP, REPLICA).await.unwrap();
+    assert!(Arc::ptr_eq(&again.log, &log));
+}
+
+#[tokio::test(start_paused = true)]
+async fn segments_are_given_room_in_chunks_and_give_it_back_when_closed() {
+    let (disk, _store, log) = fresh(RaftConfig { segment_bytes_max: 8 << 10, ..small() }).await;
+    disk.record_trace();
+    fill(&log, 1, 30, 700).await;
+    rest().await;
+    let trace = disk.take_trace();
+    let count = |kind| trace.iter().filter(|op| op.kind == kind && op.path.starts_with("/data/groups")).count();
+    let segments = log.segments().len();
+    assert!(segments > 2);
+    assert_eq!((count(OpKind::Allocate), count(OpKind::SetLen)), (segments, segments - 1));
+    // In large writes: far fewer than there are frames.
+    let writes =
+        trace.iter().filter(|op| op.kind == OpKind::Write && op.path.extension().is_some_and(|e| e == "segment"));
+    assert!(writes.count() <= segments * 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_scrub_finds_rot_that_nobody_reads() {
+    let (disk, store, log) = fresh(small()).await;
+    fill(&log, 1, 30, 300).await;
+    rest().await;
+    store.checkpoint().await.unwrap();
+    let segment = super::super::segment::path(log.dir(), log.state.lock().segments[1].name(), "segment");
+    disk.flip_bit(&segment, 700, 2);
+    assert_eq!(store.rotten(), Vec::new());
+    tokio::time::sleep(Duration::from_secs(2 * 3600)).await;
+    let rotten = store.rotten();
+    assert_eq!((rotten.len(), rotten[0].group), (1, GROUP));
+    assert!(rotten[0].why.contains("segment"), "{}", rotten[0].why);
+    assert_eq!(store.corrupt(), Vec::new());
+}
+
+#[tokio::test(start_paused = true)]
+async fn neither_a_closed_nor_a_stopped_directory_leaves_anything_behind() {
+    let (_, store, log) = fresh(small()).await;
+    fill(&log, 1, 5, 300).await;
+    store.close().await.unwrap();
+    let closed = Arc::downgrade(&log);
+    drop((store, log));
+    rest().await;
+    assert_eq!(closed.strong_count(), 0);
+    let (disk, store, log) = fresh(small()).await;
+    fill(&log, 1, 5, 300).await;
+    disk.fail_next_sync("journal", true);
+    assert!(append(&log, vec![NewEntry::Blank(log_id(1, 5))]).await.is_err());
+    let stopped = Arc::downgrade(&log);
+    drop((store, log));
+    rest().await;
+    assert_eq!(stopped.strong_count(), 0);
+}

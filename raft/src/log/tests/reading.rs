@@ -1,0 +1,105 @@
+//! Reading by index, by offset, by time; from the cache and from files.
+
+use super::*;
+
+#[tokio::test(start_paused = true)]
+async fn reads_are_bounded_but_never_empty() {
+    let (disk, _store, log) = fresh(small()).await;
+    fill(&log, 1, 20, 300).await;
+    rest().await;
+    for cold in [false, true] {
+        disk.set_cold(cold);
+        assert_eq!(log.read_indexes(3, 20, 1).await.unwrap().len(), 1);
+        assert_eq!(log.read_indexes(3, 20, 800).await.unwrap().len(), 3);
+        assert_eq!(log.read_indexes(3, 7, usize::MAX).await.unwrap().len(), 4);
+        assert_eq!(log.read(Offset(7), Offset(40), 1).await.unwrap()[0].header.index, 3);
+        // Up to the limit, even if there is more.
+        let frames = log.read(Offset(7), Offset(10), usize::MAX).await.unwrap();
+        assert_eq!(frames.iter().map(|frame| frame.header.index).collect::<Vec<_>>(), [3, 4]);
+        assert!(log.read(Offset(40), Offset(40), 100).await.unwrap().is_empty());
+        let beyond = log.read(Offset(41), Offset(40), 100).await;
+        assert!(matches!(beyond, Err(ReadError::OutOfRange { offset: 41, start: 0, end: 40 })));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_not_written_to_its_segment_is_read_from_memory() {
+    let (disk, _store, log) = fresh(RaftConfig { tail_cache_bytes: 0, tail_cache_bytes_total: 0, ..small() }).await;
+    disk.record_trace();
+    fill(&log, 1, 3, 300).await;
+    let written =
+        disk.take_trace().iter().filter(|op| op.kind == crate::disk::sim::OpKind::Write && in_segment(op)).count();
+    assert_eq!(written, 0, "segment bytes were written before the writer gathered");
+    assert_eq!(indexes(&log).await, [0, 1, 2]);
+    rest().await;
+    assert_eq!(log.state.lock().tail.first_index(), None, "a cache without room keeps only what is unwritten");
+    assert_eq!(indexes(&log).await, [0, 1, 2]);
+}
+
+fn in_segment(op: &crate::disk::sim::TraceEntry) -> bool {
+    op.path.extension().is_some_and(|extension| extension == "segment")
+}
+
+#[tokio::test(start_paused = true)]
+async fn tail_caches_stay_within_their_bounds() {
+    let (_, store, log) = fresh(small()).await;
+    let mut logs = vec![log.clone()];
+    for group in 10..15 {
+        logs.push(store.create(GroupId(group), ReplicaId(group)).await.unwrap().log);
+    }
+    for log in &logs {
+        fill(log, 1, 10, 300).await;
+    }
+    rest().await;
+    assert!(log.context.budget.used() <= small().tail_cache_bytes_total, "{}", log.context.budget.used());
+    for log in &logs {
+        assert_eq!(indexes(log).await.len(), 10);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reader_sees_the_new_entries_after_a_truncation() {
+    let (disk, _store, log) = fresh(RaftConfig { tail_cache_bytes: 0, ..small() }).await;
+    disk.set_cold(true);
+    fill(&log, 1, 12, 200).await;
+    rest().await;
+    log.truncate_after(Some(log_id(1, 5))).await.unwrap();
+    fill(&log, 2, 3, 200).await;
+    let terms = log.read_indexes(0, 100, usize::MAX).await.unwrap();
+    let terms: Vec<u64> = terms.iter().map(|frame| frame.header.term).collect();
+    assert_eq!(terms, [1, 1, 1, 1, 1, 1, 2, 2, 2]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_time_is_found_by_the_frame_that_reaches_it() {
+    let (disk, store, log) = fresh(small()).await;
+    // Frame n begins at offset 2n and carries the time 1000 + 2n.
+    fill(&log, 1, 30, 200).await;
+    for _ in 0..2 {
+        assert_eq!(log.offset_for_timestamp(0, Offset(60)).await.unwrap(), Some(Offset(0)));
+        assert_eq!(log.offset_for_timestamp(1021, Offset(60)).await.unwrap(), Some(Offset(22)));
+        assert_eq!(log.offset_for_timestamp(1058, Offset(60)).await.unwrap(), Some(Offset(58)));
+        assert_eq!(log.offset_for_timestamp(1059, Offset(60)).await.unwrap(), None);
+        // Not above the limit.
+        assert_eq!(log.offset_for_timestamp(1021, Offset(20)).await.unwrap(), None);
+        rest().await;
+    }
+    store.close().await.unwrap();
+    drop(store);
+    let store = open(&disk, small(), SnapshotAt::Boundary).await;
+    let log = &store.replicas()[0].log;
+    assert_eq!(log.offset_for_timestamp(1021, Offset(60)).await.unwrap(), Some(Offset(22)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_high_watermark_is_followed_and_never_falls() {
+    let (_, _store, log) = fresh(small()).await;
+    let mut watched = log.watch_high_watermark();
+    fill(&log, 1, 3, 10).await;
+    log.set_applied(Some(log_id(1, 1)), 4);
+    watched.changed().await.unwrap();
+    assert_eq!(*watched.borrow_and_update(), Offset(4));
+    log.set_applied(Some(log_id(1, 0)), 2);
+    assert!(!watched.has_changed().unwrap());
+    assert_eq!((log.high_watermark(), log.applied()), (Offset(4), Some(log_id(1, 1))));
+}

@@ -1,0 +1,222 @@
+//! Appending, truncating, purging, installing.
+
+use super::*;
+
+fn stored(index: u64, base_offset: u64, payload: &[u8]) -> Frame {
+    let header = FrameHeader {
+        kind: FrameKind::Records,
+        payload_bytes: 0,
+        term: 1,
+        index,
+        base_offset,
+        offset_span: 3,
+        record_count: 3,
+        max_timestamp: 5,
+        payload_crc: 0,
+    };
+    Frame::new(header, Bytes::copy_from_slice(payload))
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_leaders_entry_is_decided_and_stamped_at_append() {
+    let (_, _store, log) = fresh(small()).await;
+    let (tell, told) = oneshot::channel();
+    let accepted = Proposal { payload: test_payload(3, 1, 0, b"abc"), flushed: Some(tell) };
+    let (tell_void, told_void) = oneshot::channel();
+    let repeated = Proposal { payload: test_payload(3, 1, 0, b"abc"), flushed: Some(tell_void) };
+    let next = test_payload(1, 1, 1, b"d");
+    let entries = vec![
+        NewEntry::Blank(log_id(2, 0)),
+        NewEntry::Proposed(log_id(2, 1), accepted),
+        NewEntry::Proposed(log_id(2, 2), repeated),
+        proposal(3, 2, next),
+    ];
+    append(&log, entries).await.unwrap();
+    let frames = log.read_indexes(0, 10, usize::MAX).await.unwrap();
+    let kinds: Vec<_> = frames.iter().map(|frame| (frame.header.kind, frame.header.base_offset)).collect();
+    let expected = [(FrameKind::Blank, 0), (FrameKind::Records, 0), (FrameKind::Void, 3), (FrameKind::Records, 3)];
+    assert_eq!(kinds, expected);
+    assert_eq!(frames[3].payload[..8], 3u64.to_le_bytes());
+    assert_eq!((log.log_end_offset(), log.high_watermark()), (Offset(4), Offset(0)));
+    // `acks=leader`: told once it is durable here.
+    let outcome = Outcome::Records { base_offset: Offset(0), span: 3, response: Bytes::new() };
+    assert_eq!(told.await.unwrap(), Appended { index: 1, term: 2, outcome });
+    let Outcome::Void { verdict } = told_void.await.unwrap().outcome else { panic!("a duplicate was accepted") };
+    assert_eq!(verdict, "sequence 0, not 1");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_follower_stores_what_it_is_given_and_never_decides() {
+    let (_, _store, log) = fresh(small()).await;
+    // A sequence that the append state would turn down: it is the leader's business.
+    let payload = test_payload(3, 1, 77, b"x");
+    append(&log, vec![NewEntry::Stored(log_id(1, 0), stored(0, 0, &payload))]).await.unwrap();
+    let frames = log.read_indexes(0, 1, 1).await.unwrap();
+    assert_eq!(frames[0], stored(0, 0, &payload));
+    let producers: TestProducers = codec::decode(&log.append_state()).unwrap();
+    assert_eq!(producers.next[&1], 78);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_frame_with_another_base_offset_is_a_divergence_and_changes_nothing() {
+    let (_, _store, log) = fresh(small()).await;
+    append(&log, vec![NewEntry::Stored(log_id(1, 0), stored(0, 0, b"first"))]).await.unwrap();
+    let before = log.append_state();
+    let batch = vec![
+        NewEntry::Stored(log_id(1, 1), stored(1, 3, b"fine")),
+        NewEntry::Stored(log_id(1, 2), stored(2, 5, b"diverged")),
+    ];
+    let error = append(&log, batch).await.unwrap_err();
+    assert!(error.to_string().contains("base offset 5, the log's next offset is 6"), "{error}");
+    assert_eq!((log.last_log_id(), log.append_state()), (Some(log_id(1, 0)), before));
+    // So it goes on as if nothing had been asked.
+    append(&log, vec![NewEntry::Stored(log_id(1, 1), stored(1, 3, b"fine"))]).await.unwrap();
+    assert_eq!(log.log_end_offset(), Offset(6));
+}
+
+#[tokio::test(start_paused = true)]
+async fn entries_that_do_not_follow_are_refused() {
+    let (_, _store, log) = fresh(small()).await;
+    append(&log, vec![NewEntry::Blank(log_id(2, 0))]).await.unwrap();
+    for wrong in [
+        vec![NewEntry::Blank(log_id(2, 2))],
+        vec![NewEntry::Blank(log_id(2, 0))],
+        vec![NewEntry::Blank(log_id(1, 1))],
+        vec![NewEntry::Blank(log_id(2, 1)), NewEntry::Blank(log_id(2, 3))],
+        vec![NewEntry::Stored(log_id(2, 1), stored(1, 0, b"of term 1"))],
+        vec![proposal(1, 2, Bytes::new()), NewEntry::Stored(log_id(2, 2), stored(2, 0, b"mixed"))],
+    ] {
+        assert!(append(&log, wrong).await.is_err());
+    }
+    assert_eq!(log.last_log_id(), Some(log_id(2, 0)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn operations_complete_in_the_order_they_were_asked_for() {
+    let (_, _store, log) = fresh(small()).await;
+    let order = Arc::new(parking_lot::Mutex::new(Vec::new()));
+    // Small ones, and large ones that are written to their segment directly.
+    for (index, bytes) in [10, 9000, 20, 12_000, 30, 30].into_iter().enumerate() {
+        let order = order.clone();
+        let entry = proposal(index as u64, 1, test_payload(1, 1, index as u32, &vec![1; bytes]));
+        let done = Box::new(move |result: std::io::Result<()>| {
+            result.unwrap();
+            order.lock().push(index);
+        });
+        log.append(vec![entry], done).await.unwrap();
+    }
+    log.save_vote(vote(1, REPLICA, true)).await.unwrap();
+    // The vote is durable, so everything before it is (RULES.md J5).
+    assert_eq!(*order.lock(), [0, 1, 2, 3, 4, 5]);
+    assert_eq!(indexes(&log).await, [0, 1, 2, 3, 4, 5]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn append_after_truncate_reuses_offsets_in_a_new_file() {
+    let (disk, _store, log) = fresh(RaftConfig { segment_bytes_max: 1 << 20, ..small() }).await;
+    fill(&log, 1, 8, 100).await;
+    rest().await;
+    log.truncate_after(Some(log_id(1, 4))).await.unwrap();
+    assert_eq!((log.log_end_offset(), log.last_log_id()), (Offset(10), Some(log_id(1, 4))));
+    fill(&log, 2, 2, 100).await;
+    assert_eq!(indexes(&log).await, [0, 1, 2, 3, 4, 5, 6]);
+    assert_eq!((log.log_end_offset(), log.segments().len()), (Offset(14), 2));
+    assert_eq!(log.key_log_ids(0, 6), [log_id(1, 4), log_id(2, 6)]);
+    // The same after a restart.
+    log.save_vote(vote(2, REPLICA, true)).await.unwrap();
+    let store = open(&disk.crash(), small(), SnapshotAt::Boundary).await;
+    let again = &store.replicas()[0].log;
+    assert_eq!(indexes(again).await, [0, 1, 2, 3, 4, 5, 6]);
+    assert_eq!((again.append_state(), again.log_end_offset()), (log.append_state(), Offset(14)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn committed_and_purged_entries_are_never_truncated() {
+    let (_, _store, log) = fresh(small()).await;
+    fill(&log, 1, 6, 100).await;
+    log.set_committed(Some(log_id(1, 3)));
+    assert!(log.truncate_after(Some(log_id(1, 2))).await.is_err());
+    assert!(log.truncate_after(None).await.is_err());
+    assert!(log.truncate_after(Some(log_id(2, 4))).await.is_err(), "the log does not hold that entry");
+    log.truncate_after(Some(log_id(1, 3))).await.unwrap();
+    // Beyond the end there is nothing to do.
+    log.truncate_after(Some(log_id(1, 9))).await.unwrap();
+    assert_eq!(indexes(&log).await, [0, 1, 2, 3]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_purge_unlinks_whole_segments_and_hides_the_rest() {
+    let (disk, _store, log) = fresh(small()).await;
+    fill(&log, 1, 30, 200).await;
+    rest().await;
+    let segments = log.segments();
+    assert!(segments.len() > 3);
+    let inside = segments[2].first_index + 1;
+    log.purge(log_id(1, inside)).await.unwrap();
+    log.save_vote(vote(1, REPLICA, true)).await.unwrap();
+    rest().await;
+    assert_eq!((log.first_index(), log.log_start_offset()), (inside + 1, Offset(2 * (inside + 1))));
+    assert_eq!(log.segments()[0].first_index, segments[2].first_index);
+    let names = crate::disk::Disk::read_dir(&disk, log.dir()).await.unwrap();
+    let kept = names.iter().filter(|entry| entry.name.ends_with(".segment")).count();
+    assert_eq!(kept, log.segments().len(), "{names:?}");
+    let range = log.read(Offset(0), log.log_end_offset(), 1000).await;
+    assert!(matches!(range, Err(ReadError::OutOfRange { offset: 0, .. })));
+    assert!(log.read_indexes(inside, inside + 1, 1).await.unwrap().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_snapshot_beyond_the_log_empties_it_and_one_within_keeps_the_tail() {
+    let (_, store, log) = fresh(small()).await;
+    fill(&log, 1, 20, 200).await;
+    let (head, _) = log.head_at(Some(14)).await.unwrap();
+    let base = head.base();
+    let other = store.create(GroupId(5), ReplicaId(50)).await.unwrap().log;
+    fill(&other, 1, 3, 10).await;
+    other.install(&base, base.encode()).await.unwrap();
+    assert_eq!((other.last_log_id(), other.purged_log_id()), (Some(log_id(1, 14)), Some(log_id(1, 14))));
+    assert_eq!((other.log_start_offset(), other.log_end_offset()), (Offset(30), Offset(30)));
+    assert_eq!(other.append_state(), base.append_state.clone().unwrap());
+    assert!(indexes(&other).await.is_empty());
+    log.install(&base, base.encode()).await.unwrap();
+    assert_eq!(indexes(&log).await, [15, 16, 17, 18, 19]);
+    // Both go on, with the offsets that follow.
+    fill(&other, 2, 1, 10).await;
+    fill(&log, 2, 1, 10).await;
+    assert_eq!((other.log_end_offset(), log.log_end_offset()), (Offset(32), Offset(42)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_commit_rides_along_and_never_outruns_the_log() {
+    let (disk, _store, log) = fresh(small()).await;
+    fill(&log, 1, 3, 10).await;
+    // Ahead of what is here: a quorum has more.
+    log.set_committed(Some(log_id(1, 9)));
+    fill(&log, 1, 1, 10).await;
+    let store = open(&disk.crash(), small(), SnapshotAt::Boundary).await;
+    let log = &store.replicas()[0].log;
+    // Journalled with the append, as far as the log went before it.
+    assert_eq!(log.committed_log_id(), Some(log_id(1, 2)));
+    assert_eq!((log.high_watermark(), log.log_end_offset()), (Offset(6), Offset(8)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_vote_is_durable_when_it_is_saved() {
+    let (disk, _store, log) = fresh(small()).await;
+    let voted: Vote = vote(7, ReplicaId(99), false);
+    log.save_vote(voted).await.unwrap();
+    let store = open(&disk.crash(), small(), SnapshotAt::Boundary).await;
+    assert_eq!(store.replicas()[0].log.vote(), Some(voted));
+}
+
+#[tokio::test(start_paused = true)]
+async fn key_log_ids_are_the_last_of_each_term() {
+    let (_, _store, log) = fresh(small()).await;
+    for (term, count) in [(1, 3), (4, 20), (5, 1), (9, 2)] {
+        fill(&log, term, count, 300).await;
+    }
+    let all: Vec<LogId> = vec![log_id(1, 2), log_id(4, 22), log_id(5, 23), log_id(9, 25)];
+    assert_eq!(log.key_log_ids(0, 25), all);
+    assert_eq!(log.key_log_ids(10, 23), [log_id(4, 22), log_id(5, 23)]);
+    assert_eq!(log.key_log_ids(3, 20), [log_id(4, 20)]);
+}

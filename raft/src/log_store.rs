@@ -1,0 +1,227 @@
+//! openraft's log storage over a [`Log`]: a thin translation, entries in, frames out.
+//!
+//! Entries are moved in and never cloned; what is read back shares its payload with the tail cache or with the chunk it was
+//! read in. It decides nothing: that is the log's business, at its one serial point (RULES.md O2).
+
+use std::fmt::Debug;
+use std::io;
+use std::ops::{Bound, RangeBounds, RangeInclusive};
+use std::sync::Arc;
+
+use futures_util::{Stream, StreamExt, TryStreamExt, stream};
+use openraft::EntryPayload;
+use openraft::errors::LeaderChanged;
+use openraft::storage::{
+    IOFlushed, LeaderBoundedStreamError, LeaderBoundedStreamResult, LogState, RaftLogReader, RaftLogStorage,
+};
+use openraft::type_config::alias::LeaderIdOf;
+
+use crate::error::ReadError;
+use crate::log::Log;
+use crate::log::append::NewEntry;
+use crate::log::frame::{Frame, FrameKind};
+use crate::log::head::decode_membership;
+use crate::types::{Entry, EntryData, LogId, TypeConfig, Vote, log_id};
+
+/// openraft's way to one replica's log. One per group; clones read.
+#[derive(Clone)]
+pub struct LogStore {
+    log: Arc<Log>,
+}
+
+impl LogStore {
+    /// Over a recovered log ([`crate::store::Replica::log`]).
+    pub fn new(log: Arc<Log>) -> Self {
+        Self { log }
+    }
+
+    /// The log itself.
+    pub fn log(&self) -> &Arc<Log> {
+        &self.log
+    }
+
+    fn bytes_max(&self) -> usize {
+        self.log.context().config.append_bytes_max.max(1)
+    }
+
+    /// Entries in chunks of bounded size, up to where the log ends. Asked for beyond that, or below where it begins, it gives
+    /// what there is; a hole is an error.
+    fn chunks<RB: RangeBounds<u64>>(
+        &self,
+        range: RB,
+    ) -> impl Stream<Item = Result<Vec<Entry>, io::Error>> + Send + use<RB> {
+        let (log, bytes_max) = (self.log.clone(), self.bytes_max());
+        let (from, to) = bounds(range);
+        stream::try_unfold(from.max(log.first_index()), move |from| {
+            let log = log.clone();
+            async move {
+                let frames = log.read_indexes(from, to, bytes_max).await.map_err(read_error)?;
+                let Some(last) = frames.last() else { return Ok(None) };
+                let next = last.header.index + 1;
+                let entries: Result<Vec<Entry>, io::Error> = frames.into_iter().map(entry).collect();
+                Ok(Some((entries?, next)))
+            }
+        })
+    }
+}
+
+impl RaftLogReader<TypeConfig> for LogStore {
+    async fn leader_bounded_stream<RB>(
+        &mut self,
+        leader: LeaderIdOf<TypeConfig>,
+        range: RB,
+    ) -> impl Stream<Item = LeaderBoundedStreamResult<TypeConfig>> + Send
+    where
+        RB: RangeBounds<u64> + Clone + Debug + Send,
+    {
+        let log = self.log.clone();
+        let changed = move || match log.vote() {
+            Some(vote) if vote.leader_id == leader && vote.committed => None,
+            vote => Some(LeaderBoundedStreamError::from(LeaderChanged::new(leader, vote))),
+        };
+        if let Some(error) = changed() {
+            return stream::iter([Err(error)]).left_stream();
+        }
+        // Asked again after each chunk was read: what was truncated meanwhile must not be sent under this leader's name.
+        let checked = self.chunks(range).map(move |chunk| match (changed(), chunk) {
+            (Some(error), _) => vec![Err(error)],
+            (None, Ok(entries)) => entries.into_iter().map(Ok).collect(),
+            (None, Err(error)) => vec![Err(LeaderBoundedStreamError::IoError(error))],
+        });
+        stop_at_error(checked.flat_map(stream::iter)).right_stream()
+    }
+
+    async fn entries_stream<RB>(&mut self, range: RB) -> impl Stream<Item = Result<Entry, io::Error>> + Send
+    where
+        RB: RangeBounds<u64> + Clone + Debug + Send,
+    {
+        self.chunks(range).map_ok(|entries| stream::iter(entries.into_iter().map(Ok))).try_flatten()
+    }
+
+    async fn try_get_log_entries<RB>(&mut self, range: RB) -> Result<Vec<Entry>, io::Error>
+    where
+        RB: RangeBounds<u64> + Clone + Debug + Send,
+    {
+        self.chunks(range).try_concat().await
+    }
+
+    async fn read_vote(&mut self) -> Result<Option<Vote>, io::Error> {
+        Ok(self.log.vote())
+    }
+
+    async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> Result<Vec<Entry>, io::Error> {
+        let frames = self.log.read_indexes(start, end, self.bytes_max()).await.map_err(read_error)?;
+        if frames.is_empty() && start < end {
+            // openraft would take nothing for a heartbeat and go round in circles.
+            let (first, last) = (self.log.first_index(), self.log.last_log_id());
+            return Err(io::Error::other(format!("entry {start} is not in the log, {first} to {last:?}")));
+        }
+        frames.into_iter().map(entry).collect()
+    }
+
+    async fn get_key_log_ids(&mut self, range: RangeInclusive<LogId>) -> Result<Vec<LogId>, io::Error> {
+        Ok(self.log.key_log_ids(range.start().index, range.end().index))
+    }
+}
+
+impl RaftLogStorage<TypeConfig> for LogStore {
+    type LogReader = Self;
+
+    async fn get_log_state(&mut self) -> Result<LogState<TypeConfig>, io::Error> {
+        Ok(LogState { last_purged_log_id: self.log.purged_log_id(), last_log_id: self.log.last_log_id() })
+    }
+
+    async fn get_log_reader(&mut self) -> Self {
+        self.clone()
+    }
+
+    async fn save_vote(&mut self, vote: &Vote) -> Result<(), io::Error> {
+        self.log.save_vote(*vote).await
+    }
+
+    async fn save_committed(&mut self, committed: Option<LogId>) -> Result<(), io::Error> {
+        self.log.set_committed(committed);
+        Ok(())
+    }
+
+    async fn read_committed(&mut self) -> Result<Option<LogId>, io::Error> {
+        Ok(self.log.committed_log_id())
+    }
+
+    async fn append<I>(&mut self, entries: I, callback: IOFlushed<TypeConfig>) -> Result<(), io::Error>
+    where
+        I: IntoIterator<Item = Entry> + Send,
+        I::IntoIter: Send,
+    {
+        let entries = entries.into_iter().map(new_entry).collect();
+        self.log.append(entries, Box::new(move |result| callback.io_completed(result))).await
+    }
+
+    async fn truncate_after(&mut self, last_log_id: Option<LogId>) -> Result<(), io::Error> {
+        self.log.truncate_after(last_log_id).await
+    }
+
+    async fn purge(&mut self, log_id: LogId) -> Result<(), io::Error> {
+        self.log.purge(log_id).await
+    }
+}
+
+fn new_entry(entry: Entry) -> NewEntry {
+    let id = entry.log_id;
+    match entry.payload {
+        EntryPayload::Blank => NewEntry::Blank(id),
+        EntryPayload::Membership(membership) => NewEntry::Membership(id, membership),
+        EntryPayload::Normal(EntryData::Proposed(proposal)) => NewEntry::Proposed(id, proposal),
+        EntryPayload::Normal(EntryData::Stored(frame)) => NewEntry::Stored(id, frame),
+    }
+}
+
+/// The entry that a frame holds, as openraft knows it.
+pub(crate) fn entry(frame: Frame) -> Result<Entry, io::Error> {
+    let payload = match frame.header.kind {
+        FrameKind::Blank => EntryPayload::Blank,
+        FrameKind::Membership => EntryPayload::Membership(decode_membership(&frame)?),
+        FrameKind::Records | FrameKind::Void => {
+            return Ok(Entry {
+                log_id: log_id(frame.header.term, frame.header.index),
+                payload: EntryPayload::Normal(EntryData::Stored(frame)),
+            });
+        }
+    };
+    Ok(Entry { log_id: log_id(frame.header.term, frame.header.index), payload })
+}
+
+fn read_error(error: ReadError) -> io::Error {
+    match error {
+        ReadError::Io(error) => error,
+        other => io::Error::new(io::ErrorKind::InvalidData, other),
+    }
+}
+
+/// First index and the index behind the last.
+fn bounds(range: impl RangeBounds<u64>) -> (u64, u64) {
+    let from = match range.start_bound() {
+        Bound::Included(from) => *from,
+        Bound::Excluded(before) => before.saturating_add(1),
+        Bound::Unbounded => 0,
+    };
+    let to = match range.end_bound() {
+        Bound::Included(last) => last.saturating_add(1),
+        Bound::Excluded(to) => *to,
+        Bound::Unbounded => u64::MAX,
+    };
+    (from, to)
+}
+
+/// The stream up to and including its first error.
+fn stop_at_error<T, E>(items: impl Stream<Item = Result<T, E>> + Send) -> impl Stream<Item = Result<T, E>> + Send
+where
+    T: Send,
+    E: Send,
+{
+    items.scan(false, |failed, item| {
+        let next = (!*failed).then_some(item);
+        *failed |= next.as_ref().is_some_and(Result::is_err);
+        std::future::ready(next)
+    })
+}

@@ -1,0 +1,165 @@
+//! Handing leadership over, and taking it back when the hand-over fails (RULES.md R4).
+//!
+//! openraft never clears a leader's `transfer_to`: a transfer that brings no new leader leaves one that refuses every
+//! write, read and heartbeat for ever, and `trigger().elect()` does nothing on a leader. What ends it is a higher term:
+//! the leader takes in a vote for the transferee one term up, which it would have granted anyway, and so steps down; then
+//! it runs itself, one term further, with the right to skip the lease that the voters still hold for it.
+
+use std::time::Duration;
+
+use openraft::async_runtime::WatchReceiver;
+use openraft::raft::{TransferLeaderRequest, VoteRequest};
+use tokio::time::timeout;
+
+use super::RaftGroup;
+use crate::error::ProposeError;
+use crate::types::{LogId, Membership, ReplicaId, TypeConfig, Vote, vote};
+
+/// How long a call into the group's own core may take before it is given up: the caller retries.
+const CORE_WAIT: Duration = Duration::from_millis(500);
+
+/// Entries that a voter may be behind and still take over: it must have them all before it runs, and until then nobody
+/// accepts anything.
+const LAG_MAX: u64 = 10_000;
+
+/// A replica's own Raft state, exact as of one moment.
+#[derive(Clone)]
+pub(crate) struct Standing {
+    pub(crate) vote: Vote,
+    pub(crate) last: Option<LogId>,
+    pub(crate) leads: bool,
+    pub(crate) membership: Membership,
+}
+
+/// Forgets the transfer under way, also when its task is cancelled.
+struct Announced<'a>(&'a RaftGroup);
+
+impl Drop for Announced<'_> {
+    fn drop(&mut self) {
+        *self.0.inner.transferring.lock() = None;
+    }
+}
+
+impl RaftGroup {
+    /// Hands leadership to this voter. Returns once another leader is known here, or after the transfer was undone
+    /// (RULES.md R4): then an error. Goes on if the future is dropped.
+    pub async fn transfer_leader(&self, to: ReplicaId) -> Result<(), ProposeError> {
+        let group = self.clone();
+        let done = tokio::spawn(async move { group.supervised_transfer(to).await });
+        done.await.unwrap_or_else(|_| Err(ProposeError::Unknown("the transfer was abandoned".into())))
+    }
+
+    async fn supervised_transfer(&self, to: ReplicaId) -> Result<(), ProposeError> {
+        let Some(term) = self.leading_term() else { return Err(self.not_leader_or_stopped()) };
+        if to == self.replica() {
+            return Ok(());
+        }
+        self.ready_to_lead(to)?;
+        {
+            let mut transferring = self.inner.transferring.lock();
+            if let Some((other, _)) = *transferring {
+                return Err(ProposeError::Unknown(format!("leadership is being handed to replica {other}")));
+            }
+            *transferring = Some((to, term));
+        }
+        let _announced = Announced(self);
+        self.raft().trigger().transfer_leader(to).await.map_err(|fatal| self.stopped_error(fatal))?;
+        if self.other_leader_within(term, self.inner.config.transfer_timeout).await {
+            return Ok(());
+        }
+        self.undo_transfer(to, term).await;
+        Err(ProposeError::Unknown(format!("replica {to} did not take leadership over; the transfer was undone")))
+    }
+
+    /// Refuses a hand-over that could not succeed before it disturbs anybody.
+    fn ready_to_lead(&self, to: ReplicaId) -> Result<(), ProposeError> {
+        let status = self.status();
+        let refuse = |why: String| Err(ProposeError::Unknown(format!("replica {to} of group {} {why}", self.group())));
+        let Some(member) = status.members.get(&to).filter(|member| member.voter) else {
+            return refuse("is no voter".into());
+        };
+        let lag = status.last_index.map_or(0, |last| last.saturating_sub(member.matched.unwrap_or(0)));
+        if lag > LAG_MAX { refuse(format!("lags {lag} entries")) } else { Ok(()) }
+    }
+
+    /// Whether a leader of a later term shows up in time.
+    async fn other_leader_within(&self, term: u64, wait: Duration) -> bool {
+        let mut metrics = self.raft().metrics();
+        let appears = async {
+            loop {
+                let later = {
+                    let now = metrics.borrow_watched();
+                    now.current_term > term && now.current_leader.is_some()
+                };
+                if later {
+                    return true;
+                }
+                if metrics.changed().await.is_err() {
+                    return false;
+                }
+            }
+        };
+        timeout(wait, appears).await.unwrap_or(false)
+    }
+
+    async fn undo_transfer(&self, to: ReplicaId, term: u64) {
+        for _ in 0..3 {
+            match self.standing().await {
+                // Only a leader of that same term is stuck. Otherwise elections go their own way.
+                Some(standing) if standing.leads && standing.vote.leader_id.term == term => {
+                    tracing::warn!(group = self.group().0, %to, term, "leadership transfer undone");
+                    self.step_through(&standing, to).await;
+                }
+                _ => return,
+            }
+            if self.other_leader_within(term, self.inner.config.transfer_timeout).await {
+                return;
+            }
+        }
+    }
+
+    /// This replica's Raft state, from its core. `None` if the core does not answer.
+    pub(crate) async fn standing(&self) -> Option<Standing> {
+        let raft = self.raft();
+        let read = raft.with_raft_state(|state| Standing {
+            vote: *state.vote_ref(),
+            last: state.log_ids.last().copied(),
+            leads: state.server_state == openraft::ServerState::Leader,
+            membership: state.membership_state.effective().membership().clone(),
+        });
+        timeout(CORE_WAIT, read).await.ok()?.ok()
+    }
+
+    /// Tells the core that the leader it follows is no more and who shall lead. If that is this replica it runs, now.
+    pub(crate) async fn elect(&self, standing: &Standing, winner: ReplicaId) {
+        // Without the last log id: the caller has compared the logs, and after a restart openraft's flush progress knows
+        // none, so that it would wait for one in vain. The voters check the log again.
+        let request = TransferLeaderRequest::new(standing.vote, winner, None);
+        let raft = self.raft();
+        let taken = timeout(CORE_WAIT, raft.handle_transfer_leader(request)).await;
+        if winner != self.replica() || matches!(taken, Ok(Ok(Ok(())))) {
+            return;
+        }
+        // A leader that was restarted: openraft holds its vote demoted in memory, committed on disk, and refuses.
+        let other = standing.membership.voter_ids().find(|id| *id != self.replica());
+        match other {
+            Some(other) => self.step_through(standing, other).await,
+            None => drop(raft.trigger().elect(false).await),
+        }
+    }
+
+    /// Steps down through a vote for `other` one term up, then runs one term further.
+    pub(crate) async fn step_through(&self, standing: &Standing, other: ReplicaId) {
+        let up = vote(standing.vote.leader_id.term + 1, other, false);
+        let request = VoteRequest::<TypeConfig> { vote: up, last_log_id: standing.last, leadership_transfer: true };
+        let raft = self.raft();
+        match timeout(CORE_WAIT, raft.vote(request)).await {
+            Ok(Ok(answer)) if answer.vote_granted => {
+                let request = TransferLeaderRequest::new(up, self.replica(), None);
+                let _ = timeout(CORE_WAIT, raft.handle_transfer_leader(request)).await;
+            }
+            // The state moved on under way; whoever asked looks again.
+            other => tracing::debug!(group = self.group().0, ?other, "no way through a higher term"),
+        }
+    }
+}

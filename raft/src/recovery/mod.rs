@@ -1,0 +1,215 @@
+//! Recovery: from a checkpoint, a journal and segments to the logs as they were acknowledged (RULES.md J8–J16).
+//!
+//! Two passes over the journal above the checkpoint. The first (`plan`) reads what every operation says, without frames, and
+//! so learns each replica's final log and which record each of its entries comes from. The second (`rebuild`) writes the
+//! journalled frames that survive to their positions, checks the bypassed ones in place, and folds both into the append state.
+//! Nothing it does depends on how far an earlier recovery came; nothing is deleted before a checkpoint says it may be
+//! ([`crate::store`] takes one and then cleans up). It runs before anything else uses the directory.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::checkpoint::{
+    CHECKPOINT_BYTES_MAX, CHECKPOINT_FILE, CHECKPOINT_VERSION, Checkpoint, CheckpointError, ReplicaState,
+};
+use crate::codec;
+use crate::config::RaftConfig;
+use crate::disk::{Disk, read_file};
+use crate::error::OpenError;
+use crate::journal::{JournalIdentity, Lsn, Recovered, RecoveredOp};
+use crate::journal::{Scan, Scanner};
+use crate::log::segment::SegmentFile;
+use crate::log::state::LogState;
+use crate::log::tail::TailBudget;
+use crate::payload::Application;
+use crate::store::{ApplicationFactory, CorruptReplica};
+use crate::types::{DirectoryId, GroupId, ReplicaId};
+
+mod folder;
+mod plan;
+mod rebuild;
+
+use folder::Folder;
+use plan::Plan;
+use rebuild::Rebuild;
+
+/// A replica, by group and incarnation.
+pub(crate) type ReplicaKey = (GroupId, ReplicaId);
+
+/// What to recover, and with what.
+pub(crate) struct Recovery<'a> {
+    pub(crate) disk: &'a Arc<dyn Disk>,
+    /// The data directory.
+    pub(crate) root: &'a Path,
+    pub(crate) directory: DirectoryId,
+    pub(crate) identity: &'a JournalIdentity,
+    pub(crate) config: &'a RaftConfig,
+    pub(crate) applications: &'a ApplicationFactory,
+    pub(crate) budget: &'a Arc<TailBudget>,
+}
+
+/// A replica whose log is whole again.
+pub(crate) struct RecoveredReplica {
+    pub(crate) key: ReplicaKey,
+    pub(crate) dir: PathBuf,
+    pub(crate) application: Arc<dyn Application>,
+    pub(crate) state: LogState,
+    /// Files in its folder that are not part of the log, to be removed after the next checkpoint.
+    pub(crate) leftovers: Vec<PathBuf>,
+    /// Files that are longer than their segment, to be cut to this length after the next checkpoint.
+    pub(crate) cuts: Vec<(Arc<SegmentFile>, u64)>,
+}
+
+/// What was found.
+pub(crate) struct Found {
+    pub(crate) scan: Scan,
+    pub(crate) replicas: Vec<RecoveredReplica>,
+    /// Replicas that cannot be opened, and what a checkpoint is to say of them.
+    pub(crate) corrupt: Vec<(CorruptReplica, ReplicaState)>,
+    /// Folders of deleted replicas.
+    pub(crate) dead_folders: Vec<PathBuf>,
+    /// Folders that nothing on record explains.
+    pub(crate) unknown_folders: Vec<PathBuf>,
+}
+
+/// The folder of a replica.
+pub(crate) fn replica_dir(root: &Path, (group, replica): ReplicaKey) -> PathBuf {
+    groups_dir(root).join(format!("{group}-{replica}"))
+}
+
+/// The folder of all replicas' folders.
+pub(crate) fn groups_dir(root: &Path) -> PathBuf {
+    root.join("groups")
+}
+
+/// The prefix of a folder that is on its way out.
+pub(crate) const DELETED_PREFIX: &str = "deleted-";
+
+impl Recovery<'_> {
+    /// Runs both passes. On return every surviving frame is written to its segment (synced by the checkpoint that follows).
+    pub(crate) async fn run(self) -> Result<Found, OpenError> {
+        let checkpoint = self.read_checkpoint().await?;
+        let from = Lsn(checkpoint.lsn.0 + 1);
+        let mut plans = self.first_pass(checkpoint, from).await?;
+        let deleted: BTreeSet<ReplicaKey> = plans.iter().filter(|(_, plan)| plan.dead).map(|(key, _)| *key).collect();
+        plans.retain(|_, plan| !plan.dead);
+        let (dead_folders, unknown_folders) = self.other_folders(&plans, &deleted).await?;
+        let mut rebuilds = BTreeMap::new();
+        let mut corrupt = Vec::new();
+        for (key, plan) in plans {
+            match plan.known_corrupt() {
+                Some(state) => corrupt.push(report(key, state)),
+                None => {
+                    let folder = Folder::list(&**self.disk, replica_dir(self.root, key)).await?;
+                    rebuilds.insert(key, Rebuild::begin(&self, key, plan, folder).await);
+                }
+            }
+        }
+        let scan = self.second_pass(&mut rebuilds, from).await?;
+        let mut replicas = Vec::new();
+        for (key, rebuild) in rebuilds {
+            match rebuild.finish(scan.last).await {
+                Ok(replica) => replicas.push(replica),
+                Err(state) => corrupt.push(report(key, *state)),
+            }
+        }
+        Ok(Found { scan, replicas, corrupt, dead_folders, unknown_folders })
+    }
+
+    async fn read_checkpoint(&self) -> Result<Checkpoint, OpenError> {
+        let path = self.root.join(CHECKPOINT_FILE);
+        let corrupt = |why: String| OpenError::Corrupt { path: path.clone(), why };
+        let bytes = match read_file(&**self.disk, &path, CHECKPOINT_BYTES_MAX).await {
+            Ok(bytes) => bytes,
+            // Before the first one the journal holds everything.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Ok(Checkpoint { directory: self.directory, lsn: Lsn(0), replicas: Vec::new() });
+            }
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => return Err(corrupt(error.to_string())),
+            Err(error) => return Err(OpenError::Io { path, error }),
+        };
+        let checkpoint = Checkpoint::decode(&bytes).map_err(|error| match error {
+            CheckpointError::Version(found) => {
+                OpenError::Version { path: path.clone(), found, known: CHECKPOINT_VERSION }
+            }
+            CheckpointError::Corrupt(why) => corrupt(why),
+        })?;
+        if checkpoint.directory != self.directory {
+            return Err(corrupt(format!("it belongs to data directory {:032x}", checkpoint.directory.0)));
+        }
+        Ok(checkpoint)
+    }
+
+    async fn first_pass(&self, checkpoint: Checkpoint, from: Lsn) -> Result<BTreeMap<ReplicaKey, Plan>, OpenError> {
+        let mut plans = BTreeMap::new();
+        for entry in checkpoint.replicas {
+            let state: ReplicaState = codec::decode(&entry.state).map_err(|error| OpenError::Corrupt {
+                path: self.root.join(CHECKPOINT_FILE),
+                why: format!("group {} replica {}: {error}", entry.group, entry.replica),
+            })?;
+            plans.insert((entry.group, entry.replica), Plan::from_checkpoint(state, entry.lsn));
+        }
+        let mut scanner = Scanner::open(&**self.disk, self.identity, from).await?;
+        while let Some(recovered) = scanner.next().await? {
+            let key = (recovered.group, recovered.replica);
+            match plans.get_mut(&key) {
+                Some(plan) => plan.take(&recovered),
+                None if recovered.op == RecoveredOp::Create => {
+                    plans.insert(key, Plan::created());
+                }
+                None if recovered.op == RecoveredOp::Delete => {
+                    plans.insert(key, Plan::deleted());
+                }
+                // Of an incarnation that is dead and forgotten (RULES.md J12).
+                None => {}
+            }
+        }
+        Ok(plans)
+    }
+
+    async fn second_pass(&self, rebuilds: &mut BTreeMap<ReplicaKey, Rebuild>, from: Lsn) -> Result<Scan, OpenError> {
+        let mut scanner = Scanner::open(&**self.disk, self.identity, from).await?;
+        while let Some(Recovered { lsn, group, replica, op }) = scanner.next().await? {
+            if let Some(rebuild) = rebuilds.get_mut(&(group, replica)) {
+                rebuild.take(lsn, op).await.map_err(|(path, error)| OpenError::Io { path, error })?;
+            }
+        }
+        Ok(scanner.finish())
+    }
+
+    /// Folders under `groups` of replicas that are gone, and those that nothing explains.
+    async fn other_folders(
+        &self,
+        plans: &BTreeMap<ReplicaKey, Plan>,
+        deleted: &BTreeSet<ReplicaKey>,
+    ) -> Result<(Vec<PathBuf>, Vec<PathBuf>), OpenError> {
+        let groups = groups_dir(self.root);
+        let entries = match self.disk.read_dir(&groups).await {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+            other => other.map_err(|error| OpenError::Io { path: groups.clone(), error })?,
+        };
+        let (mut dead, mut unknown) = (Vec::new(), Vec::new());
+        for entry in entries {
+            let path = groups.join(&entry.name);
+            match parse_folder(&entry.name) {
+                Some(key) if plans.contains_key(&key) => {}
+                Some(key) if deleted.contains(&key) => dead.push(path),
+                _ if entry.name.starts_with(DELETED_PREFIX) => dead.push(path),
+                _ => unknown.push(path),
+            }
+        }
+        Ok((dead, unknown))
+    }
+}
+
+fn parse_folder(name: &str) -> Option<ReplicaKey> {
+    let (group, replica) = name.split_once('-')?;
+    Some((GroupId(group.parse().ok()?), ReplicaId(replica.parse().ok()?)))
+}
+
+fn report((group, replica): ReplicaKey, state: ReplicaState) -> (CorruptReplica, ReplicaState) {
+    let why = state.corrupt.clone().unwrap_or_default();
+    (CorruptReplica { group, replica, why }, state)
+}

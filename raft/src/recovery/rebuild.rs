@@ -1,0 +1,420 @@
+//! The second pass: the frames of one replica's final log, folded in order into its state, and written where they belong.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::folder::Folder;
+use super::plan::{Plan, SegmentPlan};
+use super::{RecoveredReplica, Recovery, ReplicaKey};
+use crate::checkpoint::ReplicaState;
+use crate::disk::Disk;
+use crate::journal::{Extent, Lsn, RecoveredOp, SegmentName};
+use crate::log::base::{Base, membership_from_repr};
+use crate::log::frame::Frame;
+use crate::log::head::Head;
+use crate::log::segment::{FrameStream, Segment, SegmentFile, stem};
+use crate::log::state::{LogState, SnapshotRef, restore_segment};
+use crate::log::tail::Tail;
+use crate::payload::{Application, SnapshotAt};
+use crate::types::LogId;
+
+const CHUNK_BYTES: usize = 256 << 10;
+
+/// One replica on its way back.
+pub(super) struct Rebuild {
+    key: ReplicaKey,
+    disk: Arc<dyn Disk>,
+    application: Arc<dyn Application>,
+    plan: Plan,
+    folder: Folder,
+    interval: u64,
+    tail: Option<Tail>,
+    /// The fold so far; `None` once the replica is given up.
+    head: Option<Head>,
+    segments: Vec<Segment>,
+    snapshot: Option<SnapshotRef>,
+    /// Why it is given up.
+    corrupt: Option<String>,
+}
+
+impl Rebuild {
+    /// Finds where to begin the fold, and folds what the checkpoint knows of the segments from there on.
+    pub(super) async fn begin(recovery: &Recovery<'_>, key: ReplicaKey, plan: Plan, folder: Folder) -> Self {
+        let mut rebuild = Self {
+            key,
+            disk: recovery.disk.clone(),
+            application: (recovery.applications)(key.0, key.1),
+            plan,
+            folder,
+            interval: recovery.config.index_interval_bytes,
+            tail: Some(Tail::new(recovery.config.tail_cache_bytes, recovery.budget.clone())),
+            head: None,
+            segments: Vec::new(),
+            snapshot: None,
+            corrupt: None,
+        };
+        if let Err(why) = rebuild.prepare().await {
+            rebuild.give_up(why);
+        }
+        rebuild
+    }
+
+    async fn prepare(&mut self) -> Result<(), String> {
+        if let Some(why) = &self.plan.broken {
+            return Err(why.clone());
+        }
+        self.check_lengths()?;
+        self.snapshot = self.newest_snapshot().await?;
+        if let Some(head) = self.head_of_checkpoint()? {
+            self.head = Some(head);
+            let known = self.plan.segments.iter().filter_map(|segment| segment.known.as_ref());
+            self.segments = known.map(|known| restore_segment(known, self.interval, |name| self.file(name))).collect();
+            return Ok(());
+        }
+        let (at, base) = self.base_to_begin_with().await?;
+        let before = self.plan.segments[..at].iter().filter_map(|segment| segment.known.as_ref());
+        self.segments = before.map(|known| restore_segment(known, self.interval, |name| self.file(name))).collect();
+        let head = Head::from_base(&*self.application, &base).map_err(|error| format!("append state: {error}"))?;
+        self.head = Some(head);
+        for at in at..self.plan.segments.len() {
+            self.fold_known(at).await?;
+        }
+        Ok(())
+    }
+
+    fn file(&self, name: SegmentName) -> Arc<SegmentFile> {
+        SegmentFile::new(self.disk.clone(), &self.folder.dir, name)
+    }
+
+    /// Segments that the checkpoint vouches for must have their bytes (RULES.md J9).
+    fn check_lengths(&self) -> Result<(), String> {
+        for segment in &self.plan.segments {
+            let Some(known) = segment.known.as_ref().filter(|_| segment.known_to.is_none()) else { continue };
+            let have = self.folder.segment_bytes(known.name);
+            if have.is_none_or(|have| have < known.bytes) {
+                let name = stem(known.name);
+                return Err(format!("segment {name} has {have:?} of {} bytes", known.bytes));
+            }
+        }
+        Ok(())
+    }
+
+    /// The newest sound snapshot of what the log holds or has purged. One that the log relies on must be there.
+    async fn newest_snapshot(&mut self) -> Result<Option<SnapshotRef>, String> {
+        let mut problems = Vec::new();
+        let mut found = None;
+        for name in self.folder.snapshots() {
+            match self.folder.base(&*self.disk, name).await {
+                // One beyond the log's end was never acknowledged: its installation is not on record.
+                Ok(base) if base.last <= self.plan.last => {
+                    found = base.last.map(|last| SnapshotRef { name: name.clone(), last });
+                    break;
+                }
+                Ok(_) => {}
+                Err(why) => problems.push(why),
+            }
+        }
+        let needed = match self.application.snapshot_at() {
+            // The segments' own bases tell as much.
+            SnapshotAt::Boundary => None,
+            SnapshotAt::Applied => self.plan.purged.filter(|purged| self.application.applied() < Some(*purged)),
+        };
+        let named = self.plan.snapshot.is_some() && self.plan.purged.is_some();
+        if needed.is_some_and(|needed| found.as_ref().is_none_or(|snapshot| snapshot.last < needed)) {
+            return Err(format!("no snapshot covers the purged entries: {problems:?}"));
+        }
+        if named && found.is_none() {
+            return Err(format!("the installed snapshot {:?} is not there: {problems:?}", self.plan.snapshot));
+        }
+        Ok(found)
+    }
+
+    /// The checkpoint's own head, if nothing below it was cut and nothing above it that the fold needs was purged.
+    fn head_of_checkpoint(&self) -> Result<Option<Head>, String> {
+        let default = ReplicaState::default();
+        let state = self.plan.state.as_ref().unwrap_or(&default);
+        let last: Option<LogId> = state.last.map(Into::into);
+        let next = last.map_or(0, |last| last.index + 1);
+        let cut = self.plan.cut_from.is_some_and(|cut| cut < next) || self.plan.installed.is_some();
+        let reaches = match self.plan.segments.first() {
+            Some(first) => last >= first.previous,
+            None => last == self.plan.last,
+        };
+        if cut || !reaches {
+            return Ok(None);
+        }
+        let saved = self.plan.state.as_ref().map(|state| state.append_state.as_slice());
+        let append_state = self.application.append_state(saved).map_err(|error| format!("append state: {error}"))?;
+        let memberships = state.memberships.iter().cloned().map(Some).map(membership_from_repr);
+        let memberships = memberships.collect::<Result<_, _>>().map_err(|why| format!("membership: {why}"))?;
+        Ok(Some(Head { last, next_offset: state.next_offset, append_state, memberships }))
+    }
+
+    /// The base nearest below everything that has to be folded, and the segment it stands before.
+    async fn base_to_begin_with(&mut self) -> Result<(usize, Base), String> {
+        let known_end = self.plan.state.as_ref().and_then(|state| state.last).map_or(0, |last| last.1 + 1);
+        let from = self.plan.cut_from.unwrap_or(u64::MAX).min(known_end);
+        // The segment that holds the last entry below: those before it are as the checkpoint knows them, whole.
+        let begins = |segment: &SegmentPlan| segment.name.first_index < from;
+        let latest = self.plan.segments.iter().rposition(begins).unwrap_or(0);
+        let mut problems = Vec::new();
+        for at in (0..=latest).rev() {
+            let segment = self.plan.segments.get(at);
+            let previous = segment.map_or(self.plan.last, |segment| segment.previous);
+            let own = segment.map(|segment| format!("{}.base", stem(segment.name)));
+            match self.base_after(previous, own).await {
+                Ok(base) => return Ok((at, base)),
+                Err(why) => problems.push(why),
+            }
+        }
+        Err(format!("nothing tells how the log stood before it begins: {problems:?}"))
+    }
+
+    /// How the log stood after `last`, from a file that says so: best of all from the segment's own base.
+    async fn base_after(&mut self, last: Option<LogId>, own: Option<String>) -> Result<Base, String> {
+        let Some(last) = last else { return Ok(Base::default()) };
+        let mut problems = Vec::new();
+        let own = own.filter(|own| self.folder.names.contains(own));
+        for name in own.iter().chain(self.folder.bases_at(last.index + 1)).chain(self.folder.snapshots()) {
+            match self.folder.base(&*self.disk, name).await {
+                Ok(base) if base.last == Some(last) => return Ok(Base { application: Bytes::new(), ..base }),
+                Ok(_) => {}
+                Err(why) => problems.push(why),
+            }
+        }
+        Err(format!("no base or snapshot after {last}: {problems:?}"))
+    }
+
+    /// Folds the part of a segment that the checkpoint knows, as far as it is kept.
+    async fn fold_known(&mut self, at: usize) -> Result<(), String> {
+        let segment = &self.plan.segments[at];
+        let Some(known) = segment.known.clone() else { return Ok(()) };
+        let to = segment.known_to.unwrap_or(known.last.1);
+        let end = known.bytes;
+        let file = self.file(known.name);
+        let mut stream = FrameStream::open(&file, 0, end, CHUNK_BYTES).await.map_err(|error| error.to_string())?;
+        loop {
+            let Some(frame) = stream.next().await.map_err(|error| error.to_string())? else {
+                return Err(format!("segment {} ends before entry {to}", stem(known.name)));
+            };
+            let index = frame.header.index;
+            self.fold(&file, &frame)?;
+            if index >= to {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Takes the next record of this replica. Only an error of the disk while writing is an error here.
+    pub(super) async fn take(&mut self, lsn: Lsn, op: RecoveredOp) -> Result<(), (PathBuf, io::Error)> {
+        let (RecoveredOp::Append { extent, .. } | RecoveredOp::Bypass { extent, .. }) = op else { return Ok(()) };
+        let find = |segment: &SegmentPlan| (segment.name == extent.segment).then(|| segment.records.get(&lsn).copied());
+        let Some(to) = self.plan.segments.iter().find_map(find).flatten() else { return Ok(()) };
+        let file = match self.segments.last() {
+            Some(segment) if segment.name() == extent.segment => segment.file.clone(),
+            _ => self.file(extent.segment),
+        };
+        let result = match op {
+            RecoveredOp::Append { frames, .. } => {
+                let (kept, result) = self.fold_run(&file, &frames, to);
+                // Of a replica that is given up too: what was acknowledged must not go with the journal.
+                let kept = if result.is_err() { frames } else { frames.slice(..kept) };
+                file.write(extent.position, vec![kept]).await.map_err(|error| (file.path().to_owned(), error))?;
+                result
+            }
+            _ => self.fold_extent(&file, extent, to).await,
+        };
+        if let Err(why) = result {
+            // A file that was only just written is not to be closed before its sync.
+            file.sync().await.map_err(|error| (file.path().to_owned(), error))?;
+            self.give_up(format!("journal record {}: {why}", lsn.0));
+        }
+        Ok(())
+    }
+
+    /// Folds the frames of a journal record up to `to`. Returns how many of its bytes those are.
+    fn fold_run(&mut self, file: &Arc<SegmentFile>, frames: &Bytes, to: u64) -> (usize, Result<(), String>) {
+        let mut rest = frames.clone();
+        while !rest.is_empty() {
+            let before = rest.len();
+            let frame = match Frame::decode(&mut rest) {
+                Ok(frame) => frame,
+                Err(error) => return (frames.len() - before, Err(error.to_string())),
+            };
+            if frame.header.index > to {
+                return (frames.len() - before, Ok(()));
+            }
+            if let Err(why) = self.fold(file, &frame) {
+                return (frames.len() - before, Err(why));
+            }
+        }
+        (frames.len(), Ok(()))
+    }
+
+    /// Folds the frames of an append that stands in its segment already. It was synced before its record was written, so
+    /// anything wrong with it is corruption.
+    async fn fold_extent(&mut self, file: &Arc<SegmentFile>, extent: Extent, to: u64) -> Result<(), String> {
+        let end = extent.position + extent.bytes;
+        let opened = FrameStream::open(file, extent.position, end, CHUNK_BYTES).await;
+        let mut stream = opened.map_err(|error| error.to_string())?;
+        while let Some(frame) = stream.next().await.map_err(|error| error.to_string())? {
+            if frame.header.index > to {
+                break;
+            }
+            self.fold(file, &frame)?;
+        }
+        Ok(())
+    }
+
+    fn fold(&mut self, file: &Arc<SegmentFile>, frame: &Frame) -> Result<(), String> {
+        let head = self.head.as_mut().ok_or("the replica was given up")?;
+        if self.segments.last().is_none_or(|segment| segment.name() != file.name()) {
+            let base = Arc::new(head.base());
+            self.segments.push(Segment::begin(file.clone(), base, &frame.header, self.interval));
+        }
+        head.observe(frame).map_err(|error| error.to_string())?;
+        if let Some(segment) = self.segments.last_mut() {
+            segment.push(&frame.header);
+        }
+        Ok(())
+    }
+
+    fn give_up(&mut self, why: String) {
+        let (group, replica) = self.key;
+        tracing::error!(%group, %replica, why, "corrupt replica");
+        self.corrupt.get_or_insert(why);
+        self.head = None;
+    }
+
+    /// The log, as it was acknowledged; or what a checkpoint is to say of a replica that is given up.
+    pub(super) async fn finish(mut self, lsn: Lsn) -> Result<RecoveredReplica, Box<ReplicaState>> {
+        let result = match self.head.take() {
+            Some(head) => self.assemble(head, lsn).await,
+            None => Err(self.corrupt.clone().unwrap_or_default()),
+        };
+        match result {
+            Ok(state) => {
+                let (leftovers, cuts) = (self.leftovers(&state), self.cuts(&state));
+                let Self { key, application, folder, .. } = self;
+                Ok(RecoveredReplica { key, dir: folder.dir, application, state, leftovers, cuts })
+            }
+            Err(why) => {
+                let (group, replica) = self.key;
+                tracing::error!(%group, %replica, why, "the replica is not opened");
+                self.sync_segments().await.map_err(|why| Box::new(self.plan.give_up(why)))?;
+                Err(Box::new(self.plan.give_up(why)))
+            }
+        }
+    }
+
+    /// Before files of a replica that is given up are closed, what was written to them is synced.
+    async fn sync_segments(&mut self) -> Result<(), String> {
+        for segment in &self.segments {
+            segment.file.sync().await.map_err(|error| error.to_string())?;
+        }
+        Ok(())
+    }
+
+    async fn assemble(&mut self, head: Head, lsn: Lsn) -> Result<LogState, String> {
+        if head.last != self.plan.last {
+            return Err(format!("the log ends at {:?}, the journal says {:?}", head.last, self.plan.last));
+        }
+        let Some(tail) = self.tail.take() else { return Err("finished twice".into()) };
+        let last = head.last;
+        let log_start_offset = self.log_start_offset(head.next_offset).await?;
+        let mut state = LogState::empty(head, tail);
+        state.created = true;
+        state.vote = self.plan.vote;
+        state.committed = self.plan.committed.max(self.plan.purged).min(last);
+        state.committed_journalled = state.committed;
+        state.purged = self.plan.purged;
+        state.segments = std::mem::take(&mut self.segments);
+        state.next_file_no = self.plan.next_file_no.max(self.folder.next_file_no());
+        state.snapshot = self.snapshot.clone();
+        state.durable_lsn = lsn;
+        state.roll = self.must_roll(&state);
+        state.log_start_offset = log_start_offset;
+        state.check()?;
+        self.check_application(&state)?;
+        Ok(state)
+    }
+
+    /// A file that holds more than its logical length is not appended to (RULES.md J10).
+    fn must_roll(&self, state: &LogState) -> bool {
+        let Some(last) = state.segments.last() else { return true };
+        let plan = self.plan.segments.iter().find(|plan| plan.name == last.name());
+        let untouched = plan.is_some_and(|plan| plan.records.is_empty() && plan.known_to.is_none());
+        let rolled_before = untouched && self.plan.state.as_ref().is_some_and(|state| state.roll);
+        let longer = self.folder.segment_bytes(last.name()).is_some_and(|bytes| bytes > last.bytes);
+        rolled_before || longer || plan.is_some_and(SegmentPlan::is_cut)
+    }
+
+    async fn log_start_offset(&mut self, next_offset: u64) -> Result<u64, String> {
+        let Some(purged) = self.plan.purged else { return Ok(0) };
+        let before = self.plan.state.as_ref().map(|state| (state.purged.map(Into::into), state.log_start_offset));
+        if let Some((_, offset)) = before.filter(|(before, _)| *before == Some(purged)) {
+            return Ok(offset);
+        }
+        if let Some((_, offset)) = self.plan.installed.filter(|(boundary, _)| *boundary == purged) {
+            return Ok(offset);
+        }
+        let reaches = |segment: &&Segment| segment.last.index > purged.index;
+        let Some(first) = self.segments.iter().find(reaches) else { return Ok(next_offset) };
+        if first.first_index() > purged.index {
+            return Ok(first.base_offset);
+        }
+        let (file, bytes) = (first.file.clone(), first.bytes);
+        let opened = FrameStream::open(&file, 0, bytes, CHUNK_BYTES).await;
+        let mut stream = opened.map_err(|error| error.to_string())?;
+        while let Some(header) = stream.next_header().await.map_err(|error| error.to_string())? {
+            if header.index > purged.index {
+                return Ok(header.base_offset);
+            }
+        }
+        Err(format!("segment {} ends before entry {}", stem(file.name()), purged.index + 1))
+    }
+
+    /// Materialised state that is ahead of the log, or beside it, is thrown away and built again (RULES.md J16).
+    fn check_application(&self, state: &LogState) -> Result<(), String> {
+        let Some(applied) = self.application.applied() else { return Ok(()) };
+        let below = state.purged.is_some_and(|purged| applied.index < purged.index);
+        if below || state.log_id_at(applied.index) == Some(applied) {
+            return Ok(());
+        }
+        let (group, replica) = self.key;
+        tracing::warn!(%group, %replica, %applied, end = ?state.head.last, "applied state is not the log's; rebuilding it");
+        self.application.discard().map_err(|error| format!("applied state: {error}"))?;
+        match (self.application.snapshot_at(), state.purged) {
+            (SnapshotAt::Applied, Some(purged))
+                if state.snapshot.as_ref().is_none_or(|snapshot| snapshot.last < purged) =>
+            {
+                Err("the applied state is not the log's, and no snapshot covers what was purged".into())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Files that hold more than their segment: what a truncation left, or bytes that nobody was told of.
+    fn cuts(&self, state: &LogState) -> Vec<(Arc<SegmentFile>, u64)> {
+        let longer = |segment: &&Segment| self.folder.segment_bytes(segment.name()) > Some(segment.bytes);
+        state.segments.iter().filter(longer).map(|segment| (segment.file.clone(), segment.bytes)).collect()
+    }
+
+    /// Files in the folder that are no part of the log: left by a purge, a truncation, or an append that nobody was told of.
+    fn leftovers(&self, state: &LogState) -> Vec<PathBuf> {
+        let stems: Vec<String> = state.segments.iter().map(|segment| stem(segment.name())).collect();
+        // What a purge of everything left beside the segment that comes next.
+        let next = state.head.next_index();
+        let keep = |name: &String| {
+            let own =
+                name.split_once('.').is_some_and(|(stem, kind)| kind != "tmp" && stems.iter().any(|own| own == stem));
+            let snapshot = state.snapshot.as_ref().is_some_and(|snapshot| snapshot.name == *name);
+            let base = state.segments.is_empty() && self.folder.bases_at(next).any(|base| base == name);
+            (own && !name.ends_with(".tmp")) || snapshot || base
+        };
+        self.folder.names.iter().filter(|name| !keep(name)).map(|name| self.folder.dir.join(name)).collect()
+    }
+}

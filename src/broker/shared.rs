@@ -1,0 +1,132 @@
+//! What all rooms of a running broker share, and the small questions about it.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use parking_lot::Mutex;
+use pontoon_raft::raft_groups::RaftGroups;
+use pontoon_raft::store::Store;
+use pontoon_raft::transport::{Liveness, Transport};
+use pontoon_raft::types::{BrokerId, DirectoryId};
+use tokio::sync::{Notify, Semaphore, watch};
+
+use super::control::Reports;
+use super::lifecycle::Work;
+use super::peer::Hello;
+use super::routing::Routing;
+use super::topics::ProducerIds;
+use crate::catalog::Catalog;
+use crate::config::Config;
+use crate::controller::{CATALOG_GROUP, Controller};
+
+/// How far the broker is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Progress {
+    /// Not part of the cluster yet, and why not.
+    Joining(String),
+    /// Its catalog shows this process: what it shows now is at least as new as this process.
+    Registered,
+    /// Every replica that the catalog has here has been looked at once.
+    Ready,
+    /// It has handed over or is about to.
+    Stopping,
+}
+
+/// A broker's insides.
+pub(super) struct Shared {
+    pub(super) broker: BrokerId,
+    /// Random for each process.
+    pub(super) incarnation: u64,
+    pub(super) config: Config,
+    pub(super) http_address: String,
+    pub(super) peer_address: String,
+    pub(super) store: Arc<Store>,
+    pub(super) groups: RaftGroups,
+    pub(super) catalog: Arc<Catalog>,
+    pub(super) controller: Arc<Controller>,
+    pub(super) routing: Routing,
+    pub(super) reports: Reports,
+    pub(super) work: Work,
+    pub(super) producers: Mutex<ProducerIds>,
+    /// One broker asks for producer ids at a time.
+    pub(super) producers_turn: Semaphore,
+    pub(super) progress: watch::Sender<Progress>,
+    /// Why the broker cannot go on.
+    pub(super) fatal: watch::Sender<Option<String>>,
+    /// Some group here has another leader: a summary is due.
+    pub(super) leadership_changed: Notify,
+    pub(super) stopping: AtomicBool,
+    /// Peers that know that this broker is stopping.
+    pub(super) told_stopping: watch::Sender<BTreeSet<BrokerId>>,
+}
+
+impl Shared {
+    pub(super) fn transport(&self) -> &Transport {
+        self.groups.transport()
+    }
+
+    pub(super) fn directory(&self) -> DirectoryId {
+        self.store.directory()
+    }
+
+    pub(super) fn stopping(&self) -> bool {
+        self.stopping.load(Ordering::Acquire)
+    }
+
+    /// Whether a broker is alive, as far as this one knows.
+    pub(super) fn alive(&self, broker: BrokerId) -> bool {
+        broker == self.broker || self.transport().liveness(broker) == Liveness::Alive
+    }
+
+    /// Every other broker in the catalog.
+    pub(super) fn peers(&self) -> Vec<BrokerId> {
+        self.catalog.state().brokers().keys().copied().filter(|broker| *broker != self.broker).collect()
+    }
+
+    /// The broker cannot go on.
+    pub(super) fn fail(&self, why: String) {
+        tracing::error!(why, "the broker cannot go on");
+        self.fatal.send_if_modified(|fatal| fatal.is_none() && fatal.replace(why).is_none());
+    }
+
+    /// A peer has taken this broker's summary.
+    pub(super) fn summary_taken(&self, peer: BrokerId, stopping: bool) {
+        if stopping {
+            self.told_stopping.send_if_modified(|told| told.insert(peer));
+        }
+    }
+
+    /// This broker, introduced.
+    pub(super) fn hello(&self) -> Hello {
+        Hello {
+            broker: self.broker,
+            directory: self.directory(),
+            cluster: self.store.cluster(),
+            peer_address: self.peer_address.clone(),
+            bootstrap: self.config.bootstrap.keys().copied().collect(),
+            controller: self.known_controller(),
+        }
+    }
+
+    /// Who leads the catalog and where, as this broker's replica of it knows.
+    pub(super) fn known_controller(&self) -> Option<(BrokerId, String)> {
+        let leader = (*self.groups.get(CATALOG_GROUP)?.watch_leader().borrow())?.broker;
+        if leader == self.broker {
+            return Some((leader, self.peer_address.clone()));
+        }
+        if self.transport().liveness(leader) == Liveness::Dead {
+            return None;
+        }
+        let state = self.catalog.state();
+        Some((leader, state.brokers().get(&leader)?.peer_address.clone()))
+    }
+
+    /// A peer of the same cluster has said where it is: that may be newer than the catalog's copy here.
+    pub(super) fn take_hello(&self, from: BrokerId, hello: &Hello) {
+        let same = hello.cluster.is_some() && hello.cluster == self.store.cluster();
+        if same && from == hello.broker && from != self.broker {
+            self.transport().set_peer(from, hello.peer_address.clone());
+        }
+    }
+}

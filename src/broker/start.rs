@@ -1,0 +1,225 @@
+//! Opening and closing a broker: which part needs which, and in which order they go.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use pontoon_raft::disk::Disk;
+use pontoon_raft::disk::real::RealDisk;
+use pontoon_raft::payload::Application;
+use pontoon_raft::raft_groups::RaftGroups;
+use pontoon_raft::runtime::random_u64;
+use pontoon_raft::store::{ApplicationFactory, Store, StoreOptions};
+use pontoon_raft::transport::net::TcpNetwork;
+use pontoon_raft::transport::{Network, Transport, TransportIdentity};
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout, timeout_at};
+
+use super::peer::{Hello, Peers};
+use super::shared::{Progress, Shared};
+use super::{Broker, StartError, bootstrap, control, leadership, lifecycle, summary};
+use crate::catalog::Catalog;
+use crate::catalog::tables::Tables;
+use crate::catalog::tables::sled_tables::SledTables;
+use crate::config::Config;
+use crate::controller::{CATALOG_GROUP, Controller, Probe};
+use crate::error::Result;
+use crate::partition::PartitionApplication;
+
+/// How long peers may take to hear that this broker is stopping.
+const FAREWELL: Duration = Duration::from_millis(500);
+
+/// Where a broker's bytes and messages go: the real machine, or a simulated one.
+#[derive(Clone)]
+pub struct Seams {
+    /// Files.
+    pub disk: Arc<dyn Disk>,
+    /// Connections between brokers.
+    pub network: Arc<dyn Network>,
+    /// The catalog's rows.
+    pub tables: Arc<dyn Tables>,
+}
+
+impl Seams {
+    /// The real ones. An error means that the operating system gives the disk no threads.
+    pub fn real(config: &Config) -> std::io::Result<Self> {
+        Ok(Self {
+            disk: Arc::new(RealDisk::new()?),
+            network: Arc::new(TcpNetwork),
+            tables: Arc::new(SledTables::new(config.data_dir.join("catalog"))),
+        })
+    }
+}
+
+/// A broker's tasks.
+pub(super) struct Tasks {
+    stop: watch::Sender<bool>,
+    running: Mutex<Option<JoinSet<()>>>,
+}
+
+impl Broker {
+    /// [`Broker::start`] on other seams.
+    pub async fn start_with(config: Config, http_address: String, seams: Seams) -> Result<Arc<Broker>, StartError> {
+        let catalog = Catalog::new(seams.tables);
+        let store = Store::open(StoreOptions {
+            disk: seams.disk,
+            path: config.data_dir.clone(),
+            broker: config.broker_id,
+            config: config.raft.clone(),
+            applications: applications(&catalog),
+        })
+        .await?;
+        let peers = Arc::new(Peers::default());
+        let identity = TransportIdentity { broker: config.broker_id, cluster: store.cluster() };
+        let listen = &config.peer.listen;
+        let transport = Transport::start(seams.network, listen, identity, config.raft.clone(), peers.clone()).await;
+        let transport = transport.map_err(|error| StartError::Listen { address: listen.clone(), error })?;
+        tell_addresses(&transport, &config, &catalog);
+        let groups = RaftGroups::start(store.clone(), transport.clone()).await?;
+        let shared = share(config, http_address, store, groups, catalog);
+        peers.open(&shared);
+        let tasks = Tasks::start(&shared);
+        Ok(Arc::new(Broker { shared, tasks }))
+    }
+}
+
+/// Group 0 is the catalog, every other group a partition.
+fn applications(catalog: &Arc<Catalog>) -> ApplicationFactory {
+    let catalog = catalog.clone();
+    Arc::new(move |group, replica| -> Arc<dyn Application> {
+        match group {
+            CATALOG_GROUP => catalog.application(replica),
+            _ => Arc::new(PartitionApplication),
+        }
+    })
+}
+
+/// Where peers are, as far as is known before anyone has been asked: the catalog's copy of last time, but for the initial
+/// brokers what the operator says.
+fn tell_addresses(transport: &Transport, config: &Config, catalog: &Catalog) {
+    let state = catalog.state();
+    let known = state.brokers().values().map(|broker| (broker.broker, &broker.peer_address));
+    let told = config.bootstrap.iter().map(|(broker, address)| (*broker, address));
+    for (broker, address) in known.chain(told).filter(|(broker, _)| *broker != config.broker_id) {
+        transport.set_peer(broker, address.clone());
+    }
+}
+
+fn share(
+    config: Config,
+    http_address: String,
+    store: Arc<Store>,
+    groups: RaftGroups,
+    catalog: Arc<Catalog>,
+) -> Arc<Shared> {
+    let peer_address = config.peer.advertised.clone().unwrap_or_else(|| groups.transport().local_address());
+    Arc::new_cyclic(|weak: &Weak<Shared>| Shared {
+        broker: config.broker_id,
+        incarnation: random_u64(),
+        http_address,
+        peer_address,
+        controller: Controller::new(config.broker_id, groups.clone(), catalog.clone(), probe(weak.clone())),
+        config,
+        store,
+        groups,
+        catalog,
+        routing: Default::default(),
+        reports: Default::default(),
+        work: Default::default(),
+        producers: Default::default(),
+        producers_turn: Semaphore::new(1),
+        progress: watch::Sender::new(Progress::Joining("the broker is starting".to_owned())),
+        fatal: watch::Sender::new(None),
+        leadership_changed: Default::default(),
+        stopping: AtomicBool::new(false),
+        told_stopping: Default::default(),
+    })
+}
+
+/// How the controller asks who answers at an address.
+fn probe(shared: Weak<Shared>) -> Probe {
+    Arc::new(move |address| {
+        let asking: Option<(Transport, Hello)> =
+            shared.upgrade().map(|shared| (shared.transport().clone(), shared.hello()));
+        Box::pin(async move {
+            let (transport, hello) = asking?;
+            Shared::probe(transport, address, hello).await
+        })
+    })
+}
+
+/// Resolves with the reason when the broker cannot go on.
+async fn watch_for_the_end(shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
+    tokio::select! {
+        _ = stop.wait_for(|stop| *stop) => {}
+        stopped = shared.store.stopped() => shared.fail(stopped.to_string()),
+        why = shared.catalog.incompatible() => shared.fail(why),
+    }
+}
+
+impl Tasks {
+    fn start(shared: &Arc<Shared>) -> Self {
+        let stop = watch::Sender::new(false);
+        let mut running = JoinSet::new();
+        running.spawn(bootstrap::run(shared.clone(), stop.subscribe()));
+        running.spawn(shared.controller.clone().run(stop.subscribe()));
+        running.spawn(lifecycle::run(shared.clone(), stop.subscribe()));
+        running.spawn(summary::run(shared.clone(), stop.subscribe()));
+        running.spawn(control::report(shared.clone(), stop.subscribe()));
+        running.spawn(leadership::run(shared.clone(), stop.subscribe()));
+        running.spawn(watch_for_the_end(shared.clone(), stop.subscribe()));
+        Self { stop, running: Mutex::new(Some(running)) }
+    }
+
+    /// See [`Broker::shutdown`]. The second call does nothing.
+    pub(super) async fn shutdown(&self, shared: &Arc<Shared>, limit: Duration) {
+        let Some(mut running) = self.running.lock().take() else { return };
+        let deadline = Instant::now() + limit;
+        shared.stopping.store(true, Ordering::Release);
+        shared.progress.send_replace(Progress::Stopping);
+        shared.routing.touch();
+        let _ = timeout(FAREWELL.min(limit / 4), say_farewell(shared)).await;
+        shared.groups.hand_over_all(limit / 3).await;
+        self.stop.send_replace(true);
+        // Each of the rest is tried whatever became of the one before: a checkpoint spares the next start a replay.
+        let _ = timeout_at(deadline, async { while running.join_next().await.is_some() {} }).await;
+        drop(running);
+        let _ = timeout_at(deadline, shared.groups.shutdown()).await;
+        let _ = timeout_at(deadline, shared.transport().shutdown()).await;
+        let _ = timeout_at(deadline, shared.catalog.close()).await;
+        match timeout_at(deadline, shared.store.close()).await {
+            Ok(Ok(())) => tracing::info!("closed"),
+            Ok(Err(error)) => tracing::warn!(%error, "the data directory was not closed cleanly"),
+            Err(_) => tracing::warn!("the data directory was not closed in time; the next start replays the journal"),
+        }
+    }
+}
+
+#[cfg(test)]
+impl Broker {
+    /// Ends like a process that is killed: peers see closed connections, nothing is handed over, flushed or closed.
+    pub(super) async fn crash(self: Arc<Self>) {
+        self.tasks.stop.send_replace(true);
+        let running = self.tasks.running.lock().take();
+        drop(running);
+        self.shared.transport().shutdown().await;
+        self.shared.groups.shutdown().await;
+        self.shared.catalog.close().await; // Only so that this process may open the folder again.
+    }
+}
+
+/// Waits until every live peer knows that this broker is stopping, so that none gives it a leadership back.
+async fn say_farewell(shared: &Arc<Shared>) {
+    let mut told = shared.told_stopping.subscribe();
+    shared.leadership_changed.notify_one();
+    let live: Vec<_> = shared.peers().into_iter().filter(|peer| shared.alive(*peer)).collect();
+    let _ = told.wait_for(|told| live.iter().all(|peer| told.contains(peer))).await;
+}
+
+impl Drop for Tasks {
+    fn drop(&mut self) {
+        self.stop.send_replace(true); // The tasks themselves end with their set.
+    }
+}

@@ -1,0 +1,237 @@
+//! What this broker leads, told to every other broker: about once a second, and at once when it changes.
+//!
+//! One message per peer holds all of it; if a peer is slow only the newest is sent. So any broker can route to and
+//! describe any partition without asking. Whether a replica is *in sync* is judged here, by the leader.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use pontoon_raft::raft_group::GroupStatus;
+use pontoon_raft::transport::Liveness;
+use pontoon_raft::types::{BrokerId, GroupId, Offset};
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, timeout};
+
+use super::peer::{self, PeerRequest};
+use super::shared::Shared;
+
+/// How often a summary is made if nothing happens.
+const INTERVAL: Duration = Duration::from_secs(1);
+/// Changes of leadership within this go into one summary.
+const GATHER: Duration = Duration::from_millis(5);
+/// How long a peer may take to take a summary.
+const CALL_TIMEOUT: Duration = Duration::from_secs(1);
+/// A replica is in sync if it has by now what its leader had so long ago.
+const IN_SYNC_WITHIN: Duration = Duration::from_secs(2);
+
+/// All that a broker leads.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Summary {
+    /// The process that says it.
+    pub(super) incarnation: u64,
+    /// Counts up within a process.
+    pub(super) sequence: u64,
+    /// The broker is about to stop: give it nothing to lead.
+    pub(super) stopping: bool,
+    /// Every partition it leads.
+    pub(super) led: Vec<Led>,
+}
+
+/// A partition that a broker leads.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Led {
+    /// Its group.
+    pub(super) group: GroupId,
+    /// The leader's term.
+    pub(super) epoch: u64,
+    /// Oldest readable offset.
+    pub(super) log_start_offset: Offset,
+    /// High watermark.
+    pub(super) high_watermark: Offset,
+    /// Brokers whose replica is alive and not behind.
+    pub(super) in_sync: Vec<BrokerId>,
+}
+
+/// Where each led group's log ended lately: what a follower must have to count as in sync.
+#[derive(Default)]
+pub(super) struct History(BTreeMap<GroupId, VecDeque<(Instant, u64)>>);
+
+impl History {
+    /// Notes where the log ends now; returns where it ended [`IN_SYNC_WITHIN`] ago (or when first seen).
+    fn note(&mut self, group: GroupId, last_index: u64, now: Instant) -> u64 {
+        let ends = self.0.entry(group).or_default();
+        while ends.len() > 1 && ends.get(1).is_some_and(|(at, _)| now.duration_since(*at) >= IN_SYNC_WITHIN) {
+            ends.pop_front();
+        }
+        // Leadership changes may ask often; a few points a second are enough.
+        if ends.back().is_none_or(|(at, _)| now.duration_since(*at) >= INTERVAL / 4) {
+            ends.push_back((now, last_index));
+        }
+        ends.front().map_or(0, |(_, index)| *index)
+    }
+}
+
+/// The brokers that are in sync, given what they must have: voters only, the leader always.
+fn in_sync(status: &GroupStatus, own: BrokerId, needed: u64, alive: impl Fn(BrokerId) -> bool) -> Vec<BrokerId> {
+    let voters = status.members.values().filter(|member| member.voter);
+    let level = voters.filter(|member| {
+        member.broker == own || (alive(member.broker) && member.matched.is_some_and(|matched| matched >= needed))
+    });
+    let mut brokers: Vec<_> = level.map(|member| member.broker).collect();
+    brokers.sort_unstable();
+    brokers
+}
+
+impl Shared {
+    /// Everything this broker leads now.
+    pub(super) fn led(&self, history: &mut History) -> Vec<Led> {
+        let now = Instant::now();
+        let alive = |broker| self.groups.transport().liveness(broker) == Liveness::Alive;
+        let mut led = Vec::new();
+        let mut seen = BTreeMap::new();
+        for (group, hosted) in self.routing.all_hosted() {
+            let leader = *hosted.leader.borrow();
+            let Some(leader) = leader.filter(|leader| leader.replica == hosted.group.replica()) else { continue };
+            let status = hosted.group.status();
+            let needed = history.note(group, status.last_index.unwrap_or(0), now);
+            if let Some(ends) = history.0.remove(&group) {
+                seen.insert(group, ends);
+            }
+            led.push(Led {
+                group,
+                epoch: leader.term,
+                log_start_offset: hosted.group.log().log_start_offset(),
+                high_watermark: hosted.group.log().high_watermark(),
+                in_sync: in_sync(&status, self.broker, needed, alive),
+            });
+        }
+        history.0 = seen; // What is no longer led is forgotten.
+        led
+    }
+}
+
+/// Makes summaries and sends them to every peer, until `stop` says so; the last one says that the broker is stopping.
+pub(super) async fn run(shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
+    let newest = watch::Sender::new(Arc::new(Summary {
+        incarnation: shared.incarnation,
+        sequence: 0,
+        stopping: false,
+        led: Vec::new(),
+    }));
+    let mut history = History::default();
+    let mut senders: BTreeMap<BrokerId, tokio::task::AbortHandle> = BTreeMap::new();
+    let mut tasks = JoinSet::new();
+    loop {
+        let led = shared.led(&mut history);
+        let stopping = shared.stopping();
+        newest.send_if_modified(|summary| {
+            let changed = summary.led != led || summary.stopping != stopping;
+            if changed {
+                let sequence = summary.sequence + 1;
+                *summary = Arc::new(Summary { incarnation: shared.incarnation, sequence, stopping, led: led.clone() });
+                // Its own claims stand in the table like everybody's.
+                shared.routing.take_summary(shared.broker, (**summary).clone());
+            }
+            changed
+        });
+        let peers = shared.peers();
+        senders.retain(|peer, sender| {
+            peers.contains(peer) || {
+                sender.abort();
+                false
+            }
+        });
+        for peer in peers {
+            let start = || tasks.spawn(send(shared.clone(), peer, newest.subscribe()));
+            senders.entry(peer).or_insert_with(start);
+        }
+        let woken = tokio::select! {
+            _ = stop.wait_for(|stop| *stop) => return,
+            () = shared.leadership_changed.notified() => true,
+            () = sleep(INTERVAL) => false,
+        };
+        if woken {
+            sleep(GATHER).await;
+        }
+    }
+}
+
+/// Sends one peer the newest summary, whenever there is a newer one or the peer has not taken the last.
+async fn send(shared: Arc<Shared>, peer: BrokerId, mut newest: watch::Receiver<Arc<Summary>>) {
+    let mut liveness = shared.groups.transport().watch_liveness();
+    loop {
+        let summary = newest.borrow_and_update().clone();
+        let request = PeerRequest::Summary((*summary).clone());
+        if peer::call(shared.groups.transport(), peer, &request, CALL_TIMEOUT).await.is_err() {
+            // It may be away for long: try again when it is back, when there is news, or after a while.
+            let _ = timeout(INTERVAL, newest.changed()).await;
+            continue;
+        }
+        shared.summary_taken(peer, summary.stopping);
+        loop {
+            tokio::select! {
+                changed = newest.changed() => match changed {
+                    Ok(()) => break,
+                    Err(_) => return,
+                },
+                // A peer that was restarted knows nothing any more.
+                change = liveness.recv() => match change {
+                    Ok((broker, Liveness::Alive)) if broker == peer => break,
+                    Err(tokio::sync::broadcast::error::RecvError::Closed) => return,
+                    _ => {}
+                },
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use pontoon_raft::raft_group::Member;
+    use pontoon_raft::types::ReplicaId;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_follower_needs_what_the_leader_had_a_while_ago() {
+        let mut history = History::default();
+        let group = GroupId(1);
+        assert_eq!(history.note(group, 10, Instant::now()), 10);
+        for second in 1..10u64 {
+            tokio::time::advance(Duration::from_secs(1)).await;
+            let needed = history.note(group, 10 + second * 100, Instant::now());
+            assert_eq!(needed, if second < 3 { 10 } else { 10 + (second - 2) * 100 }, "second {second}");
+        }
+        for _ in 0..100 {
+            history.note(group, 5000, Instant::now());
+        }
+        assert!(history.0[&group].len() < 8, "asking often costs nothing");
+    }
+
+    #[test]
+    fn in_sync_are_the_leader_and_those_alive_and_level() {
+        let member = |broker: u32, voter, matched| Member { broker: BrokerId(broker), voter, matched };
+        let members = [
+            member(3, true, None),
+            member(1, true, Some(100)),
+            member(2, true, Some(99)),
+            member(4, true, Some(200)),
+            member(5, false, Some(200)),
+        ];
+        let status = GroupStatus {
+            leader: None,
+            leading: true,
+            term: 1,
+            last_index: Some(200),
+            applied_index: None,
+            members: (1..).map(ReplicaId).zip(members).collect(),
+            joint: false,
+            stopped: None,
+        };
+        let found = in_sync(&status, BrokerId(3), 100, |broker| broker != BrokerId(4));
+        assert_eq!(found, [BrokerId(1), BrokerId(3)], "2 is behind, 4 is dead, 5 does not vote");
+    }
+}

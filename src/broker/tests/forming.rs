@@ -1,0 +1,172 @@
+//! Clusters come to be once, whatever the order and whoever is missing (RULES.md R6).
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use pontoon_raft::types::BrokerId;
+use tokio::time::timeout;
+
+use super::cluster::{Cluster, PATIENCE, eventually};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn three_brokers_form_one_cluster_in_any_order_and_wait_for_the_missing_one() {
+    for order in [[1, 2, 3], [3, 2, 1], [2, 3, 1]] {
+        let mut cluster = Cluster::of(&[1, 2, 3]);
+        let missing = order[2];
+        for id in &order[..2] {
+            cluster.start(*id).await;
+        }
+        // Whoever waits, waits for the one that is missing or for the one that must form it.
+        for id in &order[..2] {
+            let broker = cluster.broker(*id);
+            let reason = if *id == 1 { format!("broker {missing}") } else { "broker 1".to_owned() };
+            eventually("the reason for waiting", || match broker.ready() {
+                Err(why) if why.contains(&reason) => Ok(()),
+                other => Err(format!("{other:?} lacks {reason:?}")),
+            })
+            .await;
+            assert!(broker.shared.store.cluster().is_none());
+        }
+        cluster.start(missing).await;
+        cluster.await_ready().await;
+        cluster.await_catalog_voters(&[1, 2, 3]).await;
+        let ids: BTreeSet<_> = cluster.brokers.values().map(|broker| broker.cluster().cluster_id).collect();
+        assert_eq!(ids.len(), 1);
+        assert_eq!(cluster.broker(3).cluster().brokers.len(), 3);
+        // Which survives a restart of all at once.
+        for id in [1, 2, 3] {
+            cluster.stop(id).await;
+        }
+        for id in order {
+            cluster.start(id).await;
+        }
+        cluster.await_ready().await;
+        assert_eq!(BTreeSet::from([cluster.broker(2).cluster().cluster_id]), ids);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_wiped_broker_comes_back_into_the_same_cluster_under_new_ids() {
+    let mut cluster = Cluster::started().await;
+    cluster.await_catalog_voters(&[1, 2, 3]).await;
+    cluster.create(1, "orders", 4, 3).await;
+    for n in 0..20 {
+        cluster.produce(2, ("orders", n % 4), &format!("{n}")).await.unwrap();
+    }
+    let id = cluster.broker(2).cluster().cluster_id;
+    let replicas = |cluster: &Cluster| -> BTreeSet<u64> {
+        let state = cluster.broker(2).shared.catalog.state();
+        let topic = state.topic("orders").unwrap();
+        topic.partitions.iter().filter_map(|p| p.on(BrokerId(1))).map(|replica| replica.replica.0).collect()
+    };
+    let before = replicas(&cluster);
+    let catalog_replica = |c: &Cluster| c.broker(2).shared.catalog.state().brokers()[&BrokerId(1)].catalog_replica;
+    let old = catalog_replica(&cluster);
+    // The lowest of all: the one that may form clusters.
+    cluster.crash(1).await;
+    cluster.wipe(1);
+    cluster.start(1).await;
+    cluster.await_ready().await;
+    cluster.await_catalog_voters(&[1, 2, 3]).await;
+    cluster.await_in_sync("orders", 3).await;
+    assert_eq!(cluster.broker(1).cluster().cluster_id, id);
+    assert_ne!(catalog_replica(&cluster), old);
+    assert!(replicas(&cluster).is_disjoint(&before) && replicas(&cluster).len() == 4);
+    cluster
+        .await_catalog("the old replicas to be gone", |state| {
+            state.topic("orders").unwrap().partitions.iter().all(|partition| partition.leaving.is_empty())
+        })
+        .await;
+    // It holds everything: the two others may lose one more.
+    cluster.crash(3).await;
+    let mut all = BTreeSet::new();
+    for partition in 0..4 {
+        all.extend(cluster.read(1, ("orders", partition)).await);
+    }
+    assert_eq!(all.len(), 20);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_directory_of_another_cluster_is_refused_and_changes_nothing() {
+    let mut cluster = Cluster::started().await;
+    let mut other = Cluster::started().await;
+    let (ours, theirs) = (cluster.broker(1).cluster().cluster_id, other.broker(1).cluster().cluster_id);
+    assert_ne!(ours, theirs);
+    cluster.stop(3).await;
+    other.stop(3).await;
+    std::mem::swap(cluster.directories.get_mut(&3).unwrap(), other.directories.get_mut(&3).unwrap());
+    cluster.start(3).await;
+    let why = timeout(PATIENCE, cluster.broker(3).failed()).await.unwrap();
+    assert!(why.contains(&theirs), "{why}");
+    assert_eq!(cluster.broker(3).ready(), Err(why));
+    cluster.stop(3).await;
+    // Its own cluster takes it back as it was.
+    std::mem::swap(cluster.directories.get_mut(&3).unwrap(), other.directories.get_mut(&3).unwrap());
+    cluster.start(3).await;
+    cluster.await_ready().await;
+    assert_eq!(cluster.broker(3).cluster().cluster_id, ours);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_directory_of_another_broker_is_refused_by_its_number() {
+    let mut cluster = Cluster::started().await;
+    cluster.stop(2).await;
+    cluster.stop(3).await;
+    let third = cluster.directories.remove(&3).unwrap();
+    cluster.directories.insert(2, third);
+    let error = cluster.try_start(2).await.unwrap_err().to_string();
+    assert!(error.contains("broker 3") && error.contains('2'), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_fourth_broker_joins_by_asking_the_initial_ones() {
+    let mut cluster = Cluster::started().await;
+    cluster.add(4);
+    cluster.start(4).await;
+    cluster.await_ready().await;
+    cluster.await_catalog_voters(&[1, 2, 3, 4]).await;
+    let described = cluster.create(4, "wide", 2, 4).await;
+    assert!(described.partitions.iter().all(|partition| partition.replicas.len() == 4));
+    cluster.await_in_sync("wide", 4).await;
+    cluster.produce(4, ("wide", 1), "x").await.unwrap();
+    assert_eq!(cluster.read(1, ("wide", 1)).await, ["x"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_second_process_with_a_running_brokers_number_is_refused() {
+    let mut cluster = Cluster::started().await;
+    let mut config = cluster.config(2);
+    let elsewhere = tempfile::tempdir().unwrap();
+    config.data_dir = elsewhere.path().to_owned();
+    config.peer.listen = "127.0.0.1:0".to_owned();
+    let impostor = super::super::Broker::start(config, "127.0.0.1:1".to_owned()).await.unwrap();
+    eventually("the refusal", || match impostor.ready() {
+        Err(why) if why.contains("broker 2 is running") => Ok(()),
+        other => Err(format!("{other:?}")),
+    })
+    .await;
+    impostor.shutdown(Duration::from_secs(5)).await;
+    cluster.await_ready().await;
+    cluster.stop(2).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_its_tables_a_broker_rebuilds_them_and_nothing_else() {
+    let mut cluster = Cluster::started().await;
+    cluster.create(1, "kept", 2, 3).await;
+    cluster.produce(1, ("kept", 0), "x").await.unwrap();
+    let (id, _) = cluster.broker(2).create_producer(PATIENCE).await.unwrap();
+    for broker in [1, 2, 3] {
+        cluster.stop(broker).await;
+        let tables = cluster.directories[&broker].path().join("catalog");
+        assert!(tables.is_dir());
+        std::fs::remove_dir_all(tables).unwrap();
+    }
+    for broker in [1, 2, 3] {
+        cluster.start(broker).await;
+    }
+    cluster.await_ready().await;
+    assert_eq!(cluster.read(3, ("kept", 0)).await, ["x"]);
+    let (next, _) = cluster.broker(2).create_producer(PATIENCE).await.unwrap();
+    assert_ne!(id, next, "a producer id is never given out twice");
+}

@@ -1,0 +1,5 @@
+//! Brokers as a whole, several in one process on loopback, on real disks: what only they show together.
+
+mod cluster;
+mod forming;
+mod serving;

@@ -1,0 +1,340 @@
+//! Topics and producers as clients ask for them: created, changed, deleted, described.
+//!
+//! Changes go to the controller; descriptions come from the catalog's copy here and from what leaders claim.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use pontoon_raft::types::{BrokerId, Offset};
+use tokio::time::{Instant, timeout_at};
+
+use super::routing::Hosted;
+use super::shared::{Progress, Shared};
+use super::{BrokerDescription, ClusterDescription, PartitionDescription, Route, TopicDescription, TopicSpec};
+use crate::catalog::names::check_topic_name;
+use crate::catalog::state::{PartitionRecord, TopicRecord};
+use crate::catalog::topic_config::{self, TopicConfig};
+use crate::controller::Controller;
+use crate::controller::requests::{ControlAnswer, ControlRequest};
+use crate::error::{Code, Error, Result};
+
+/// Producer ids that a broker takes at a time.
+const PRODUCER_IDS: u32 = 1000;
+/// Replicas of a topic that asks for no number.
+const REPLICAS_DEFAULT: usize = 3;
+
+/// The producer ids this broker may still give out.
+#[derive(Debug, Default)]
+pub(super) struct ProducerIds {
+    next: i64,
+    left: u32,
+}
+
+impl ProducerIds {
+    fn take(&mut self) -> Option<i64> {
+        self.left = self.left.checked_sub(1)?;
+        let id = self.next;
+        self.next += 1;
+        Some(id)
+    }
+}
+
+impl Shared {
+    /// `NOT_READY` unless the catalog's copy here is at least as new as this process: an older one does not know what
+    /// there is.
+    fn check_registered(&self) -> Result<()> {
+        match &*self.progress.borrow() {
+            Progress::Registered | Progress::Ready => Ok(()),
+            Progress::Stopping => Err(Error::new(Code::NotReady, "the broker is stopping")),
+            Progress::Joining(why) => Err(Error::new(Code::NotReady, why.clone())),
+        }
+    }
+
+    pub(super) async fn create_topic(&self, spec: TopicSpec, timeout: Duration) -> Result<TopicDescription> {
+        let deadline = Instant::now() + timeout;
+        self.check_registered()?;
+        check_topic_name(&spec.name).map_err(|why| Error::new(Code::InvalidTopicName, why))?;
+        for (key, value) in &spec.config {
+            topic_config::check(key, value).map_err(|why| Error::new(Code::InvalidConfig, why))?;
+        }
+        let topic = Controller::random_topic_id();
+        let request = ControlRequest::CreateTopic {
+            topic,
+            name: spec.name.clone(),
+            partitions: spec.partitions,
+            replicas: spec.replicas.unwrap_or_else(|| self.default_replicas()),
+            config: spec.config,
+        };
+        self.change(request, deadline).await?;
+        let mut version = self.routing.watch();
+        loop {
+            version.mark_unchanged();
+            let state = self.catalog.state();
+            let Some(record) = state.topics().get(&topic) else {
+                return Err(unknown_topic(&spec.name)); // Deleted by somebody else meanwhile.
+            };
+            let led = (0..record.partitions.len() as u32).all(|number| self.route(&spec.name, number).is_ok());
+            if led || timeout_at(deadline, version.changed()).await.is_err() {
+                return Ok(self.describe(record));
+            }
+        }
+    }
+
+    /// As many as there are brokers, but at most [`REPLICAS_DEFAULT`]. Brokers that the configuration promises count even
+    /// before they have joined: a topic must not be weaker because it was created early.
+    fn default_replicas(&self) -> u32 {
+        let brokers = self.catalog.state().brokers().len().max(self.config.bootstrap.len());
+        brokers.clamp(1, REPLICAS_DEFAULT) as u32
+    }
+
+    pub(super) async fn alter_topic(
+        &self,
+        name: &str,
+        partitions: Option<u32>,
+        config: BTreeMap<String, Option<String>>,
+        timeout: Duration,
+    ) -> Result<TopicDescription> {
+        let deadline = Instant::now() + timeout;
+        let topic = self.find_topic(name, deadline).await?;
+        for (key, value) in &config {
+            let check =
+                value.as_ref().map_or_else(|| topic_config::check_key(key), |value| topic_config::check(key, value));
+            check.map_err(|why| Error::new(Code::InvalidConfig, why))?;
+        }
+        self.change(ControlRequest::AlterTopic { topic, partitions, config }, deadline).await?;
+        let state = self.catalog.state();
+        let record = state.topics().get(&topic).ok_or_else(|| unknown_topic(name))?;
+        Ok(self.describe(record))
+    }
+
+    pub(super) async fn delete_topic(&self, name: &str, timeout: Duration) -> Result<()> {
+        let deadline = Instant::now() + timeout;
+        let topic = self.find_topic(name, deadline).await?;
+        match self.change(ControlRequest::DeleteTopic { topic }, deadline).await {
+            // An earlier attempt did it, or somebody else: this topic is gone.
+            Err(error) if error.code == Code::UnknownTopic => Ok(()),
+            other => other,
+        }
+    }
+
+    /// The topic of this name, asking the controller how far the catalog is before saying that there is none.
+    async fn find_topic(&self, name: &str, deadline: Instant) -> Result<crate::catalog::state::TopicId> {
+        self.check_registered()?;
+        if self.catalog.state().topic(name).is_none() {
+            self.catch_up(deadline).await?;
+        }
+        self.catalog.state().topic(name).map(|topic| topic.id).ok_or_else(|| unknown_topic(name))
+    }
+
+    /// Brings the catalog's copy here to where the controller's is now.
+    async fn catch_up(&self, deadline: Instant) -> Result<()> {
+        let limit = deadline.saturating_duration_since(Instant::now());
+        if let ControlAnswer::Done { index } = self.control(ControlRequest::Sync, limit).await? {
+            self.await_catalog(index, deadline).await;
+        }
+        Ok(())
+    }
+
+    /// Has the controller change something and waits until it shows here.
+    async fn change(&self, request: ControlRequest, deadline: Instant) -> Result<()> {
+        let limit = deadline.saturating_duration_since(Instant::now());
+        if let ControlAnswer::Done { index } = self.control(request, limit).await? {
+            self.await_catalog(index, deadline).await;
+        }
+        Ok(())
+    }
+
+    pub(super) fn route(&self, topic: &str, partition: u32) -> Result<Route> {
+        self.check_registered()?;
+        let state = self.catalog.state();
+        let record = state.topic(topic).ok_or_else(|| unknown_topic(topic))?;
+        let Some(found) = record.partitions.get(partition as usize) else {
+            let why = format!(
+                "topic {topic:?} has {} partitions; there is no partition {partition}",
+                record.partitions.len()
+            );
+            return Err(Error::new(Code::UnknownPartition, why));
+        };
+        let no_leader = || Error::new(Code::NoLeader, format!("{topic}/{partition} has no leader at the moment"));
+        // Before the catalog knows that the group was initialised it may still be made anew, records and all.
+        if !found.initialised {
+            return Err(no_leader());
+        }
+        if let Some(hosted) = self.routing.hosted(found.group).filter(Hosted::leads) {
+            return Ok(Route::Local(hosted.partition));
+        }
+        let (leader, _) = self.leader(found).filter(|(leader, _)| *leader != self.broker).ok_or_else(no_leader)?;
+        let http_address = state.brokers().get(&leader).map(|broker| broker.http_address.clone());
+        Ok(Route::Remote { broker: leader, http_address: http_address.ok_or_else(no_leader)? })
+    }
+
+    /// Who leads a partition, and in which term: what its group here says, else what was claimed last. Nobody, if that
+    /// broker is dead.
+    fn leader(&self, partition: &PartitionRecord) -> Option<(BrokerId, u64)> {
+        let here = self.routing.hosted(partition.group).and_then(|hosted| *hosted.leader.borrow());
+        let here = here.map(|leader| (leader.broker, leader.term));
+        let claimed = self.routing.claim(partition.group).map(|claim| (claim.broker, claim.epoch));
+        let newest = [here, claimed].into_iter().flatten().max_by_key(|(_, epoch)| *epoch);
+        newest.filter(|(leader, _)| self.alive(*leader))
+    }
+
+    pub(super) async fn route_wait(&self, topic: &str, partition: u32, timeout: Duration) -> Result<Route> {
+        let deadline = Instant::now() + timeout;
+        let (mut version, mut progress) = (self.routing.watch(), self.progress.subscribe());
+        let mut caught_up = false;
+        loop {
+            version.mark_unchanged();
+            progress.mark_unchanged();
+            let error = match self.route(topic, partition) {
+                Ok(route) => return Ok(route),
+                Err(error) => error,
+            };
+            match error.code {
+                // This copy of the catalog may be a moment behind the one that created it.
+                Code::UnknownTopic | Code::UnknownPartition if !caught_up => {
+                    self.catch_up(deadline).await?;
+                    caught_up = true;
+                    continue;
+                }
+                Code::NoLeader | Code::NotReady if !self.stopping() => {}
+                _ => return Err(error),
+            }
+            let changed = async {
+                tokio::select! {
+                    _ = version.changed() => {}
+                    _ = progress.changed() => {}
+                }
+            };
+            if timeout_at(deadline, changed).await.is_err() {
+                return Err(error);
+            }
+        }
+    }
+
+    pub(super) async fn create_producer(&self, timeout: Duration) -> Result<(i64, i16)> {
+        let deadline = Instant::now() + timeout;
+        self.check_registered()?;
+        loop {
+            if let Some(id) = self.producers.lock().take() {
+                return Ok((id, 0));
+            }
+            let time_out = || Error::new(Code::NotReady, "no producer ids within the time given");
+            let turn = timeout_at(deadline, self.producers_turn.acquire()).await;
+            let Ok(Ok(_turn)) = turn else { return Err(time_out()) };
+            if self.producers.lock().left > 0 {
+                continue; // Somebody else has fetched some meanwhile.
+            }
+            let limit = deadline.saturating_duration_since(Instant::now());
+            match self.control(ControlRequest::ProducerIds { count: PRODUCER_IDS }, limit).await {
+                Ok(ControlAnswer::ProducerIds { first, count }) => {
+                    *self.producers.lock() = ProducerIds { next: first, left: count };
+                }
+                Ok(_) => return Err(time_out()),
+                Err(error) => {
+                    // Ids that were drawn for nothing are lost, not used twice: nothing has happened to a record.
+                    return Err(Error::new(Code::NotReady, Error::from(error).message));
+                }
+            }
+        }
+    }
+
+    pub(super) fn topics(&self) -> Vec<TopicDescription> {
+        let state = self.catalog.state();
+        let mut topics: Vec<_> = state.topics().values().map(|topic| self.describe(topic)).collect();
+        topics.sort_by(|a, b| a.name.cmp(&b.name));
+        topics
+    }
+
+    pub(super) fn topic(&self, name: &str) -> Result<TopicDescription> {
+        self.check_registered()?;
+        let state = self.catalog.state();
+        state.topic(name).map(|topic| self.describe(topic)).ok_or_else(|| unknown_topic(name))
+    }
+
+    pub(super) fn topic_config(&self, name: &str) -> Result<TopicConfig> {
+        self.check_registered()?;
+        let state = self.catalog.state();
+        let topic = state.topic(name).ok_or_else(|| unknown_topic(name))?;
+        Ok(TopicConfig::resolve(&topic.config, &self.config.log))
+    }
+
+    fn describe(&self, topic: &TopicRecord) -> TopicDescription {
+        let partitions = (0..).zip(&topic.partitions).map(|(number, record)| self.describe_partition(number, record));
+        TopicDescription {
+            name: topic.name.clone(),
+            topic_id: topic.id.to_string(),
+            config: topic.config.clone(),
+            partitions: partitions.collect(),
+        }
+    }
+
+    fn describe_partition(&self, partition: u32, record: &PartitionRecord) -> PartitionDescription {
+        let leader = self.leader(record);
+        let claim = self.routing.claim(record.group);
+        let (mut log_start_offset, mut high_watermark) =
+            claim.as_ref().map_or((Offset(0), Offset(0)), |claim| (claim.log_start_offset, claim.high_watermark));
+        if let Some(hosted) = self.routing.hosted(record.group) {
+            // What is committed here is committed; the leader's claim may be a second old.
+            let log = hosted.group.log();
+            high_watermark = high_watermark.max(log.high_watermark());
+            if leader.is_some_and(|(leader, _)| leader == self.broker) || claim.is_none() {
+                log_start_offset = log.log_start_offset();
+            }
+        }
+        let in_sync = claim.map(|claim| claim.in_sync).unwrap_or_default();
+        PartitionDescription {
+            partition,
+            leader: leader.map(|(broker, _)| broker),
+            leader_epoch: leader.map_or(0, |(_, epoch)| epoch),
+            replicas: record.replicas.iter().map(|replica| replica.broker).collect(),
+            in_sync: in_sync.into_iter().filter(|broker| self.alive(*broker)).collect(),
+            log_start_offset,
+            high_watermark,
+        }
+    }
+
+    pub(super) fn cluster(&self) -> ClusterDescription {
+        let state = self.catalog.state();
+        let leads = self.routing.claims_by_broker();
+        let (mut replicas, mut lagging) = (BTreeMap::<_, u32>::new(), BTreeMap::<_, u32>::new());
+        for partition in state.topics().values().flat_map(|topic| &topic.partitions) {
+            let in_sync = self.routing.claim(partition.group).map(|claim| claim.in_sync).unwrap_or_default();
+            for replica in &partition.replicas {
+                *replicas.entry(replica.broker).or_default() += 1;
+                if !in_sync.contains(&replica.broker) {
+                    *lagging.entry(replica.broker).or_default() += 1;
+                }
+            }
+        }
+        let count = |counts: &BTreeMap<BrokerId, u32>, broker| counts.get(&broker).copied().unwrap_or(0);
+        let brokers = state.brokers().values().map(|known| BrokerDescription {
+            broker_id: known.broker,
+            http_address: known.http_address.clone(),
+            peer_address: known.peer_address.clone(),
+            alive: self.alive(known.broker),
+            leads: count(&leads, known.broker),
+            replicas: count(&replicas, known.broker),
+            lagging: count(&lagging, known.broker),
+        });
+        ClusterDescription {
+            cluster_id: self.store.cluster().map(|cluster| format!("{:032x}", cluster.0)).unwrap_or_default(),
+            controller: self.known_controller().map(|(broker, _)| broker),
+            brokers: brokers.collect(),
+        }
+    }
+}
+
+fn unknown_topic(name: &str) -> Error {
+    Error::new(Code::UnknownTopic, format!("there is no topic {name:?}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_block_of_producer_ids_gives_each_out_once() {
+        let mut ids = ProducerIds { next: 7, left: 2 };
+        assert_eq!([ids.take(), ids.take(), ids.take(), ids.take()], [Some(7), Some(8), None, None]);
+    }
+}

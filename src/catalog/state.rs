@@ -1,0 +1,329 @@
+//! The catalog's state: brokers, topics, placements, producer ids. A value; [`super::apply`] changes it.
+//!
+//! Copies are cheap: the maps are shared until changed, so a snapshot for readers costs a few counters. As *rows*
+//! ([`CatalogState::row`]) the same state stands in the tables and in snapshots. Does no I/O.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+use pontoon_raft::codec;
+use pontoon_raft::types::{BrokerId, ClusterId, DirectoryId, GroupId, ReplicaId, repr};
+use serde::{Deserialize, Serialize};
+
+use super::command::{BrokerRegistration, Placement};
+use super::names::collision_key;
+
+/// Names one creation of a topic; another topic of the name later has another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct TopicId(pub u128);
+
+impl fmt::Display for TopicId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", self.0)
+    }
+}
+
+/// Where a replica stands in its life (RULES.md R5).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ReplicaState {
+    /// Assigned. Only now may it start empty.
+    New,
+    /// Reported created: from now on missing files mean lost.
+    Created,
+    /// Its files are missing or unusable. Waits for a replacement under a new id.
+    Lost,
+}
+
+/// A replica of a partition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReplicaRecord {
+    /// The broker.
+    pub broker: BrokerId,
+    /// Its data directory.
+    pub directory: DirectoryId,
+    /// The id.
+    pub replica: ReplicaId,
+    /// Where it stands.
+    pub state: ReplicaState,
+}
+
+impl From<Placement> for ReplicaRecord {
+    fn from(placement: Placement) -> Self {
+        let Placement { broker, directory, replica } = placement;
+        Self { broker, directory, replica, state: ReplicaState::New }
+    }
+}
+
+/// A partition.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PartitionRecord {
+    /// Its Raft group.
+    pub group: GroupId,
+    /// Its replicas, the preferred leader first.
+    pub replicas: Vec<ReplicaRecord>,
+    /// Replicas that have been replaced and may still be members of the group.
+    pub leaving: Vec<ReplicaRecord>,
+    /// Whether the group has had a leader. Until then it acknowledges nothing: no broker routes to it.
+    pub initialised: bool,
+}
+
+impl PartitionRecord {
+    /// The replica of this id, if it is assigned (not leaving).
+    pub fn replica(&self, replica: ReplicaId) -> Option<&ReplicaRecord> {
+        self.replicas.iter().find(|record| record.replica == replica)
+    }
+
+    /// The replica on this broker, if one is assigned.
+    pub fn on(&self, broker: BrokerId) -> Option<&ReplicaRecord> {
+        self.replicas.iter().find(|record| record.broker == broker)
+    }
+}
+
+/// A topic.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TopicRecord {
+    /// Its id.
+    pub id: TopicId,
+    /// Its name.
+    pub name: String,
+    /// What was configured.
+    pub config: BTreeMap<String, String>,
+    /// Its partitions, in order.
+    pub partitions: Vec<Arc<PartitionRecord>>,
+}
+
+/// Where a group belongs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GroupHome {
+    /// The topic.
+    pub topic: TopicId,
+    /// The partition's number.
+    pub partition: u32,
+}
+
+/// The catalog, as of a log id.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CatalogState {
+    /// The last log id it reflects. Not a row: the stamp of tables and snapshots.
+    pub applied: Option<repr::LogId>,
+    pub(super) meta: Meta,
+    pub(super) brokers: Arc<BTreeMap<BrokerId, BrokerRegistration>>,
+    pub(super) topics: Arc<BTreeMap<TopicId, Arc<TopicRecord>>>,
+    /// By [`collision_key`].
+    pub(super) names: Arc<BTreeMap<String, TopicId>>,
+    pub(super) groups: Arc<BTreeMap<GroupId, GroupHome>>,
+}
+
+/// The single values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Meta {
+    pub(super) cluster: Option<ClusterId>,
+    pub(super) feature_level: u32,
+    pub(super) next_group: u64,
+    pub(super) next_replica: u64,
+    pub(super) next_producer: i64,
+}
+
+impl Default for Meta {
+    /// Group 0 is the catalog's own; everything else counts from 1.
+    fn default() -> Self {
+        Self { cluster: None, feature_level: 1, next_group: 1, next_replica: 1, next_producer: 1 }
+    }
+}
+
+impl CatalogState {
+    /// The cluster, once formed.
+    pub fn cluster(&self) -> Option<ClusterId> {
+        self.meta.cluster
+    }
+
+    /// The level up to which commands are let in.
+    pub fn feature_level(&self) -> u32 {
+        self.meta.feature_level
+    }
+
+    /// The lowest group id never used.
+    pub fn next_group(&self) -> GroupId {
+        GroupId(self.meta.next_group)
+    }
+
+    /// The lowest replica id never used (group 0 apart, whose ids are random).
+    pub fn next_replica(&self) -> ReplicaId {
+        ReplicaId(self.meta.next_replica)
+    }
+
+    /// Every broker.
+    pub fn brokers(&self) -> &BTreeMap<BrokerId, BrokerRegistration> {
+        &self.brokers
+    }
+
+    /// Every topic, by id.
+    pub fn topics(&self) -> &BTreeMap<TopicId, Arc<TopicRecord>> {
+        &self.topics
+    }
+
+    /// The topic of exactly this name.
+    pub fn topic(&self, name: &str) -> Option<&Arc<TopicRecord>> {
+        self.colliding_topic(name).filter(|topic| topic.name == name)
+    }
+
+    /// The topic that has this name or collides with it.
+    pub fn colliding_topic(&self, name: &str) -> Option<&Arc<TopicRecord>> {
+        self.topics.get(self.names.get(&collision_key(name))?)
+    }
+
+    /// Where a group belongs.
+    pub fn group(&self, group: GroupId) -> Option<GroupHome> {
+        self.groups.get(&group).copied()
+    }
+
+    /// A group's partition.
+    pub fn partition(&self, group: GroupId) -> Option<&Arc<PartitionRecord>> {
+        let home = self.groups.get(&group)?;
+        self.topics.get(&home.topic)?.partitions.get(home.partition as usize)
+    }
+
+    /// Whether a replica lives on the directory that its broker has today. If not, the broker has come back with another
+    /// disk, and the replica is gone.
+    pub fn on_current_directory(&self, replica: &ReplicaRecord) -> bool {
+        self.brokers.get(&replica.broker).is_some_and(|broker| broker.directory == replica.directory)
+    }
+}
+
+/// One row of the tables and snapshots.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum RowKey {
+    /// The single values.
+    Meta,
+    /// A broker.
+    Broker(BrokerId),
+    /// A topic: name, configuration, number of partitions.
+    Topic(TopicId),
+    /// A partition.
+    Partition(TopicId, u32),
+}
+
+impl RowKey {
+    /// The key's bytes; their order is the order of rows.
+    pub fn encode(self) -> Vec<u8> {
+        match self {
+            Self::Meta => vec![b'm'],
+            Self::Broker(broker) => [&b"b"[..], &broker.0.to_be_bytes()].concat(),
+            Self::Topic(topic) => [&b"t"[..], &topic.0.to_be_bytes()].concat(),
+            Self::Partition(topic, partition) => [&b"u"[..], &topic.0.to_be_bytes(), &partition.to_be_bytes()].concat(),
+        }
+    }
+
+    fn decode(bytes: &[u8]) -> Option<Self> {
+        let (tag, rest) = bytes.split_first()?;
+        Some(match (tag, rest.len()) {
+            (b'm', 0) => Self::Meta,
+            (b'b', 4) => Self::Broker(BrokerId(u32::from_be_bytes(rest.try_into().ok()?))),
+            (b't', 16) => Self::Topic(TopicId(u128::from_be_bytes(rest.try_into().ok()?))),
+            (b'u', 20) => {
+                let topic = u128::from_be_bytes(rest[..16].try_into().ok()?);
+                Self::Partition(TopicId(topic), u32::from_be_bytes(rest[16..].try_into().ok()?))
+            }
+            _ => return None,
+        })
+    }
+}
+
+/// A topic's own row.
+#[derive(Serialize, Deserialize)]
+struct TopicRow {
+    name: String,
+    config: BTreeMap<String, String>,
+    partitions: u32,
+}
+
+impl CatalogState {
+    /// Every row there is, in order.
+    pub fn row_keys(&self) -> Vec<RowKey> {
+        let brokers = self.brokers.keys().map(|broker| RowKey::Broker(*broker));
+        let topics = self.topics.keys().map(|topic| RowKey::Topic(*topic));
+        let partitions = self.topics.values().flat_map(|topic| {
+            (0..topic.partitions.len() as u32).map(|partition| RowKey::Partition(topic.id, partition))
+        });
+        std::iter::once(RowKey::Meta).chain(brokers).chain(topics).chain(partitions).collect()
+    }
+
+    /// One row's bytes, if the row exists.
+    pub fn row(&self, key: RowKey) -> Option<Vec<u8>> {
+        Some(match key {
+            RowKey::Meta => codec::encode(&self.meta),
+            RowKey::Broker(broker) => codec::encode(self.brokers.get(&broker)?),
+            RowKey::Topic(topic) => {
+                let TopicRecord { name, config, partitions, .. } = &**self.topics.get(&topic)?;
+                let partitions = partitions.len() as u32;
+                codec::encode(&TopicRow { name: name.clone(), config: config.clone(), partitions })
+            }
+            RowKey::Partition(topic, partition) => {
+                codec::encode(&**self.topics.get(&topic)?.partitions.get(partition as usize)?)
+            }
+        })
+    }
+
+    /// The state whose rows these are, in the order of their keys. The error says which row is not one.
+    pub fn from_rows<'a>(
+        applied: Option<repr::LogId>,
+        rows: impl Iterator<Item = (&'a [u8], &'a [u8])>,
+    ) -> Result<Self, String> {
+        let mut builder = Builder::default();
+        for (key, value) in rows {
+            let bad = |error: codec::DecodeError| format!("row {key:02x?}: {error}");
+            match RowKey::decode(key).ok_or_else(|| format!("row key {key:02x?} is not known"))? {
+                RowKey::Meta => builder.meta = Some(codec::decode(value).map_err(bad)?),
+                RowKey::Broker(broker) => {
+                    builder.brokers.insert(broker, codec::decode(value).map_err(bad)?);
+                }
+                RowKey::Topic(topic) => {
+                    builder.topics.insert(topic, codec::decode(value).map_err(bad)?);
+                }
+                RowKey::Partition(topic, partition) => {
+                    builder.partitions.insert((topic, partition), Arc::new(codec::decode(value).map_err(bad)?));
+                }
+            }
+        }
+        builder.finish(applied)
+    }
+}
+
+/// Rows on their way to a state.
+#[derive(Default)]
+struct Builder {
+    meta: Option<Meta>,
+    brokers: BTreeMap<BrokerId, BrokerRegistration>,
+    topics: BTreeMap<TopicId, TopicRow>,
+    partitions: BTreeMap<(TopicId, u32), Arc<PartitionRecord>>,
+}
+
+impl Builder {
+    fn finish(mut self, applied: Option<repr::LogId>) -> Result<CatalogState, String> {
+        let meta = self.meta.ok_or("the row of single values is missing")?;
+        let (mut topics, mut names, mut groups) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        for (id, row) in self.topics {
+            let mut partitions = Vec::new();
+            for partition in 0..row.partitions {
+                let record = self.partitions.remove(&(id, partition));
+                let record = record.ok_or_else(|| format!("partition {partition} of topic {id} is missing"))?;
+                groups.insert(record.group, GroupHome { topic: id, partition });
+                partitions.push(record);
+            }
+            names.insert(collision_key(&row.name), id);
+            topics.insert(id, Arc::new(TopicRecord { id, name: row.name, config: row.config, partitions }));
+        }
+        if let Some(((topic, partition), _)) = self.partitions.first_key_value() {
+            return Err(format!("partition {partition} belongs to no topic {topic}"));
+        }
+        Ok(CatalogState {
+            applied,
+            meta,
+            brokers: Arc::new(self.brokers),
+            topics: Arc::new(topics),
+            names: Arc::new(names),
+            groups: Arc::new(groups),
+        })
+    }
+}

@@ -1,0 +1,201 @@
+//! The tables in sled. The only module that names it.
+//!
+//! sled 0.34 "flushes" with `sync_file_range`, which a power cut can undo; that is why nothing but a cache is kept here.
+//! A folder that cannot be opened or read is set aside by removing it: the rows come back from snapshot and log.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use parking_lot::Mutex;
+use pontoon_raft::codec;
+
+use super::{Batch, Rows, Stamp, Tables};
+
+/// How often, and how far apart, a held lock is tried.
+const LOCK_ATTEMPTS: u32 = 200;
+const LOCK_PAUSE: std::time::Duration = std::time::Duration::from_millis(10);
+
+/// Key of the stamp; no row's key begins with 0.
+const STAMP_KEY: &[u8] = b"\0stamp";
+/// sled's page cache, in bytes: the rows are read once, at the start.
+const CACHE_BYTES: u64 = 8 << 20;
+/// How often sled writes out what it buffers, in ms.
+const FLUSH_MS: u64 = 1000;
+
+/// The tables in a sled folder.
+pub struct SledTables {
+    path: PathBuf,
+    /// `None` before the first use, after [`Tables::close`], and if the folder cannot be opened at all.
+    db: Mutex<Slot>,
+}
+
+enum Slot {
+    Unopened,
+    Open(sled::Db),
+    Closed,
+}
+
+impl SledTables {
+    /// Tables in this folder, opened at the first use: the data directory is locked by then.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self { path: path.into(), db: Mutex::new(Slot::Unopened) }
+    }
+
+    fn db(&self) -> io::Result<sled::Db> {
+        let mut slot = self.db.lock();
+        if let Slot::Open(db) = &*slot {
+            return Ok(db.clone());
+        }
+        if let Slot::Closed = *slot {
+            return Err(io::Error::other("the catalog's tables are closed"));
+        }
+        let db = match open(&self.path) {
+            Ok(db) => db,
+            // Somebody else's, not broken.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(error),
+            Err(error) => {
+                tracing::warn!(path = %self.path.display(), %error, "the catalog's tables cannot be opened; rebuilding them");
+                remove(&self.path)?;
+                open(&self.path)?
+            }
+        };
+        *slot = Slot::Open(db.clone());
+        Ok(db)
+    }
+}
+
+fn open(path: &Path) -> io::Result<sled::Db> {
+    // A damaged folder can make sled panic; that too only means that the rows are rebuilt.
+    let opening = || sled::Config::new().path(path).cache_capacity(CACHE_BYTES).flush_every_ms(Some(FLUSH_MS)).open();
+    // A closed sled lets go of its lock only when its own threads have ended: in use is not broken.
+    for _ in 0..LOCK_ATTEMPTS {
+        match std::panic::catch_unwind(opening) {
+            Ok(Err(sled::Error::Io(error))) if error.to_string().contains("could not acquire lock") => {
+                std::thread::sleep(LOCK_PAUSE);
+            }
+            Ok(result) => return result.map_err(other),
+            Err(_) => return Err(io::Error::other("sled panicked")),
+        }
+    }
+    Err(io::Error::new(io::ErrorKind::WouldBlock, "its lock is held"))
+}
+
+fn remove(path: &Path) -> io::Result<()> {
+    let removed = match path.is_dir() {
+        true => std::fs::remove_dir_all(path),
+        false => std::fs::remove_file(path),
+    };
+    match removed {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+fn other(error: sled::Error) -> io::Error {
+    match error {
+        sled::Error::Io(error) => error,
+        error => io::Error::other(error.to_string()),
+    }
+}
+
+impl Tables for SledTables {
+    fn load(&self) -> Option<(Stamp, Rows)> {
+        let mut rows = Rows::new();
+        let mut stamp = None;
+        for item in self.db().ok()?.iter() {
+            let (key, value) = item.ok()?;
+            match &*key {
+                STAMP_KEY => stamp = codec::decode(&value).ok(),
+                _ => {
+                    rows.insert(key.to_vec(), value.to_vec());
+                }
+            }
+        }
+        Some((stamp?, rows))
+    }
+
+    fn write(&self, batch: Batch) -> io::Result<()> {
+        let db = self.db()?;
+        let mut changes = sled::Batch::default();
+        if batch.replace {
+            // Within the same batch: rows that come again are inserted after they are removed.
+            for key in db.iter().keys() {
+                changes.remove(key.map_err(other)?);
+            }
+        }
+        for (key, value) in batch.rows {
+            match value {
+                Some(value) => changes.insert(key, value),
+                None => changes.remove(key),
+            }
+        }
+        changes.insert(STAMP_KEY, codec::encode(&batch.stamp));
+        db.apply_batch(changes).map_err(other)
+    }
+
+    fn clear(&self) -> io::Result<()> {
+        self.db()?.clear().map_err(other)
+    }
+
+    fn blocks(&self) -> bool {
+        true
+    }
+
+    fn close(&self) {
+        if let Slot::Open(db) = std::mem::replace(&mut *self.db.lock(), Slot::Closed)
+            && let Err(error) = db.flush()
+        {
+            tracing::warn!(path = %self.path.display(), %error, "the catalog's tables were not flushed");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use pontoon_raft::types::{ReplicaId, repr};
+
+    use super::*;
+
+    fn batch(replace: bool, index: u64, rows: &[(&str, Option<&str>)]) -> Batch {
+        let rows = rows.iter().map(|(k, v)| (k.as_bytes().to_vec(), v.map(|v| v.as_bytes().to_vec()))).collect();
+        let stamp = Stamp { replica: ReplicaId(1), applied: repr::LogId(1, index), rows: 0, checksum: 0 };
+        Batch { replace, rows, stamp }
+    }
+
+    #[test]
+    fn rows_come_back_after_reopening() {
+        let dir = tempfile::tempdir().unwrap();
+        let tables = SledTables::new(dir.path().join("catalog"));
+        assert!(tables.load().is_none());
+        tables.write(batch(false, 1, &[("a", Some("1")), ("b", Some("2"))])).unwrap();
+        tables.write(batch(false, 2, &[("a", None), ("c", Some("3"))])).unwrap();
+        tables.close();
+        assert!(tables.write(batch(false, 3, &[])).is_err());
+        let (stamp, rows) = SledTables::new(dir.path().join("catalog")).load().unwrap();
+        assert_eq!(stamp.applied, repr::LogId(1, 2));
+        assert_eq!(rows.keys().map(Vec::as_slice).collect::<Vec<_>>(), [b"b", b"c"]);
+    }
+
+    #[test]
+    fn a_replacing_batch_leaves_only_its_own_rows() {
+        let dir = tempfile::tempdir().unwrap();
+        let tables = SledTables::new(dir.path().join("catalog"));
+        tables.write(batch(false, 1, &[("a", Some("1")), ("b", Some("2"))])).unwrap();
+        tables.write(batch(true, 2, &[("b", Some("3"))])).unwrap();
+        let (_, rows) = tables.load().unwrap();
+        assert_eq!(rows, Rows::from([(b"b".to_vec(), b"3".to_vec())]));
+    }
+
+    #[test]
+    fn a_folder_that_is_not_sleds_is_rebuilt() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("catalog");
+        std::fs::create_dir(&path).unwrap();
+        std::fs::write(path.join("conf"), b"rubbish").unwrap();
+        std::fs::write(path.join("db"), vec![0xa5; 10_000]).unwrap();
+        let tables = SledTables::new(&path);
+        assert!(tables.load().is_none());
+        tables.write(batch(false, 1, &[("a", Some("1"))])).unwrap();
+        assert_eq!(tables.load().unwrap().1.len(), 1);
+    }
+}

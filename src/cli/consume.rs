@@ -1,0 +1,270 @@
+//! `pontoon consume`: prints records, once each, from one partition or all.
+//!
+//! The cursor is the server's `next_offset`, kept here: a fetch that fails is asked again at the same place, so nothing is
+//! missed or printed twice while brokers come and go.
+
+use std::io::{self, Write};
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+use serde::Serialize;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+use crate::api::fetched::FetchedRecord;
+use crate::cli::Failure;
+use crate::client::{Client, FetchRequest};
+
+/// Bytes asked for at a time.
+const FETCH_BYTES: usize = 4 << 20;
+/// How long the server waits for records when following.
+const FOLLOW_WAIT: Duration = Duration::from_secs(5);
+/// Fetched chunks that may wait to be printed.
+const CHUNKS_AHEAD: usize = 4;
+
+/// How a record is printed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// The value's bytes and a newline; nothing but the newline for a tombstone
+    #[default]
+    Value,
+    /// Key, tab, value, newline
+    KeyValue,
+    /// One JSON object a line, as in the HTTP API, with its partition
+    Json,
+}
+
+/// Flags of `consume`.
+#[derive(Debug, Args)]
+pub(super) struct ConsumeArgs {
+    /// The topic
+    topic: String,
+    /// Where to begin: earliest, latest, an offset, or timestamp:MS
+    #[arg(long, value_name = "OFFSET", default_value = "earliest", value_parser = start)]
+    from: String,
+    /// Go on waiting for more at the end
+    #[arg(long)]
+    follow: bool,
+    /// Only this partition [default: all, one after the other; with --follow, as records come]
+    #[arg(long, value_name = "N")]
+    partition: Option<u32>,
+    /// How to print a record
+    #[arg(long, value_enum, default_value_t)]
+    format: Format,
+    /// Stop after so many records
+    #[arg(long, value_name = "N")]
+    max_records: Option<u64>,
+}
+
+fn start(text: &str) -> Result<String, String> {
+    let number = text.strip_prefix("timestamp:").unwrap_or(text);
+    if matches!(text, "earliest" | "latest") || number.parse::<u64>().is_ok() {
+        return Ok(text.to_owned());
+    }
+    Err("not earliest, latest, an offset or timestamp:MS".into())
+}
+
+/// Prints until the end as of now, or for ever.
+pub(super) async fn run(args: ConsumeArgs, client: Client, as_json: bool) -> Result<(), Failure> {
+    let count = client.topic(&args.topic).await?.partitions.len() as u32;
+    let partitions: Vec<u32> = match args.partition {
+        Some(partition) if partition >= count => {
+            return Err(Failure::NotFound(format!("{} has {count} partitions, no {partition}", args.topic)));
+        }
+        Some(partition) => vec![partition],
+        None => (0..count).collect(),
+    };
+    let format = if as_json { Format::Json } else { args.format };
+    let mut printer = Printer { format, left: args.max_records.unwrap_or(u64::MAX), out: io::stdout() };
+    let reader = |partition| Reader { client: &client, topic: &args.topic, partition, cursor: args.from.clone() };
+    if !args.follow {
+        for partition in partitions {
+            reader(partition).read_to_end(&mut printer).await?;
+        }
+        return Ok(());
+    }
+    let (client, topic) = (Arc::new(client), args.topic);
+    follow(client, topic, args.from, partitions, printer).await
+}
+
+/// A chunk of one partition's records.
+struct Chunk {
+    partition: u32,
+    records: Vec<FetchedRecord>,
+}
+
+async fn follow<W: Write>(
+    client: Arc<Client>,
+    topic: String,
+    from: String,
+    partitions: Vec<u32>,
+    mut printer: Printer<W>,
+) -> Result<(), Failure> {
+    let (tx, mut rx) = mpsc::channel(CHUNKS_AHEAD);
+    let mut readers = JoinSet::new();
+    for partition in partitions {
+        let (client, topic, cursor, tx) = (Arc::clone(&client), topic.clone(), from.clone(), tx.clone());
+        readers.spawn(async move { Reader { client: &client, topic: &topic, partition, cursor }.follow(&tx).await });
+    }
+    drop(tx);
+    loop {
+        tokio::select! {
+            chunk = rx.recv() => match chunk {
+                Some(chunk) if printer.print(chunk.partition, &chunk.records)? => {}
+                _ => return Ok(()),
+            },
+            // A reader ends only by an error, and one partition that is missing makes the rest a lie.
+            Some(ended) = readers.join_next() => ended.map_err(|error| Failure::Failed(error.to_string()))??,
+        }
+    }
+}
+
+/// Reads one partition.
+struct Reader<'a> {
+    client: &'a Client,
+    topic: &'a str,
+    partition: u32,
+    cursor: String,
+}
+
+impl Reader<'_> {
+    async fn fetch(&mut self, wait: Duration) -> Result<(Vec<FetchedRecord>, u64), Failure> {
+        let fetch = FetchRequest {
+            topic: self.topic,
+            partition: self.partition,
+            offset: &self.cursor,
+            bytes_max: FETCH_BYTES,
+            wait,
+        };
+        let answer = self.client.fetch(&fetch).await?;
+        self.cursor = answer.next_offset.to_string();
+        Ok((answer.records, answer.next_offset))
+    }
+
+    /// Up to what was acknowledged when it began.
+    async fn read_to_end<W: Write>(mut self, printer: &mut Printer<W>) -> Result<(), Failure> {
+        let end = self.client.offsets(self.topic, self.partition).await?.high_watermark;
+        loop {
+            let (mut records, next) = self.fetch(Duration::ZERO).await?;
+            records.retain(|record| record.offset < end);
+            if !printer.print(self.partition, &records)? || next >= end {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn follow(mut self, chunks: &mpsc::Sender<Chunk>) -> Result<(), Failure> {
+        loop {
+            let (records, _) = self.fetch(FOLLOW_WAIT).await?;
+            let chunk = Chunk { partition: self.partition, records };
+            if !chunk.records.is_empty() && chunks.send(chunk).await.is_err() {
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// Prints records as long as some are wanted.
+struct Printer<W> {
+    format: Format,
+    left: u64,
+    out: W,
+}
+
+/// A record with its partition, for JSON.
+#[derive(Serialize)]
+struct Line<'a> {
+    partition: u32,
+    #[serde(flatten)]
+    record: &'a FetchedRecord,
+}
+
+impl<W: Write> Printer<W> {
+    /// Returns whether more is wanted.
+    fn print(&mut self, partition: u32, records: &[FetchedRecord]) -> Result<bool, Failure> {
+        let mut text = Vec::new();
+        for record in records.iter().take(usize::try_from(self.left).unwrap_or(usize::MAX)) {
+            self.left -= 1;
+            match self.format {
+                Format::Value => text.extend(record.value_bytes().unwrap_or_default()),
+                Format::KeyValue => {
+                    text.extend(record.key_bytes().unwrap_or_default());
+                    text.push(b'\t');
+                    text.extend(record.value_bytes().unwrap_or_default());
+                }
+                Format::Json => serde_json::to_writer(&mut text, &Line { partition, record })
+                    .map_err(|error| Failure::Failed(error.to_string()))?,
+            }
+            text.push(b'\n');
+        }
+        self.out.write_all(&text)?;
+        self.out.flush()?;
+        Ok(self.left > 0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(key: Option<&str>, value: Option<&str>) -> FetchedRecord {
+        FetchedRecord {
+            offset: 5,
+            timestamp: 7,
+            key: key.map(str::to_owned),
+            value: value.map(str::to_owned),
+            ..FetchedRecord::default()
+        }
+    }
+
+    fn printed(format: Format, left: u64, records: &[FetchedRecord]) -> (String, bool) {
+        let mut printer = Printer { format, left, out: Vec::new() };
+        let more = printer.print(2, records).unwrap();
+        (String::from_utf8(printer.out).unwrap(), more)
+    }
+
+    #[test]
+    fn records_are_printed_as_asked() {
+        let records = [record(Some("k"), Some("v")), record(None, None)];
+        assert_eq!(printed(Format::Value, 9, &records), ("v\n\n".into(), true));
+        assert_eq!(printed(Format::KeyValue, 9, &records), ("k\tv\n\t\n".into(), true));
+        let (json, _) = printed(Format::Json, 9, &records[..1]);
+        assert_eq!(
+            json,
+            "{\"partition\":2,\"offset\":5,\"timestamp\":7,\"key\":\"k\",\"value\":\"v\",\"headers\":[]}\n"
+        );
+    }
+
+    #[test]
+    fn no_more_are_printed_than_wanted() {
+        let records = [record(None, Some("a")), record(None, Some("b"))];
+        assert_eq!(printed(Format::Value, 1, &records), ("a\n".into(), false));
+    }
+
+    #[test]
+    fn a_reader_that_left_is_no_failure() {
+        struct Closed;
+        impl Write for Closed {
+            fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+                Err(io::ErrorKind::BrokenPipe.into())
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let mut printer = Printer { format: Format::Value, left: 9, out: Closed };
+        let failure = printer.print(0, &[record(None, Some("a"))]).unwrap_err();
+        assert_eq!(failure.verdict(), (0, None));
+    }
+
+    #[test]
+    fn starts_are_words_offsets_or_times() {
+        for good in ["earliest", "latest", "0", "17", "timestamp:1700000000000"] {
+            assert_eq!(start(good).as_deref(), Ok(good));
+        }
+        for wrong in ["", "first", "-1", "timestamp:x", "1.5"] {
+            assert!(start(wrong).is_err(), "{wrong}");
+        }
+    }
+}

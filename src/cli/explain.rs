@@ -1,0 +1,53 @@
+//! `pontoon explain CODE`: the table of error codes, from the command line.
+
+use clap::Args;
+use serde_json::json;
+
+use crate::cli::{Failure, output};
+use crate::error::Code;
+
+/// Flags of `explain`.
+#[derive(Debug, Args)]
+pub(super) struct ExplainArgs {
+    /// The code, e.g. NO_LEADER; without one, all of them
+    code: Option<String>,
+}
+
+/// Prints one code or all.
+pub(super) fn run(args: &ExplainArgs, as_json: bool) -> Result<(), Failure> {
+    let Some(wanted) = &args.code else {
+        return Code::ALL.iter().try_for_each(|code| show(*code, as_json));
+    };
+    let name = wanted.to_ascii_uppercase().replace('-', "_");
+    match Code::ALL.iter().find(|code| code.as_str() == name) {
+        Some(code) => show(*code, as_json),
+        None => {
+            let near = Code::ALL.iter().min_by_key(|code| strsim::damerau_levenshtein(code.as_str(), &name));
+            let hint = near.map_or("", |code| code.as_str());
+            Err(Failure::NotFound(format!("no error code {wanted:?}; did you mean {hint}?")))
+        }
+    }
+}
+
+fn show(code: Code, as_json: bool) -> Result<(), Failure> {
+    let meaning = code.explanation().lines().map(str::trim).collect::<Vec<_>>().join(" ");
+    if as_json {
+        return output::print_json(&json!({
+            "code": code.as_str(), "status": code.status(), "retriable": code.retriable(), "meaning": meaning.trim(),
+        }));
+    }
+    let retry = if code.retriable() { "a retry can help" } else { "a retry cannot help" };
+    output::print(&format!("{code}: HTTP {}, {retry}\n    {}", code.status(), meaning.trim()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_are_found_in_any_case_and_slips_are_named() {
+        run(&ExplainArgs { code: Some("no-leader".into()) }, false).unwrap();
+        let failure = run(&ExplainArgs { code: Some("NO_LEDER".into()) }, false).unwrap_err();
+        assert!(matches!(&failure, Failure::NotFound(why) if why.contains("NO_LEADER")), "{failure:?}");
+    }
+}

@@ -1,0 +1,221 @@
+//! `pontoon serve`: one broker and its HTTP server, from start to a clean stop.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::Args;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tracing::{info, warn};
+
+use crate::broker::{Broker, StartError};
+use crate::cli::Failure;
+use crate::cli::signals::Signals;
+use crate::config::{Config, load};
+use crate::http::Server;
+
+/// Longest that the broker may take to hand over and close; with [`CLOSE_TIMEOUT`] it stays below 30 s.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(22);
+/// Longest that HTTP requests may take to finish afterwards.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(4);
+/// Fewest file descriptors to start with.
+const FILES_MIN: u64 = 1024;
+
+/// Flags of `serve`. Each is a configuration key; `--set` reaches those without a flag.
+#[derive(Debug, Args)]
+pub(super) struct ServeArgs {
+    /// A TOML file
+    #[arg(long, env = "PONTOON_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// This broker's number
+    #[arg(long, value_name = "N")]
+    broker_id: Option<String>,
+    /// Where its data is [default: pontoon-data]
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<String>,
+    /// The initial brokers, id@host:port[,…]
+    #[arg(long, value_name = "ID@HOST:PORT[,…]")]
+    bootstrap: Option<String>,
+    /// Where clients are served [default: 127.0.0.1:8090]
+    #[arg(long, value_name = "HOST:PORT")]
+    http_listen: Option<String>,
+    /// The address that clients are told
+    #[arg(long, value_name = "HOST:PORT")]
+    http_advertised: Option<String>,
+    /// Where brokers are served [default: as bootstrap says]
+    #[arg(long, value_name = "HOST:PORT")]
+    peer_listen: Option<String>,
+    /// The address that brokers are told
+    #[arg(long, value_name = "HOST:PORT")]
+    peer_advertised: Option<String>,
+    /// Listen on other addresses than loopback, without security
+    #[arg(long)]
+    allow_insecure: bool,
+    /// Any configuration key
+    #[arg(long = "set", value_name = "KEY=VALUE", value_parser = key_value)]
+    set: Vec<(String, String)>,
+}
+
+fn key_value(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or("not KEY=VALUE")?;
+    Ok((key.trim().to_owned(), value.trim().to_owned()))
+}
+
+impl ServeArgs {
+    /// As configuration, `--set` first: a flag of its own is more explicit.
+    fn flags(&self) -> Vec<(String, String)> {
+        let named = [
+            ("broker_id", &self.broker_id),
+            ("data_dir", &self.data_dir),
+            ("bootstrap", &self.bootstrap),
+            ("http.listen", &self.http_listen),
+            ("http.advertised", &self.http_advertised),
+            ("peer.listen", &self.peer_listen),
+            ("peer.advertised", &self.peer_advertised),
+        ];
+        let mut flags = self.set.clone();
+        flags.extend(named.into_iter().filter_map(|(key, text)| Some((key.to_owned(), text.clone()?))));
+        if self.allow_insecure {
+            flags.push(("allow_insecure".into(), "true".into()));
+        }
+        flags
+    }
+}
+
+/// Runs until a signal or until the broker cannot go on.
+pub(super) async fn run(args: ServeArgs) -> Result<(), Failure> {
+    let (config, warnings) = load::load(args.config.as_deref(), environment()?, &args.flags())
+        .map_err(|error| Failure::Usage(error.to_string()))?;
+    for warning in warnings {
+        warn!("{warning}");
+    }
+    raise_file_limit(&[&config])?;
+    let mut signals = Signals::catch()?;
+    let server = bind(&config).await?;
+    let broker = tokio::select! {
+        broker = start(config, &server) => broker?,
+        name = signals.next() => {
+            info!("{name} while the data directory was being opened");
+            return Ok(());
+        }
+    };
+    let running = Running { server, broker };
+    let end = tokio::select! {
+        why = running.broker.failed() => Err(Failure::Failed(why)),
+        name = signals.next() => {
+            info!("{name}: handing leaderships over and closing");
+            Ok(())
+        }
+    };
+    signals.impatient();
+    running.stop().await;
+    end
+}
+
+/// The process's variables; one that is not text cannot be configuration.
+fn environment() -> Result<impl Iterator<Item = (String, String)>, Failure> {
+    let mut variables = Vec::new();
+    for (name, value) in std::env::vars_os() {
+        let Ok(name) = name.into_string() else { continue };
+        match value.into_string() {
+            Ok(value) => variables.push((name, value)),
+            Err(value) if name.starts_with("PONTOON_") => {
+                return Err(Failure::Usage(format!("{name}={value:?} in the environment is not text")));
+            }
+            Err(_) => {}
+        }
+    }
+    Ok(variables.into_iter())
+}
+
+/// Listens for HTTP. A taken port is named, with the key that changes it.
+pub(super) async fn bind(config: &Config) -> Result<Server, Failure> {
+    Server::bind(config).await.map_err(|error| {
+        let address = &config.http.listen;
+        Failure::Failed(format!("cannot listen for HTTP on {address} (http.listen): {error}"))
+    })
+}
+
+/// Opens the broker behind the server.
+pub(super) async fn start(config: Config, server: &Server) -> Result<Arc<Broker>, Failure> {
+    let id = config.broker_id;
+    let broker = Broker::start(config, server.advertised().to_owned()).await.map_err(|error| {
+        let hint = if matches!(error, StartError::Listen { .. }) { " (peer.listen)" } else { "" };
+        Failure::Failed(format!("broker {id}: {error}{hint}"))
+    })?;
+    server.open(Arc::clone(&broker));
+    info!(broker = %id, http = server.address(), "started");
+    Ok(broker)
+}
+
+/// A broker and its server.
+pub(super) struct Running {
+    pub(super) server: Server,
+    pub(super) broker: Arc<Broker>,
+}
+
+impl Running {
+    /// Hands over, closes, and lets requests finish meanwhile.
+    pub(super) async fn stop(self) {
+        self.server.stopping();
+        // The broker bounds itself; this is for a broker that does not.
+        let shutdown = self.broker.shutdown(SHUTDOWN_TIMEOUT);
+        if tokio::time::timeout(SHUTDOWN_TIMEOUT + Duration::from_secs(2), shutdown).await.is_err() {
+            warn!("the broker did not close in {SHUTDOWN_TIMEOUT:?}; what it acknowledged is safe all the same");
+        }
+        self.server.close(CLOSE_TIMEOUT).await;
+    }
+}
+
+/// Raises RLIMIT_NOFILE as far as it goes and checks that it is enough: segments and connections are files.
+pub(super) fn raise_file_limit(configs: &[&Config]) -> Result<(), Failure> {
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current != limit.maximum
+        && let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum })
+    {
+        warn!(%error, "cannot raise RLIMIT_NOFILE");
+    }
+    let Some(files) = getrlimit(Resource::Nofile).current else { return Ok(()) };
+    if files < FILES_MIN {
+        return Err(Failure::Failed(format!("RLIMIT_NOFILE is {files}; at least {FILES_MIN} are needed (ulimit -n)")));
+    }
+    let connections: usize = configs.iter().map(|config| config.limits.connections_max).sum();
+    if files < connections as u64 + FILES_MIN {
+        warn!(
+            "RLIMIT_NOFILE is {files}, with limits.connections_max = {connections}: raise it (ulimit -n) or lower that"
+        );
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Only {
+        #[command(flatten)]
+        args: ServeArgs,
+    }
+
+    #[test]
+    fn flags_are_keys_and_beat_set() {
+        let line =
+            ["x", "--set", "broker_id=1", "--broker-id", "2", "--allow-insecure", "--set", "raft.heartbeat_ms = 5"];
+        let flags = Only::parse_from(line).args.flags();
+        let wanted = [("broker_id", "1"), ("raft.heartbeat_ms", "5"), ("broker_id", "2"), ("allow_insecure", "true")];
+        assert_eq!(flags, wanted.map(|(key, text)| (key.to_owned(), text.to_owned())));
+    }
+
+    #[tokio::test]
+    async fn a_taken_port_is_named() {
+        let taken = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut config = Config::new(pontoon_raft::types::BrokerId(1), "unused".into());
+        config.http.listen = taken.local_addr().unwrap().to_string();
+        let (status, why) = bind(&config).await.err().unwrap().verdict();
+        let why = why.unwrap();
+        assert!(status == 1 && why.contains(&config.http.listen) && why.contains("in use"), "{why}");
+    }
+}

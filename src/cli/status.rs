@@ -1,0 +1,185 @@
+//! `pontoon status`: brokers and partitions at a glance, and why something is not right.
+
+use std::collections::BTreeMap;
+use std::io::IsTerminal;
+use std::time::Duration;
+
+use clap::Args;
+use pontoon_raft::types::BrokerId;
+use serde_json::json;
+
+use crate::api::{ClusterDescription, PartitionDescription, TopicDescription};
+use crate::cli::{Failure, output};
+use crate::client::Client;
+
+/// Flags of `status`.
+#[derive(Debug, Args)]
+pub(super) struct StatusArgs {
+    /// Again every second, until interrupted
+    #[arg(long)]
+    watch: bool,
+}
+
+/// Shows it once, or again and again.
+pub(super) async fn run(args: StatusArgs, client: &Client, as_json: bool) -> Result<(), Failure> {
+    loop {
+        let cluster = client.cluster().await?;
+        let topics = client.topics().await?;
+        let troubles = troubles(&cluster, &topics);
+        if as_json {
+            output::print_json(&json!({"cluster": cluster, "topics": topics, "troubles": troubles}))?;
+        } else {
+            let clear = if args.watch && std::io::stdout().is_terminal() { "\x1b[H\x1b[2J" } else { "" };
+            output::print(&format!("{clear}{}", text(&cluster, &topics, &troubles)))?;
+        }
+        if !args.watch {
+            return Ok(());
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}
+
+fn text(cluster: &ClusterDescription, topics: &[TopicDescription], troubles: &[String]) -> String {
+    let rows: Vec<Vec<String>> = cluster
+        .brokers
+        .iter()
+        .map(|broker| {
+            vec![
+                broker.broker_id.to_string(),
+                if broker.alive { "alive" } else { "DEAD" }.into(),
+                broker.http_address.clone(),
+                broker.peer_address.clone(),
+                broker.leads.to_string(),
+                broker.replicas.to_string(),
+                broker.lagging.to_string(),
+            ]
+        })
+        .collect();
+    let controller = cluster.controller.map_or("none".into(), |id| format!("broker {id}"));
+    let head = ["BROKER", "STATE", "HTTP", "PEERS", "LEADS", "REPLICAS", "LAGGING"];
+    let mut text = format!("cluster {}, controller {controller}\n{}", cluster.cluster_id, output::table(&head, &rows));
+    let partitions: usize = topics.iter().map(|topic| topic.partitions.len()).sum();
+    text += &format!("{} topics, {partitions} partitions\n", topics.len());
+    if troubles.is_empty() {
+        text += "all is well\n";
+    }
+    for trouble in troubles {
+        text += &format!("! {trouble}\n");
+    }
+    text
+}
+
+/// What is not right, and why, as far as it can be seen from outside.
+fn troubles(cluster: &ClusterDescription, topics: &[TopicDescription]) -> Vec<String> {
+    let alive: BTreeMap<BrokerId, bool> =
+        cluster.brokers.iter().map(|broker| (broker.broker_id, broker.alive)).collect();
+    let mut found = Vec::new();
+    for broker in cluster.brokers.iter().filter(|broker| !broker.alive) {
+        found.push(format!("broker {} is dead: nothing answers at {}", broker.broker_id, broker.peer_address));
+    }
+    if cluster.controller.is_none() {
+        found.push("there is no controller: topics cannot be created, changed or repaired".into());
+    }
+    for topic in topics {
+        for partition in &topic.partitions {
+            found.extend(trouble(&topic.name, partition, &alive));
+        }
+    }
+    found
+}
+
+fn trouble(topic: &str, partition: &PartitionDescription, alive: &BTreeMap<BrokerId, bool>) -> Option<String> {
+    let name = format!("{topic}/{}", partition.partition);
+    let lives = |id: &BrokerId| alive.get(id).copied().unwrap_or(false);
+    let list = |ids: &[BrokerId]| ids.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let (up, down): (Vec<BrokerId>, Vec<BrokerId>) = partition.replicas.iter().partition(|id| lives(id));
+    if partition.leader.is_none() {
+        let why = if up.len() * 2 > partition.replicas.len() {
+            "an election is under way".into()
+        } else {
+            format!(
+                "only {} of {} replicas live; broker(s) {} are needed",
+                up.len(),
+                partition.replicas.len(),
+                list(&down)
+            )
+        };
+        return Some(format!("{name} has no leader: {why}"));
+    }
+    let behind: Vec<BrokerId> = up.into_iter().filter(|id| !partition.in_sync.contains(id)).collect();
+    match (down.is_empty(), behind.is_empty()) {
+        (true, true) => None,
+        (true, false) => Some(format!("{name}: the replica on broker(s) {} lags, catching up", list(&behind))),
+        (false, true) => Some(format!(
+            "{name} has {} of {} replicas: broker(s) {} are dead",
+            partition.in_sync.len(),
+            partition.replicas.len(),
+            list(&down)
+        )),
+        (false, false) => Some(format!(
+            "{name}: broker(s) {} are dead, and the replica on broker(s) {} lags, catching up",
+            list(&down),
+            list(&behind)
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use pontoon_raft::types::Offset;
+
+    use super::*;
+    use crate::api::BrokerDescription;
+
+    fn cluster(alive: [bool; 3]) -> ClusterDescription {
+        let broker = |(at, alive): (usize, bool)| BrokerDescription {
+            broker_id: BrokerId(at as u32 + 1),
+            http_address: format!("h:{at}"),
+            peer_address: format!("p:{at}"),
+            alive,
+            leads: 1,
+            replicas: 3,
+            lagging: 0,
+        };
+        ClusterDescription {
+            cluster_id: "c".into(),
+            controller: Some(BrokerId(1)),
+            brokers: alive.into_iter().enumerate().map(broker).collect(),
+        }
+    }
+
+    fn topic(leader: Option<u32>, in_sync: &[u32]) -> TopicDescription {
+        TopicDescription {
+            name: "orders".into(),
+            topic_id: "t".into(),
+            config: BTreeMap::new(),
+            partitions: vec![PartitionDescription {
+                partition: 3,
+                leader: leader.map(BrokerId),
+                leader_epoch: 1,
+                replicas: [1, 2, 3].map(BrokerId).to_vec(),
+                in_sync: in_sync.iter().copied().map(BrokerId).collect(),
+                log_start_offset: Offset(0),
+                high_watermark: Offset(9),
+            }],
+        }
+    }
+
+    #[test]
+    fn a_healthy_cluster_has_no_troubles() {
+        let (cluster, topics) = (cluster([true; 3]), [topic(Some(1), &[1, 2, 3])]);
+        assert!(troubles(&cluster, &topics).is_empty());
+        assert!(text(&cluster, &topics, &[]).ends_with("1 topics, 1 partitions\nall is well\n"));
+    }
+
+    #[test]
+    fn each_trouble_says_why() {
+        let seen = |alive, leader, in_sync: &[u32]| troubles(&cluster(alive), &[topic(leader, in_sync)]).join("\n");
+        let dead = seen([true, false, true], Some(1), &[1, 3]);
+        assert!(dead.contains("broker 2 is dead") && dead.contains("orders/3 has 2 of 3 replicas"), "{dead}");
+        assert!(seen([true; 3], Some(1), &[1, 3]).contains("the replica on broker(s) 2 lags"));
+        assert!(seen([true; 3], None, &[]).contains("an election is under way"));
+        let minority = seen([true, false, false], None, &[]);
+        assert!(minority.contains("only 1 of 3 replicas live; broker(s) 2, 3 are needed"), "{minority}");
+    }
+}

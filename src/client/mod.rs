@@ -1,0 +1,485 @@
+//! A client of the HTTP API: several servers, failover among them, and repetition only where it is safe.
+//!
+//! A request is sent again if the first attempt certainly had no effect (never connected, or refused with `outcome: none`
+//! and `retriable`), or if a second one does no harm (reads; produces with a [`Stamp`]). Everything else is reported as
+//! what it is: unknown.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use reqwest::{Method, Response, StatusCode};
+use serde::de::DeserializeOwned;
+use tokio::time::Instant;
+
+use crate::api::fetched::FetchAnswer;
+use crate::api::{
+    self, AlterTopic, ClusterDescription, CreateTopic, ErrorBody, OffsetsAnswer, ProduceAnswer, ProducerAnswer,
+    TopicDescription, TopicList,
+};
+use crate::error::WriteOutcome;
+
+/// How long one attempt at a request that may be repeated takes: a server that hangs is left for the next one.
+const ATTEMPT: Duration = Duration::from_secs(10);
+/// How much longer than the server may take the client waits for its answer.
+const GRACE: Duration = Duration::from_secs(2);
+/// Pause once every server was tried in vain.
+const PAUSE: Duration = Duration::from_millis(100);
+/// Shorter than the server's `limits.header_timeout_ms`.
+const IDLE: Duration = Duration::from_secs(15);
+
+/// Why there is no answer.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum ClientError {
+    /// No server could be reached, or none answered a read.
+    #[error("no server can be reached: {0}")]
+    Unreachable(String),
+    /// A server refused.
+    #[error("{} ({}): {}", .body.error, .status, .body.message)]
+    Refused {
+        /// HTTP's status.
+        status: u16,
+        /// What it said.
+        body: ErrorBody,
+    },
+    /// The request was sent and no answer came: it may have happened.
+    #[error("outcome unknown: {0}")]
+    Unknown(String),
+    /// The answer was not understood.
+    #[error("{0}")]
+    Protocol(String),
+}
+
+impl ClientError {
+    /// Whether the write may have happened.
+    pub fn outcome(&self) -> WriteOutcome {
+        match self {
+            Self::Unreachable(_) => WriteOutcome::None,
+            Self::Refused { body, .. } => body.outcome,
+            Self::Unknown(_) | Self::Protocol(_) => WriteOutcome::Unknown,
+        }
+    }
+
+    /// The error's code, if a server refused.
+    pub fn code(&self) -> Option<&str> {
+        match self {
+            Self::Refused { body, .. } => Some(&body.error),
+            _ => None,
+        }
+    }
+}
+
+/// What makes a produce safe to repeat: who sends it, and which of their batches it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stamp {
+    /// The producer.
+    pub producer: ProducerAnswer,
+    /// The sequence of the batch's first record, per partition.
+    pub sequence: i32,
+}
+
+impl Stamp {
+    /// The sequence of the batch after one of `count` records: after 2^31-1 comes 0.
+    pub fn next_sequence(sequence: i32, count: u32) -> i32 {
+        ((i64::from(sequence) + i64::from(count)) & i64::from(i32::MAX)) as i32
+    }
+}
+
+/// A fetch.
+#[derive(Clone, Debug)]
+pub struct FetchRequest<'a> {
+    /// The topic.
+    pub topic: &'a str,
+    /// The partition.
+    pub partition: u32,
+    /// A number, `earliest`, `latest` or `timestamp:MS`.
+    pub offset: &'a str,
+    /// About how many bytes at most.
+    pub bytes_max: usize,
+    /// How long to wait for records if there are none.
+    pub wait: Duration,
+}
+
+/// A client. Cheap to share by reference; connections are pooled.
+pub struct Client {
+    servers: Vec<String>,
+    /// Which server is asked next: the one that answered last.
+    at: AtomicUsize,
+    http: reqwest::Client,
+    patience: Duration,
+}
+
+struct Call<'a> {
+    method: Method,
+    path: String,
+    headers: Vec<(&'a str, String)>,
+    body: Bytes,
+    /// Whether a second attempt does no harm.
+    repeatable: bool,
+    /// How long the server may take over one attempt.
+    attempt: Duration,
+}
+
+impl<'a> Call<'a> {
+    fn new(method: Method, path: String) -> Self {
+        let repeatable = method == Method::GET;
+        Self { method, path, headers: Vec::new(), body: Bytes::new(), repeatable, attempt: ATTEMPT }
+    }
+
+    fn json(mut self, body: &impl serde::Serialize) -> Result<Self, ClientError> {
+        let body = serde_json::to_vec(body).map_err(|error| ClientError::Protocol(error.to_string()))?;
+        self.body = body.into();
+        self.headers.push(("content-type", "application/json".into()));
+        Ok(self)
+    }
+
+    fn header(mut self, name: &'a str, value: impl ToString) -> Self {
+        self.headers.push((name, value.to_string()));
+        self
+    }
+}
+
+/// What one attempt came to.
+enum Attempt {
+    Answered(Response),
+    /// It had no effect.
+    NotSent(String),
+    /// It may have had an effect.
+    Lost(String),
+}
+
+impl Client {
+    /// For these servers, `http://host:port` each (the scheme may be left out). A request is tried for at most `patience`.
+    pub fn new(servers: &str, patience: Duration) -> Result<Self, ClientError> {
+        let servers = self::servers(servers);
+        if servers.is_empty() {
+            return Err(ClientError::Unreachable("no server is named".into()));
+        }
+        let http = reqwest::Client::builder()
+            .no_proxy()
+            .redirect(reqwest::redirect::Policy::none())
+            .connect_timeout(Duration::from_secs(2))
+            .pool_idle_timeout(IDLE)
+            .build()
+            .map_err(|error| ClientError::Protocol(error.to_string()))?;
+        Ok(Self { servers, at: AtomicUsize::new(0), http, patience })
+    }
+
+    /// Creates a topic.
+    pub async fn create_topic(&self, topic: &CreateTopic) -> Result<TopicDescription, ClientError> {
+        let path = format!("/v1/topics?timeout_ms={}", self.patience.as_millis());
+        let call = Call::new(Method::POST, path).json(topic)?;
+        self.call(Call { attempt: self.patience, ..call }).await
+    }
+
+    /// All topics.
+    pub async fn topics(&self) -> Result<Vec<TopicDescription>, ClientError> {
+        let list: TopicList = self.call(Call::new(Method::GET, "/v1/topics".into())).await?;
+        Ok(list.topics)
+    }
+
+    /// One topic.
+    pub async fn topic(&self, name: &str) -> Result<TopicDescription, ClientError> {
+        self.call(Call::new(Method::GET, topic_path(name))).await
+    }
+
+    /// Changes a topic. Repeating the same change is the same change.
+    pub async fn alter_topic(&self, name: &str, change: &AlterTopic) -> Result<TopicDescription, ClientError> {
+        let call = Call::new(Method::PATCH, topic_path(name)).json(change)?;
+        self.call(Call { repeatable: true, attempt: self.patience, ..call }).await
+    }
+
+    /// Deletes a topic.
+    pub async fn delete_topic(&self, name: &str) -> Result<(), ClientError> {
+        let call = Call::new(Method::DELETE, topic_path(name));
+        self.answer(&Call { attempt: self.patience, ..call }).await.map(drop)
+    }
+
+    /// A new producer. An attempt too many costs an unused number.
+    pub async fn create_producer(&self) -> Result<ProducerAnswer, ClientError> {
+        let call = Call::new(Method::POST, "/v1/producers".into());
+        self.call(Call { repeatable: true, ..call }).await
+    }
+
+    /// Produces one batch, with `acks=all`. `body` is of `content_type`.
+    pub async fn produce(
+        &self,
+        topic: &str,
+        partition: u32,
+        content_type: &str,
+        body: Bytes,
+        stamp: Option<Stamp>,
+    ) -> Result<ProduceAnswer, ClientError> {
+        let attempt = if stamp.is_some() { ATTEMPT.min(self.patience) } else { self.patience };
+        let path = format!("{}/records?timeout_ms={}", partition_path(topic, partition), attempt.as_millis());
+        let mut call = Call::new(Method::POST, path).header("content-type", content_type);
+        if let Some(Stamp { producer, sequence }) = stamp {
+            call = call
+                .header(api::PRODUCER_ID, producer.producer_id)
+                .header(api::PRODUCER_EPOCH, producer.producer_epoch)
+                .header(api::PRODUCER_SEQUENCE, sequence);
+        }
+        self.call(Call { body, repeatable: stamp.is_some(), attempt, ..call }).await
+    }
+
+    /// Fetches records.
+    pub async fn fetch(&self, fetch: &FetchRequest<'_>) -> Result<FetchAnswer, ClientError> {
+        let path = format!(
+            "{}/records?offset={}&max_bytes={}&max_wait_ms={}",
+            partition_path(fetch.topic, fetch.partition),
+            fetch.offset,
+            fetch.bytes_max,
+            fetch.wait.as_millis()
+        );
+        let call = Call::new(Method::GET, path);
+        self.call(Call { attempt: ATTEMPT + fetch.wait, ..call }).await
+    }
+
+    /// A partition's offsets, which cover everything acknowledged before the call.
+    pub async fn offsets(&self, topic: &str, partition: u32) -> Result<OffsetsAnswer, ClientError> {
+        let path = format!("{}/offsets?consistency=linearizable", partition_path(topic, partition));
+        self.call(Call::new(Method::GET, path)).await
+    }
+
+    /// The cluster.
+    pub async fn cluster(&self) -> Result<ClusterDescription, ClientError> {
+        self.call(Call::new(Method::GET, "/v1/cluster".into())).await
+    }
+
+    async fn call<T: DeserializeOwned>(&self, call: Call<'_>) -> Result<T, ClientError> {
+        let body = self.answer(&call).await?;
+        serde_json::from_slice(&body).map_err(|error| {
+            let text = String::from_utf8_lossy(&body[..body.len().min(200)]).into_owned();
+            ClientError::Protocol(format!("{} {}: {error} in the answer {text:?}", call.method, call.path))
+        })
+    }
+
+    /// Tries until there is an answer that stands, or patience is over.
+    async fn answer(&self, call: &Call<'_>) -> Result<Bytes, ClientError> {
+        let deadline = Instant::now() + self.patience;
+        let mut lost = false;
+        for tries in 1.. {
+            let server = self.at.load(Ordering::Relaxed);
+            let error = match self.attempt(call, server, deadline).await {
+                Ok(body) => return Ok(body),
+                Err(error) => error,
+            };
+            lost |= error.outcome() != WriteOutcome::None;
+            if !repeat(call, &error) || Instant::now() >= deadline {
+                return Err(if lost && call.method != Method::GET { unknown(error) } else { error });
+            }
+            // Others may have moved on already: then theirs is the next.
+            let next = (server + 1) % self.servers.len();
+            let _ = self.at.compare_exchange(server, next, Ordering::Relaxed, Ordering::Relaxed);
+            if tries % self.servers.len() == 0 {
+                tokio::time::sleep(PAUSE.min(deadline.saturating_duration_since(Instant::now()))).await;
+            }
+        }
+        unreachable!("the loop ends with its deadline")
+    }
+
+    async fn attempt(&self, call: &Call<'_>, server: usize, deadline: Instant) -> Result<Bytes, ClientError> {
+        let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(100));
+        let server = &self.servers[server % self.servers.len()];
+        let response = match self.send(call, server, left.min(call.attempt) + GRACE).await {
+            Attempt::Answered(response) => response,
+            Attempt::NotSent(why) => return Err(ClientError::Unreachable(why)),
+            Attempt::Lost(why) => return Err(lost(call, why)),
+        };
+        let status = response.status();
+        let body = match response.bytes().await {
+            Ok(body) => body,
+            Err(error) => return Err(lost(call, format!("{server}: {}", chain(&error)))),
+        };
+        if status.is_success() {
+            return Ok(body);
+        }
+        Err(refused(status, &body, server))
+    }
+
+    async fn send(&self, call: &Call<'_>, server: &str, timeout: Duration) -> Attempt {
+        let url = format!("{server}{}", call.path);
+        let mut request = self.http.request(call.method.clone(), url).timeout(timeout).body(call.body.clone());
+        for (name, value) in &call.headers {
+            request = request.header(*name, value);
+        }
+        match request.send().await {
+            Ok(response) => Attempt::Answered(response),
+            Err(error) if error.is_connect() || error.is_builder() => {
+                Attempt::NotSent(format!("{server}: {}", chain(&error)))
+            }
+            Err(error) => Attempt::Lost(format!("{server}: {}", chain(&error))),
+        }
+    }
+}
+
+/// The servers of a list separated by commas, each with its scheme.
+pub fn servers(list: &str) -> Vec<String> {
+    let named = list.split(',').map(|server| server.trim().trim_end_matches('/')).filter(|server| !server.is_empty());
+    named.map(|server| if server.contains("://") { server.to_owned() } else { format!("http://{server}") }).collect()
+}
+
+fn repeat(call: &Call<'_>, error: &ClientError) -> bool {
+    match error {
+        ClientError::Unreachable(_) => true,
+        ClientError::Unknown(_) => call.repeatable,
+        ClientError::Refused { body, .. } => body.retriable && (call.repeatable || body.outcome == WriteOutcome::None),
+        ClientError::Protocol(_) => false,
+    }
+}
+
+fn lost(call: &Call<'_>, why: String) -> ClientError {
+    if call.method == Method::GET { ClientError::Unreachable(why) } else { ClientError::Unknown(why) }
+}
+
+/// The last error of several, of which an earlier attempt may have had an effect.
+fn unknown(error: ClientError) -> ClientError {
+    match error {
+        ClientError::Unreachable(why) => ClientError::Unknown(why),
+        ClientError::Refused { status, mut body } => {
+            body.outcome = WriteOutcome::Unknown;
+            ClientError::Refused { status, body }
+        }
+        other => other,
+    }
+}
+
+fn refused(status: StatusCode, body: &[u8], server: &str) -> ClientError {
+    match serde_json::from_slice(body) {
+        Ok(body) => ClientError::Refused { status: status.as_u16(), body },
+        Err(_) => ClientError::Protocol(format!("{server} answered {status} without Pontoon's error body")),
+    }
+}
+
+fn topic_path(name: &str) -> String {
+    format!("/v1/topics/{}", encode(name))
+}
+
+fn partition_path(topic: &str, partition: u32) -> String {
+    format!("{}/partitions/{partition}", topic_path(topic))
+}
+
+/// Percent-encodes what is not plain in a path; the server decodes once.
+fn encode(name: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
+    name.bytes().map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") }).collect()
+}
+
+/// An error and its causes: reqwest's own text hides them.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        text = format!("{text}: {cause}");
+        next = cause.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// A server that plays back one answer a connection; `None` closes it after reading the request.
+    async fn server(answers: Vec<Option<(u16, &'static str)>>) -> (String, tokio::task::JoinHandle<Vec<String>>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let task = tokio::spawn(async move {
+            let mut requests = Vec::new();
+            for answer in answers {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let mut buffer = vec![0; 1 << 16];
+                let read = stream.read(&mut buffer).await.unwrap();
+                requests.push(String::from_utf8_lossy(&buffer[..read]).into_owned());
+                if let Some((status, body)) = answer {
+                    let length = body.len();
+                    let text =
+                        format!("HTTP/1.1 {status} X\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{body}");
+                    stream.write_all(text.as_bytes()).await.unwrap();
+                }
+            }
+            requests
+        });
+        (address, task)
+    }
+
+    const PRODUCED: &str = r#"{"topic":"t","partition":0,"base_offset":5,"last_offset":5,"leader_epoch":1}"#;
+    const NO_LEADER: &str =
+        r#"{"error":"NO_LEADER","message":"m","retriable":true,"outcome":"none","retry_after_ms":1}"#;
+    const UNKNOWN: &str = r#"{"error":"OUTCOME_UNKNOWN","message":"m","retriable":true,"outcome":"unknown"}"#;
+    const FULL: &str = r#"{"error":"UNKNOWN_TOPIC","message":"no topic t","retriable":false,"outcome":"none"}"#;
+
+    fn stamp() -> Option<Stamp> {
+        Some(Stamp { producer: ProducerAnswer { producer_id: 7, producer_epoch: 0 }, sequence: 3 })
+    }
+
+    async fn produce(servers: &str, stamp: Option<Stamp>) -> Result<ProduceAnswer, ClientError> {
+        let client = Client::new(servers, Duration::from_secs(5)).unwrap();
+        client.produce("t", 0, "text/plain", Bytes::from_static(b"x"), stamp).await
+    }
+
+    #[tokio::test]
+    async fn what_had_no_effect_is_tried_elsewhere() {
+        let (busy, _) = server(vec![Some((503, NO_LEADER))]).await;
+        let (good, task) = server(vec![Some((200, PRODUCED))]).await;
+        // Port 1 refuses connections.
+        let answer = produce(&format!("127.0.0.1:1,{busy},{good}"), None).await.unwrap();
+        assert_eq!(answer.base_offset, 5);
+        assert!(task.await.unwrap()[0].contains("timeout_ms=5000"));
+    }
+
+    #[tokio::test]
+    async fn what_may_have_happened_is_repeated_only_with_sequences() {
+        for first in [None, Some((504, UNKNOWN))] {
+            let (one, _) = server(vec![first]).await;
+            let error = produce(&one, None).await.unwrap_err();
+            assert_eq!(error.outcome(), WriteOutcome::Unknown, "{error}");
+
+            let (one, _) = server(vec![first]).await;
+            let (two, task) = server(vec![Some((200, PRODUCED))]).await;
+            produce(&format!("{one},{two}"), stamp()).await.unwrap();
+            let request = task.await.unwrap().remove(0);
+            assert!(request.contains("producer-id: 7") && request.contains("producer-sequence: 3"), "{request}");
+        }
+    }
+
+    #[tokio::test]
+    async fn an_earlier_unknown_outcome_is_not_forgotten() {
+        let (one, _) = server(vec![None]).await;
+        let (two, _) = server(vec![Some((404, FULL))]).await;
+        let error = produce(&format!("{one},{two}"), stamp()).await.unwrap_err();
+        assert_eq!((error.code(), error.outcome()), (Some("UNKNOWN_TOPIC"), WriteOutcome::Unknown));
+    }
+
+    #[tokio::test]
+    async fn a_refusal_for_good_is_final() {
+        let (one, task) = server(vec![Some((404, FULL))]).await;
+        let error = produce(&one, stamp()).await.unwrap_err();
+        assert_eq!((error.code(), error.outcome()), (Some("UNKNOWN_TOPIC"), WriteOutcome::None));
+        assert_eq!(task.await.unwrap().len(), 1);
+    }
+
+    #[tokio::test]
+    async fn nobody_there_is_unreachable() {
+        let client = Client::new("127.0.0.1:1", Duration::from_millis(300)).unwrap();
+        let error = client.topics().await.unwrap_err();
+        assert!(matches!(&error, ClientError::Unreachable(why) if why.contains("127.0.0.1:1")), "{error}");
+        assert!(Client::new(" , ", Duration::ZERO).is_err());
+    }
+
+    #[test]
+    fn sequences_wrap_at_two_to_the_31st() {
+        assert_eq!(Stamp::next_sequence(0, 10), 10);
+        assert_eq!(Stamp::next_sequence(i32::MAX, 1), 0);
+        assert_eq!(Stamp::next_sequence(i32::MAX - 1, 5), 3);
+    }
+
+    #[test]
+    fn names_are_encoded_for_a_path() {
+        assert_eq!(topic_path("a b/é"), "/v1/topics/a%20b%2F%C3%A9");
+        assert_eq!(topic_path("a.b_c-1"), "/v1/topics/a.b_c-1");
+    }
+}

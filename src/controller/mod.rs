@@ -1,0 +1,398 @@
+//! The controller: what the leader of the catalog does for the cluster.
+//!
+//! It answers the brokers' requests ([`requests`]) by proposing commands, places new replicas ([`placement`]), has lost
+//! ones replaced ([`repair`]) and keeps group 0's membership ([`voters`]). Every broker has one; it acts only while its
+//! broker leads group 0, and since each command is checked where it is applied, two that both believe to lead do no harm.
+//!
+//! It never touches a replica: brokers do what the catalog says ([`crate::broker`]).
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use pontoon_raft::codec;
+use pontoon_raft::error::ProposeError;
+use pontoon_raft::raft_group::RaftGroup;
+use pontoon_raft::raft_groups::RaftGroups;
+use pontoon_raft::runtime::random_u64;
+use pontoon_raft::transport::Liveness;
+use pontoon_raft::types::{BrokerId, ClusterId, DirectoryId, GroupId, Outcome, ReplicaHome, ReplicaId};
+use tokio::sync::{Semaphore, watch};
+
+use crate::catalog::Catalog;
+use crate::catalog::command::{Command, CommandError, CommandResult, Done, NewPartition, Placement};
+use crate::catalog::names::check_topic_name;
+use crate::catalog::state::{CatalogState, TopicId};
+use crate::catalog::{command, topic_config};
+use crate::error::Code;
+
+pub mod placement;
+pub mod repair;
+pub mod requests;
+pub mod voters;
+
+use requests::{ControlAnswer, ControlError, ControlRequest};
+
+/// The catalog's group.
+pub const CATALOG_GROUP: GroupId = GroupId(0);
+/// How often a command that was stale is computed anew before the asker is told to come again.
+const STALE_RETRIES: u32 = 10;
+/// How often the controller looks even if nothing seems to have changed.
+const LOOK_INTERVAL: Duration = Duration::from_secs(2);
+/// How often it looks while a learner of group 0 catches up.
+const CATCH_UP_INTERVAL: Duration = Duration::from_millis(50);
+
+/// Asks whoever listens at a peer address which broker and directory it is.
+pub type Probe = Arc<dyn Fn(String) -> BoxFuture<'static, Option<(BrokerId, DirectoryId)>> + Send + Sync>;
+
+/// This broker's controller.
+pub struct Controller {
+    broker: BrokerId,
+    groups: RaftGroups,
+    catalog: Arc<Catalog>,
+    probe: Probe,
+    /// One command that draws ids at a time: others would only be stale.
+    serial: Semaphore,
+}
+
+type Answer = Result<ControlAnswer, ControlError>;
+
+impl Controller {
+    /// A controller over this broker's replica of group 0, whichever that is at a time.
+    pub fn new(broker: BrokerId, groups: RaftGroups, catalog: Arc<Catalog>, probe: Probe) -> Arc<Self> {
+        Arc::new(Self { broker, groups, catalog, probe, serial: Semaphore::new(1) })
+    }
+
+    /// Answers one request, if this broker leads the catalog.
+    pub async fn handle(&self, request: ControlRequest) -> Answer {
+        let group = self.leading()?;
+        match request {
+            ControlRequest::Admit { broker, directory } => self.admit(&group, broker, directory).await,
+            ControlRequest::Register(registration) => {
+                self.refuse_impostor(registration.broker, registration.directory).await?;
+                self.execute(&group, &Command::RegisterBroker(registration)).await
+            }
+            ControlRequest::CreateTopic { topic, name, partitions, replicas, config } => {
+                self.create_topic(&group, topic, name, partitions, replicas, config).await
+            }
+            ControlRequest::AlterTopic { topic, partitions, config } => {
+                self.alter_topic(&group, topic, partitions, config).await
+            }
+            ControlRequest::DeleteTopic { topic } => self.execute(&group, &Command::DeleteTopic { topic }).await,
+            ControlRequest::Report(report) => self.execute(&group, &Command::Report(report)).await,
+            ControlRequest::ProducerIds { count } => {
+                let count = count.clamp(1, 1_000_000);
+                self.execute(&group, &Command::AllocateProducerIds { count }).await
+            }
+            ControlRequest::Sync => self.sync(&group).await,
+        }
+    }
+
+    /// Group 0, if this broker leads it.
+    fn leading(&self) -> Result<RaftGroup, ControlError> {
+        let group = self.groups.get(CATALOG_GROUP).ok_or(ControlError::NotController { controller: None })?;
+        let status = group.status();
+        if status.leading && status.stopped.is_none() {
+            return Ok(group);
+        }
+        Err(self.not_controller(status.leader.map(|leader| leader.broker)))
+    }
+
+    fn not_controller(&self, leader: Option<BrokerId>) -> ControlError {
+        let state = self.catalog.state();
+        let known = leader.filter(|leader| *leader != self.broker).and_then(|leader| state.brokers().get(&leader));
+        ControlError::NotController { controller: known.map(|known| (known.broker, known.peer_address.clone())) }
+    }
+
+    async fn admit(&self, group: &RaftGroup, broker: BrokerId, directory: DirectoryId) -> Answer {
+        group.read_index().await.map_err(|error| self.propose_error(error))?;
+        self.refuse_impostor(broker, directory).await?;
+        match self.catalog.state().cluster() {
+            Some(cluster) => Ok(ControlAnswer::Admitted(cluster)),
+            None => Err(ControlError::NotController { controller: None }),
+        }
+    }
+
+    /// Refuses a broker that comes with another directory while the one it had is still running: two processes were
+    /// given one number, and each would take the other's replicas for lost.
+    async fn refuse_impostor(&self, broker: BrokerId, directory: DirectoryId) -> Result<(), ControlError> {
+        let state = self.catalog.state();
+        let Some(known) = state.brokers().get(&broker).filter(|known| known.directory != directory) else {
+            return Ok(());
+        };
+        if (self.probe)(known.peer_address.clone()).await != Some((broker, known.directory)) {
+            return Ok(());
+        }
+        let message = format!(
+            "broker {broker} is running at {} with data directory {:032x}; another process must not use its number",
+            known.peer_address, known.directory.0
+        );
+        Err(ControlError::refused(Code::InvalidRequest, message))
+    }
+
+    async fn sync(&self, group: &RaftGroup) -> Answer {
+        group.read_index().await.map_err(|error| self.propose_error(error))?;
+        Ok(ControlAnswer::Done { index: self.applied_index() })
+    }
+
+    fn applied_index(&self) -> u64 {
+        self.catalog.state().applied.map_or(0, |applied| applied.1)
+    }
+
+    async fn create_topic(
+        &self,
+        group: &RaftGroup,
+        topic: TopicId,
+        name: String,
+        partitions: u32,
+        replicas: u32,
+        config: BTreeMap<String, String>,
+    ) -> Answer {
+        check_topic_name(&name).map_err(|why| ControlError::refused(Code::InvalidTopicName, why))?;
+        for (key, value) in &config {
+            topic_config::check(key, value).map_err(|why| ControlError::refused(Code::InvalidConfig, why))?;
+        }
+        check_partitions(partitions)?;
+        let build = |state: &CatalogState| {
+            let partitions = self.new_partitions(state, partitions, replicas)?;
+            Ok(Some(Command::CreateTopic { topic, name: name.clone(), config: config.clone(), partitions }))
+        };
+        match self.execute_fresh(group, build).await {
+            // Asked again after an answer that was lost on the way.
+            Err(error) if self.catalog.state().topics().contains_key(&topic) => {
+                tracing::debug!(%error, name, "the topic was created by an earlier request");
+                Ok(ControlAnswer::Done { index: self.applied_index() })
+            }
+            answer => answer,
+        }
+    }
+
+    async fn alter_topic(
+        &self,
+        group: &RaftGroup,
+        topic: TopicId,
+        partitions: Option<u32>,
+        config: BTreeMap<String, Option<String>>,
+    ) -> Answer {
+        let build = |state: &CatalogState| {
+            let unknown = || ControlError::refused(Code::UnknownTopic, format!("there is no topic {topic}"));
+            let record = state.topics().get(&topic).ok_or_else(unknown)?;
+            let before = record.partitions.len() as u32;
+            let wanted = partitions.unwrap_or(before);
+            if wanted < before {
+                let why = format!("topic {:?} has {before} partitions; {wanted} would be fewer", record.name);
+                return Err(ControlError::refused(Code::InvalidPartitions, why));
+            }
+            check_partitions(wanted)?;
+            let replicas = record.partitions.first().map_or(1, |first| first.replicas.len() as u32);
+            let partitions = match wanted - before {
+                0 => Vec::new(),
+                more => self.new_partitions(state, more, replicas)?,
+            };
+            Ok(Some(Command::AlterTopic { topic, config: config.clone(), partitions_before: before, partitions }))
+        };
+        self.execute_fresh(group, build).await
+    }
+
+    /// Places new partitions on the brokers that are alive, under fresh ids.
+    fn new_partitions(
+        &self,
+        state: &CatalogState,
+        partitions: u32,
+        replicas: u32,
+    ) -> Result<Vec<NewPartition>, ControlError> {
+        let brokers = state.brokers();
+        let alive: Vec<_> = brokers.keys().copied().filter(|broker| self.alive(*broker)).collect();
+        let (most, max) = (brokers.len() as u32, command::REPLICAS_MAX);
+        if replicas == 0 || replicas > max || replicas > most {
+            let why =
+                format!("{replicas} replicas asked for; the cluster has {most} brokers (1 to {max} are possible)");
+            return Err(ControlError::refused(Code::InvalidReplicationFactor, why));
+        }
+        if (alive.len() as u32) < replicas {
+            let why = format!("{replicas} replicas asked for; {} of {most} brokers are alive", alive.len());
+            return Err(ControlError::refused(Code::NotEnoughReplicas, why));
+        }
+        let loads = placement::loads(state, alive.into_iter());
+        let (mut group, mut replica) = (state.next_group().0, state.next_replica().0);
+        let mut placed = Vec::with_capacity(partitions as usize);
+        for chosen in placement::place(loads, partitions, replicas, state.next_group().0) {
+            let mut replicas = Vec::with_capacity(chosen.len());
+            for broker in chosen {
+                let directory = brokers.get(&broker).map(|known| known.directory).unwrap_or_default();
+                replicas.push(Placement { broker, directory, replica: ReplicaId(replica) });
+                replica += 1;
+            }
+            placed.push(NewPartition { group: GroupId(group), replicas });
+            group += 1;
+        }
+        Ok(placed)
+    }
+
+    fn alive(&self, broker: BrokerId) -> bool {
+        broker == self.broker || self.groups.transport().liveness(broker) == Liveness::Alive
+    }
+
+    /// Executes a command that draws ids, computed from the newest state, again if that has changed under way.
+    async fn execute_fresh(
+        &self,
+        group: &RaftGroup,
+        build: impl Fn(&CatalogState) -> Result<Option<Command>, ControlError>,
+    ) -> Answer {
+        let _turn = self.serial.acquire().await;
+        for _ in 0..STALE_RETRIES {
+            let Some(command) = build(&self.catalog.state())? else {
+                return Ok(ControlAnswer::Done { index: self.applied_index() });
+            };
+            match self.propose(group, &command).await? {
+                (Err(CommandError::Stale(why)), _) => tracing::debug!(why, "a command was stale"),
+                (result, index) => return answer(result, index),
+            }
+        }
+        Err(ControlError::Unknown("the catalog keeps changing".to_owned()))
+    }
+
+    async fn execute(&self, group: &RaftGroup, command: &Command) -> Answer {
+        let (result, index) = self.propose(group, command).await?;
+        answer(result, index)
+    }
+
+    /// Proposes a command and waits until it is applied here.
+    async fn propose(&self, group: &RaftGroup, command: &Command) -> Result<(CommandResult, u64), ControlError> {
+        let appended = group.propose(command.encode().into(), None).await.map_err(|error| self.propose_error(error))?;
+        let Outcome::Records { response, .. } = appended.outcome else {
+            return Err(ControlError::Unknown("the command has no answer".to_owned()));
+        };
+        match codec::decode::<CommandResult>(&response) {
+            Ok(result) => Ok((result, appended.index)),
+            Err(error) => Err(ControlError::Unknown(format!("the command's answer: {error}"))),
+        }
+    }
+
+    fn propose_error(&self, error: ProposeError) -> ControlError {
+        match error {
+            ProposeError::NotLeader { leader } => self.not_controller(leader.map(|(_, broker)| broker)),
+            ProposeError::Stopped { .. } => ControlError::NotController { controller: None },
+            ProposeError::Unknown(why) => ControlError::Unknown(why),
+        }
+    }
+}
+
+fn check_partitions(partitions: u32) -> Result<(), ControlError> {
+    let max = command::PARTITIONS_MAX;
+    match partitions {
+        0 => Err(ControlError::refused(Code::InvalidPartitions, "a topic has at least one partition, not 0")),
+        many if many > max => Err(ControlError::refused(
+            Code::InvalidPartitions,
+            format!("a topic has at most {max} partitions, not {many}"),
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// A command's result as the asker sees it.
+fn answer(result: CommandResult, index: u64) -> Answer {
+    let error = match result {
+        Ok(Done::ProducerIds { first, count }) => return Ok(ControlAnswer::ProducerIds { first, count }),
+        Ok(Done::Changed | Done::Unchanged) => return Ok(ControlAnswer::Done { index }),
+        Err(error) => error,
+    };
+    let code = match &error {
+        CommandError::TopicExists(_) => Code::TopicExists,
+        CommandError::NameCollision { .. } => Code::TopicNameCollision,
+        CommandError::InvalidName(_) => Code::InvalidTopicName,
+        CommandError::InvalidConfig(_) => Code::InvalidConfig,
+        CommandError::InvalidPartitions(_) => Code::InvalidPartitions,
+        CommandError::UnknownTopic(_) => Code::UnknownTopic,
+        CommandError::BrokerRefused { .. } | CommandError::ForeignCluster { .. } | CommandError::FeatureLevel(_) => {
+            Code::InvalidRequest
+        }
+        CommandError::Stale(_) => return Err(ControlError::Unknown(error.to_string())),
+        CommandError::Malformed(_) => Code::Internal,
+    };
+    Err(ControlError::refused(code, error.to_string()))
+}
+
+/// The controller's own work, while its broker leads.
+impl Controller {
+    /// Keeps the cluster as it should be, until `stop` says so. A newly formed catalog is told its cluster's id first of all:
+    /// this directory's, so nothing is done before that has one.
+    pub async fn run(self: Arc<Self>, mut stop: watch::Receiver<bool>) {
+        let mut changes = self.catalog.watch();
+        let mut liveness = self.groups.transport().watch_liveness();
+        loop {
+            changes.mark_unchanged();
+            let wait = match (self.leading(), self.groups.store().cluster()) {
+                (Ok(group), Some(cluster)) => self.look(&group, cluster).await,
+                (Ok(_), None) => CATCH_UP_INTERVAL,
+                _ => LOOK_INTERVAL / 4,
+            };
+            tokio::select! {
+                _ = stop.wait_for(|stop| *stop) => return,
+                _ = tokio::time::sleep(wait) => {}
+                changed = changes.changed() => if changed.is_err() { return },
+                _ = liveness.recv() => {}
+            }
+        }
+    }
+
+    /// One look at everything. Returns how long nothing need be looked at, if nothing changes.
+    async fn look(&self, group: &RaftGroup, cluster: ClusterId) -> Duration {
+        if self.catalog.state().cluster() != Some(cluster) {
+            match self.propose(group, &Command::FormCluster { cluster }).await {
+                Ok((Ok(_), _)) => tracing::info!(cluster = format!("{:032x}", cluster.0), "the cluster is formed"),
+                Ok((Err(error), _)) => {
+                    tracing::error!(%error, "the catalog does not take its cluster's id");
+                    return LOOK_INTERVAL;
+                }
+                Err(error) => {
+                    tracing::debug!(%error, "the cluster's id was not proposed");
+                    return CATCH_UP_INTERVAL;
+                }
+            }
+        }
+        let wait = self.keep_voters(group).await;
+        self.repair(group).await;
+        wait
+    }
+
+    async fn keep_voters(&self, group: &RaftGroup) -> Duration {
+        let state = self.catalog.state();
+        let replicas = state.brokers().values().map(|broker| (broker.broker, broker.catalog_replica)).collect();
+        let step = voters::next_step(&replicas, &group.status(), |broker| self.alive(broker));
+        let done = match &step {
+            voters::Step::Settled => return LOOK_INTERVAL,
+            voters::Step::Wait => return CATCH_UP_INTERVAL,
+            voters::Step::AddLearner(replica, broker) => {
+                group.add_learner(*replica, ReplicaHome { broker: *broker }).await
+            }
+            voters::Step::ChangeVoters(voters) => group.change_voters(voters.clone()).await,
+        };
+        match done {
+            Ok(()) => tracing::info!(?step, "the catalog's membership has changed"),
+            Err(error) => {
+                tracing::warn!(?step, %error, "the catalog's membership could not be changed");
+                return CATCH_UP_INTERVAL * 4;
+            }
+        }
+        CATCH_UP_INTERVAL
+    }
+
+    async fn repair(&self, group: &RaftGroup) {
+        let Ok(_turn) = self.serial.acquire().await else { return };
+        for command in repair::plan(&self.catalog.state()) {
+            match self.propose(group, &command).await {
+                Ok((Ok(_), _)) => tracing::info!(?command, "lost replicas are replaced"),
+                // Stale or no longer the controller: the next look, here or elsewhere, computes it anew.
+                Ok((Err(error), _)) => tracing::debug!(%error, "a repair was stale"),
+                Err(error) => tracing::debug!(%error, "a repair was not proposed"),
+            }
+        }
+    }
+
+    /// A seed for choices that need not be the same everywhere.
+    pub fn random_topic_id() -> TopicId {
+        TopicId(u128::from(random_u64()) << 64 | u128::from(random_u64()))
+    }
+}

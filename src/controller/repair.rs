@@ -1,0 +1,217 @@
+//! Which lost replicas are replaced, and by what.
+//!
+//! Pure functions of the catalog's state. A replica is lost when its broker reported so, or when its broker has come back
+//! with another data directory. A broker that is merely down has lost nothing: no data moves because of it.
+//!
+//! A replica is replaced only while the rest is a majority that has its files: with less, what is there may be the last
+//! copy of acknowledged records, and a person must decide (`pontoon recover`). A partition with one replica is therefore
+//! never replaced (RULES.md R7).
+
+use pontoon_raft::types::ReplicaId;
+
+use crate::catalog::command::{Command, Placement, Replacement};
+use crate::catalog::state::{CatalogState, PartitionRecord, ReplicaRecord, ReplicaState};
+
+/// Most replacements in one command, so that no command outgrows what a peer accepts.
+const REPLACEMENTS_MAX: usize = 1000;
+
+/// Whether a replica's files are gone.
+pub fn is_lost(state: &CatalogState, replica: &ReplicaRecord) -> bool {
+    replica.state == ReplicaState::Lost || !state.on_current_directory(replica)
+}
+
+/// Whether enough of the partition's replicas have their files for the others to be replaced.
+pub fn can_replace(state: &CatalogState, partition: &PartitionRecord) -> bool {
+    let healthy = |replica: &&ReplicaRecord| replica.state == ReplicaState::Created && !is_lost(state, replica);
+    partition.replicas.iter().filter(healthy).count() * 2 > partition.replicas.len()
+}
+
+/// The commands that repair what can be repaired now. Ids follow the state's; propose them before anything else changes
+/// it, or they are refused as stale and computed anew.
+pub fn plan(state: &CatalogState) -> Vec<Command> {
+    let mut ids = Ids { next: state.next_replica().0 };
+    let lossy = |partition: &&&PartitionRecord| partition.replicas.iter().any(|replica| is_lost(state, replica));
+    let partitions: Vec<&PartitionRecord> =
+        state.topics().values().flat_map(|topic| topic.partitions.iter().map(|partition| &**partition)).collect();
+    let mut commands = Vec::new();
+    for partition in partitions.iter().filter(lossy).filter(|partition| !partition.initialised) {
+        // It never acknowledged anything: all of it starts anew, so that whoever initialises it finds only empty logs.
+        let replicas = partition.replicas.iter().filter_map(|old| ids.placement(state, old)).collect();
+        commands.push(Command::RestartPartition { group: partition.group, replicas });
+    }
+    let mut replacements = Vec::new();
+    for partition in partitions.iter().filter(lossy).filter(|partition| partition.initialised) {
+        if replacements.len() >= REPLACEMENTS_MAX || !can_replace(state, partition) {
+            continue;
+        }
+        for old in partition.replicas.iter().filter(|replica| is_lost(state, replica)) {
+            if let Some(new) = ids.placement(state, old) {
+                replacements.push(Replacement { group: partition.group, old: old.replica, new });
+            }
+        }
+    }
+    if !replacements.is_empty() {
+        commands.push(Command::ReplaceReplicas { replacements });
+    }
+    commands
+}
+
+struct Ids {
+    next: u64,
+}
+
+impl Ids {
+    /// A new replica in place of `old`: on the same broker, on the directory it has now.
+    fn placement(&mut self, state: &CatalogState, old: &ReplicaRecord) -> Option<Placement> {
+        let broker = state.brokers().get(&old.broker)?;
+        let replica = ReplicaId(self.next);
+        self.next += 1;
+        Some(Placement { broker: old.broker, directory: broker.directory, replica })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use pontoon_raft::types::{BrokerId, DirectoryId, GroupId};
+
+    use super::*;
+    use crate::catalog::apply::execute;
+    use crate::catalog::command::{BrokerRegistration, NewPartition, ReplicaReport};
+    use crate::catalog::state::TopicId;
+
+    fn register(state: &mut CatalogState, broker: u32, directory: u128) {
+        let registration = BrokerRegistration {
+            broker: BrokerId(broker),
+            directory: DirectoryId(directory),
+            incarnation: 1,
+            peer_address: String::new(),
+            http_address: String::new(),
+            catalog_replica: ReplicaId(directory as u64),
+            feature_level: 1,
+        };
+        execute(state, &Command::RegisterBroker(registration)).0.unwrap();
+    }
+
+    /// Brokers 1, 2, 3 on directories of the same numbers; groups of these sizes, replica ids counting up.
+    fn state(sizes: &[u32], initialised: bool) -> CatalogState {
+        let mut state = CatalogState::default();
+        (1..=3).for_each(|broker| register(&mut state, broker, u128::from(broker)));
+        let mut replica = 0;
+        let mut placement = |broker| {
+            replica += 1;
+            Placement {
+                broker: BrokerId(broker),
+                directory: DirectoryId(u128::from(broker)),
+                replica: ReplicaId(replica),
+            }
+        };
+        let partitions: Vec<_> = (1..)
+            .zip(sizes)
+            .map(|(group, size)| NewPartition {
+                group: GroupId(group),
+                replicas: (1..=*size).map(&mut placement).collect(),
+            })
+            .collect();
+        let created = partitions.iter().flat_map(|p| p.replicas.iter().map(|r| (p.group, r.replica))).collect();
+        let groups = partitions.iter().map(|partition| (partition.group, partition.replicas[0].replica)).collect();
+        let (name, config) = ("t".to_owned(), BTreeMap::new());
+        execute(&mut state, &Command::CreateTopic { topic: TopicId(1), name, config, partitions }).0.unwrap();
+        let report =
+            ReplicaReport { created, initialised: if initialised { groups } else { Vec::new() }, ..Default::default() };
+        execute(&mut state, &Command::Report(report)).0.unwrap();
+        state
+    }
+
+    fn lose(state: &mut CatalogState, group: u64, replica: u64) {
+        let lost = vec![(GroupId(group), ReplicaId(replica), "rotten".to_owned())];
+        execute(state, &Command::Report(ReplicaReport { lost, ..Default::default() })).0.unwrap();
+    }
+
+    /// Executes the plan and returns how many commands it had.
+    fn repair(state: &mut CatalogState) -> usize {
+        let commands = plan(state);
+        for command in &commands {
+            execute(state, command).0.unwrap();
+        }
+        assert_eq!(plan(state), [], "one round repairs all that can be repaired");
+        commands.len()
+    }
+
+    #[test]
+    fn a_sound_cluster_needs_no_repair() {
+        assert_eq!(plan(&state(&[3, 2, 1], true)), []);
+    }
+
+    #[test]
+    fn a_lost_replica_is_replaced_on_its_broker_in_its_place() {
+        let mut state = state(&[3], true);
+        lose(&mut state, 1, 1);
+        assert_eq!(repair(&mut state), 1);
+        let partition = state.partition(GroupId(1)).unwrap();
+        assert_eq!(partition.replicas[0].broker, BrokerId(1));
+        assert_eq!((partition.replicas[0].replica, partition.replicas[0].state), (ReplicaId(4), ReplicaState::New));
+        assert_eq!(partition.leaving[0].replica, ReplicaId(1));
+    }
+
+    #[test]
+    fn everything_of_a_wiped_broker_is_replaced_on_its_new_directory() {
+        let mut state = state(&[3, 3, 3], true);
+        register(&mut state, 2, 22);
+        repair(&mut state);
+        for group in 1..=3 {
+            let partition = state.partition(GroupId(group)).unwrap();
+            assert_eq!(partition.on(BrokerId(2)).unwrap().directory, DirectoryId(22));
+        }
+        // And wiped once more before the first replacement has caught up.
+        register(&mut state, 2, 222);
+        repair(&mut state);
+        assert_eq!(state.partition(GroupId(1)).unwrap().leaving.len(), 2);
+    }
+
+    #[test]
+    fn without_a_majority_that_has_its_files_nothing_is_thrown_away() {
+        let mut one = state(&[1, 2, 3], true);
+        lose(&mut one, 1, 1);
+        lose(&mut one, 2, 3);
+        lose(&mut one, 3, 4);
+        lose(&mut one, 3, 5);
+        assert_eq!(plan(&one), [], "1 of 1, 1 of 2 and 2 of 3 are gone");
+    }
+
+    #[test]
+    fn a_partition_that_was_never_initialised_starts_anew_as_a_whole() {
+        let mut state = state(&[3], false);
+        register(&mut state, 1, 11);
+        assert_eq!(repair(&mut state), 1);
+        let partition = state.partition(GroupId(1)).unwrap();
+        assert!(partition.leaving.is_empty());
+        assert_eq!(partition.replicas.iter().map(|r| r.replica.0).collect::<Vec<_>>(), [4, 5, 6]);
+        assert!(partition.replicas.iter().all(|replica| replica.state == ReplicaState::New));
+    }
+
+    #[test]
+    fn a_mixed_plan_draws_ids_in_the_order_of_application() {
+        let mut state = state(&[3, 3], true);
+        let more = NewPartition {
+            group: GroupId(3),
+            replicas: (1..=3)
+                .map(|b| Placement {
+                    broker: BrokerId(b),
+                    directory: DirectoryId(u128::from(b)),
+                    replica: ReplicaId(6 + u64::from(b)),
+                })
+                .collect(),
+        };
+        let alter = Command::AlterTopic {
+            topic: TopicId(1),
+            config: BTreeMap::new(),
+            partitions_before: 2,
+            partitions: vec![more],
+        };
+        execute(&mut state, &alter).0.unwrap();
+        register(&mut state, 3, 33);
+        assert_eq!(repair(&mut state), 2);
+    }
+}

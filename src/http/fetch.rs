@@ -1,0 +1,248 @@
+//! Fetch and offsets: reads at a partition's leader.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use futures_util::StreamExt;
+use pontoon_raft::types::Offset;
+use tokio::sync::OwnedSemaphorePermit;
+
+use crate::api::fetched::RecordsJson;
+use crate::api::{self, OffsetsAnswer};
+use crate::error::Code;
+use crate::http::leader::{AtLeader, Passable, Repeat};
+use crate::http::refusal::Refusal;
+use crate::http::request::{Params, Target, accept, reserve};
+use crate::http::{Shared, metrics};
+use crate::partition::{Consistency, Fetch, FetchFrom, Fetched, Partition};
+use crate::record_batch::BatchHeader;
+
+const JSON: &str = "application/json";
+const BATCHES: &str = "application/octet-stream";
+/// Default of a read's `timeout_ms`: how long to look for a leader.
+const READ_TIMEOUT_MS: u64 = 10_000;
+
+/// `GET /v1/topics/{t}/partitions/{p}/records`
+pub(super) async fn fetch(
+    State(shared): State<Arc<Shared>>,
+    target: Target,
+    request: Request,
+) -> Result<Response, Refusal> {
+    let (parts, _) = request.into_parts();
+    let known = ["offset", "max_bytes", "max_records", "max_wait_ms", "consistency", "timeout_ms"];
+    let params = Params::read(&parts.uri, &known)?;
+    let raw = accept(&parts.headers, &[JSON, BATCHES])? == BATCHES;
+    let records_max = params.number("max_records", 1..=usize::MAX)?;
+    if raw && records_max.is_some() {
+        return Err(Refusal::invalid("max_records cannot go with whole batches (Accept: application/octet-stream)"));
+    }
+    let wait = Duration::from_millis(params.number("max_wait_ms", 0..=api::FETCH_WAIT_MS_MAX)?.unwrap_or(0));
+    let work = FetchWork {
+        shared: &shared,
+        target: &target,
+        fetch: Fetch {
+            from: from(params.text("offset"))?,
+            bytes_max: params.number("max_bytes", 1..=api::FETCH_BYTES_MAX)?.unwrap_or(api::FETCH_BYTES_DEFAULT),
+            wait,
+            consistency: consistency(params.text("consistency"))?,
+        },
+        records_max: records_max.unwrap_or(usize::MAX),
+        raw,
+    };
+    // The time to find a leader; waiting for records comes on top.
+    let timeout = params.timeout(&parts.headers, READ_TIMEOUT_MS)? + wait;
+    Passable::new(&parts, Bytes::new(), timeout, Repeat::Read).at_leader(&shared, &target, &work).await
+}
+
+/// `GET /v1/topics/{t}/partitions/{p}/offsets`
+pub(super) async fn offsets(
+    State(shared): State<Arc<Shared>>,
+    target: Target,
+    request: Request,
+) -> Result<Response, Refusal> {
+    let (parts, _) = request.into_parts();
+    let params = Params::read(&parts.uri, &["timestamp", "consistency", "timeout_ms"])?;
+    let work = OffsetsWork {
+        timestamp: params.number("timestamp", 0..=i64::MAX)?,
+        consistency: consistency(params.text("consistency"))?,
+    };
+    let timeout = params.timeout(&parts.headers, READ_TIMEOUT_MS)?;
+    Passable::new(&parts, Bytes::new(), timeout, Repeat::Read).at_leader(&shared, &target, &work).await
+}
+
+fn from(text: Option<&str>) -> Result<FetchFrom, Refusal> {
+    let wrong =
+        |text: &str| Refusal::invalid(format!("offset={text:?} is not a number, earliest, latest or timestamp:MS"));
+    match text {
+        None | Some("earliest") => Ok(FetchFrom::Earliest),
+        Some("latest") => Ok(FetchFrom::Latest),
+        Some(text) => match text.strip_prefix("timestamp:") {
+            Some(ms) => ms.parse().ok().filter(|ms| *ms >= 0).map(FetchFrom::Timestamp).ok_or_else(|| wrong(text)),
+            None => text.parse().map(|offset| FetchFrom::Offset(Offset(offset))).map_err(|_| wrong(text)),
+        },
+    }
+}
+
+fn consistency(text: Option<&str>) -> Result<Consistency, Refusal> {
+    match text {
+        None | Some("committed") => Ok(Consistency::Committed),
+        Some("linearizable") => Ok(Consistency::Linearizable),
+        Some(other) => Err(Refusal::invalid(format!("consistency={other:?} is not committed or linearizable"))),
+    }
+}
+
+struct OffsetsWork {
+    timestamp: Option<i64>,
+    consistency: Consistency,
+}
+
+impl AtLeader for OffsetsWork {
+    async fn run(&self, partition: &Partition, _left: Duration) -> Result<Response, Refusal> {
+        let offsets = partition.offsets(self.consistency).await?;
+        let offset = match self.timestamp {
+            Some(timestamp) => Some(partition.offset_for_timestamp(timestamp).await?.0),
+            None => None,
+        };
+        let answer = OffsetsAnswer {
+            log_start_offset: offsets.log_start_offset.0,
+            high_watermark: offsets.high_watermark.0,
+            log_end_offset: offsets.log_end_offset.0,
+            offset,
+        };
+        Ok(Json(answer).into_response())
+    }
+}
+
+struct FetchWork<'a> {
+    shared: &'a Shared,
+    target: &'a Target,
+    fetch: Fetch,
+    records_max: usize,
+    raw: bool,
+}
+
+impl AtLeader for FetchWork<'_> {
+    async fn run(&self, partition: &Partition, left: Duration) -> Result<Response, Refusal> {
+        let (fetched, permit) = match self.read(partition, left).await {
+            Ok(found) => found,
+            Err(mut refusal) => {
+                if refusal.error.code == Code::OffsetOutOfRange {
+                    refusal.offsets = partition.offsets(Consistency::Committed).await.ok();
+                }
+                return Err(refusal);
+            }
+        };
+        if self.raw { Ok(self.batches(fetched, permit)) } else { self.json(fetched, permit).await }
+    }
+}
+
+impl FetchWork<'_> {
+    /// Reads, waiting for records if there are none. A waiting fetch holds no share of the bytes in flight: it has none.
+    async fn read(&self, partition: &Partition, left: Duration) -> Result<(Fetched, OwnedSemaphorePermit), Refusal> {
+        let wait = self.fetch.wait.min(left);
+        let at_once = Fetch { wait: Duration::ZERO, ..self.fetch };
+        let permit = reserve(&self.shared.answer_bytes, self.fetch.bytes_max)?;
+        let fetched = partition.fetch(at_once).await?;
+        if !fetched.batches.is_empty() || wait.is_zero() {
+            return Ok((fetched, permit));
+        }
+        drop(permit);
+        let from = FetchFrom::Offset(fetched.start_offset);
+        let woken = tokio::select! {
+            found = partition.fetch(Fetch { from, bytes_max: 1, wait, ..self.fetch }) => found?,
+            // Better an empty answer than a broken connection: the client asks again, elsewhere.
+            () = self.shared.stopping() => fetched,
+        };
+        let permit = reserve(&self.shared.answer_bytes, self.fetch.bytes_max)?;
+        if woken.batches.is_empty() {
+            return Ok((woken, permit));
+        }
+        Ok((partition.fetch(Fetch { from, ..at_once }).await?, permit))
+    }
+
+    fn batches(&self, fetched: Fetched, permit: OwnedSemaphorePermit) -> Response {
+        let bytes: usize = fetched.batches.iter().map(Bytes::len).sum();
+        metrics::fetched(records_in(&fetched), bytes);
+        let headers = [
+            (header::CONTENT_TYPE.as_str(), BATCHES.to_owned()),
+            (header::CONTENT_LENGTH.as_str(), bytes.to_string()),
+            (api::NEXT_OFFSET, fetched.next_offset.to_string()),
+            (api::HIGH_WATERMARK, fetched.high_watermark.to_string()),
+            (api::LOG_START_OFFSET, fetched.log_start_offset.to_string()),
+            (api::LEADER_EPOCH, fetched.leader_epoch.to_string()),
+        ];
+        (headers, chunks(fetched.batches, permit)).into_response()
+    }
+
+    async fn json(&self, fetched: Fetched, permit: OwnedSemaphorePermit) -> Result<Response, Refusal> {
+        let mut json = RecordsJson::new(fetched.start_offset, self.records_max, self.fetch.bytes_max);
+        let mut complete = true;
+        for batch in &fetched.batches {
+            if !json.push(batch)? {
+                complete = false;
+                break;
+            }
+            // A large answer takes a while to write down; others get their turn.
+            tokio::task::yield_now().await;
+        }
+        metrics::fetched(json.count() as u64, fetched.batches.iter().map(Bytes::len).sum());
+        let (head, records) = json.finish(&self.target.topic, self.target.partition, &fetched, complete);
+        let headers = [
+            (header::CONTENT_TYPE.as_str(), JSON.to_owned()),
+            (header::CONTENT_LENGTH.as_str(), (head.len() + records.len()).to_string()),
+        ];
+        Ok((headers, chunks(vec![head, records], permit)).into_response())
+    }
+}
+
+fn records_in(fetched: &Fetched) -> u64 {
+    let headers = fetched.batches.iter().filter_map(|batch| BatchHeader::read(batch).ok());
+    headers.map(|header| header.record_count.max(0) as u64).sum()
+}
+
+/// A body of several parts, which gives its share of the bytes in flight back once it is sent.
+fn chunks(parts: Vec<Bytes>, permit: OwnedSemaphorePermit) -> Body {
+    Body::from_stream(futures_util::stream::iter(parts).map(move |part| {
+        let _held = &permit;
+        Ok::<_, std::convert::Infallible>(part)
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fetch_begins_where_it_says() {
+        assert_eq!(from(None).unwrap(), FetchFrom::Earliest);
+        assert_eq!(from(Some("latest")).unwrap(), FetchFrom::Latest);
+        assert_eq!(from(Some("18446744073709551615")).unwrap(), FetchFrom::Offset(Offset(u64::MAX)));
+        assert_eq!(from(Some("timestamp:1700000000000")).unwrap(), FetchFrom::Timestamp(1_700_000_000_000));
+        for wrong in ["", "-1", "newest", "timestamp:", "timestamp:-5", "timestamp:now", "18446744073709551616", "1 "] {
+            let message = from(Some(wrong)).unwrap_err().error.message;
+            assert!(message.contains(&format!("{wrong:?}")), "{message}");
+        }
+    }
+
+    #[test]
+    fn consistency_is_two_words() {
+        assert_eq!(consistency(None).unwrap(), Consistency::Committed);
+        assert_eq!(consistency(Some("linearizable")).unwrap(), Consistency::Linearizable);
+        assert!(consistency(Some("strong")).unwrap_err().error.message.contains("\"strong\""));
+    }
+
+    #[tokio::test]
+    async fn a_body_gives_its_share_back_when_it_is_gone() {
+        let budget = Arc::new(tokio::sync::Semaphore::new(10));
+        let body = chunks(vec![Bytes::from_static(b"ab"), Bytes::from_static(b"c")], reserve(&budget, 7).unwrap());
+        assert_eq!(budget.available_permits(), 3);
+        assert_eq!(&axum::body::to_bytes(body, 10).await.unwrap()[..], b"abc");
+        assert_eq!(budget.available_permits(), 10);
+    }
+}

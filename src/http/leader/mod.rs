@@ -1,0 +1,372 @@
+//! Doing a request at its partition's leader: here, or one hop away.
+//!
+//! Any broker takes any request. If another one leads the partition, the request is passed on to it, marked so that it is
+//! not passed on again; a broker so asked that does not lead says `NOT_LEADER`. The first broker then looks for the leader
+//! anew until the request's time is over. It sends a request again only if the first certainly had no effect, or a second
+//! one can do no harm: reads, and produces whose producer has sequences (RULES.md O8).
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, Method, StatusCode, Uri, header};
+use axum::response::{IntoResponse, Response};
+use bytes::{Bytes, BytesMut};
+use pontoon_raft::types::{BrokerId, Offset};
+use tokio::time::Instant;
+use tracing::debug;
+
+use crate::api::{self, ErrorBody};
+use crate::broker::{Broker, Route};
+use crate::error::{Code, Error, WriteOutcome};
+use crate::http::request::Target;
+use crate::http::{Shared, metrics, refusal::Refusal};
+use crate::partition::{Offsets, Partition};
+
+/// Headers that go along with a request that is passed on.
+const PASSED_HEADERS: &[&str] =
+    &["accept", "content-type", api::PRODUCER_ID, api::PRODUCER_EPOCH, api::PRODUCER_SEQUENCE, api::IF_MATCH_OFFSET];
+/// Headers of an answer that goes back.
+const RETURNED_HEADERS: &[&str] = &[
+    "content-type",
+    "content-length",
+    "retry-after",
+    api::NEXT_OFFSET,
+    api::HIGH_WATERMARK,
+    api::LOG_START_OFFSET,
+    api::LEADER_EPOCH,
+];
+/// Pause before the first further attempt; it doubles up to [`PAUSE_MAX`].
+/// How long a read may go on once the broker stops.
+const STOPPING_GRACE: Duration = Duration::from_secs(1);
+const PAUSE_MIN: Duration = Duration::from_millis(5);
+const PAUSE_MAX: Duration = Duration::from_millis(100);
+/// How often a waiting request looks whether the broker it waits for still leads.
+const ROUTE_CHECK: Duration = Duration::from_millis(100);
+/// How long a broker that no longer leads may still answer what it was asked while it did.
+const DEPOSED_GRACE: Duration = Duration::from_millis(500);
+/// What the answering broker gets on top of the request's own time, to say itself that the time is over.
+const ANSWER_GRACE: Duration = Duration::from_millis(500);
+/// Longest error body that is read from another broker.
+const ERROR_BYTES_MAX: usize = 64 << 10;
+
+/// What a second attempt could do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Repeat {
+    /// Nothing: it reads.
+    Read,
+    /// Nothing: the producer's sequences tell it from the first.
+    Idempotent,
+    /// Write twice.
+    Harmful,
+}
+
+/// Work for a partition's leader.
+pub(super) trait AtLeader: Sync {
+    /// Does it here. `left` is what remains of the request's time.
+    fn run(&self, partition: &Partition, left: Duration) -> impl Future<Output = Result<Response, Refusal>> + Send;
+}
+
+/// Who leads what: the part of [`Broker`] that finding a leader needs, so that tests can say it.
+pub(super) trait Routes: Sync {
+    fn id(&self) -> BrokerId;
+    fn route(&self, target: &Target) -> Result<Route, Error>;
+    fn route_wait(&self, target: &Target, timeout: Duration) -> impl Future<Output = Result<Route, Error>> + Send;
+}
+
+impl Routes for Broker {
+    fn id(&self) -> BrokerId {
+        Broker::id(self)
+    }
+
+    fn route(&self, target: &Target) -> Result<Route, Error> {
+        Broker::route(self, &target.topic, target.partition)
+    }
+
+    async fn route_wait(&self, target: &Target, timeout: Duration) -> Result<Route, Error> {
+        Broker::route_wait(self, &target.topic, target.partition, timeout).await
+    }
+}
+
+/// A request, kept so that it can be passed on, several times if need be.
+pub(super) struct Passable {
+    method: Method,
+    uri: Uri,
+    headers: HeaderMap,
+    body: Bytes,
+    /// Another broker passed it on to us.
+    forwarded: bool,
+    /// The client would rather be told where to go.
+    redirect: bool,
+    deadline: Instant,
+    repeat: Repeat,
+}
+
+impl Passable {
+    pub(super) fn new(parts: &Parts, body: Bytes, timeout: Duration, repeat: Repeat) -> Self {
+        let prefer = parts.headers.get_all("prefer").iter().filter_map(|value| value.to_str().ok());
+        Self {
+            method: parts.method.clone(),
+            uri: parts.uri.clone(),
+            headers: parts.headers.clone(),
+            body,
+            forwarded: parts.headers.contains_key(api::FORWARDED),
+            redirect: prefer.flat_map(|text| text.split(',')).any(|word| word.trim() == "redirect"),
+            deadline: Instant::now() + timeout,
+            repeat,
+        }
+    }
+
+    fn left(&self) -> Duration {
+        self.deadline.saturating_duration_since(Instant::now())
+    }
+
+    /// Does the work at the leader, wherever that is, looking for it as long as the request's time lasts.
+    pub(super) async fn at_leader(
+        &self,
+        shared: &Shared,
+        target: &Target,
+        work: &impl AtLeader,
+    ) -> Result<Response, Refusal> {
+        let broker = Arc::clone(shared.broker()?);
+        let finding = self.find(&*broker, &shared.peers, target, work);
+        if self.repeat != Repeat::Read {
+            return finding.await;
+        }
+        // A read that waits at another broker does not know that this one stops. What waits here answers by itself, at once.
+        let given_up = async {
+            shared.stopping().await;
+            tokio::time::sleep(STOPPING_GRACE).await;
+        };
+        tokio::select! {
+            biased;
+            found = finding => found,
+            () = given_up => Err((Code::NotReady, "the broker is stopping".to_owned()).into()),
+        }
+    }
+
+    async fn find(
+        &self,
+        routes: &impl Routes,
+        peers: &reqwest::Client,
+        target: &Target,
+        work: &impl AtLeader,
+    ) -> Result<Response, Refusal> {
+        let mut pause = PAUSE_MIN;
+        let mut maybe_written = false;
+        loop {
+            let refusal = match self.attempt(routes, peers, target, work).await {
+                Ok(response) => return Ok(response),
+                Err(refusal) => refusal,
+            };
+            maybe_written |= refusal.error.outcome != WriteOutcome::None;
+            if self.forwarded || !self.again(&refusal.error) || self.left() <= pause {
+                return Err(if maybe_written { unknown(refusal) } else { refusal });
+            }
+            debug!(%target, error = %refusal.error, "looking for the leader again");
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(PAUSE_MAX);
+        }
+    }
+
+    /// Whether a fresh look for the leader may help and do no harm.
+    fn again(&self, error: &Error) -> bool {
+        match error.outcome {
+            WriteOutcome::None => matches!(error.code, Code::NotLeader | Code::NoLeader | Code::NotReady),
+            WriteOutcome::Unknown => error.code == Code::OutcomeUnknown && self.repeat != Repeat::Harmful,
+            WriteOutcome::Partial => false,
+        }
+    }
+
+    async fn attempt(
+        &self,
+        routes: &impl Routes,
+        peers: &reqwest::Client,
+        target: &Target,
+        work: &impl AtLeader,
+    ) -> Result<Response, Refusal> {
+        let route = if self.forwarded { routes.route(target)? } else { routes.route_wait(target, self.left()).await? };
+        match route {
+            Route::Local(partition) => work.run(&partition, self.left()).await,
+            Route::Remote { broker: leader, .. } if self.forwarded => {
+                let why = format!("broker {} does not lead {target}; it knows broker {leader} as leader", routes.id());
+                Err((Code::NotLeader, why).into())
+            }
+            Route::Remote { http_address, .. } if self.redirect => Ok(self.redirect_to(&http_address)),
+            Route::Remote { broker: leader, http_address } => {
+                metrics::forwarded();
+                self.pass_on(&Hop { routes, peers, target, leader, address: &http_address }).await
+            }
+        }
+    }
+
+    fn path_and_query(&self) -> &str {
+        self.uri.path_and_query().map_or("/", |path| path.as_str())
+    }
+
+    fn redirect_to(&self, address: &str) -> Response {
+        let location = format!("http://{address}{}", self.path_and_query());
+        (StatusCode::TEMPORARY_REDIRECT, [(header::LOCATION, location)]).into_response()
+    }
+
+    /// Sends the request to the leader and brings its answer back.
+    async fn pass_on(&self, hop: &Hop<'_, impl Routes>) -> Result<Response, Refusal> {
+        let url = format!("http://{}{}", hop.address, self.path_and_query());
+        let mut request = hop.peers.request(self.method.clone(), url).body(self.body.clone());
+        for name in PASSED_HEADERS {
+            for value in self.headers.get_all(*name) {
+                request = request.header(*name, value);
+            }
+        }
+        request = request.header(api::FORWARDED, hop.routes.id().to_string());
+        request = request.header(api::TIMEOUT_MS, self.left().as_millis().to_string());
+        let answer = tokio::select! {
+            answer = request.send() => answer,
+            () = tokio::time::sleep(self.left() + ANSWER_GRACE) => return Err(self.lost(hop, "no answer in time")),
+            () = hop.deposed() => return Err(self.lost(hop, "it was deposed before it answered")),
+        };
+        let answer = match answer {
+            Ok(answer) => answer,
+            Err(error) if error.is_connect() => return Err(hop.unreachable(&error)),
+            Err(error) => return Err(self.lost(hop, &chain(&error))),
+        };
+        if answer.status().is_client_error() || answer.status().is_server_error() {
+            return self.refused(hop, answer).await;
+        }
+        if self.repeat == Repeat::Read {
+            return Ok(streamed(answer));
+        }
+        // An acknowledgement is small, and only whole does it acknowledge anything.
+        let status = answer.status();
+        let headers = answer.headers().clone();
+        let body = read_limited(answer).await.map_err(|why| self.lost(hop, &why))?;
+        Ok(rebuilt(status, &headers, Body::from(body)))
+    }
+
+    /// The leader refused: as our own error where we know the code, so that it can be judged like one.
+    async fn refused(&self, hop: &Hop<'_, impl Routes>, answer: reqwest::Response) -> Result<Response, Refusal> {
+        let status = answer.status();
+        let headers = answer.headers().clone();
+        let body = read_limited(answer).await.map_err(|why| self.lost(hop, &why))?;
+        let parsed: Option<ErrorBody> = serde_json::from_slice(&body).ok();
+        let known = parsed.and_then(|body| Code::ALL.iter().find(|code| code.as_str() == body.error).zip(Some(body)));
+        let Some((code, body)) = known else { return Ok(rebuilt(status, &headers, Body::from(body))) };
+        let offsets = body.log_start_offset.zip(body.high_watermark);
+        let error =
+            Error { code: *code, message: body.message, outcome: body.outcome, retry_after_ms: body.retry_after_ms };
+        let offsets = offsets.map(|(start, high)| Offsets {
+            log_start_offset: Offset(start),
+            high_watermark: Offset(high),
+            log_end_offset: Offset(high),
+        });
+        Err(Refusal { error, offsets })
+    }
+
+    /// The request went out and its answer did not come back.
+    fn lost(&self, hop: &Hop<'_, impl Routes>, why: &str) -> Refusal {
+        let (leader, target) = (hop.leader, hop.target);
+        match self.repeat {
+            Repeat::Read => (Code::NoLeader, format!("broker {leader}, which led {target}, did not answer: {why}")),
+            _ => (
+                Code::OutcomeUnknown,
+                format!("broker {leader}, which led {target}, was asked and did not answer: {why}"),
+            ),
+        }
+        .into()
+    }
+}
+
+/// One passing-on.
+struct Hop<'a, R> {
+    routes: &'a R,
+    peers: &'a reqwest::Client,
+    target: &'a Target,
+    leader: BrokerId,
+    address: &'a str,
+}
+
+impl<R: Routes> Hop<'_, R> {
+    /// Never connected, so nothing was sent.
+    fn unreachable(&self, error: &reqwest::Error) -> Refusal {
+        let (leader, target, address) = (self.leader, self.target, self.address);
+        let why = format!("broker {leader} leads {target} and cannot be reached at {address}: {}", chain(error));
+        (Code::NoLeader, why).into()
+    }
+
+    /// Resolves once another broker leads and the one that was asked has had its time to answer: a paused process
+    /// would keep its requests until their timeout, long after the failover.
+    async fn deposed(&self) {
+        let mut since = None;
+        loop {
+            tokio::time::sleep(ROUTE_CHECK).await;
+            let route = self.routes.route(self.target);
+            let elsewhere = match route {
+                Ok(Route::Remote { broker, .. }) => broker != self.leader,
+                Ok(Route::Local(_)) => true,
+                // No leader at all is no reason yet: the one that was asked may be elected again.
+                Err(_) => false,
+            };
+            if !elsewhere {
+                since = None;
+            } else if since.get_or_insert_with(Instant::now).elapsed() >= DEPOSED_GRACE {
+                return;
+            }
+        }
+    }
+}
+
+/// An error after which an earlier attempt may still have written.
+fn unknown(mut refusal: Refusal) -> Refusal {
+    let error = &mut refusal.error;
+    error.outcome = WriteOutcome::Unknown;
+    if matches!(error.code, Code::NotLeader | Code::NoLeader | Code::NotReady) {
+        let message = format!("an earlier attempt was not answered, and now: {}", error.message);
+        return Error::new(Code::OutcomeUnknown, message).into();
+    }
+    refusal
+}
+
+/// An error and its causes: reqwest's own text hides them.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        next = cause.source();
+    }
+    text
+}
+
+async fn read_limited(mut answer: reqwest::Response) -> Result<Bytes, String> {
+    let mut body = BytesMut::new();
+    while let Some(chunk) = answer.chunk().await.map_err(|error| chain(&error))? {
+        if body.len() + chunk.len() > ERROR_BYTES_MAX {
+            return Err(format!("its answer is longer than {ERROR_BYTES_MAX} bytes"));
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok(body.freeze())
+}
+
+fn streamed(answer: reqwest::Response) -> Response {
+    let (status, headers) = (answer.status(), answer.headers().clone());
+    rebuilt(status, &headers, Body::from_stream(answer.bytes_stream()))
+}
+
+fn rebuilt(status: StatusCode, headers: &HeaderMap, body: Body) -> Response {
+    let mut response = (status, body).into_response();
+    for name in RETURNED_HEADERS {
+        if let Some(value) = headers.get(*name) {
+            response.headers_mut().insert(*name, value.clone());
+        }
+    }
+    response
+}
+
+#[cfg(test)]
+mod tests;

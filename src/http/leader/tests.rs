@@ -1,0 +1,243 @@
+//! Passing on, against leaders that are played: what is sent again, what is not, and what the client is told.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use parking_lot::Mutex;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+
+use super::*;
+
+/// What a played leader does with one connection.
+#[derive(Clone, Copy)]
+enum Act {
+    Answer(u16, &'static str),
+    /// Reads the request and closes.
+    Close,
+    /// Reads the request and says nothing.
+    Hang,
+}
+
+struct Leader {
+    address: String,
+    requests: Arc<Mutex<Vec<String>>>,
+    task: JoinHandle<()>,
+}
+
+impl Drop for Leader {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn leader(acts: &[Act]) -> Leader {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let requests = Arc::new(Mutex::new(Vec::new()));
+    let (seen, acts) = (Arc::clone(&requests), acts.to_vec());
+    let task = tokio::spawn(async move {
+        let mut hanging = Vec::new();
+        for act in acts {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut buffer = vec![0; 1 << 16];
+            let read = stream.read(&mut buffer).await.unwrap();
+            seen.lock().push(String::from_utf8_lossy(&buffer[..read]).into_owned());
+            match act {
+                Act::Answer(status, body) => {
+                    let length = body.len();
+                    let head = format!("HTTP/1.1 {status} X\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n");
+                    stream.write_all(format!("{head}{body}").as_bytes()).await.unwrap();
+                }
+                Act::Close => {}
+                Act::Hang => hanging.push(stream),
+            }
+        }
+        std::future::pending::<()>().await;
+    });
+    Leader { address, requests, task }
+}
+
+/// Tells the leaders in turn; the last stays. A look without waiting does not move on.
+struct Told {
+    leaders: Vec<(u32, String)>,
+    at: AtomicUsize,
+    /// After so many looks without waiting, the next in turn leads.
+    deposed_after: Option<usize>,
+    looks: AtomicUsize,
+}
+
+impl Told {
+    fn new(leaders: &[(u32, &str)]) -> Self {
+        let leaders = leaders.iter().map(|(id, address)| (*id, (*address).to_owned())).collect();
+        Self { leaders, at: AtomicUsize::new(0), deposed_after: None, looks: AtomicUsize::new(0) }
+    }
+
+    fn route_at(&self, at: usize) -> Result<Route, Error> {
+        match self.leaders.get(at.min(self.leaders.len().saturating_sub(1))) {
+            Some((id, address)) => Ok(Route::Remote { broker: BrokerId(*id), http_address: address.clone() }),
+            None => Err(Error::new(Code::NoLeader, "no leader")),
+        }
+    }
+}
+
+impl Routes for Told {
+    fn id(&self) -> BrokerId {
+        BrokerId(9)
+    }
+
+    fn route(&self, _: &Target) -> Result<Route, Error> {
+        let looks = self.looks.fetch_add(1, Ordering::Relaxed);
+        let deposed = self.deposed_after.is_some_and(|after| looks >= after);
+        self.route_at(self.at.load(Ordering::Relaxed).saturating_sub(1) + usize::from(deposed))
+    }
+
+    async fn route_wait(&self, _: &Target, _: Duration) -> Result<Route, Error> {
+        self.route_at(self.at.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
+/// Never called: no route is local here.
+struct NoWork;
+
+impl AtLeader for NoWork {
+    async fn run(&self, _: &Partition, _: Duration) -> Result<Response, Refusal> {
+        panic!("no route is local")
+    }
+}
+
+fn passable(repeat: Repeat, headers: &[(&str, &str)]) -> Passable {
+    let method = if repeat == Repeat::Read { "GET" } else { "POST" };
+    let mut builder = axum::http::Request::builder().method(method).uri("/v1/topics/t/partitions/0/records?acks=all");
+    for (name, value) in headers {
+        builder = builder.header(*name, *value);
+    }
+    let (parts, ()) = builder.body(()).unwrap().into_parts();
+    Passable::new(&parts, Bytes::from_static(b"body"), Duration::from_secs(5), repeat)
+}
+
+async fn pass(told: &Told, passable: &Passable) -> Result<(u16, String), Error> {
+    let peers = reqwest::Client::builder().no_proxy().build().unwrap();
+    let target = Target { topic: "t".into(), partition: 0 };
+    let response = passable.find(told, &peers, &target, &NoWork).await.map_err(|refusal| refusal.error)?;
+    let status = response.status().as_u16();
+    let body = axum::body::to_bytes(response.into_body(), 1 << 20).await.unwrap();
+    Ok((status, String::from_utf8(body.to_vec()).unwrap()))
+}
+
+const NOT_LEADER: &str = r#"{"error":"NOT_LEADER","message":"m","retriable":true,"outcome":"none"}"#;
+const UNKNOWN: &str = r#"{"error":"OUTCOME_UNKNOWN","message":"m","retriable":true,"outcome":"unknown"}"#;
+const FULL: &str = r#"{"error":"STORAGE_FULL","message":"disk of 2","retriable":true,"outcome":"none"}"#;
+const NOBODY: (u32, &str) = (7, "127.0.0.1:1");
+
+#[tokio::test]
+async fn a_request_goes_to_the_leader_with_its_headers_its_time_and_a_mark() {
+    let two = leader(&[Act::Answer(200, "done")]).await;
+    let headers = [("content-type", "text/plain"), ("producer-id", "5"), ("origin", "x"), ("cookie", "c")];
+    let answer = pass(&Told::new(&[(2, &two.address)]), &passable(Repeat::Harmful, &headers)).await.unwrap();
+    assert_eq!(answer, (200, "done".into()));
+    let request = two.requests.lock()[0].clone();
+    assert!(request.starts_with("POST /v1/topics/t/partitions/0/records?acks=all HTTP/1.1"), "{request}");
+    for wanted in ["content-type: text/plain", "producer-id: 5", "pontoon-forwarded: 9", "\r\n\r\nbody"] {
+        assert!(request.contains(wanted), "{request}");
+    }
+    assert!(request.contains("pontoon-timeout-ms: 49") || request.contains("pontoon-timeout-ms: 5000"), "{request}");
+    assert!(!request.contains("origin") && !request.contains("cookie"), "{request}");
+}
+
+#[tokio::test]
+async fn what_certainly_had_no_effect_is_tried_at_the_next_leader() {
+    let old = leader(&[Act::Answer(503, NOT_LEADER)]).await;
+    let new = leader(&[Act::Answer(200, "done")]).await;
+    let told = Told::new(&[NOBODY, (2, &old.address), (3, &new.address)]);
+    assert_eq!(pass(&told, &passable(Repeat::Harmful, &[])).await.unwrap().1, "done");
+}
+
+#[tokio::test]
+async fn a_write_that_may_have_happened_is_not_sent_again() {
+    for act in [Act::Close, Act::Answer(504, UNKNOWN)] {
+        let old = leader(&[act]).await;
+        let new = leader(&[Act::Answer(200, "done")]).await;
+        let told = Told::new(&[(2, &old.address), (3, &new.address)]);
+        let error = pass(&told, &passable(Repeat::Harmful, &[])).await.unwrap_err();
+        assert_eq!((error.code, error.outcome), (Code::OutcomeUnknown, WriteOutcome::Unknown));
+        assert!(new.requests.lock().is_empty());
+    }
+}
+
+#[tokio::test]
+async fn a_read_and_an_idempotent_write_are() {
+    for repeat in [Repeat::Read, Repeat::Idempotent] {
+        let old = leader(&[Act::Close]).await;
+        let new = leader(&[Act::Answer(200, "done")]).await;
+        let told = Told::new(&[(2, &old.address), (3, &new.address)]);
+        assert_eq!(pass(&told, &passable(repeat, &[])).await.unwrap().1, "done", "{repeat:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_leader_that_hangs_is_left_once_another_leads() {
+    for repeat in [Repeat::Idempotent, Repeat::Harmful] {
+        let old = leader(&[Act::Hang]).await;
+        let new = leader(&[Act::Answer(200, "done")]).await;
+        let told = Told { deposed_after: Some(2), ..Told::new(&[(2, &old.address), (3, &new.address)]) };
+        let began = Instant::now();
+        let answer = pass(&told, &passable(repeat, &[])).await;
+        assert!(began.elapsed() < Duration::from_secs(4), "waited for the timeout");
+        match repeat {
+            Repeat::Idempotent => assert_eq!(answer.unwrap().1, "done"),
+            _ => assert_eq!(answer.unwrap_err().outcome, WriteOutcome::Unknown),
+        }
+    }
+}
+
+#[tokio::test]
+async fn once_it_may_have_happened_no_later_refusal_denies_it() {
+    let old = leader(&[Act::Close]).await;
+    let new = leader(&[Act::Answer(507, FULL)]).await;
+    let told = Told::new(&[(2, &old.address), (3, &new.address)]);
+    let error = pass(&told, &passable(Repeat::Idempotent, &[])).await.unwrap_err();
+    assert_eq!((error.code, error.outcome), (Code::StorageFull, WriteOutcome::Unknown));
+    assert_eq!(error.message, "disk of 2");
+}
+
+#[tokio::test]
+async fn a_refusal_by_the_leader_is_the_answer() {
+    let two = leader(&[Act::Answer(507, FULL)]).await;
+    let error = pass(&Told::new(&[(2, &two.address)]), &passable(Repeat::Harmful, &[])).await.unwrap_err();
+    assert_eq!((error.code, error.outcome), (Code::StorageFull, WriteOutcome::None));
+    // A newer version's code goes through as it is.
+    let two = leader(&[Act::Answer(418, r#"{"error":"TEAPOT"}"#)]).await;
+    let answer = pass(&Told::new(&[(2, &two.address)]), &passable(Repeat::Harmful, &[])).await.unwrap();
+    assert_eq!(answer, (418, r#"{"error":"TEAPOT"}"#.into()));
+}
+
+#[tokio::test]
+async fn without_a_leader_in_time_the_last_reason_is_told() {
+    let mut short = passable(Repeat::Harmful, &[]);
+    short.deadline = Instant::now() + Duration::from_millis(50);
+    let error = pass(&Told::new(&[NOBODY]), &short).await.unwrap_err();
+    assert_eq!((error.code, error.outcome), (Code::NoLeader, WriteOutcome::None));
+    assert!(error.message.contains("127.0.0.1:1"), "{error}");
+    short.deadline = Instant::now() + Duration::from_millis(50);
+    assert_eq!(pass(&Told::new(&[]), &short).await.unwrap_err().code, Code::NoLeader);
+}
+
+#[tokio::test]
+async fn a_request_that_was_passed_on_is_not_passed_on_again() {
+    let other = leader(&[Act::Answer(200, "done")]).await;
+    let marked = passable(Repeat::Read, &[("pontoon-forwarded", "4")]);
+    let error = pass(&Told::new(&[(2, &other.address)]), &marked).await.unwrap_err();
+    assert_eq!((error.code, error.outcome), (Code::NotLeader, WriteOutcome::None));
+    assert!(other.requests.lock().is_empty());
+}
+
+#[tokio::test]
+async fn who_prefers_a_redirect_is_told_where_to_go() {
+    let asked = passable(Repeat::Harmful, &[("prefer", "wait=5, redirect")]);
+    let peers = reqwest::Client::new();
+    let target = Target { topic: "t".into(), partition: 0 };
+    let response = asked.find(&Told::new(&[NOBODY]), &peers, &target, &NoWork).await.unwrap();
+    assert_eq!(response.status(), StatusCode::TEMPORARY_REDIRECT);
+    assert_eq!(response.headers()["location"], "http://127.0.0.1:1/v1/topics/t/partitions/0/records?acks=all");
+}

@@ -1,0 +1,232 @@
+//! The HTTP door: bytes to calls of [`Broker`], and back (API.md).
+//!
+//! It knows topics, partitions and record batches; it never knows openraft, segments or the catalog's tables. The router is
+//! in [`router`], passing a request on to the leader in [`leader`], the one shape of every refusal in [`refusal`].
+//!
+//! A [`Server`] listens before its broker is open, so that `/healthz` and `/readyz` can tell about a long recovery, and
+//! goes on while the broker hands its leaderships over, passing requests on to where they went.
+
+mod fetch;
+mod leader;
+mod metrics;
+mod produce;
+mod refusal;
+mod request;
+mod router;
+mod stall;
+mod topics;
+
+use std::io;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::service::TowerToHyperService;
+use tokio::io::AsyncWriteExt;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinHandle;
+use tracing::{Instrument, debug, debug_span, warn};
+
+use crate::broker::Broker;
+use crate::config::{Config, Limits, host_of};
+use crate::error::Code;
+use refusal::Refusal;
+
+/// How long a connection to another broker may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// Idle connections to other brokers are dropped before those close them (`limits.header_timeout_ms`).
+const PEER_IDLE: Duration = Duration::from_secs(15);
+
+/// How far along its life a server is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// Answers everything, as far as the broker is open.
+    Serving,
+    /// Not ready any more, and waits for nothing; still answers.
+    Stopping,
+    /// The broker is closed.
+    Closed,
+}
+
+/// What all requests share.
+struct Shared {
+    broker: OnceLock<Arc<Broker>>,
+    stage: watch::Sender<Stage>,
+    limits: Limits,
+    /// Names under which this broker may be addressed, in lower case.
+    hosts: Vec<String>,
+    /// Room for requests' bytes.
+    request_bytes: Arc<Semaphore>,
+    /// Room for the bytes of answers to fetches; apart, so that readers cannot starve writers.
+    answer_bytes: Arc<Semaphore>,
+    /// Connections to other brokers' HTTP.
+    peers: reqwest::Client,
+}
+
+impl Shared {
+    /// The broker, if it is open.
+    fn broker(&self) -> Result<&Arc<Broker>, Refusal> {
+        if self.stage() == Stage::Closed {
+            return Err((Code::NotReady, "the broker is stopping".to_owned()).into());
+        }
+        self.broker.get().ok_or_else(|| (Code::NotReady, "the broker is opening its data directory".to_owned()).into())
+    }
+
+    fn stage(&self) -> Stage {
+        *self.stage.borrow()
+    }
+
+    /// Resolves when the server begins to stop.
+    async fn stopping(&self) {
+        // The sender lives as long as `self`: an error cannot be.
+        let _ = self.stage.subscribe().wait_for(|stage| *stage != Stage::Serving).await;
+    }
+
+    fn request_bytes_in_flight(&self) -> usize {
+        self.limits.inflight_bytes_max.saturating_sub(self.request_bytes.available_permits())
+    }
+}
+
+/// A listening HTTP server.
+pub struct Server {
+    shared: Arc<Shared>,
+    address: String,
+    advertised: String,
+    closing: watch::Sender<bool>,
+    accepting: JoinHandle<()>,
+}
+
+impl Server {
+    /// Listens and answers from now on; what needs the broker is refused with `NOT_READY` until [`Self::open`].
+    pub async fn bind(config: &Config) -> io::Result<Server> {
+        let listener = TcpListener::bind(&config.http.listen).await?;
+        let bound = listener.local_addr()?;
+        let address = format!("{}:{}", bracketed(host_of(&config.http.listen)), bound.port());
+        let advertised = config.http.advertised.clone().unwrap_or_else(|| address.clone());
+        let mut hosts = config.http_hosts.clone();
+        hosts.extend(["localhost", host_of(&address), host_of(&advertised)].map(str::to_ascii_lowercase));
+        let peers = reqwest::Client::builder()
+            .no_proxy()
+            .redirect(reqwest::redirect::Policy::none())
+            .connect_timeout(CONNECT_TIMEOUT)
+            .pool_idle_timeout(PEER_IDLE.min(config.limits.header_timeout / 2))
+            .build()
+            .map_err(io::Error::other)?;
+        let budget = || Arc::new(Semaphore::new(config.limits.inflight_bytes_max.min(Semaphore::MAX_PERMITS)));
+        let shared = Arc::new(Shared {
+            broker: OnceLock::new(),
+            stage: watch::Sender::new(Stage::Serving),
+            limits: config.limits.clone(),
+            hosts,
+            request_bytes: budget(),
+            answer_bytes: budget(),
+            peers,
+        });
+        metrics::handle();
+        let closing = watch::Sender::new(false);
+        let accepting = tokio::spawn(accept(listener, Arc::clone(&shared), closing.subscribe()));
+        Ok(Server { shared, address, advertised, closing, accepting })
+    }
+
+    /// `host:port` it listens on.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// `host:port` that clients and other brokers are told.
+    pub fn advertised(&self) -> &str {
+        &self.advertised
+    }
+
+    /// From now on requests reach the broker.
+    pub fn open(&self, broker: Arc<Broker>) {
+        let _ = self.shared.broker.set(broker);
+    }
+
+    /// Not ready any more: load balancers look elsewhere, waiting fetches are answered. Requests still are.
+    pub fn stopping(&self) {
+        self.shared.stage.send_replace(Stage::Stopping);
+    }
+
+    /// Stops listening, lets requests finish for at most `grace`, closes. The broker is shut down already.
+    pub async fn close(self, grace: Duration) {
+        self.shared.stage.send_replace(Stage::Closed);
+        self.closing.send_replace(true);
+        let abort = self.accepting.abort_handle();
+        if tokio::time::timeout(grace, self.accepting).await.is_err() {
+            debug!("some connections were still busy after {grace:?}");
+            abort.abort();
+        }
+    }
+}
+
+fn bracketed(host: &str) -> String {
+    if host.contains(':') { format!("[{host}]") } else { host.to_owned() }
+}
+
+/// Accepts until told to close, then waits for the connections' current requests.
+async fn accept(listener: TcpListener, shared: Arc<Shared>, mut closing: watch::Receiver<bool>) {
+    let room = Arc::new(Semaphore::new(shared.limits.connections_max.min(Semaphore::MAX_PERMITS)));
+    let router = router::router(Arc::clone(&shared));
+    let connections = GracefulShutdown::new();
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            _ = closing.wait_for(|closing| *closing) => break,
+        };
+        let (stream, peer) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                // Out of file descriptors, mostly: trying at once would only spin.
+                warn!(%error, "cannot accept an HTTP connection");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let Ok(place) = Arc::clone(&room).try_acquire_owned() else {
+            tokio::spawn(turn_away(stream, shared.limits.connections_max));
+            continue;
+        };
+        let _ = stream.set_nodelay(true);
+        let io = TokioIo::new(stall::Stall::new(stream, shared.limits.write_timeout));
+        let service = TowerToHyperService::new(router.clone());
+        let connection = builder(&shared.limits).serve_connection(io, service);
+        let connection = connections.watch(connection);
+        let serving = async move {
+            let _open = (place, metrics::OpenConnection::new());
+            if let Err(error) = connection.await {
+                debug!(%error, "an HTTP connection ended");
+            }
+        };
+        tokio::spawn(serving.instrument(debug_span!("http", %peer)));
+    }
+    drop(listener);
+    connections.shutdown().await;
+}
+
+fn builder(limits: &Limits) -> http1::Builder {
+    let mut builder = http1::Builder::new();
+    builder.timer(TokioTimer::new());
+    builder.header_read_timeout(limits.header_timeout);
+    builder.max_buf_size(limits.header_bytes_max);
+    builder
+}
+
+/// One connection too many gets a short word and is closed; it never becomes one of ours.
+async fn turn_away(mut stream: TcpStream, max: usize) {
+    let error = crate::error::Error::new(Code::TooManyRequests, format!("there are {max} connections already"));
+    let body = serde_json::to_string(&crate::api::ErrorBody::from(&error)).unwrap_or_default();
+    let answer = format!(
+        "HTTP/1.1 429 Too Many Requests\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\
+         retry-after: 1\r\nconnection: close\r\n\r\n{body}",
+        body.len()
+    );
+    let _ = tokio::time::timeout(Duration::from_secs(1), stream.write_all(answer.as_bytes())).await;
+    let _ = stream.shutdown().await;
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,255 @@
+//! Produce: a body becomes one record batch, and the batch goes to its partition's leader.
+
+use std::borrow::Cow;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, SystemTime};
+
+use axum::Json;
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use pontoon_raft::types::Offset;
+use serde_json::json;
+use tokio::time::Instant;
+
+use crate::api::records::{self, Record};
+use crate::api::{self, ProduceAnswer};
+use crate::error::Error;
+use crate::http::leader::{AtLeader, Passable, Repeat};
+use crate::http::refusal::Refusal;
+use crate::http::request::{BodyKind, Params, Target, number_header, read_body};
+use crate::http::{Shared, metrics};
+use crate::partition::{Acks, Partition};
+use crate::record_batch::{
+    BatchHeader, BatchLimits, Header, NewRecord, ProducerSequence, RecordBatch, RecordBatchBuilder,
+};
+
+/// `POST /v1/topics/{t}/partitions/{p}/records`
+pub(super) async fn produce(
+    State(shared): State<Arc<Shared>>,
+    target: Target,
+    request: Request,
+) -> Result<Response, Refusal> {
+    let (parts, body) = request.into_parts();
+    let params = Params::read(&parts.uri, &["acks", "timeout_ms"])?;
+    let acks = acks(params.text("acks"))?;
+    let timeout = params.timeout(&parts.headers, api::TIMEOUT_MS_DEFAULT)?;
+    let kind = BodyKind::of(&parts.headers)?;
+    let producer = producer(&parts.headers, kind)?;
+    let if_match = number_header(&parts.headers, api::IF_MATCH_OFFSET, 0..=u64::MAX)?.map(Offset);
+    shared.broker()?;
+    let received = read_body(&parts.headers, body, &shared.limits, &shared.request_bytes).await?;
+    let body = received.bytes;
+    let repeat = if producer.is_some() || carries_producer(kind, &body) { Repeat::Idempotent } else { Repeat::Harmful };
+    let passable = Passable::new(&parts, body.clone(), timeout, repeat);
+    let batch = OnceLock::new();
+    let work = Produce { target: &target, kind, body, producer, acks, if_match, batch };
+    passable.at_leader(&shared, &target, &work).await
+}
+
+fn acks(text: Option<&str>) -> Result<Acks, Refusal> {
+    match text {
+        None | Some("all") => Ok(Acks::All),
+        Some("every") => Ok(Acks::Every),
+        Some("leader") => Ok(Acks::Leader),
+        Some("none") => Ok(Acks::None),
+        Some(other) => Err(Refusal::invalid(format!("acks={other:?} is not all, every, leader or none"))),
+    }
+}
+
+/// The `Producer-*` headers: all three or none, and none with a batch, which carries its own.
+fn producer(headers: &HeaderMap, kind: BodyKind) -> Result<Option<ProducerSequence>, Refusal> {
+    let producer_id = number_header(headers, api::PRODUCER_ID, 0..=i64::MAX)?;
+    let epoch = number_header(headers, api::PRODUCER_EPOCH, 0..=i16::MAX)?;
+    let sequence = number_header(headers, api::PRODUCER_SEQUENCE, 0..=i32::MAX)?;
+    match (producer_id, epoch, sequence) {
+        (None, None, None) => Ok(None),
+        _ if kind == BodyKind::Batch => Err(Refusal::invalid(
+            "Producer-Id, Producer-Epoch and Producer-Sequence cannot go with a RecordBatch, which carries its own",
+        )),
+        (Some(producer_id), Some(epoch), Some(sequence)) => Ok(Some(ProducerSequence { producer_id, epoch, sequence })),
+        _ => Err(Refusal::invalid("Producer-Id, Producer-Epoch and Producer-Sequence go together; some are missing")),
+    }
+}
+
+fn carries_producer(kind: BodyKind, body: &[u8]) -> bool {
+    kind == BodyKind::Batch && BatchHeader::read(body).is_ok_and(|header| header.producer().is_some())
+}
+
+struct Produce<'a> {
+    target: &'a Target,
+    kind: BodyKind,
+    body: Bytes,
+    producer: Option<ProducerSequence>,
+    acks: Acks,
+    if_match: Option<Offset>,
+    /// Made when it is first needed: a broker that only passes the request on need not look into it, and a second
+    /// attempt has the same timestamps as the first.
+    batch: OnceLock<RecordBatch>,
+}
+
+impl Produce<'_> {
+    fn batch(&self, limits: &BatchLimits) -> Result<&RecordBatch, Refusal> {
+        if let Some(batch) = self.batch.get() {
+            return Ok(batch);
+        }
+        let batch = make_batch(&self.body, self.kind, self.producer, limits, now_ms())?;
+        Ok(self.batch.get_or_init(|| batch))
+    }
+}
+
+impl AtLeader for Produce<'_> {
+    async fn run(&self, partition: &Partition, left: Duration) -> Result<Response, Refusal> {
+        let batch = self.batch(partition.limits())?;
+        let began = Instant::now();
+        let produced = partition.produce(batch.clone(), self.acks, self.if_match, left).await?;
+        metrics::produced(batch.header().record_count.max(0) as u64, batch.bytes().len(), began.elapsed());
+        if self.acks == Acks::None {
+            return Ok((StatusCode::ACCEPTED, Json(json!({}))).into_response());
+        }
+        let answer = ProduceAnswer {
+            topic: self.target.topic.clone(),
+            partition: self.target.partition,
+            base_offset: produced.base_offset.0,
+            last_offset: produced.last_offset.0,
+            leader_epoch: produced.leader_epoch,
+            duplicate: produced.duplicate,
+        };
+        Ok(Json(answer).into_response())
+    }
+}
+
+fn now_ms() -> i64 {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(now.as_millis()).unwrap_or(i64::MAX)
+}
+
+/// Turns a body into one batch. Records without a timestamp get `now`.
+fn make_batch(
+    body: &Bytes,
+    kind: BodyKind,
+    producer: Option<ProducerSequence>,
+    limits: &BatchLimits,
+    now: i64,
+) -> Result<RecordBatch, Refusal> {
+    if kind == BodyKind::Batch {
+        return Ok(RecordBatch::check(body.clone(), limits).map_err(Error::from)?);
+    }
+    let mut builder = RecordBatchBuilder::new(*limits);
+    let mut push = |record: Record<'_>| {
+        let record = to_new(body, record, now);
+        builder.push(&record).map_err(Error::from)
+    };
+    match kind {
+        BodyKind::Text => push(Record { value: Some(Cow::Borrowed(body)), ..Record::default() })?,
+        BodyKind::Lines => drop(records::parse_ndjson(body, &mut push)?),
+        _ => drop(records::parse_json(body, &mut push)?),
+    }
+    Ok(builder.build(producer).map_err(Error::from)?)
+}
+
+/// What is borrowed from the body shares its memory.
+fn to_new(body: &Bytes, record: Record<'_>, now: i64) -> NewRecord {
+    let share = |bytes: Cow<'_, [u8]>| match bytes {
+        Cow::Borrowed(bytes) => body.slice_ref(bytes),
+        Cow::Owned(bytes) => bytes.into(),
+    };
+    let headers = record.headers.into_iter().map(|(key, value)| Header {
+        key: match key {
+            Cow::Borrowed(key) => body.slice_ref(key.as_bytes()),
+            Cow::Owned(key) => key.into(),
+        },
+        value: value.map(share),
+    });
+    NewRecord {
+        timestamp: record.timestamp.unwrap_or(now),
+        headers: headers.collect(),
+        key: record.key.map(share),
+        value: record.value.map(share),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::http::HeaderValue;
+
+    use super::*;
+    use crate::error::Code;
+
+    fn make(kind: BodyKind, body: &'static str) -> Result<RecordBatch, Refusal> {
+        make_batch(&Bytes::from_static(body.as_bytes()), kind, None, &BatchLimits::default(), 99)
+    }
+
+    fn code(result: Result<RecordBatch, Refusal>) -> Code {
+        result.unwrap_err().error.code
+    }
+
+    #[test]
+    fn text_is_one_value_final_newline_and_all() {
+        let batch = make(BodyKind::Text, "hello\n").unwrap();
+        let record = batch.records(1 << 20).unwrap().next().unwrap().unwrap();
+        assert_eq!((record.value.as_deref(), record.key, record.timestamp), (Some(&b"hello\n"[..]), None, 99));
+        assert_eq!(batch.header().record_count, 1);
+        let empty = make(BodyKind::Text, "").unwrap();
+        assert_eq!(empty.records(9).unwrap().next().unwrap().unwrap().value.as_deref(), Some(&b""[..]));
+    }
+
+    #[test]
+    fn json_becomes_one_batch_with_its_producer() {
+        let body = r#"{"records":[{"key":"k","value":{"a": 1},"headers":[["h","\u00e9"]],"timestamp":5},{}]}"#;
+        let producer = ProducerSequence { producer_id: 7, epoch: 1, sequence: 3 };
+        let body = Bytes::from_static(body.as_bytes());
+        let batch = make_batch(&body, BodyKind::Json, Some(producer), &BatchLimits::default(), 99).unwrap();
+        assert_eq!(batch.header().producer(), Some(producer));
+        let records: Vec<_> = batch.records(1 << 20).unwrap().map(Result::unwrap).collect();
+        assert_eq!(records[0].value.as_deref(), Some(&br#"{"a":1}"#[..]));
+        assert_eq!(records[0].headers.iter().next().unwrap().value.as_deref(), Some("\u{e9}".as_bytes()));
+        assert_eq!((records[0].timestamp, records[1].timestamp), (5, 99));
+        assert_eq!(records[1].value, None);
+    }
+
+    #[test]
+    fn a_built_batch_passes_the_check_of_a_received_one() {
+        let batch = make(BodyKind::Lines, "{\"value\":1}\n{\"key\":2,\"timestamp\":1}\n").unwrap();
+        let bytes = batch.into_bytes();
+        make_batch(&bytes, BodyKind::Batch, None, &BatchLimits::default(), 0).unwrap();
+    }
+
+    #[test]
+    fn what_is_too_large_or_no_batch_is_refused_with_its_code() {
+        let limits = BatchLimits { record_bytes_max: 3, ..BatchLimits::default() };
+        let refused = make_batch(&Bytes::from_static(b"four"), BodyKind::Text, None, &limits, 0);
+        assert_eq!(code(refused), Code::RecordTooLarge);
+        assert_eq!(code(make(BodyKind::Batch, "not a batch")), Code::CorruptBatch);
+        assert_eq!(code(make(BodyKind::Json, "{}")), Code::InvalidRequest);
+    }
+
+    fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
+        let pairs = pairs.iter();
+        pairs
+            .map(|(name, value)| (axum::http::HeaderName::from_static(name), HeaderValue::from_static(value)))
+            .collect()
+    }
+
+    #[test]
+    fn producer_headers_go_together_and_are_numbers() {
+        let all = headers(&[("producer-id", "5"), ("producer-epoch", "0"), ("producer-sequence", "2147483647")]);
+        let wanted = ProducerSequence { producer_id: 5, epoch: 0, sequence: i32::MAX };
+        assert_eq!(producer(&all, BodyKind::Json).unwrap(), Some(wanted));
+        assert_eq!(producer(&headers(&[]), BodyKind::Batch).unwrap(), None);
+        assert!(producer(&all, BodyKind::Batch).is_err());
+        assert!(producer(&headers(&[("producer-id", "5")]), BodyKind::Json).is_err());
+        for (name, value) in [("producer-id", "-1"), ("producer-epoch", "32768"), ("producer-sequence", "2147483648")] {
+            let refusal = producer(&headers(&[(name, value)]), BodyKind::Json).unwrap_err();
+            assert!(refusal.error.message.contains(name) && refusal.error.message.contains(value));
+        }
+    }
+
+    #[test]
+    fn acks_are_four_words() {
+        assert_eq!(acks(None).unwrap(), Acks::All);
+        assert_eq!(acks(Some("leader")).unwrap(), Acks::Leader);
+        assert!(acks(Some("1")).unwrap_err().error.message.contains("\"1\""));
+    }
+}

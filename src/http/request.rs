@@ -1,0 +1,436 @@
+//! Reading requests: parameters, content types, bodies. Strict, bounded before memory is asked for, and every refusal names
+//! the value.
+
+use std::fmt::Display;
+use std::ops::RangeInclusive;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::rejection::PathRejection;
+use axum::extract::{FromRequestParts, Path, Query};
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, Uri, header};
+use bytes::{Bytes, BytesMut};
+use http_body_util::BodyExt;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError};
+use tokio::time::Instant;
+
+use crate::api;
+use crate::config::Limits;
+use crate::error::Code;
+use crate::http::refusal::Refusal;
+
+/// The partition a path names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Target {
+    pub(super) topic: String,
+    pub(super) partition: u32,
+}
+
+impl Display for Target {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.topic, self.partition)
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Target {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Refusal> {
+        let Path((topic, partition)): Path<(String, String)> =
+            Path::from_request_parts(parts, state).await.map_err(|error| path_refusal(&error))?;
+        let partition = partition
+            .parse()
+            .map_err(|_| Refusal::invalid(format!("partition {partition:?} in the path is not a number")))?;
+        Ok(Self { topic, partition })
+    }
+}
+
+/// The topic a path names.
+pub(super) struct TopicName(pub(super) String);
+
+impl<S: Send + Sync> FromRequestParts<S> for TopicName {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Refusal> {
+        let Path(topic) = Path::from_request_parts(parts, state).await.map_err(|error| path_refusal(&error))?;
+        Ok(Self(topic))
+    }
+}
+
+fn path_refusal(error: &PathRejection) -> Refusal {
+    Refusal::invalid(format!("path: {error}"))
+}
+
+/// Refuses a path that has an encoded slash: decoded, a name would have a slash in it; refused rather than guessed at.
+pub(super) fn check_path(uri: &Uri) -> Result<(), Refusal> {
+    let path = uri.path().as_bytes();
+    if path.windows(3).any(|window| window.eq_ignore_ascii_case(b"%2f")) {
+        return Err(Refusal::invalid(format!("path {:?}: %2F cannot be part of a name", uri.path())));
+    }
+    Ok(())
+}
+
+/// A query's parameters: known ones only, each at most once.
+pub(super) struct Params(Vec<(String, String)>);
+
+impl Params {
+    pub(super) fn read(uri: &Uri, known: &[&str]) -> Result<Self, Refusal> {
+        let Query(pairs) = Query::<Vec<(String, String)>>::try_from_uri(uri)
+            .map_err(|error| Refusal::invalid(format!("query {:?}: {error}", uri.query().unwrap_or_default())))?;
+        for (at, (name, _)) in pairs.iter().enumerate() {
+            if !known.contains(&name.as_str()) {
+                let nearest = known.iter().min_by_key(|known| strsim::damerau_levenshtein(known, name));
+                let hint = nearest.map_or("there are none here".to_owned(), |known| format!("did you mean {known:?}?"));
+                return Err(Refusal::invalid(format!("unknown parameter {name:?}; {hint}")));
+            }
+            if pairs[..at].iter().any(|(other, _)| other == name) {
+                return Err(Refusal::invalid(format!("parameter {name:?} is given twice")));
+            }
+        }
+        Ok(Self(pairs))
+    }
+
+    /// A parameter's text.
+    pub(super) fn text(&self, name: &str) -> Option<&str> {
+        self.0.iter().find(|(known, _)| known == name).map(|(_, text)| text.as_str())
+    }
+
+    /// A number in a range.
+    pub(super) fn number<T>(&self, name: &str, range: RangeInclusive<T>) -> Result<Option<T>, Refusal>
+    where
+        T: FromStr + PartialOrd + Display,
+    {
+        let Some(text) = self.text(name) else { return Ok(None) };
+        match text.parse() {
+            Ok(number) if range.contains(&number) => Ok(Some(number)),
+            _ => Err(Refusal::invalid(format!(
+                "{name}={text:?} is not a number from {} to {}",
+                range.start(),
+                range.end()
+            ))),
+        }
+    }
+
+    /// `timeout_ms`, shortened to what a passing broker has left of it.
+    pub(super) fn timeout(&self, headers: &HeaderMap, default_ms: u64) -> Result<Duration, Refusal> {
+        let asked = self.number("timeout_ms", 1..=api::TIMEOUT_MS_MAX)?.unwrap_or(default_ms);
+        let left = number_header(headers, api::TIMEOUT_MS, 0..=api::TIMEOUT_MS_MAX)?.unwrap_or(asked);
+        Ok(Duration::from_millis(asked.min(left)))
+    }
+}
+
+/// A header's text, if it is there once. Twice, or not text: 400.
+pub(super) fn text_header<'a>(headers: &'a HeaderMap, name: &str) -> Result<Option<&'a str>, Refusal> {
+    let mut values = headers.get_all(name).iter();
+    let Some(value) = values.next() else { return Ok(None) };
+    if values.next().is_some() {
+        return Err(Refusal::invalid(format!("header {name} is given twice")));
+    }
+    let text = value.to_str().map_err(|_| Refusal::invalid(format!("header {name}: {value:?} is not text")))?;
+    Ok(Some(text.trim()))
+}
+
+/// A header's number, in a range.
+pub(super) fn number_header<T>(headers: &HeaderMap, name: &str, range: RangeInclusive<T>) -> Result<Option<T>, Refusal>
+where
+    T: FromStr + PartialOrd + Display,
+{
+    let Some(text) = text_header(headers, name)? else { return Ok(None) };
+    match text.parse() {
+        Ok(number) if range.contains(&number) => Ok(Some(number)),
+        _ => Err(Refusal::invalid(format!(
+            "header {name}: {text:?} is not a number from {} to {}",
+            range.start(),
+            range.end()
+        ))),
+    }
+}
+
+/// What a produce's body is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum BodyKind {
+    Json,
+    Lines,
+    Text,
+    Batch,
+}
+
+impl BodyKind {
+    /// By Content-Type; parameters (charset) are not looked at, the body is bytes.
+    pub(super) fn of(headers: &HeaderMap) -> Result<Self, Refusal> {
+        check_encoding(headers)?;
+        let name = media_type(headers)?;
+        match name.as_deref() {
+            Some("application/json") => Ok(Self::Json),
+            Some("application/x-ndjson") => Ok(Self::Lines),
+            Some("text/plain") => Ok(Self::Text),
+            Some("application/octet-stream") => Ok(Self::Batch),
+            other => Err(unsupported(
+                other,
+                "application/json, text/plain, application/x-ndjson or application/octet-stream",
+            )),
+        }
+    }
+}
+
+/// Refuses a body that is not JSON by its Content-Type.
+pub(super) fn check_json(headers: &HeaderMap) -> Result<(), Refusal> {
+    check_encoding(headers)?;
+    match media_type(headers)?.as_deref() {
+        Some("application/json") => Ok(()),
+        other => Err(unsupported(other, "application/json")),
+    }
+}
+
+/// A compressed body would be stored as it is, and read as text.
+fn check_encoding(headers: &HeaderMap) -> Result<(), Refusal> {
+    match text_header(headers, header::CONTENT_ENCODING.as_str())? {
+        None | Some("identity") => Ok(()),
+        Some(other) => Err((
+            Code::UnsupportedMediaType,
+            format!("Content-Encoding {other:?} is not supported; compress the record batch instead"),
+        )
+            .into()),
+    }
+}
+
+fn media_type(headers: &HeaderMap) -> Result<Option<String>, Refusal> {
+    let text = text_header(headers, header::CONTENT_TYPE.as_str())?;
+    Ok(text.map(|text| text.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()))
+}
+
+fn unsupported(found: Option<&str>, wanted: &str) -> Refusal {
+    let found = found.map_or("Content-Type is missing".to_owned(), |name| format!("Content-Type {name:?}"));
+    (Code::UnsupportedMediaType, format!("{found}; send {wanted}")).into()
+}
+
+/// The first of `offers` that has the highest preference in Accept. No Accept takes the first.
+pub(super) fn accept<'a>(headers: &HeaderMap, offers: &[&'a str]) -> Result<&'a str, Refusal> {
+    let mut wanted = Vec::new();
+    for value in headers.get_all(header::ACCEPT) {
+        let text = value.to_str().map_err(|_| Refusal::invalid(format!("header accept: {value:?} is not text")))?;
+        wanted.extend(text.split(',').map(str::trim).filter(|range| !range.is_empty()).map(media_range));
+    }
+    if wanted.is_empty() {
+        return Ok(offers[0]);
+    }
+    let mut best: Option<(&'a str, f32)> = None;
+    for offer in offers {
+        // The most specific range decides (RFC 9110 §12.5.1).
+        let matching = wanted.iter().filter_map(|(range, q)| Some((specificity(range, offer)?, *q)));
+        let Some((_, q)) = matching.max_by_key(|(specificity, _)| *specificity) else { continue };
+        if q > 0.0 && best.is_none_or(|(_, best)| q > best) {
+            best = Some((offer, q));
+        }
+    }
+    best.map(|(offer, _)| offer).ok_or_else(|| {
+        let wanted: Vec<String> = wanted.into_iter().map(|(range, _)| range).collect();
+        (Code::NotAcceptable, format!("Accept {:?}; there is {}", wanted.join(", "), offers.join(" or "))).into()
+    })
+}
+
+fn media_range(text: &str) -> (String, f32) {
+    let mut parts = text.split(';');
+    let range = parts.next().unwrap_or_default().trim().to_ascii_lowercase();
+    let q = parts.find_map(|part| part.trim().strip_prefix("q=").and_then(|q| q.parse().ok()));
+    (range, q.unwrap_or(1.0))
+}
+
+/// How closely a range names the offer: `a/b`, `a/*`, `*/*`; none if it does not.
+fn specificity(range: &str, offer: &str) -> Option<u8> {
+    let family = offer.split('/').next().unwrap_or_default();
+    match range {
+        "*/*" => Some(0),
+        _ if range.strip_suffix("/*") == Some(family) => Some(1),
+        _ if range == offer => Some(2),
+        _ => None,
+    }
+}
+
+/// A body, and its share of the bytes in flight while it is held.
+pub(super) struct Received {
+    pub(super) bytes: Bytes,
+    /// Given back when this is dropped.
+    _share: OwnedSemaphorePermit,
+}
+
+/// Reads a whole body: at most the limit, in time, and only while there is room for it among all others.
+pub(super) async fn read_body(
+    headers: &HeaderMap,
+    body: Body,
+    limits: &Limits,
+    in_flight: &Arc<Semaphore>,
+) -> Result<Received, Refusal> {
+    let max = limits.request_bytes_max;
+    let announced: usize = number_header(headers, header::CONTENT_LENGTH.as_str(), 0..=usize::MAX)?.unwrap_or(0);
+    if announced > max {
+        return Err(too_large(announced, max));
+    }
+    let mut permit = reserve(in_flight, announced)?;
+    let deadline = Instant::now() + limits.body_timeout;
+    let mut body = body;
+    // The announced size is within the budget: what is kept of a body takes no more room than the body.
+    let mut received = BytesMut::with_capacity(announced);
+    loop {
+        let frame = tokio::time::timeout_at(deadline, body.frame()).await.map_err(|_| {
+            let waited = limits.body_timeout.as_millis();
+            Refusal::from((Code::RequestTimeout, format!("{} body bytes arrived in {waited} ms", received.len())))
+        })?;
+        let Some(frame) = frame else { break };
+        let frame = frame.map_err(|error| Refusal::invalid(format!("the body broke off: {error}")))?;
+        let Ok(data) = frame.into_data() else { continue };
+        let total = received.len() + data.len();
+        if total > max {
+            return Err(too_large(total, max));
+        }
+        if let Some(more) = total.checked_sub(permit.num_permits()).filter(|more| *more > 0) {
+            permit.merge(reserve(in_flight, more)?);
+        }
+        received.extend_from_slice(&data);
+    }
+    Ok(Received { bytes: received.freeze(), _share: permit })
+}
+
+fn too_large(found: usize, max: usize) -> Refusal {
+    (Code::RequestTooLarge, format!("the body has {found} bytes or more; the limit is {max}")).into()
+}
+
+/// Takes a share of a budget of bytes, or refuses: a queue would only hide that there is too much.
+pub(super) fn reserve(budget: &Arc<Semaphore>, bytes: usize) -> Result<OwnedSemaphorePermit, Refusal> {
+    let share = u32::try_from(bytes).unwrap_or(u32::MAX);
+    Arc::clone(budget).try_acquire_many_owned(share).map_err(|error| match error {
+        TryAcquireError::NoPermits => {
+            (Code::TooManyRequests, format!("no room for {bytes} more bytes in flight; wait and try again")).into()
+        }
+        TryAcquireError::Closed => (Code::NotReady, "the broker is stopping".to_owned()).into(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::http::HeaderValue;
+
+    use super::*;
+
+    fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
+        pairs
+            .iter()
+            .map(|(name, value)| (axum::http::HeaderName::from_static(name), HeaderValue::from_static(value)))
+            .collect()
+    }
+
+    fn params(query: &str) -> Result<Params, Refusal> {
+        Params::read(&format!("/x?{query}").parse().unwrap(), &["acks", "timeout_ms", "offset"])
+    }
+
+    fn message<T>(result: Result<T, Refusal>) -> String {
+        match result {
+            Ok(_) => panic!("not refused"),
+            Err(refusal) => refusal.error.message,
+        }
+    }
+
+    #[test]
+    fn parameters_are_known_and_given_once() {
+        assert_eq!(params("acks=a%20b&offset=1").unwrap().text("acks"), Some("a b"));
+        let unknown = message(params("ack=all"));
+        assert!(unknown.contains("\"ack\"") && unknown.contains("\"acks\""), "{unknown}");
+        assert!(message(params("acks=all&acks=none")).contains("twice"));
+        for wrong in ["", "x", "-1", "1.5", "11", "99999999999999999999999"] {
+            let text = message(params(&format!("offset={wrong}")).unwrap().number("offset", 0..=10u64));
+            assert!(text.contains(&format!("offset={wrong:?}")) && text.contains("0 to 10"), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_passed_on_request_has_what_is_left_of_its_time() {
+        let params = params("timeout_ms=5000").unwrap();
+        assert_eq!(params.timeout(&headers(&[]), 30_000).unwrap(), Duration::from_secs(5));
+        let left = headers(&[(api::TIMEOUT_MS, "1200")]);
+        assert_eq!(params.timeout(&left, 30_000).unwrap(), Duration::from_millis(1200));
+    }
+
+    #[test]
+    fn content_types_are_told_apart_and_others_named() {
+        for (text, kind) in [
+            ("application/json", BodyKind::Json),
+            ("Application/JSON; charset=utf-8", BodyKind::Json),
+            ("application/x-ndjson", BodyKind::Lines),
+            ("text/plain;charset=utf-8", BodyKind::Text),
+            ("application/octet-stream", BodyKind::Batch),
+        ] {
+            assert_eq!(BodyKind::of(&headers(&[("content-type", text)])).unwrap(), kind);
+        }
+        let form = BodyKind::of(&headers(&[("content-type", "application/x-www-form-urlencoded")])).unwrap_err();
+        assert_eq!(form.error.code, Code::UnsupportedMediaType);
+        assert!(form.error.message.contains("application/x-www-form-urlencoded"));
+        assert!(message(BodyKind::of(&headers(&[]))).contains("missing"));
+        let zipped = headers(&[("content-type", "text/plain"), ("content-encoding", "gzip")]);
+        assert!(message(BodyKind::of(&zipped)).contains("gzip"));
+    }
+
+    #[test]
+    fn accept_picks_what_is_preferred() {
+        let offers = ["application/json", "application/octet-stream"];
+        for (text, picked) in [
+            ("*/*", offers[0]),
+            ("application/*", offers[0]),
+            ("application/octet-stream", offers[1]),
+            ("text/html, application/octet-stream;q=0.5, */*;q=0.1", offers[1]),
+            ("application/json;q=0.2, application/octet-stream;q=0.9", offers[1]),
+            ("application/json;q=0, */*", offers[1]),
+        ] {
+            assert_eq!(accept(&headers(&[("accept", text)]), &offers).unwrap(), picked, "{text}");
+        }
+        assert_eq!(accept(&headers(&[]), &offers).unwrap(), offers[0]);
+        let refusal = accept(&headers(&[("accept", "text/html;q=0.9, image/*")]), &offers).unwrap_err();
+        assert_eq!(refusal.error.code, Code::NotAcceptable);
+        assert!(refusal.error.message.contains("text/html"), "{}", refusal.error.message);
+    }
+
+    #[test]
+    fn an_encoded_slash_is_refused_and_others_are_not() {
+        assert!(message(check_path(&"/v1/topics/a%2Fb".parse().unwrap())).contains("a%2Fb"));
+        assert!(check_path(&"/v1/topics/a%2fb".parse().unwrap()).is_err());
+        check_path(&"/v1/topics/a%2Eb?x=%2F".parse().unwrap()).unwrap();
+    }
+
+    fn limits() -> Limits {
+        Limits { request_bytes_max: 10, body_timeout: Duration::from_secs(1), ..Limits::default() }
+    }
+
+    #[tokio::test]
+    async fn a_body_that_is_too_large_is_refused_before_it_is_read() {
+        let budget = Arc::new(Semaphore::new(100));
+        let announced = headers(&[("content-length", "11")]);
+        let refusal = read_body(&announced, Body::empty(), &limits(), &budget).await.err().unwrap();
+        assert_eq!(refusal.error.code, Code::RequestTooLarge);
+        let refusal = read_body(&headers(&[]), Body::from("12345678901"), &limits(), &budget).await.err().unwrap();
+        assert_eq!(refusal.error.code, Code::RequestTooLarge);
+        assert_eq!(budget.available_permits(), 100);
+    }
+
+    #[tokio::test]
+    async fn bytes_in_flight_are_bounded_and_given_back() {
+        let budget = Arc::new(Semaphore::new(15));
+        let first = read_body(&headers(&[]), Body::from("1234567890"), &limits(), &budget).await.ok().unwrap();
+        assert_eq!((&first.bytes[..], budget.available_permits()), (&b"1234567890"[..], 5));
+        let refusal = read_body(&headers(&[]), Body::from("123456"), &limits(), &budget).await.err().unwrap();
+        assert_eq!(refusal.error.code, Code::TooManyRequests);
+        assert!(refusal.error.retry_after_ms.is_some());
+        drop(first);
+        assert!(read_body(&headers(&[]), Body::from("123456"), &limits(), &budget).await.is_ok());
+        assert_eq!(budget.available_permits(), 15);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_does_not_come_times_out() {
+        let budget = Arc::new(Semaphore::new(15));
+        let body = Body::from_stream(futures_util::stream::pending::<Result<Bytes, std::io::Error>>());
+        let refusal = read_body(&headers(&[]), body, &limits(), &budget).await.err().unwrap();
+        assert_eq!(refusal.error.code, Code::RequestTimeout);
+    }
+}

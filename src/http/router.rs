@@ -1,0 +1,141 @@
+//! Which path leads where, and what every request passes on its way: the guard, the count, the net under a panic.
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::{MatchedPath, Request, State};
+use axum::http::{HeaderMap, Uri, header};
+use axum::middleware::{Next, from_fn, from_fn_with_state};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use futures_util::FutureExt;
+use tokio::time::Instant;
+use tracing::{debug, error};
+
+use crate::config::host_of;
+use crate::error::Code;
+use crate::http::refusal::Refusal;
+use crate::http::request::{check_path, text_header};
+use crate::http::{Shared, fetch, metrics, produce, topics};
+
+/// The whole API (API.md).
+pub(super) fn router(shared: Arc<Shared>) -> Router {
+    Router::new()
+        .route("/v1/topics", get(topics::list).post(topics::create))
+        .route("/v1/topics/{topic}", get(topics::describe).patch(topics::alter).delete(topics::delete))
+        .route("/v1/topics/{topic}/partitions/{partition}/records", get(fetch::fetch).post(produce::produce))
+        .route("/v1/topics/{topic}/partitions/{partition}/offsets", get(fetch::offsets))
+        .route("/v1/producers", post(topics::create_producer))
+        .route("/v1/cluster", get(topics::cluster))
+        .route("/v1/brokers", get(topics::brokers))
+        .route("/healthz", get(topics::healthz))
+        .route("/readyz", get(topics::readyz))
+        .route("/metrics", get(topics::show_metrics))
+        .fallback(topics::not_found)
+        .method_not_allowed_fallback(topics::method_not_allowed)
+        .layer(from_fn_with_state(Arc::clone(&shared), guard))
+        .layer(from_fn(observe))
+        .with_state(shared)
+}
+
+/// Refuses what a foreign web page could have made a browser send, and paths that would be read differently by others.
+async fn guard(State(shared): State<Arc<Shared>>, request: Request, next: Next) -> Result<Response, Refusal> {
+    check_origin(request.headers(), request.uri(), &shared.hosts)?;
+    check_path(request.uri())?;
+    Ok(next.run(request).await)
+}
+
+/// A page of another site can make a browser send a `text/plain` POST here, and by rebinding its own name to this address
+/// read the answers too. The first shows in `Origin`, the second in `Host`. An address as `Host` is no name that could have
+/// been rebound.
+fn check_origin(headers: &HeaderMap, uri: &Uri, hosts: &[String]) -> Result<(), Refusal> {
+    let host = text_header(headers, header::HOST.as_str())?;
+    let authority = uri.authority().map(|authority| authority.as_str());
+    for named in [host, authority].into_iter().flatten() {
+        if !own_host(named, hosts) {
+            let why = format!("Host {named:?} is not this broker's; http.hosts can add names");
+            return Err((Code::ForeignOrigin, why).into());
+        }
+    }
+    let Some(origin) = text_header(headers, header::ORIGIN.as_str())? else { return Ok(()) };
+    let same = origin.split_once("://").is_some_and(|(_, named)| Some(named) == authority.or(host));
+    if same { Ok(()) } else { Err((Code::ForeignOrigin, format!("Origin {origin:?} is not this broker's")).into()) }
+}
+
+fn own_host(named: &str, hosts: &[String]) -> bool {
+    // Without a port, an IPv6 address in brackets would be cut at its last colon.
+    let host = if named.ends_with(']') { named.trim_matches(['[', ']']) } else { host_of(named) };
+    let host = host.trim_end_matches('.').to_ascii_lowercase();
+    host.parse::<std::net::IpAddr>().is_ok() || hosts.contains(&host)
+}
+
+/// Counts and times every request, and answers 500 where a handler panicked: one defect is one request's.
+async fn observe(request: Request, next: Next) -> Response {
+    let began = Instant::now();
+    let method = request.method().clone();
+    let path = request.uri().path().to_owned();
+    let route = request.extensions().get::<MatchedPath>().map_or("other", MatchedPath::as_str).to_owned();
+    let response = match AssertUnwindSafe(next.run(request)).catch_unwind().await {
+        Ok(response) => response,
+        Err(_) => {
+            error!(%method, path, "a request handler panicked");
+            Refusal::from((Code::Internal, "the request met a defect of Pontoon; see the broker's log".to_owned()))
+                .into_response()
+        }
+    };
+    let (status, took) = (response.status().as_u16(), began.elapsed());
+    debug!(%method, path, status, ?took, "answered");
+    let known = matches!(method.as_str(), "GET" | "HEAD" | "POST" | "PUT" | "PATCH" | "DELETE" | "OPTIONS");
+    metrics::answered(&route, if known { method.as_str() } else { "other" }, status, took);
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::http::{HeaderName, HeaderValue};
+
+    use super::*;
+
+    fn check(uri: &str, pairs: &[(&'static str, &'static str)]) -> Result<(), Code> {
+        let pairs = pairs.iter();
+        let headers: HeaderMap =
+            pairs.map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value))).collect();
+        let hosts = ["localhost".to_owned(), "broker-1".to_owned()];
+        check_origin(&headers, &uri.parse().unwrap(), &hosts).map_err(|refusal| refusal.error.code)
+    }
+
+    #[test]
+    fn own_names_and_addresses_pass() {
+        for host in [
+            "localhost",
+            "LOCALHOST:8090",
+            "localhost.:8090",
+            "broker-1:8090",
+            "127.0.0.1:8090",
+            "10.1.2.3",
+            "[::1]:8090",
+            "[::1]",
+        ] {
+            assert_eq!(check("/", &[("host", host)]), Ok(()), "{host}");
+        }
+        assert_eq!(check("/", &[]), Ok(()));
+    }
+
+    #[test]
+    fn a_foreign_host_is_refused() {
+        for host in ["evil.example", "evil.example:8090", "localhost.evil.example", "127.0.0.1.evil.example", ""] {
+            assert_eq!(check("/", &[("host", host)]), Err(Code::ForeignOrigin), "{host}");
+        }
+        assert_eq!(check("http://evil.example/", &[("host", "localhost")]), Err(Code::ForeignOrigin));
+    }
+
+    #[test]
+    fn a_foreign_origin_is_refused_and_its_own_is_not() {
+        let with = |origin| check("/", &[("host", "localhost:8090"), ("origin", origin)]);
+        assert_eq!(with("http://localhost:8090"), Ok(()));
+        for origin in ["http://evil.example", "http://localhost:3000", "null", "http://localhost", "localhost:8090"] {
+            assert_eq!(with(origin), Err(Code::ForeignOrigin), "{origin}");
+        }
+    }
+}

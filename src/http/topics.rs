@@ -1,0 +1,147 @@
+//! Topics, producers, the cluster, and whether this broker is well.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::{Request, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde_json::json;
+
+use crate::api::{self, AlterTopic, BrokerList, CreateTopic, ProducerAnswer, ReadyAnswer, TopicDescription, TopicList};
+use crate::broker::ClusterDescription;
+use crate::error::Code;
+use crate::http::metrics::{self, Moment};
+use crate::http::refusal::Refusal;
+use crate::http::request::{Params, TopicName, check_json, read_body};
+use crate::http::{Shared, Stage};
+
+/// `POST /v1/topics`
+pub(super) async fn create(State(shared): State<Arc<Shared>>, request: Request) -> Result<Response, Refusal> {
+    let (parts, body) = request.into_parts();
+    let timeout = Params::read(&parts.uri, &["timeout_ms"])?.timeout(&parts.headers, api::TIMEOUT_MS_DEFAULT)?;
+    check_json(&parts.headers)?;
+    let received = read_body(&parts.headers, body, &shared.limits, &shared.request_bytes).await?;
+    let spec = api::parse::<CreateTopic>(&received.bytes)?.into_spec()?;
+    let description = shared.broker()?.create_topic(spec, timeout).await?;
+    let location = [(header::LOCATION, format!("/v1/topics/{}", description.name))];
+    Ok((StatusCode::CREATED, location, Json(description)).into_response())
+}
+
+/// `GET /v1/topics`
+pub(super) async fn list(State(shared): State<Arc<Shared>>, request: Request) -> Result<Json<TopicList>, Refusal> {
+    Params::read(request.uri(), &[])?;
+    Ok(Json(TopicList { topics: shared.broker()?.topics() }))
+}
+
+/// `GET /v1/topics/{t}`
+pub(super) async fn describe(
+    State(shared): State<Arc<Shared>>,
+    TopicName(name): TopicName,
+    request: Request,
+) -> Result<Json<TopicDescription>, Refusal> {
+    Params::read(request.uri(), &[])?;
+    Ok(Json(shared.broker()?.topic(&name)?))
+}
+
+/// `PATCH /v1/topics/{t}`
+pub(super) async fn alter(
+    State(shared): State<Arc<Shared>>,
+    TopicName(name): TopicName,
+    request: Request,
+) -> Result<Json<TopicDescription>, Refusal> {
+    let (parts, body) = request.into_parts();
+    let timeout = Params::read(&parts.uri, &["timeout_ms"])?.timeout(&parts.headers, api::TIMEOUT_MS_DEFAULT)?;
+    check_json(&parts.headers)?;
+    let received = read_body(&parts.headers, body, &shared.limits, &shared.request_bytes).await?;
+    let change: AlterTopic = api::parse(&received.bytes)?;
+    let partitions = change.partitions;
+    let config = change.changes()?;
+    Ok(Json(shared.broker()?.alter_topic(&name, partitions, config, timeout).await?))
+}
+
+/// `DELETE /v1/topics/{t}`
+pub(super) async fn delete(
+    State(shared): State<Arc<Shared>>,
+    TopicName(name): TopicName,
+    request: Request,
+) -> Result<StatusCode, Refusal> {
+    let params = Params::read(request.uri(), &["timeout_ms"])?;
+    let timeout = params.timeout(request.headers(), api::TIMEOUT_MS_DEFAULT)?;
+    shared.broker()?.delete_topic(&name, timeout).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// `POST /v1/producers`. It has no body; whatever was sent is not looked at.
+pub(super) async fn create_producer(State(shared): State<Arc<Shared>>, request: Request) -> Result<Response, Refusal> {
+    let params = Params::read(request.uri(), &["timeout_ms"])?;
+    let timeout = params.timeout(request.headers(), api::TIMEOUT_MS_DEFAULT)?;
+    let (producer_id, producer_epoch) = shared.broker()?.create_producer(timeout).await?;
+    Ok((StatusCode::CREATED, Json(ProducerAnswer { producer_id, producer_epoch })).into_response())
+}
+
+/// `GET /v1/cluster`
+pub(super) async fn cluster(
+    State(shared): State<Arc<Shared>>,
+    request: Request,
+) -> Result<Json<ClusterDescription>, Refusal> {
+    Params::read(request.uri(), &[])?;
+    Ok(Json(shared.broker()?.cluster()))
+}
+
+/// `GET /v1/brokers`
+pub(super) async fn brokers(State(shared): State<Arc<Shared>>, request: Request) -> Result<Json<BrokerList>, Refusal> {
+    Params::read(request.uri(), &[])?;
+    Ok(Json(BrokerList { brokers: shared.broker()?.cluster().brokers }))
+}
+
+/// `GET /healthz`: the process lives and answers.
+pub(super) async fn healthz() -> Response {
+    Json(json!({"alive": true})).into_response()
+}
+
+/// `GET /readyz`
+pub(super) async fn readyz(State(shared): State<Arc<Shared>>) -> Response {
+    match not_ready(&shared) {
+        None => Json(ReadyAnswer { ready: true, reason: None }).into_response(),
+        Some(reason) => {
+            (StatusCode::SERVICE_UNAVAILABLE, Json(ReadyAnswer { ready: false, reason: Some(reason) })).into_response()
+        }
+    }
+}
+
+fn not_ready(shared: &Shared) -> Option<String> {
+    match shared.stage() {
+        Stage::Serving => match shared.broker() {
+            Ok(broker) => broker.ready().err(),
+            Err(refusal) => Some(refusal.error.message),
+        },
+        Stage::Stopping | Stage::Closed => Some("stopping".into()),
+    }
+}
+
+/// `GET /metrics`
+pub(super) async fn show_metrics(State(shared): State<Arc<Shared>>) -> Response {
+    let own = shared.broker().ok().and_then(|broker| {
+        let id = broker.id();
+        broker.cluster().brokers.into_iter().find(|found| found.broker_id == id)
+    });
+    let text = metrics::render(&Moment {
+        ready: not_ready(&shared).is_none(),
+        request_bytes_in_flight: shared.request_bytes_in_flight(),
+        leads: own.as_ref().map_or(0, |own| own.leads),
+        replicas: own.as_ref().map_or(0, |own| own.replicas),
+        lagging: own.as_ref().map_or(0, |own| own.lagging),
+    });
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
+}
+
+/// Any other path.
+pub(super) async fn not_found(request: Request) -> Refusal {
+    (Code::NotFound, format!("no such path: {}", request.uri().path())).into()
+}
+
+/// A known path, another method.
+pub(super) async fn method_not_allowed(request: Request) -> Refusal {
+    (Code::MethodNotAllowed, format!("{} is not a method of {}", request.method(), request.uri().path())).into()
+}

@@ -1,0 +1,215 @@
+//! Produce: from a checked batch to the ack level that was asked for (RULES.md O5, O8, O9).
+//!
+//! It proposes once and never again: a write that may have happened is reported as such, and the producer decides.
+
+use std::future::Future;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use pontoon_raft::error::ProposeError;
+use pontoon_raft::types::{Appended, Offset, Outcome};
+use tokio::sync::oneshot;
+use tokio::time::{Instant, timeout_at};
+
+use super::verdict::Verdict;
+use super::{Acks, Partition, Produced, ReplicatedLog, proposal};
+use crate::error::{Code, Error, Result};
+use crate::record_batch::{BatchHeader, RecordBatch};
+
+/// How many bytes of `acks=none` batches a partition takes on before the log has them; the next producer waits.
+pub(super) const UNACKNOWLEDGED_BYTES_MAX: usize = 8 << 20;
+
+impl<L: ReplicatedLog> Partition<L> {
+    /// Appends one batch, atomically. Producer id, epoch and sequence stand in it. `if_match`: only if that is the log end,
+    /// decided at append (RULES.md O4).
+    ///
+    /// On return the batch is as durable as `acks` says, or the topic's floor if that is more; with [`Acks::None`] the offsets in the answer mean nothing (0).
+    ///
+    /// Errors: `NOT_LEADER` (nothing written), `OFFSET_MISMATCH`, `OUT_OF_ORDER_SEQUENCE`, `PRODUCER_FENCED`,
+    /// `UNKNOWN_PRODUCER`, `STORAGE_FULL`, `NOT_ENOUGH_REPLICAS…`, `OUTCOME_UNKNOWN` at the timeout.
+    pub async fn produce(
+        &self,
+        batch: RecordBatch,
+        acks: Acks,
+        if_match: Option<Offset>,
+        timeout: Duration,
+    ) -> Result<Produced> {
+        if !(self.options.storage_has_room)() {
+            return Err(self.error(Code::StorageFull, "this broker's disk is full; reads go on"));
+        }
+        let deadline = Instant::now() + timeout;
+        let header = *batch.header();
+        let payload = proposal::wrap(batch, if_match);
+        match acks.at_least(self.options.acks_floor) {
+            Acks::None => self.produce_unacknowledged(payload, deadline).await,
+            Acks::Leader => self.produce_acknowledged(self.propose_flushed(payload), &header, if_match, deadline).await,
+            Acks::All => self.produce_acknowledged(self.log.propose(payload, None), &header, if_match, deadline).await,
+            Acks::Every => {
+                self.require_every_voter()?;
+                self.produce_every(payload, &header, if_match, deadline).await
+            }
+        }
+        .map(|(produced, _)| produced)
+    }
+
+    /// Waits for a proposal's answer, and says what it means. With it, where the entry that was answered stands.
+    async fn produce_acknowledged(
+        &self,
+        proposal: impl Future<Output = Result<Appended, ProposeError>>,
+        header: &BatchHeader,
+        if_match: Option<Offset>,
+        deadline: Instant,
+    ) -> Result<(Produced, Appended)> {
+        let appended = timeout_at(deadline, proposal)
+            .await
+            .map_err(|_| self.error(Code::OutcomeUnknown, "no answer within the timeout"))?
+            .map_err(|error| self.propose_error(error))?;
+        Ok((self.answer(&appended, header, if_match)?, appended))
+    }
+
+    /// `acks=leader`: the leader's own flush is enough for records. A verdict waits for its commit (RULES.md O5), which for
+    /// a duplicate covers the original's flush: a group's entries become durable in order (J5).
+    async fn propose_flushed(&self, payload: Bytes) -> Result<Appended, ProposeError> {
+        let (sender, flushed) = oneshot::channel();
+        let mut committed = pin!(self.log.propose(payload, Some(sender)));
+        tokio::select! {
+            biased;
+            flushed = flushed => match flushed {
+                Ok(appended) if matches!(appended.outcome, Outcome::Records { .. }) => Ok(appended),
+                // A verdict, or the sender was dropped: then the proposal itself knows why.
+                _ => committed.await,
+            },
+            appended = &mut committed => appended,
+        }
+    }
+
+    /// `acks=every`, the part before the proposal: nothing is written while a voter is away.
+    fn require_every_voter(&self) -> Result<()> {
+        let status = self.log.status();
+        // Who does not lead learns that from the proposal, and knows no better.
+        let voters = status.members.values().filter(|member| status.leading && member.voter);
+        let away: Vec<_> = voters
+            .filter(|member| !(self.options.broker_alive)(member.broker))
+            .map(|member| member.broker.to_string())
+            .collect();
+        if away.is_empty() {
+            return Ok(());
+        }
+        let away = away.join(", ");
+        Err(self.error(Code::NotEnoughReplicas, format_args!("acks=every needs every replica; away: broker {away}")))
+    }
+
+    /// `acks=every`, the rest: committed, then durable on every voter and here. For a duplicate the verdict's own place is
+    /// awaited: it stands behind the original, so whoever has it has the original.
+    async fn produce_every(
+        &self,
+        payload: Bytes,
+        header: &BatchHeader,
+        if_match: Option<Offset>,
+        deadline: Instant,
+    ) -> Result<(Produced, Appended)> {
+        let proposal = self.log.propose(payload, None);
+        let (produced, at) = self.produce_acknowledged(proposal, header, if_match, deadline).await?;
+        let left = deadline.saturating_duration_since(Instant::now());
+        let every = timeout_at(deadline, self.log.await_every(at.index, at.term, left)).await;
+        match every {
+            Ok(Ok(())) => Ok((produced, at)),
+            Ok(Err(error)) => Err(self.after_append(&produced, error)),
+            Err(_) => Err(self.after_append(&produced, "the timeout passed")),
+        }
+    }
+
+    fn after_append(&self, produced: &Produced, why: impl std::fmt::Display) -> Error {
+        let Produced { base_offset, last_offset, .. } = produced;
+        self.error(
+            Code::NotEnoughReplicasAfterAppend,
+            format_args!("offsets {base_offset} to {last_offset} are not on every replica yet: {why}"),
+        )
+    }
+
+    /// `acks=none`: the proposal is on its way in the order of the calls, or it was refused at once.
+    async fn produce_unacknowledged(&self, payload: Bytes, deadline: Instant) -> Result<(Produced, Appended)> {
+        let permits = payload.len().min(UNACKNOWLEDGED_BYTES_MAX) as u32;
+        let permit = timeout_at(deadline, Arc::clone(&self.unacknowledged).acquire_many_owned(permits)).await;
+        let Ok(Ok(permit)) = permit else {
+            return Err(self.error(Code::TooManyRequests, "too many unacknowledged records are waiting"));
+        };
+        let log = self.log.clone();
+        let mut proposal = Box::pin(async move {
+            let _permit = permit;
+            log.propose(payload, None).await
+        });
+        // Polled here once, so that it stands in the group's queue before the next call's.
+        match futures_util::poll!(&mut proposal) {
+            std::task::Poll::Ready(Err(error)) => return Err(self.propose_error(error)),
+            std::task::Poll::Ready(Ok(_)) => {}
+            std::task::Poll::Pending => {
+                let name = self.options.name.clone();
+                tokio::spawn(async move {
+                    if let Err(error) = proposal.await {
+                        tracing::debug!(partition = %name, %error, "an unacknowledged batch was not written");
+                    }
+                });
+            }
+        }
+        let produced = Produced { base_offset: Offset(0), last_offset: Offset(0), leader_epoch: 0, duplicate: false };
+        Ok((produced, Appended { index: 0, term: 0, outcome: Outcome::Internal }))
+    }
+
+    /// What became of the proposal, in the producer's words.
+    fn answer(&self, appended: &Appended, header: &BatchHeader, if_match: Option<Offset>) -> Result<Produced> {
+        match &appended.outcome {
+            Outcome::Records { base_offset, span, .. } => Ok(Produced {
+                base_offset: *base_offset,
+                last_offset: base_offset.plus(u64::from(span.saturating_sub(1))),
+                leader_epoch: appended.term,
+                duplicate: false,
+            }),
+            Outcome::Void { verdict } => match Verdict::decode(verdict) {
+                Some(verdict) => self.answer_verdict(verdict, header, if_match),
+                None => Err(self.error(Code::Internal, format_args!("unreadable verdict {verdict:?}"))),
+            },
+            Outcome::Internal => Err(self
+                .error(Code::Internal, "a batch was answered as Raft's own entry")
+                .with_outcome(crate::error::WriteOutcome::Unknown)),
+        }
+    }
+
+    fn answer_verdict(&self, verdict: Verdict, header: &BatchHeader, if_match: Option<Offset>) -> Result<Produced> {
+        let BatchHeader { producer_id, producer_epoch, base_sequence, .. } = header;
+        Err(match verdict {
+            Verdict::Duplicate { term, base_offset, last_offset, .. } => {
+                return Ok(Produced {
+                    base_offset: Offset(base_offset),
+                    last_offset: Offset(last_offset),
+                    leader_epoch: term,
+                    duplicate: true,
+                });
+            }
+            Verdict::OutOfOrder { expected } => self.error(
+                Code::OutOfOrderSequence,
+                format_args!(
+                    "producer {producer_id} epoch {producer_epoch} sent sequence {base_sequence}; {expected} is next"
+                ),
+            ),
+            Verdict::Fenced { epoch } => self.error(
+                Code::ProducerFenced,
+                format_args!("producer {producer_id} epoch {producer_epoch} was fenced by epoch {epoch}"),
+            ),
+            Verdict::UnknownProducer => self.error(
+                Code::UnknownProducer,
+                format_args!("producer {producer_id} has no state here, and its sequence is {base_sequence}, not 0"),
+            ),
+            Verdict::OffsetMismatch { next_offset } => self.error(
+                Code::OffsetMismatch,
+                format_args!("the log end is {next_offset}, not {}", if_match.unwrap_or_default()),
+            ),
+            Verdict::Malformed => self.error(Code::Internal, "the log did not understand the proposal"),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;

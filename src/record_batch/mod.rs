@@ -1,0 +1,428 @@
+//! Kafka's RecordBatch v2, by our own hand: the unit that is produced, replicated, stored and fetched, byte for byte the
+//! same from producer to consumer.
+//!
+//! [`RecordBatch::check`] is the trust boundary: bytes off a socket become a batch there or are refused with what is wrong
+//! with them. [`RecordBatch::stored`] reads one back from the log, whose own checksum vouches for it. Nothing here knows
+//! offsets to be assigned, producers' states, or JSON; see `partition` and `http`.
+//!
+//! Layout, big endian (<https://kafka.apache.org/documentation/#recordbatch>), 61 bytes of header, then the records, one
+//! after the other or compressed as a whole:
+//!
+//! | at | bytes | field |
+//! |---|---|---|
+//! | 0 | 8 | base offset: stamped by the leader |
+//! | 8 | 4 | length of what follows this field |
+//! | 12 | 4 | partition leader epoch: stamped by the leader |
+//! | 16 | 1 | magic, 2 |
+//! | 17 | 4 | CRC-32C of everything after this field |
+//! | 21 | 2 | attributes: compression (bits 0–2), log append time (3), transactional (4), control (5), delete horizon (6) |
+//! | 23 | 4 | last offset delta |
+//! | 27 | 8 | base timestamp: the first record's, ms since 1970, -1 if none |
+//! | 35 | 8 | max timestamp |
+//! | 43 | 8 | producer id, -1 if none |
+//! | 51 | 2 | producer epoch |
+//! | 53 | 4 | base sequence |
+//! | 57 | 4 | record count |
+//!
+//! The first two stamped fields stand outside the checksum, so that a leader can fill them in and leave the rest as it came.
+
+mod builder;
+mod compression;
+mod records;
+mod varint;
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+
+pub use builder::{NewRecord, ProducerSequence, RecordBatchBuilder};
+pub use compression::Compression;
+pub use records::{Header, Headers, Record, Records};
+
+use crate::error::{Code, Error};
+
+/// Size of a batch's header in bytes.
+pub const BATCH_HEADER_BYTES: usize = 61;
+/// Base offset and length field: what `length` does not count.
+const LENGTH_END: usize = 12;
+/// Where the checksummed part begins.
+const CRC_END: usize = 21;
+
+const COMPRESSION_BITS: i16 = 0b111;
+const LOG_APPEND_TIME: i16 = 1 << 3;
+const TRANSACTIONAL: i16 = 1 << 4;
+const CONTROL: i16 = 1 << 5;
+
+/// What a batch from a client may have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BatchLimits {
+    /// Largest record: key, value, header keys and values together. Default: 1 MiB.
+    pub record_bytes_max: usize,
+    /// Largest batch as it comes. Default: 16 MiB.
+    pub batch_bytes_max: usize,
+    /// Most bytes its records may decompress to. They are held only while they are checked, by one batch per worker thread.
+    /// Default: 64 MiB.
+    pub decompressed_bytes_max: usize,
+}
+
+impl Default for BatchLimits {
+    fn default() -> Self {
+        Self { record_bytes_max: 1 << 20, batch_bytes_max: 16 << 20, decompressed_bytes_max: 64 << 20 }
+    }
+}
+
+/// Why bytes are not a batch that can be taken.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BatchError {
+    /// Shorter than a header.
+    #[error("record batch of {have} bytes is shorter than its {BATCH_HEADER_BYTES}-byte header")]
+    Short {
+        /// Bytes that are there.
+        have: usize,
+    },
+    /// The length field disagrees with the bytes: cut short, or more than one batch.
+    #[error("record batch says it has {claimed} bytes, {have} were sent (one request carries exactly one batch)")]
+    Length {
+        /// What the length field amounts to.
+        claimed: i64,
+        /// Bytes that are there.
+        have: usize,
+    },
+    /// Another format.
+    #[error("record batch has magic {0}; only 2 is supported")]
+    Magic(i8),
+    /// The checksum does not match.
+    #[error("record batch checksum is {actual:#010x}, its header says {claimed:#010x}")]
+    Checksum {
+        /// What the header says.
+        claimed: u32,
+        /// What the bytes amount to.
+        actual: u32,
+    },
+    /// Something that a producer may not ask for, or not yet.
+    #[error("record batch attributes {attributes:#06x}: {what}")]
+    Attributes {
+        /// All of them.
+        attributes: i16,
+        /// What is wrong.
+        what: &'static str,
+    },
+    /// A compression that does not exist.
+    #[error("record batch has unknown compression {0}")]
+    Compression(i16),
+    /// No records.
+    #[error("record batch has no records")]
+    Empty,
+    /// The two counts disagree.
+    #[error("record batch has record count {record_count} but last offset delta {last_offset_delta}")]
+    Counts {
+        /// The one.
+        record_count: i32,
+        /// The other.
+        last_offset_delta: i32,
+    },
+    /// Bytes are left after the last record.
+    #[error("{bytes} bytes follow the record batch's {records} records")]
+    TrailingBytes {
+        /// The header's count.
+        records: i32,
+        /// How many bytes are left.
+        bytes: usize,
+    },
+    /// One record is malformed.
+    #[error("record {number} of the batch: {why}")]
+    Record {
+        /// Its place in the batch.
+        number: i32,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The header's max timestamp is not its records'.
+    #[error("record batch has max timestamp {claimed}, its records' is {actual}")]
+    MaxTimestamp {
+        /// What the header says.
+        claimed: i64,
+        /// What the records say.
+        actual: i64,
+    },
+    /// A producer id without a sound epoch and sequence.
+    #[error("producer id {producer_id} with epoch {epoch} and sequence {sequence}: none may be negative")]
+    Producer {
+        /// The id.
+        producer_id: i64,
+        /// The epoch.
+        epoch: i16,
+        /// The sequence.
+        sequence: i32,
+    },
+    /// A record is over the limit.
+    #[error("record {number} of the batch has {bytes} bytes; the limit is {max}")]
+    RecordTooLarge {
+        /// Its place in the batch.
+        number: i32,
+        /// Key, value and headers together.
+        bytes: usize,
+        /// The limit.
+        max: usize,
+    },
+    /// The batch is over the limit.
+    #[error("record batch has {bytes} bytes; the limit is {max}")]
+    BatchTooLarge {
+        /// Its size.
+        bytes: usize,
+        /// The limit.
+        max: usize,
+    },
+    /// Its records decompress to more than the limit.
+    #[error("record batch decompresses to more than {max} bytes")]
+    DecompressedTooLarge {
+        /// The limit.
+        max: usize,
+    },
+    /// Its records do not decompress.
+    #[error("record batch does not decompress as {codec}: {why}")]
+    Decompress {
+        /// Which compression.
+        codec: &'static str,
+        /// The decoder's words.
+        why: String,
+    },
+}
+
+impl From<BatchError> for Error {
+    fn from(error: BatchError) -> Self {
+        let code = match error {
+            BatchError::RecordTooLarge { .. } => Code::RecordTooLarge,
+            BatchError::BatchTooLarge { .. } | BatchError::DecompressedTooLarge { .. } => Code::RequestTooLarge,
+            BatchError::Attributes { .. } | BatchError::Magic(_) | BatchError::Empty | BatchError::Producer { .. } => {
+                Code::InvalidRequest
+            }
+            BatchError::Short { .. }
+            | BatchError::Length { .. }
+            | BatchError::Checksum { .. }
+            | BatchError::Compression(_)
+            | BatchError::Counts { .. }
+            | BatchError::TrailingBytes { .. }
+            | BatchError::Record { .. }
+            | BatchError::MaxTimestamp { .. }
+            | BatchError::Decompress { .. } => Code::CorruptBatch,
+        };
+        Error::new(code, error.to_string())
+    }
+}
+
+/// A batch's header, decoded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BatchHeader {
+    /// Offset of the first record, once stamped.
+    pub base_offset: u64,
+    /// The term in which it was appended, once stamped.
+    pub leader_epoch: i32,
+    /// CRC-32C of what follows it.
+    pub crc: u32,
+    /// Compression and flags.
+    pub attributes: i16,
+    /// Offset of the last record less the base offset.
+    pub last_offset_delta: i32,
+    /// The first record's timestamp, ms since 1970.
+    pub base_timestamp: i64,
+    /// The largest of the records' timestamps.
+    pub max_timestamp: i64,
+    /// The producer's id; -1 if it has none. Then the next two mean nothing.
+    pub producer_id: i64,
+    /// The producer's epoch.
+    pub producer_epoch: i16,
+    /// The first record's sequence.
+    pub base_sequence: i32,
+    /// How many records.
+    pub record_count: i32,
+}
+
+impl BatchHeader {
+    /// Reads the header off the front of a batch. It checks the magic and nothing else: for bytes that were checked before.
+    pub fn read(bytes: &[u8]) -> Result<Self, BatchError> {
+        let Some(mut at) = bytes.get(..BATCH_HEADER_BYTES) else {
+            return Err(BatchError::Short { have: bytes.len() });
+        };
+        let base_offset = at.get_u64();
+        let _length = at.get_i32();
+        let leader_epoch = at.get_i32();
+        let magic = at.get_i8();
+        if magic != 2 {
+            return Err(BatchError::Magic(magic));
+        }
+        Ok(Self {
+            base_offset,
+            leader_epoch,
+            crc: at.get_u32(),
+            attributes: at.get_i16(),
+            last_offset_delta: at.get_i32(),
+            base_timestamp: at.get_i64(),
+            max_timestamp: at.get_i64(),
+            producer_id: at.get_i64(),
+            producer_epoch: at.get_i16(),
+            base_sequence: at.get_i32(),
+            record_count: at.get_i32(),
+        })
+    }
+
+    /// Writes the header over the front of a batch whose records follow, and the length and checksum that they need.
+    /// Returns it with that checksum.
+    fn write(mut self, batch: &mut BytesMut) -> Self {
+        let length = (batch.len() - LENGTH_END) as i32;
+        let mut out = &mut batch[..BATCH_HEADER_BYTES];
+        out.put_u64(self.base_offset);
+        out.put_i32(length);
+        out.put_i32(self.leader_epoch);
+        out.put_i8(2);
+        out.put_u32(0);
+        out.put_i16(self.attributes);
+        out.put_i32(self.last_offset_delta);
+        out.put_i64(self.base_timestamp);
+        out.put_i64(self.max_timestamp);
+        out.put_i64(self.producer_id);
+        out.put_i16(self.producer_epoch);
+        out.put_i32(self.base_sequence);
+        out.put_i32(self.record_count);
+        self.crc = crc32c::crc32c(&batch[CRC_END..]);
+        batch[17..CRC_END].copy_from_slice(&self.crc.to_be_bytes());
+        self
+    }
+
+    /// How its records are compressed. An error for bits that name none.
+    pub fn compression(&self) -> Result<Compression, BatchError> {
+        Compression::from_attributes(self.attributes)
+    }
+
+    /// Who produced it, if the producer is idempotent.
+    pub fn producer(&self) -> Option<ProducerSequence> {
+        (self.producer_id >= 0).then_some(ProducerSequence {
+            producer_id: self.producer_id,
+            epoch: self.producer_epoch,
+            sequence: self.base_sequence,
+        })
+    }
+
+    /// Offset of the last record.
+    pub fn last_offset(&self) -> u64 {
+        self.base_offset.saturating_add(self.last_offset_delta.max(0) as u64)
+    }
+
+    /// Whether `max_timestamp` is the broker's time and stands for every record's own.
+    pub fn log_append_time(&self) -> bool {
+        self.attributes & LOG_APPEND_TIME != 0
+    }
+
+    fn check(&self) -> Result<(), BatchError> {
+        let attributes = self.attributes;
+        let refuse = |what| Err(BatchError::Attributes { attributes, what });
+        if attributes & CONTROL != 0 {
+            return refuse("control batches are the broker's own");
+        }
+        if attributes & TRANSACTIONAL != 0 {
+            return refuse("transactions are not supported");
+        }
+        if attributes & LOG_APPEND_TIME != 0 {
+            return refuse("a producer may not set the log append time");
+        }
+        if attributes & !COMPRESSION_BITS != 0 {
+            return refuse("unknown bits are set");
+        }
+        self.compression()?;
+        let (record_count, last_offset_delta) = (self.record_count, self.last_offset_delta);
+        if record_count == 0 {
+            return Err(BatchError::Empty);
+        }
+        // Offsets are dense at append: a batch takes as many as it has records.
+        if record_count < 0 || last_offset_delta != record_count - 1 {
+            return Err(BatchError::Counts { record_count, last_offset_delta });
+        }
+        // Without an id the other two mean nothing: sarama leaves a 0 there.
+        let idempotent = self.producer_id >= 0;
+        if self.producer_id < -1 || idempotent && (self.producer_epoch < 0 || self.base_sequence < 0) {
+            return Err(BatchError::Producer {
+                producer_id: self.producer_id,
+                epoch: self.producer_epoch,
+                sequence: self.base_sequence,
+            });
+        }
+        Ok(())
+    }
+}
+
+/// One batch that has been checked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RecordBatch {
+    header: BatchHeader,
+    bytes: Bytes,
+}
+
+impl RecordBatch {
+    /// Takes bytes off a socket: exactly one batch, whole, its checksum, counts, timestamps and every record's lengths
+    /// sound, within the limits, compressed or not. The bytes are shared, not copied. Base offset and leader epoch may be
+    /// anything: the leader stamps them.
+    pub fn check(bytes: Bytes, limits: &BatchLimits) -> Result<Self, BatchError> {
+        if bytes.len() < BATCH_HEADER_BYTES {
+            return Err(BatchError::Short { have: bytes.len() });
+        }
+        // The magic stands at the same place in every version, and decides what the rest means.
+        let header = BatchHeader::read(&bytes)?;
+        let length = i32::from_be_bytes([bytes[8], bytes[9], bytes[10], bytes[11]]);
+        let claimed = i64::from(length) + LENGTH_END as i64;
+        if claimed != bytes.len() as i64 {
+            return Err(BatchError::Length { claimed, have: bytes.len() });
+        }
+        if bytes.len() > limits.batch_bytes_max {
+            return Err(BatchError::BatchTooLarge { bytes: bytes.len(), max: limits.batch_bytes_max });
+        }
+        let actual = crc32c::crc32c(&bytes[CRC_END..]);
+        if actual != header.crc {
+            return Err(BatchError::Checksum { claimed: header.crc, actual });
+        }
+        header.check()?;
+        let batch = Self { header, bytes };
+        let plain = batch.plain_records(limits.decompressed_bytes_max)?;
+        records::check(&header, &plain, limits.record_bytes_max)?;
+        Ok(batch)
+    }
+
+    /// Takes bytes that come from the log: checked when they were produced, and vouched for by the log's own checksum.
+    pub fn stored(bytes: Bytes) -> Result<Self, BatchError> {
+        Ok(Self { header: BatchHeader::read(&bytes)?, bytes })
+    }
+
+    /// Its header.
+    pub fn header(&self) -> &BatchHeader {
+        &self.header
+    }
+
+    /// Its bytes, header and all.
+    pub fn bytes(&self) -> &Bytes {
+        &self.bytes
+    }
+
+    /// The same, taken.
+    pub fn into_bytes(self) -> Bytes {
+        self.bytes
+    }
+
+    /// Its records, decompressed to at most `decompressed_bytes_max` (see [`BatchLimits`]; an uncompressed batch's are
+    /// shared). Records of a checked batch are all `Ok`.
+    pub fn records(&self, decompressed_bytes_max: usize) -> Result<Records, BatchError> {
+        Ok(Records::new(&self.header, self.plain_records(decompressed_bytes_max)?))
+    }
+
+    fn plain_records(&self, bytes_max: usize) -> Result<Bytes, BatchError> {
+        self.header.compression()?.decompress(&self.bytes.slice(BATCH_HEADER_BYTES..), bytes_max)
+    }
+}
+
+/// Writes base offset and leader epoch into a batch, outside its checksum: what the leader does at append.
+///
+/// `batch` has been read by [`BatchHeader::read`]. An epoch past 2^31-1 is written as that.
+pub fn stamp(batch: &mut BytesMut, base_offset: u64, leader_epoch: u64) {
+    let leader_epoch = i32::try_from(leader_epoch).unwrap_or(i32::MAX);
+    batch[..8].copy_from_slice(&base_offset.to_be_bytes());
+    batch[LENGTH_END..16].copy_from_slice(&leader_epoch.to_be_bytes());
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,226 @@
+//! The command line on the real binary: data on stdout, exit statuses, clean stops, and starts that are refused.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::net::TcpListener;
+use std::process::{Output, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::support::{Cluster, PATIENCE, free_ports, free_ports_in_a_row, pontoon, run};
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn status(output: &Output) -> i32 {
+    output.status.code().unwrap_or_else(|| panic!("{}: {}", output.status, stderr(output)))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn lines_go_in_and_come_out() {
+    let cluster = Cluster::start(1).await;
+    let servers = cluster.servers();
+    let with = |args: &[&'static str]| [args, &["--server"]].concat();
+    let cli = async |args: &[&'static str], stdin: &[u8]| {
+        let mut args: Vec<&str> = with(args);
+        args.push(&servers);
+        run(&args, stdin).await
+    };
+    let created = cli(&["topic", "create", "t", "--partitions", "2", "--json"], b"").await;
+    assert_eq!(status(&created), 0, "{}", stderr(&created));
+    assert_eq!(serde_json::from_slice::<Value>(&created.stdout).unwrap()["name"], "t");
+    assert_eq!(status(&cli(&["topic", "create", "t"], b"").await), 1);
+
+    let lines: Vec<String> = (0..1000).map(|at| format!("line {at} \u{e9}")).collect();
+    let produced = cli(&["produce", "t", "--partition", "1"], lines.join("\n").as_bytes()).await;
+    assert_eq!(status(&produced), 0, "{}", stderr(&produced));
+    assert!(produced.stdout.is_empty() && stderr(&produced).contains("1000 lines acknowledged"));
+    let consumed = cli(&["consume", "t"], b"").await;
+    assert_eq!(stdout(&consumed).lines().collect::<Vec<_>>(), lines);
+    let some = cli(&["consume", "t", "--partition", "1", "--from", "998", "--json"], b"").await;
+    let some: Vec<Value> = stdout(&some).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!((some.len(), &some[0]["offset"], &some[0]["partition"]), (2, &998.into(), &1.into()));
+
+    let keyed = cli(&["produce", "t", "--key-separator", ":"], b"k:v:w\n\xff:\xfe\nk:last").await;
+    assert_eq!(status(&keyed), 0, "{}", stderr(&keyed));
+    let consumed = cli(&["consume", "t", "--format", "key-value"], b"").await;
+    let at = |needle: &[u8]| consumed.stdout.windows(needle.len()).position(|window| window == needle);
+    assert!(at(b"\xff\t\xfe\n").is_some() && at(b"k\tv:w\n").unwrap() < at(b"k\tlast\n").unwrap());
+    let no_key = cli(&["produce", "t", "--key-separator", ":"], b"none").await;
+    assert!(status(&no_key) == 1 && stderr(&no_key).contains("line 1"), "{}", stderr(&no_key));
+
+    let shown = cli(&["status"], b"").await;
+    assert!(stdout(&shown).contains("all is well"), "{}", stdout(&shown));
+    let listed = cli(&["topic", "list"], b"").await;
+    assert!(stdout(&listed).lines().any(|line| line.starts_with("t ")), "{}", stdout(&listed));
+    assert_eq!(status(&cli(&["topic", "alter", "t", "--config", "retention.ms=5000"], b"").await), 0);
+    let described = cli(&["topic", "describe", "t"], b"").await;
+    assert!(stdout(&described).contains("retention.ms=5000"), "{}", stdout(&described));
+    assert_eq!(status(&cli(&["topic", "delete", "t"], b"").await), 0);
+    for args in [&["consume", "t"][..], &["produce", "t"], &["topic", "describe", "t"], &["topic", "delete", "t"]] {
+        let gone = cli(args, b"x\n").await;
+        assert!(status(&gone) == 4 && stderr(&gone).contains("UNKNOWN_TOPIC"), "{args:?}: {}", stderr(&gone));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn mistakes_and_absences_have_their_own_statuses() {
+    let nobody = ["--server", "http://127.0.0.1:1", "--patience", "1"];
+    let unreachable = run(&[&["status"], &nobody[..]].concat(), b"").await;
+    assert!(status(&unreachable) == 3 && stderr(&unreachable).contains("127.0.0.1:1"), "{}", stderr(&unreachable));
+    for args in [&["topic"][..], &["consume"], &["consume", "t", "--from", "somewhere"], &["nonsense"]] {
+        assert_eq!(status(&run(args, b"").await), 2, "{args:?}");
+    }
+    let explained = run(&["explain", "NO_LEADER"], b"").await;
+    assert!(status(&explained) == 0 && stdout(&explained).contains("503"));
+    assert_eq!(status(&run(&["explain", "NO_LEADR"], b"").await), 4);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn starts_that_cannot_be_are_refused_with_the_key() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("pontoon.toml");
+    fs::write(&file, "broker_id = 1\nbootstrap = [\"1@127.0.0.1:7090\"]\nhttp.listn = \"127.0.0.1:1\"\n").unwrap();
+    let cases: [(&[&str], &[&str]); 6] = [
+        (&["--config", file.to_str().unwrap()], &["http.listn", "http.listen", "pontoon.toml"]),
+        (&["--broker-id", "1"], &["bootstrap"]),
+        (&["--bootstrap", "1@127.0.0.1:7090"], &["broker_id"]),
+        (&["--broker-id", "1", "--bootstrap", "1@127.0.0.1"], &["bootstrap", "127.0.0.1"]),
+        (&["--broker-id", "1", "--bootstrap", "1@127.0.0.1:7090", "--http-listen", "0.0.0.0:8090"], &["http.listen"]),
+        (
+            &["--broker-id", "1", "--bootstrap", "1@127.0.0.1:7090", "--set", "raft.heartbeat_ms=x"],
+            &["heartbeat_ms", "\"x\""],
+        ),
+    ];
+    for (args, words) in cases {
+        let output = run(&[&["serve"], args].concat(), b"").await;
+        assert_eq!(status(&output), 2, "{args:?}: {}", stderr(&output));
+        assert!(words.iter().all(|word| stderr(&output).contains(word)), "{args:?}: {}", stderr(&output));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_taken_port_is_told() {
+    let ports = free_ports(2);
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("data");
+    let bootstrap = format!("1@127.0.0.1:{}", ports[1]);
+    for taken in [ports[0], ports[1]] {
+        let _holder = TcpListener::bind(("127.0.0.1", taken)).unwrap();
+        let http = format!("127.0.0.1:{}", ports[0]);
+        let args = ["serve", "--broker-id", "1", "--data-dir", data.to_str().unwrap(), "--bootstrap", &bootstrap];
+        let output = run(&[&args[..], &["--http-listen", &http]].concat(), b"").await;
+        let said = stderr(&output);
+        assert!(status(&output) == 1 && said.contains(&taken.to_string()) && said.contains("in use"), "{said}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_directory_in_use_or_of_another_broker_is_refused() {
+    let mut cluster = Cluster::start(1).await;
+    let data = cluster.data_dir(1).to_str().unwrap().to_owned();
+    let ports = free_ports(2);
+    let second = async |id: &str| {
+        let bootstrap = format!("{id}@127.0.0.1:{}", ports[0]);
+        let http = format!("127.0.0.1:{}", ports[1]);
+        let args = ["serve", "--broker-id", id, "--data-dir", &data, "--bootstrap", &bootstrap, "--http-listen", &http];
+        run(&args, b"").await
+    };
+    let in_use = second("1").await;
+    assert!(status(&in_use) == 1 && stderr(&in_use).contains("in use"), "{}", stderr(&in_use));
+    assert!(cluster.stop(1).success());
+    let foreign = second("2").await;
+    assert!(status(&foreign) == 1 && stderr(&foreign).contains("belongs to broker 1"), "{}", stderr(&foreign));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sigterm_ends_cleanly_and_answers_who_waits() {
+    let mut cluster = Cluster::start(3).await;
+    cluster.create_topic(1, "t", 3).await;
+    cluster.produce_text(1, "t", 0, "kept").await;
+    let url = format!("{}/v1/topics/t/partitions/1/records?max_wait_ms=60000", cluster.url(2));
+    let waiting = tokio::spawn(cluster.http.get(url).send());
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let began = Instant::now();
+    let ended = tokio::task::block_in_place(|| cluster.stop(2));
+    assert_eq!(ended.code(), Some(0), "{}", cluster.log(2));
+    assert!(began.elapsed() < PATIENCE);
+    let answer = waiting.await.unwrap().unwrap();
+    assert!(answer.status().is_success() || answer.status() == 503, "{}", answer.status());
+    // The others go on, and the one that left comes back with what it had.
+    cluster.produce_text(3, "t", 0, "meanwhile").await;
+    cluster.restart(2).await;
+    assert_eq!(cluster.fetch_all(2, "t", 0).await.len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn following_prints_what_comes_and_a_closed_pipe_is_quiet() {
+    let cluster = Cluster::start(1).await;
+    cluster.create_topic(1, "t", 2).await;
+    let mut consumer = pontoon()
+        .args(["consume", "t", "--follow", "--server", &cluster.servers()])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(consumer.stdout.take().unwrap());
+    let mut line = String::new();
+    for partition in [1, 0] {
+        cluster.produce_text(1, "t", partition, &format!("to {partition}")).await;
+        line.clear();
+        tokio::task::block_in_place(|| lines.read_line(&mut line)).unwrap();
+        assert_eq!(line, format!("to {partition}\n"));
+    }
+    drop(lines);
+    cluster.produce_text(1, "t", 0, "into the void").await;
+    let output = tokio::task::block_in_place(|| consumer.wait_with_output()).unwrap();
+    assert_eq!((output.status.code(), stderr(&output).as_str()), (Some(0), ""));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn dev_runs_three_brokers_and_says_how_to_use_them() {
+    let http = free_ports_in_a_row(6);
+    let peers = http + 3;
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("dev");
+    let (http_port, peer_port) = (http.to_string(), peers.to_string());
+    let args = ["dev", "--data", data.to_str().unwrap(), "--http-port", &http_port, "--peer-port", &peer_port];
+    let mut dev = Killed(pontoon().args(args).stderr(Stdio::piped()).spawn().unwrap());
+    let mut said = BufReader::new(dev.0.stderr.take().unwrap());
+    let mut text = String::new();
+    let deadline = Instant::now() + PATIENCE;
+    while !text.contains("three brokers are ready") {
+        assert!(
+            Instant::now() < deadline && tokio::task::block_in_place(|| said.read_line(&mut text)).unwrap() > 0,
+            "{text}"
+        );
+    }
+    let drain = std::thread::spawn(move || said.lines().count());
+    let taken = run(&args, b"").await;
+    assert!(status(&taken) == 1 && stderr(&taken).contains(&http_port), "{}", stderr(&taken));
+    let servers = format!("http://127.0.0.1:{}", http + 2);
+    let shown = run(&["status", "--json", "--server", &servers], b"").await;
+    let shown: Value = serde_json::from_slice(&shown.stdout).unwrap();
+    assert_eq!(shown["cluster"]["brokers"].as_array().unwrap().len(), 3);
+    let pid = rustix::process::Pid::from_raw(dev.0.id() as i32).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+    let ended = tokio::task::block_in_place(|| dev.0.wait()).unwrap();
+    assert_eq!(ended.code(), Some(0));
+    drain.join().unwrap();
+}
+
+/// A process that does not outlive its test.
+struct Killed(std::process::Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}

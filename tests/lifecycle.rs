@@ -1,0 +1,209 @@
+//! What becomes of a cluster when brokers come late, lose their directory, bring a foreign one, or fill their disk.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use reqwest::StatusCode;
+use serde_json::{Value, json};
+
+use crate::support::{Cluster, PATIENCE, client, read};
+
+/// Asks until `wanted` holds, and panics with the last answer if it does not in time.
+async fn until(cluster: &Cluster, id: u32, path: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let (_, body) = cluster.get(id, path).await;
+        if wanted(&body) {
+            return body;
+        }
+        assert!(Instant::now() < deadline, "broker {id} still answers {path} with {body}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+async fn produce(cluster: &Cluster, id: u32, topic: &str, query: &str, value: String) -> (StatusCode, Value) {
+    let url = format!("{}/v1/topics/{topic}/partitions/0/records?{query}", cluster.url(id));
+    read(cluster.http.post(url).header("content-type", "text/plain").body(value).send().await.unwrap()).await
+}
+
+fn in_sync(topic: &Value) -> usize {
+    topic["partitions"][0]["in_sync"].as_array().map_or(0, Vec::len)
+}
+
+#[tokio::test]
+async fn a_cluster_forms_only_when_every_seed_is_there() {
+    let mut cluster = Cluster::prepare(3, &[]);
+    cluster.spawn(3);
+    cluster.spawn(1);
+    // Both wait for the third and say so; the lowest must not go ahead without it (RULES.md R6).
+    let deadline = Instant::now() + Duration::from_secs(3);
+    while Instant::now() < deadline {
+        for id in [1, 3] {
+            if let Ok(answer) = client().get(format!("{}/readyz", cluster.url(id))).send().await {
+                assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE, "broker {id} is ready without broker 2");
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    cluster.spawn(2);
+    for id in 1..=3 {
+        cluster.wait_ready(id).await;
+    }
+    let ids: Vec<Value> = futures_util::future::join_all((1..=3).map(|id| cluster.get(id, "/v1/cluster")))
+        .await
+        .into_iter()
+        .map(|(_, body)| body["cluster_id"].clone())
+        .collect();
+    assert!(ids[0].is_string() && ids.iter().all(|id| *id == ids[0]), "{ids:?}");
+}
+
+#[tokio::test]
+async fn a_wiped_broker_comes_back_and_is_filled_again() {
+    let mut cluster = Cluster::start(3).await;
+    cluster.create_topic(1, "t", 1).await;
+    for at in 0..50 {
+        cluster.produce_text(1, "t", 0, &format!("before {at}")).await;
+    }
+    let (_, before) = cluster.get(1, "/v1/cluster").await;
+    cluster.kill(3);
+    fs::remove_dir_all(cluster.data_dir(3)).unwrap();
+    cluster.restart(3).await;
+    let (_, after) = cluster.get(3, "/v1/cluster").await;
+    assert_eq!(after["cluster_id"], before["cluster_id"], "an empty directory formed a second cluster");
+    // The lost replica is replaced under a new id, with nobody's help, and is part of every acknowledgement again.
+    until(&cluster, 1, "/v1/topics/t", |topic| in_sync(topic) == 3).await;
+    let (status, body) = produce(&cluster, 2, "t", "acks=every", "after".into()).await;
+    assert_eq!(status, StatusCode::OK, "{body}");
+    // What it holds is what was acknowledged: it serves alone with one other, both of the rest having been down in turn.
+    for down in [1, 2] {
+        cluster.kill(down);
+        let records = cluster.fetch_all(3, "t", 0).await;
+        assert_eq!(records.len(), 51);
+        assert_eq!(records[50]["value"], "after");
+        cluster.restart(down).await;
+        until(&cluster, 3, "/v1/topics/t", |topic| in_sync(topic) == 3).await;
+    }
+}
+
+fn copy_dir(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.path().is_dir() {
+            copy_dir(&entry.path(), &target);
+        } else {
+            fs::copy(entry.path(), target).unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_directory_of_another_cluster_is_refused() {
+    let mut ours = Cluster::start(3).await;
+    let mut theirs = Cluster::start(3).await;
+    ours.create_topic(1, "ours", 1).await;
+    theirs.stop(3);
+    ours.kill(3);
+    fs::rename(ours.data_dir(3), ours.scratch().join("kept")).unwrap();
+    copy_dir(theirs.data_dir(3), ours.data_dir(3));
+    ours.spawn(3);
+    let deadline = Instant::now() + PATIENCE;
+    // It ends, or stays unready and says why; it never serves the other cluster's topics among ours.
+    loop {
+        let ended = ours.broker_mut(3).ended();
+        let log = ours.log(3);
+        if log.contains("another cluster") || log.contains("belongs to cluster") || log.contains("foreign cluster") {
+            if let Some(status) = ended {
+                assert_eq!(status.code(), Some(1));
+            }
+            break;
+        }
+        assert!(ended.is_none(), "broker 3 ended without saying why:\n{log}");
+        assert!(Instant::now() < deadline, "broker 3 does not notice whose directory it has:\n{log}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let (_, cluster) = ours.get(1, "/v1/cluster").await;
+    assert_eq!(cluster["brokers"].as_array().unwrap().len(), 3);
+    ours.produce_text(1, "ours", 0, "goes on").await;
+}
+
+/// A small file system over a broker's data directory, unmounted at the end.
+struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    /// `None` where mounting is not allowed.
+    fn mount(over: &Path, mebibytes: u32) -> Option<Self> {
+        fs::create_dir_all(over).unwrap();
+        let size = format!("size={mebibytes}m,mode=0700");
+        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", &size, "pontoon-test"]).arg(over).status();
+        mounted.is_ok_and(|status| status.success()).then(|| Self(over.to_owned()))
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+#[tokio::test]
+async fn a_full_disk_refuses_produce_and_nothing_else_until_there_is_room() {
+    let mib = 1 << 20;
+    let produce_reserve = format!("raft.reserve_produce_bytes={}", 400 * mib);
+    let append_reserve = format!("raft.reserve_append_bytes={}", 64 * mib);
+    let journal = format!("raft.journal_file_bytes={}", 4 * mib);
+    let args = ["--set", &produce_reserve, "--set", &append_reserve, "--set", &journal];
+    let mut cluster = Cluster::prepare(1, &args);
+    let Some(disk) = SmallDisk::mount(cluster.data_dir(1), 700) else {
+        println!("skipped: mounting a small file system needs root");
+        return;
+    };
+    cluster.spawn(1);
+    cluster.wait_ready(1).await;
+    let (status, body) = cluster.post(1, "/v1/topics", json!({"name": "t"})).await;
+    assert_eq!(status, StatusCode::CREATED, "{body}");
+
+    let value = "x".repeat(500_000);
+    let mut acknowledged = 0;
+    let refused = loop {
+        let (status, body) = produce(&cluster, 1, "t", "", value.clone()).await;
+        if status != StatusCode::OK {
+            break (status, body);
+        }
+        acknowledged += 1;
+        assert!(acknowledged < 1000, "700 MiB took 500 MB twice");
+    };
+    assert_eq!(refused.0, StatusCode::INSUFFICIENT_STORAGE, "{}", refused.1);
+    assert_eq!((&refused.1["error"], &refused.1["outcome"]), (&json!("STORAGE_FULL"), &json!("none")));
+    assert!(acknowledged > 20, "only {acknowledged} were taken");
+
+    // Somebody else takes the rest: not a byte is free, and reads go on.
+    let filler = disk.0.join("filler");
+    let _ = fs::write(&filler, vec![0; 700 * mib]);
+    assert_eq!(cluster.fetch_all(1, "t", 0).await.len(), acknowledged);
+    let (status, body) = produce(&cluster, 1, "t", "", "small".into()).await;
+    assert_eq!(status, StatusCode::INSUFFICIENT_STORAGE, "{body}");
+
+    // Nothing is lost by a crash at this point either.
+    cluster.kill(1);
+    fs::remove_file(&filler).unwrap();
+    let grown = Command::new("mount").args(["-o", "remount,size=1800m"]).arg(&disk.0).status().unwrap();
+    assert!(grown.success());
+    cluster.restart(1).await;
+    assert_eq!(cluster.fetch_all(1, "t", 0).await.len(), acknowledged);
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let (status, body) = produce(&cluster, 1, "t", "", "again".into()).await;
+        if status == StatusCode::OK {
+            break;
+        }
+        assert!(Instant::now() < deadline, "writes do not resume: {body}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(cluster.fetch_all(1, "t", 0).await.len(), acknowledged + 1);
+    cluster.stop(1);
+    drop(disk);
+}
