@@ -9,6 +9,7 @@
 //! in ARCHITECTURE.md and, as far as a text search can see it, tested at the end of this file.
 //!
 //! `PONTOON_SEEDS=n` tries n seeds instead of a few, from `PONTOON_SEED` on; `PONTOON_SEED` alone tries that one.
+//! `PONTOON_TRACE=1` keeps the traces of good seeds too; those of bad ones are always kept.
 #![allow(clippy::unwrap_used)]
 
 mod broker;
@@ -17,6 +18,7 @@ mod disk;
 mod faults;
 mod model;
 mod net;
+mod owned;
 mod trace;
 
 use std::collections::BTreeMap;
@@ -35,9 +37,9 @@ use trace::{Trace, first_difference};
 use turmoil::Sim;
 
 /// Seeds that are tried by default.
-const SEEDS: u64 = 8;
+const SEEDS: u64 = 6;
 /// How long things go wrong.
-const CHAOS: Duration = Duration::from_secs(7);
+const CHAOS: Duration = Duration::from_secs(6);
 /// How long a healthy cluster may take until all is as it should be.
 const RECOVERY_MAX: Duration = Duration::from_secs(30);
 
@@ -191,16 +193,9 @@ fn seeds() -> Vec<u64> {
     }
 }
 
-/// Without it tokio's own random numbers cannot be seeded, and no seed means anything.
-#[test]
-fn the_simulation_owns_tokio_s_randomness() {
-    #[allow(unexpected_cfgs)] // It is a flag, not a feature of ours.
-    let seeded = cfg!(tokio_unstable);
-    assert!(seeded, "not built with --cfg tokio_unstable: does RUSTFLAGS hide .cargo/config.toml?");
-}
-
 #[test]
 fn a_seed_replays_to_the_same_trace_and_nothing_acknowledged_is_lost() {
+    owned::assert_tokio_is_seeded();
     let mut hashes = BTreeMap::new();
     for seed in seeds() {
         let [one, other] = [spawn(seed, false), spawn(seed, false)].map(|run| finish(seed, run));
@@ -219,6 +214,9 @@ fn a_seed_replays_to_the_same_trace_and_nothing_acknowledged_is_lost() {
             one.lines.len(),
             one.hash
         );
+        if std::env::var_os("PONTOON_TRACE").is_some() {
+            eprintln!("trace in {}", keep(seed, "", &one.lines).display());
+        }
         assert!(acknowledgements > 50 && elections > GROUPS as usize, "nothing much happened");
         if let Some(twin) = hashes.insert(one.hash, seed) {
             panic!("seeds {seed} and {twin} give the same trace");
@@ -226,64 +224,10 @@ fn a_seed_replays_to_the_same_trace_and_nothing_acknowledged_is_lost() {
     }
 }
 
-/// The model finds a loss: on disks that answer syncs without doing them, something acknowledged is gone at the end.
+/// A simulation in which nothing could be lost would show nothing: if the journal's rounds are not synced, it comes out, be it that
+/// a recovery refuses what it finds or that the model misses something.
 #[test]
-fn disks_that_lie_about_syncs_are_found_out() {
-    let found = (1..=3).any(|seed| !finish(seed, spawn(seed, true)).broken.is_empty());
-    assert!(found, "nothing acknowledged was missed");
-}
-
-fn sources(folder: &Path, into: &mut Vec<(PathBuf, String)>) {
-    for entry in std::fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            sources(&path, into);
-        } else if path.extension().is_some_and(|extension| extension == "rs") {
-            let text = std::fs::read_to_string(&path).unwrap();
-            into.push((path, text));
-        }
-    }
-}
-
-/// What a seed cannot own: branches taken at random, maps ordered at random, random numbers and clocks of the system's.
-#[test]
-fn nothing_in_the_crate_is_random_behind_the_simulation_s_back() {
-    let is_test = |path: &Path| path.iter().any(|part| part == "tests") || path.ends_with("tests.rs");
-    let mut files = Vec::new();
-    sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut files);
-    assert!(files.len() > 30, "only {} files: is this the right place?", files.len());
-    let homes = [("rand::rng()", "runtime.rs"), ("std::thread", "disk/real.rs")];
-    let mut found = Vec::new();
-    for (path, text) in
-        files.iter().filter(|(path, _)| !is_test(path.strip_prefix(env!("CARGO_MANIFEST_DIR")).unwrap()))
-    {
-        let code: Vec<&str> = text.lines().map(|line| line.split("//").next().unwrap_or("").trim()).collect();
-        for (at, line) in code.iter().enumerate() {
-            let mut say = |what: &str| found.push(format!("{}:{}: {what}", path.display(), at + 1));
-            let after = line.split_once("select! {").map(|(_, after)| after.trim());
-            let first = after.map(|after| {
-                if after.is_empty() {
-                    code[at + 1..].iter().find(|l| !l.is_empty()).copied().unwrap_or("")
-                } else {
-                    after
-                }
-            });
-            if first.is_some_and(|first| !first.starts_with("biased;")) {
-                say("a select! that is not biased");
-            }
-            for word in
-                ["HashMap", "HashSet", "RandomState", "SystemTime", "std::time::Instant", "futures_util::select"]
-            {
-                if line.contains(word) {
-                    say(word);
-                }
-            }
-            for (word, home) in homes {
-                if line.contains(word) && !path.ends_with(home) {
-                    say(word);
-                }
-            }
-        }
-    }
-    assert!(found.is_empty(), "\n{}", found.join("\n"));
+fn disks_that_lie_about_the_journal_s_syncs_are_found_out() {
+    let found: Vec<String> = (1..=3).flat_map(|seed| finish(seed, spawn(seed, true)).broken).collect();
+    assert!(!found.is_empty(), "nobody noticed");
 }

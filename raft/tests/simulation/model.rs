@@ -245,3 +245,75 @@ impl Group {
         broken
     }
 }
+
+/// The model itself: it must see each kind of breach.
+mod tests {
+    use openraft::entry::RaftEntry;
+    use pontoon_raft::log::frame::{Frame, FrameHeader};
+    use pontoon_raft::testing::test_payload;
+    use pontoon_raft::types::log_id;
+
+    use super::*;
+
+    /// Producer 0's `sequence` at this index, in term 1, one offset each.
+    fn entry(index: u64, sequence: u32, offset: u64) -> Entry {
+        let mut payload = test_payload(1, 0, sequence, &1u32.to_le_bytes()).to_vec();
+        payload[..8].copy_from_slice(&offset.to_le_bytes());
+        let header = FrameHeader {
+            kind: FrameKind::Records,
+            payload_bytes: 0,
+            term: 1,
+            index,
+            base_offset: offset,
+            offset_span: 1,
+            record_count: 1,
+            max_timestamp: -1,
+            payload_crc: 0,
+        };
+        let stored = EntryData::Stored(Frame::new(header, payload.into()));
+        Entry::new(log_id(1, index), EntryPayload::Normal(stored))
+    }
+
+    fn acknowledged(index: u64, offset: u64) -> Acknowledged {
+        Acknowledged { index, term: 1, offset, span: 1 }
+    }
+
+    /// Two records, acknowledged, shown by a broker; what is broken after this.
+    fn after(what: impl FnOnce(&Model)) -> Vec<String> {
+        let model = Model::new(Trace::default());
+        for number in 0..2 {
+            model.committed(1, 1, &entry(number, number as u32, number));
+            model.acknowledged(1, (0, number as u32, 1), acknowledged(number, number));
+        }
+        model.leader(1, 1, 1, 11);
+        model.shown(1, 1, Shown { life: 1, next: 2, high_watermark: 2 });
+        what(&model);
+        model.judge();
+        model.all_broken()
+    }
+
+    #[test]
+    fn a_sound_history_is_sound() {
+        assert_eq!(after(|_| {}), Vec::<String>::new());
+    }
+
+    #[test]
+    fn each_breach_is_seen() {
+        type Breach = (&'static str, fn(&Model));
+        let breaches: [Breach; 9] = [
+            ("index 1 was", |model| model.committed(2, 1, &entry(1, 7, 1))),
+            ("led by 11 and by 12", |model| model.leader(2, 1, 1, 12)),
+            ("went from", |model| model.shown(1, 1, Shown { life: 1, next: 2, high_watermark: 1 })),
+            ("not the end 2", |model| model.shown(2, 1, Shown { life: 1, next: 2, high_watermark: 1 })),
+            ("is not there", |model| model.acknowledged(1, (0, 2, 1), acknowledged(2, 2))),
+            ("was refused", |model| model.refused(1, (0, 1, 1))),
+            ("said to be a duplicate", |model| model.duplicate(1, 0, 2)),
+            ("follows an end", |model| model.committed(1, 1, &entry(2, 2, 3))),
+            ("sequence 2 was due", |model| model.committed(1, 1, &entry(2, 1, 2))),
+        ];
+        for (expected, breach) in breaches {
+            let broken = after(breach);
+            assert!(broken.iter().any(|why| why.contains(expected)), "{expected}: {broken:?}");
+        }
+    }
+}
