@@ -78,7 +78,7 @@ async fn produce(world: World, transport: Transport, group: u64, producer: u8) {
             return;
         }
         deliver(&world, &transport, group, (producer, sequence), &mut broker).await;
-        sleep(milliseconds(5, 80)).await;
+        sleep(milliseconds(20, 160)).await;
     }
 }
 
@@ -118,7 +118,7 @@ async fn deliver(world: &World, transport: &Transport, group: u64, (producer, se
 async fn read(world: World, transport: Transport, group: u64) {
     let mut broker = 1;
     while !world.finish.lock().0 {
-        sleep(milliseconds(50, 300)).await;
+        sleep(milliseconds(80, 400)).await;
         let floor = world.model.acknowledged_end(group);
         match ask(&transport, broker, &Ask::End { group }).await {
             Answer::End(end) => {

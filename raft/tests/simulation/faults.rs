@@ -75,7 +75,7 @@ impl Faults {
         let now = self.world.trace.now_ms();
         if now >= self.next_ms {
             self.strike(sim);
-            self.next_ms = now + self.ms(150, 900);
+            self.next_ms = now + self.ms(100, 600);
         }
     }
 
