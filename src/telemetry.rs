@@ -15,8 +15,8 @@ pub enum LogFormat {
     Json,
 }
 
-/// What is logged if `PONTOON_LOG` does not say. What libraries warn of is our supervisors' business, mostly, and they say it.
-const DEFAULT_FILTER: &str = "error,pontoon=info,pontoon_raft=info";
+/// What is logged if `PONTOON_LOG` does not say. openraft calls every core that was shut down an error; which of them is one, `supervision` knows. What libraries warn of is our supervisors' business, mostly, and they say it.
+const DEFAULT_FILTER: &str = "error,openraft=off,pontoon=info,pontoon_raft=info";
 
 /// Starts logging for the rest of the process. The error names a filter that cannot be read.
 pub fn start(format: LogFormat) -> Result<(), String> {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::support::{Cluster, PATIENCE, free_ports, pontoon, run};
+use crate::support::{Cluster, PATIENCE, free_ports, free_ports_in_a_row, pontoon, run};
 
 fn stdout(output: &Output) -> String {
     String::from_utf8(output.stdout.clone()).unwrap()
@@ -185,7 +185,7 @@ async fn following_prints_what_comes_and_a_closed_pipe_is_quiet() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn dev_runs_three_brokers_and_says_how_to_use_them() {
-    let http = consecutive(3);
+    let http = free_ports_in_a_row(6);
     let peers = http + 3;
     let dir = tempfile::tempdir().unwrap();
     let data = dir.path().join("dev");
@@ -223,15 +223,4 @@ impl Drop for Killed {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
-}
-
-/// The first of `2 * count` ports in a row that are free now.
-fn consecutive(count: u16) -> u16 {
-    for _ in 0..100 {
-        let first = free_ports(1)[0];
-        if (first..first + 2 * count).all(|port| TcpListener::bind(("127.0.0.1", port)).is_ok()) {
-            return first;
-        }
-    }
-    panic!("no {} free ports in a row", 2 * count);
 }

@@ -18,9 +18,9 @@ use openraft::type_config::alias::LeaderIdOf;
 
 use crate::error::ReadError;
 use crate::log::Log;
+use crate::log::append::NewEntry;
 use crate::log::frame::{Frame, FrameKind};
 use crate::log::head::decode_membership;
-use crate::log::write::NewEntry;
 use crate::types::{Entry, EntryData, LogId, TypeConfig, Vote, log_id};
 
 /// openraft's way to one replica's log. One per group; clones read.

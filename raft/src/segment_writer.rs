@@ -98,6 +98,8 @@ struct Queue {
     finished: u64,
     /// The last round left jobs behind, because the disk is full.
     full: bool,
+    /// Nobody runs jobs any more.
+    closed: bool,
 }
 
 /// Why what was queued is not all done.
@@ -150,9 +152,13 @@ impl SegmentWriter {
         }
     }
 
-    /// Queues a job. Never waits; may be called with a log's lock held.
+    /// Queues a job. Never waits; may be called with a log's lock held. Once the directory has stopped, jobs are dropped: the
+    /// journal has what they would have written.
     pub(crate) fn push(&self, job: Job) {
         let mut queue = self.queue.lock();
+        if queue.closed {
+            return;
+        }
         queue.given += 1;
         queue.bytes += job.bytes();
         queue.jobs.push(job);
@@ -191,6 +197,7 @@ impl SegmentWriter {
 
     /// Runs until the directory stops. `logs` are those whose tail caches share `tails`.
     pub(crate) async fn run(self: Arc<Self>, tails: Arc<TailBudget>, logs: impl Fn() -> Vec<Arc<Log>> + Send) {
+        let _closing = Closing(&self);
         loop {
             let full = self.queue.lock().full;
             tokio::select! {
@@ -339,6 +346,20 @@ impl SegmentWriter {
             }
             _ => {}
         }
+    }
+}
+
+/// However the task ends, jobs do not outlive it: each holds its log, and so everything.
+struct Closing<'a>(&'a SegmentWriter);
+
+impl Drop for Closing<'_> {
+    fn drop(&mut self) {
+        let jobs = {
+            let mut queue = self.0.queue.lock();
+            queue.closed = true;
+            std::mem::take(&mut queue.jobs)
+        };
+        drop(jobs);
     }
 }
 

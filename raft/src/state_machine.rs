@@ -17,9 +17,9 @@ use openraft::type_config::alias::{SnapshotMetaOf, SnapshotOf};
 
 use crate::disk::read_file;
 use crate::log::Log;
+use crate::log::append::appended;
 use crate::log::base::{BASE_BYTES_MAX, Base};
 use crate::log::frame::FrameKind;
-use crate::log::write::appended;
 use crate::payload::{Application, SnapshotAt};
 use crate::store::Replica;
 use crate::types::{Appended, Entry, EntryData, LogId, Outcome, StoredMembership, TypeConfig};

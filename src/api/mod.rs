@@ -241,7 +241,8 @@ mod tests {
         assert!(refused::<CreateTopic>(r#"{"name":"t","partition":3}"#).contains("`partition`"));
         assert!(refused::<CreateTopic>(r#"{"name":"t","partitions":-3}"#).contains("-3"));
         assert!(refused::<CreateTopic>("{}").contains("`name`"));
-        assert!(refused::<CreateTopic>("").contains("EOF"));
+        assert!(refused::<CreateTopic>("").contains("not a JSON object"));
+        assert!(refused::<CreateTopic>(r#"["t"]"#).contains("not a JSON object"));
         assert!(refused::<AlterTopic>(r#"{"name":"x"}"#).contains("`name`"));
     }
 

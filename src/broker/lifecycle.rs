@@ -24,9 +24,9 @@ use super::membership::{self, Step};
 use super::routing::Hosted;
 use super::shared::{Progress, Shared};
 use crate::catalog::state::{CatalogState, GroupHome, PartitionRecord, ReplicaState, TopicRecord};
-use crate::catalog::topic_config::TopicConfig;
+use crate::catalog::topic_config::{AcksFloor, TopicConfig};
 use crate::controller::CATALOG_GROUP;
-use crate::partition::{Partition, PartitionOptions};
+use crate::partition::{Acks, Partition, PartitionOptions};
 use crate::record_batch::BatchLimits;
 
 /// Steps under way at the same time.
@@ -333,14 +333,16 @@ impl Shared {
     /// Lets clients at a replica, under its topic's present configuration.
     fn host(self: &Arc<Self>, topic: &TopicRecord, home: GroupHome, local: &RaftGroup) {
         let options = self.partition_options(topic, home);
-        let known = self.routing.hosted(local.group());
-        if known.is_some_and(|known| known.group.replica() == local.replica() && known.limits == options.limits) {
+        let (limits, acks_floor) = (options.limits, options.acks_floor);
+        let same = |known: &Hosted| {
+            known.group.replica() == local.replica() && (known.limits, known.acks_floor) == (limits, acks_floor)
+        };
+        if self.routing.hosted(local.group()).as_ref().is_some_and(same) {
             return;
         }
-        let limits = options.limits;
         let partition = Partition::new(local.clone(), options);
         let leader = local.watch_leader();
-        self.routing.host(local.group(), Hosted { group: local.clone(), partition, leader, limits });
+        self.routing.host(local.group(), Hosted { group: local.clone(), partition, leader, limits, acks_floor });
     }
 
     fn partition_options(self: &Arc<Self>, topic: &TopicRecord, home: GroupHome) -> PartitionOptions {
@@ -352,6 +354,12 @@ impl Shared {
         let reserve = self.config.raft.reserve_produce_bytes;
         PartitionOptions {
             name: format!("{}/{}", topic.name, home.partition),
+            acks_floor: match config.acks_floor {
+                AcksFloor::None => Acks::None,
+                AcksFloor::Leader => Acks::Leader,
+                AcksFloor::All => Acks::All,
+                AcksFloor::Every => Acks::Every,
+            },
             limits: BatchLimits { record_bytes_max, batch_bytes_max: own.request_bytes_max, ..BatchLimits::default() },
             storage_has_room: Arc::new(move || store.upgrade().is_some_and(|store| store.available_bytes() > reserve)),
             broker_alive: Arc::new(move |id| broker.upgrade().is_some_and(|broker| broker.alive(id))),

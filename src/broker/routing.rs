@@ -12,7 +12,7 @@ use pontoon_raft::types::{BrokerId, GroupId, Offset};
 use tokio::sync::watch;
 
 use super::summary::{Led, Summary};
-use crate::partition::Partition;
+use crate::partition::{Acks, Partition};
 use crate::record_batch::BatchLimits;
 
 /// A partition's group that is hosted here.
@@ -24,8 +24,10 @@ pub(super) struct Hosted {
     pub(super) partition: Arc<Partition>,
     /// Who leads it.
     pub(super) leader: watch::Receiver<Option<Leader>>,
-    /// What `partition` was made with.
+    /// What `partition` was made with: limits on batches.
     pub(super) limits: BatchLimits,
+    /// And the topic's `acks.floor`.
+    pub(super) acks_floor: Acks,
 }
 
 impl Hosted {

@@ -25,7 +25,7 @@ impl<L: ReplicatedLog> Partition<L> {
     /// Appends one batch, atomically. Producer id, epoch and sequence stand in it. `if_match`: only if that is the log end,
     /// decided at append (RULES.md O4).
     ///
-    /// On return the batch is as durable as `acks` says; with [`Acks::None`] the offsets in the answer mean nothing (0).
+    /// On return the batch is as durable as `acks` says, or the topic's floor if that is more; with [`Acks::None`] the offsets in the answer mean nothing (0).
     ///
     /// Errors: `NOT_LEADER` (nothing written), `OFFSET_MISMATCH`, `OUT_OF_ORDER_SEQUENCE`, `PRODUCER_FENCED`,
     /// `UNKNOWN_PRODUCER`, `STORAGE_FULL`, `NOT_ENOUGH_REPLICAS…`, `OUTCOME_UNKNOWN` at the timeout.
@@ -42,7 +42,7 @@ impl<L: ReplicatedLog> Partition<L> {
         let deadline = Instant::now() + timeout;
         let header = *batch.header();
         let payload = proposal::wrap(batch, if_match);
-        match acks {
+        match acks.at_least(self.options.acks_floor) {
             Acks::None => self.produce_unacknowledged(payload, deadline).await,
             Acks::Leader => self.produce_acknowledged(self.propose_flushed(payload), &header, if_match, deadline).await,
             Acks::All => self.produce_acknowledged(self.log.propose(payload, None), &header, if_match, deadline).await,

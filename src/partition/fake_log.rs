@@ -16,7 +16,7 @@ use pontoon_raft::types::{Appended, BrokerId, Offset, Outcome, ReplicaId};
 use tokio::sync::{oneshot, watch};
 
 use super::producers::Producers;
-use super::{Partition, PartitionOptions, ReplicatedLog};
+use super::{Acks, Partition, PartitionOptions, ReplicatedLog};
 use crate::record_batch::{BatchLimits, NewRecord, ProducerSequence, RecordBatch, RecordBatchBuilder};
 
 /// One batch of records with these timestamps; the value of each is its number.
@@ -125,13 +125,21 @@ impl FakeLog {
         storage_has_room: impl Fn() -> bool + Send + Sync + 'static,
         broker_alive: impl Fn(BrokerId) -> bool + Send + Sync + 'static,
     ) -> Arc<Partition<Self>> {
-        let options = PartitionOptions {
+        Partition::new(self.clone(), self.options(storage_has_room, broker_alive))
+    }
+
+    pub(super) fn options(
+        &self,
+        storage_has_room: impl Fn() -> bool + Send + Sync + 'static,
+        broker_alive: impl Fn(BrokerId) -> bool + Send + Sync + 'static,
+    ) -> PartitionOptions {
+        PartitionOptions {
             name: "orders/3".to_owned(),
             limits: BatchLimits::default(),
+            acks_floor: Acks::None,
             storage_has_room: Arc::new(storage_has_room),
             broker_alive: Arc::new(broker_alive),
-        };
-        Partition::new(self.clone(), options)
+        }
     }
 
     pub(super) fn set(&self, change: impl FnOnce(&mut State)) {

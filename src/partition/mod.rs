@@ -45,6 +45,19 @@ pub enum Acks {
     None,
 }
 
+impl Acks {
+    /// The stronger of the two.
+    pub fn at_least(self, floor: Self) -> Self {
+        let strength = |acks| match acks {
+            Self::None => 0,
+            Self::Leader => 1,
+            Self::All => 2,
+            Self::Every => 3,
+        };
+        if strength(self) < strength(floor) { floor } else { self }
+    }
+}
+
 /// What a produce was answered with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Produced {
@@ -129,6 +142,8 @@ pub struct PartitionOptions {
     pub name: String,
     /// Limits on batches.
     pub limits: BatchLimits,
+    /// The topic's `acks.floor`: a producer that asks for less gets this.
+    pub acks_floor: Acks,
     /// Whether the data directory has more than its reserve free; if not, produce is refused (RULES.md J18).
     pub storage_has_room: Arc<dyn Fn() -> bool + Send + Sync>,
     /// Whether the failure detector holds a broker alive; this broker always is.

@@ -35,6 +35,18 @@ struct Ports {
     peer: u16,
 }
 
+/// The first of `count` ports in a row that are free now and that no other test of this process is given.
+pub fn free_ports_in_a_row(count: u16) -> u16 {
+    for _ in 0..1000 {
+        let ports = free_ports(usize::from(count));
+        let first = ports[0];
+        if ports.iter().enumerate().all(|(at, port)| *port == first + at as u16) {
+            return first;
+        }
+    }
+    panic!("no {count} free ports in a row");
+}
+
 /// Reserves `count` ports that are free now.
 ///
 /// They lie *below* the range from which the kernel takes ports for outgoing connections: a broker that is down for a

@@ -355,7 +355,7 @@ impl Elections {
         if !standing.vote.committed {
             return true;
         }
-        if group.released_term() >= leader.term || orphan.renounced(leader.voted_for, leader.term) {
+        if group.released_term() >= leader.term || orphan.renounced(leader.voted_for, leader.term, Instant::now()) {
             return true;
         }
         match standing.membership.get_node(&leader.voted_for) {

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::choice::Claim;
 use super::{BACKOFF_MAX, CLAIM_AGE_MAX, CLAIMS_WAIT, ECHO_WAIT, OFFICE_WAIT};
-use crate::types::{BrokerId, ReplicaId};
+use crate::types::{BrokerId, ReplicaId, repr};
 
 /// One group's case.
 pub(super) struct Orphan {
@@ -90,9 +90,14 @@ impl Orphan {
         fresh.map(|(replica, (claim, _))| (*replica, *claim)).collect()
     }
 
-    /// `leader` itself said that it does not lead in this term (any more).
-    pub(super) fn renounced(&self, leader: ReplicaId, term: u64) -> bool {
-        self.claims.get(&leader).is_some_and(|(claim, _)| claim.vote.0 >= term)
+    /// `leader` itself said that it does not lead in this term (any more): it has seen a later one, or it says so now. What it said
+    /// as a candidate of this very term, before it was elected, looks the same as what it says after a restart; but a candidate
+    /// that won does not say it again, so that it counts only while it is fresh.
+    pub(super) fn renounced(&self, leader: ReplicaId, term: u64, now: Instant) -> bool {
+        let Some((claim, heard)) = self.claims.get(&leader) else { return false };
+        let repr::Vote(claimed, _, elected) = claim.vote;
+        let fresh = now.duration_since(*heard) < CLAIM_AGE_MAX;
+        claimed > term || (claimed == term && (elected || fresh))
     }
 
     /// Whether a broker is to be told (again) what we claim; if so it counts as told.
@@ -124,7 +129,7 @@ impl Orphan {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::{GroupId, repr};
+    use crate::types::GroupId;
 
     fn claim(replica: u64, term: u64) -> Claim {
         let replica = ReplicaId(replica);
@@ -199,8 +204,19 @@ mod tests {
         let now = Instant::now();
         let mut orphan = Orphan::new(now);
         orphan.hear(claim(1, 4), now);
-        assert!(orphan.renounced(ReplicaId(1), 4));
-        assert!(!orphan.renounced(ReplicaId(1), 5), "it was elected since");
-        assert!(!orphan.renounced(ReplicaId(2), 4), "another one's claim says nothing about it");
+        assert!(orphan.renounced(ReplicaId(1), 4, now));
+        assert!(!orphan.renounced(ReplicaId(1), 5, now), "it was elected since");
+        assert!(!orphan.renounced(ReplicaId(2), 4, now), "another one's claim says nothing about it");
+    }
+
+    #[test]
+    fn what_a_candidate_said_before_it_was_elected_does_not_end_its_leadership_for_long() {
+        let now = Instant::now();
+        let mut orphan = Orphan::new(now);
+        let vote = repr::Vote(4, ReplicaId(1), false);
+        orphan.hear(Claim { vote, ..claim(1, 4) }, now);
+        assert!(orphan.renounced(ReplicaId(1), 4, now), "as a leader says that was restarted");
+        assert!(!orphan.renounced(ReplicaId(1), 4, now + CLAIM_AGE_MAX), "it does not say it again: it won");
+        assert!(orphan.renounced(ReplicaId(1), 3, now + CLAIM_AGE_MAX), "what it led before, it left");
     }
 }

@@ -1,6 +1,6 @@
 //! One replica's log: segments, index, tail cache, and the append state that follows from them.
 //!
-//! Written by [`crate::log_store`] (openraft's side; the writing half is in `write`), read by replication, apply and fetch
+//! Written by [`crate::log_store`] (openraft's side; the writing half is in `append` and `write`), read by replication, apply and fetch
 //! through one reader (`read`). Positions are decided at append, in memory; the journal makes the frames durable; the
 //! [`crate::segment_writer`] puts them into the segments behind all that. It never knows the network.
 
@@ -20,7 +20,9 @@ use crate::segment_writer::SegmentWriter;
 use crate::stop::StopSignal;
 use crate::types::{GroupId, LogId, Offset, ReplicaId, StoredMembership, Vote};
 
+pub(crate) mod append;
 pub mod base;
+mod bases;
 pub(crate) mod capture;
 pub mod entry;
 pub mod frame;

@@ -159,9 +159,14 @@ impl Plan {
         self.shorten_last(next);
     }
 
-    /// Takes the entries from `next` on out of the last segment.
+    /// Takes the entries from `next` on out of the last segment. Nothing is appended to it any more, even if it ended there
+    /// before: its file may once have held more (RULES.md J10).
     fn shorten_last(&mut self, next: u64) {
-        let Some(segment) = self.segments.last_mut().filter(|segment| segment.last_index >= next) else { return };
+        let Some(segment) = self.segments.last_mut() else { return };
+        segment.end = None;
+        if segment.last_index < next {
+            return;
+        }
         // Records stand in the order of their entries: those that begin above the cut go, the one across it is shortened.
         let mut from = segment.known.as_ref().map_or(segment.name.first_index, |known| known.last.1 + 1);
         segment.records.retain(|_, to| {
@@ -174,7 +179,6 @@ impl Plan {
             segment.known_to = Some(next - 1);
         }
         segment.last_index = next - 1;
-        segment.end = None;
     }
 
     fn purge(&mut self, upto: LogId) {

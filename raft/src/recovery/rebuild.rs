@@ -162,11 +162,10 @@ impl Rebuild {
         let latest = self.plan.segments.iter().rposition(begins).unwrap_or(0);
         let mut problems = Vec::new();
         for at in (0..=latest).rev() {
-            let (previous, first_index) = match self.plan.segments.get(at) {
-                Some(segment) => (segment.previous, segment.name.first_index),
-                None => (self.plan.last, self.plan.last.map_or(0, |last| last.index + 1)),
-            };
-            match self.base_after(previous, first_index).await {
+            let segment = self.plan.segments.get(at);
+            let previous = segment.map_or(self.plan.last, |segment| segment.previous);
+            let own = segment.map(|segment| format!("{}.base", stem(segment.name)));
+            match self.base_after(previous, own).await {
                 Ok(base) => return Ok((at, base)),
                 Err(why) => problems.push(why),
             }
@@ -174,11 +173,12 @@ impl Rebuild {
         Err(format!("nothing tells how the log stood before it begins: {problems:?}"))
     }
 
-    /// How the log stood after `last`, from a file that says so.
-    async fn base_after(&mut self, last: Option<LogId>, next_index: u64) -> Result<Base, String> {
+    /// How the log stood after `last`, from a file that says so: best of all from the segment's own base.
+    async fn base_after(&mut self, last: Option<LogId>, own: Option<String>) -> Result<Base, String> {
         let Some(last) = last else { return Ok(Base::default()) };
         let mut problems = Vec::new();
-        for name in self.folder.bases_at(next_index).chain(self.folder.snapshots()) {
+        let own = own.filter(|own| self.folder.names.contains(own));
+        for name in own.iter().chain(self.folder.bases_at(last.index + 1)).chain(self.folder.snapshots()) {
             match self.folder.base(&*self.disk, name).await {
                 Ok(base) if base.last == Some(last) => return Ok(Base { application: Bytes::new(), ..base }),
                 Ok(_) => {}

@@ -101,7 +101,11 @@ async fn shake_hands(
     match (verdict, hello) {
         (None, Ok(hello)) => Some((stream, hello)),
         (verdict, hello) => {
-            tracing::warn!(?hello, why = ?verdict, "turned a broker away");
+            match verdict {
+                // It comes again, when its cluster is ours, too.
+                Some(Turned::NoCluster) => tracing::debug!(?hello, "turned a broker away: not part of a cluster yet"),
+                _ => tracing::warn!(?hello, why = ?verdict, "turned a broker away"),
+            }
             // Read until the dialler closes, so that it sees the verdict and not a reset.
             let _ = stream.read(&mut bytes).await;
             None

@@ -11,6 +11,10 @@ use pontoon_raft::codec;
 
 use super::{Batch, Rows, Stamp, Tables};
 
+/// How often, and how far apart, a held lock is tried.
+const LOCK_ATTEMPTS: u32 = 200;
+const LOCK_PAUSE: std::time::Duration = std::time::Duration::from_millis(10);
+
 /// Key of the stamp; no row's key begins with 0.
 const STAMP_KEY: &[u8] = b"\0stamp";
 /// sled's page cache, in bytes: the rows are read once, at the start.
@@ -47,6 +51,8 @@ impl SledTables {
         }
         let db = match open(&self.path) {
             Ok(db) => db,
+            // Somebody else's, not broken.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(error),
             Err(error) => {
                 tracing::warn!(path = %self.path.display(), %error, "the catalog's tables cannot be opened; rebuilding them");
                 remove(&self.path)?;
@@ -61,10 +67,17 @@ impl SledTables {
 fn open(path: &Path) -> io::Result<sled::Db> {
     // A damaged folder can make sled panic; that too only means that the rows are rebuilt.
     let opening = || sled::Config::new().path(path).cache_capacity(CACHE_BYTES).flush_every_ms(Some(FLUSH_MS)).open();
-    match std::panic::catch_unwind(opening) {
-        Ok(result) => result.map_err(other),
-        Err(_) => Err(io::Error::other("sled panicked")),
+    // A closed sled lets go of its lock only when its own threads have ended: in use is not broken.
+    for _ in 0..LOCK_ATTEMPTS {
+        match std::panic::catch_unwind(opening) {
+            Ok(Err(sled::Error::Io(error))) if error.to_string().contains("could not acquire lock") => {
+                std::thread::sleep(LOCK_PAUSE);
+            }
+            Ok(result) => return result.map_err(other),
+            Err(_) => return Err(io::Error::other("sled panicked")),
+        }
     }
+    Err(io::Error::new(io::ErrorKind::WouldBlock, "its lock is held"))
 }
 
 fn remove(path: &Path) -> io::Result<()> {

@@ -113,6 +113,25 @@ async fn every_needs_every_voter_alive_before_it_proposes() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_topics_floor_raises_what_asks_for_less_and_lowers_nothing() {
+    let log = FakeLog::new();
+    let with = |acks_floor| {
+        let options = log.options(|| true, |broker| broker != BrokerId(3));
+        Partition::new(log.clone(), crate::partition::PartitionOptions { acks_floor, ..options })
+    };
+    for acks in [Acks::None, Acks::Leader, Acks::All, Acks::Every] {
+        let result = with(Acks::Every).produce(batch(&[1], None), acks, None, SECOND).await;
+        assert_eq!(refused(result), (Code::NotEnoughReplicas, WriteOutcome::None), "{acks:?}");
+        assert_eq!(acks.at_least(Acks::None), acks);
+        assert_eq!(Acks::Every.at_least(acks), Acks::Every);
+    }
+    assert_eq!(log.appended(), 0);
+    let produced = with(Acks::All).produce(batch(&[1], None), Acks::None, None, SECOND).await.unwrap();
+    assert_eq!((produced.leader_epoch, log.appended()), (log.get(|state| state.status.term), 1), "answered like all");
+    assert!(with(Acks::All).produce(batch(&[1], None), Acks::Every, None, SECOND).await.is_err());
+}
+
+#[tokio::test(start_paused = true)]
 async fn every_waits_for_all_of_them_and_says_when_they_do_not_come() {
     let log = FakeLog::new();
     let partition = log.partition();

@@ -164,3 +164,22 @@ async fn the_scrub_finds_rot_that_nobody_reads() {
     assert!(rotten[0].why.contains("segment"), "{}", rotten[0].why);
     assert_eq!(store.corrupt(), Vec::new());
 }
+
+#[tokio::test(start_paused = true)]
+async fn neither_a_closed_nor_a_stopped_directory_leaves_anything_behind() {
+    let (_, store, log) = fresh(small()).await;
+    fill(&log, 1, 5, 300).await;
+    store.close().await.unwrap();
+    let closed = Arc::downgrade(&log);
+    drop((store, log));
+    rest().await;
+    assert_eq!(closed.strong_count(), 0);
+    let (disk, store, log) = fresh(small()).await;
+    fill(&log, 1, 5, 300).await;
+    disk.fail_next_sync("journal", true);
+    assert!(append(&log, vec![NewEntry::Blank(log_id(1, 5))]).await.is_err());
+    let stopped = Arc::downgrade(&log);
+    drop((store, log));
+    rest().await;
+    assert_eq!(stopped.strong_count(), 0);
+}

@@ -7,8 +7,8 @@ use bytes::Bytes;
 use tokio::sync::oneshot;
 
 use super::Log;
+use super::append::NewEntry;
 use super::frame::{Frame, FrameHeader, FrameKind};
-use super::write::NewEntry;
 use crate::codec;
 use crate::config::RaftConfig;
 use crate::disk::sim::SimDisk;

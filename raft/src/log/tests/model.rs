@@ -139,6 +139,8 @@ impl Pair {
             Step::Truncate(count) => {
                 let keep = (self.model.frames.len() as u64).saturating_sub(count).max(self.model.purged);
                 self.model.frames.truncate(keep as usize);
+                // Entries are taken away on a new leader's word: no term writes an index twice.
+                self.model.term += 1;
                 self.since_durable.push(self.model.clone());
                 self.log.truncate_after(self.model.last()).await?;
             }

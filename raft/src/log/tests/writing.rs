@@ -95,17 +95,15 @@ async fn entries_that_do_not_follow_are_refused() {
 async fn operations_complete_in_the_order_they_were_asked_for() {
     let (_, _store, log) = fresh(small()).await;
     let order = Arc::new(parking_lot::Mutex::new(Vec::new()));
-    let mut index = 0;
     // Small ones, and large ones that are written to their segment directly.
-    for bytes in [10, 9000, 20, 12_000, 30, 30] {
+    for (index, bytes) in [10, 9000, 20, 12_000, 30, 30].into_iter().enumerate() {
         let order = order.clone();
-        let entry = proposal(index, 1, test_payload(1, 1, index as u32, &vec![1; bytes]));
+        let entry = proposal(index as u64, 1, test_payload(1, 1, index as u32, &vec![1; bytes]));
         let done = Box::new(move |result: std::io::Result<()>| {
             result.unwrap();
             order.lock().push(index);
         });
         log.append(vec![entry], done).await.unwrap();
-        index += 1;
     }
     log.save_vote(vote(1, REPLICA, true)).await.unwrap();
     // The vote is durable, so everything before it is (RULES.md J5).

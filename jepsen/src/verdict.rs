@@ -1,0 +1,197 @@
+//! The sum: what a run was meant to be, what was found, and what that makes it.
+//!
+//! | verdict | when | exit code |
+//! |---|---|---|
+//! | anomalies | an anomaly that the workload does not allow | 1 |
+//! | unknown | else, if the harness failed, the history cannot be trusted, or the final read is missing | 3 |
+//! | rejected | else, if a planned fault or a recovery did not really happen | 3 |
+//! | valid | else | 0 |
+//!
+//! A history that cannot be read or breaks the rules of the harness is unknown and judged no further: what would look like an anomaly
+//! in it may be the harness's own. It does no I/O; see [`crate::run_dir`] and [`crate::report`].
+
+use serde::{Deserialize, Serialize};
+
+use crate::checkers::analysis::Analysis;
+use crate::checkers::workloads::Workload;
+use crate::checkers::{self, Outcome, faults, harness};
+use crate::history::History;
+use crate::timeline::Timeline;
+
+/// What a run was meant to be: `run.json`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunInfo {
+    /// The scenario or the run, in a few words.
+    pub name: String,
+    /// What the clients did; selects which anomalies are allowed.
+    pub workload: Workload,
+    /// The schedule of faults and the clients' choices were drawn from it.
+    pub seed: u64,
+    /// How many brokers.
+    pub nodes: u32,
+    /// The kinds of faults that must have happened.
+    pub faults_planned: Vec<String>,
+}
+
+/// What a run is worth.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Verdict {
+    /// Everything was tested and nothing was wrong.
+    Valid,
+    /// The brokers did what they must not.
+    Anomalies,
+    /// The run did not do what it was meant to do.
+    Rejected,
+    /// The harness failed.
+    Unknown,
+}
+
+impl Verdict {
+    /// Of the process.
+    pub fn exit_code(self) -> u8 {
+        match self {
+            Self::Valid => 0,
+            Self::Anomalies => 1,
+            Self::Rejected | Self::Unknown => 3,
+        }
+    }
+
+    /// In a word.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Valid => "valid",
+            Self::Anomalies => "anomalies",
+            Self::Rejected => "rejected",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+/// A run as it was found on disk. What could not be read is an error in words.
+#[derive(Debug)]
+pub struct Run {
+    /// What it was meant to be.
+    pub info: RunInfo,
+    /// What the clients saw.
+    pub history: Result<History, String>,
+    /// What was done to the brokers.
+    pub timeline: Result<Timeline, String>,
+}
+
+/// All that was found in a run.
+#[derive(Debug)]
+pub struct Judgement {
+    /// The sum.
+    pub verdict: Verdict,
+    /// What each checker found; empty if the history could not be judged.
+    pub outcomes: Vec<Outcome>,
+    /// Why it is unknown.
+    pub unknowns: Vec<String>,
+    /// Why it is rejected.
+    pub rejections: Vec<String>,
+}
+
+/// Judges a run.
+pub fn judge(run: &Run) -> Judgement {
+    let mut unknowns = Vec::new();
+    let none = Timeline::default();
+    let timeline = run.timeline.as_ref().unwrap_or_else(|error| {
+        unknowns.push(error.clone());
+        &none
+    });
+    let (mut outcomes, mut rejections) = (Vec::new(), Vec::new());
+    match &run.history {
+        Err(error) => unknowns.push(error.clone()),
+        Ok(history) => {
+            let analysis = Analysis::new(history);
+            outcomes = checkers::run(&analysis, run.info.workload);
+            if run.timeline.is_ok() {
+                unknowns.extend(harness::unknowns(timeline, &analysis));
+                rejections = faults::rejections(&run.info.faults_planned, timeline, history);
+            }
+        }
+    }
+    let wrong = outcomes.iter().any(|outcome| !outcome.allowed && outcome.findings.count > 0);
+    let verdict = match (wrong, unknowns.is_empty(), rejections.is_empty()) {
+        (true, ..) => Verdict::Anomalies,
+        (false, false, _) => Verdict::Unknown,
+        (false, true, false) => Verdict::Rejected,
+        (false, true, true) => Verdict::Valid,
+    };
+    Judgement { verdict, outcomes, unknowns, rejections }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Story, a_fault, plant, simple_log};
+
+    fn run(history: History) -> Run {
+        let timeline =
+            Timeline { faults: vec![a_fault("kill")], end_ns: Some(history.end_ns()), ..Timeline::default() };
+        let info = RunInfo {
+            name: "test".to_owned(),
+            workload: Workload::Single,
+            seed: 1,
+            nodes: 3,
+            faults_planned: vec!["kill".to_owned()],
+        };
+        Run { info, history: Ok(history), timeline: Ok(timeline) }
+    }
+
+    fn verdict(run: &Run) -> Verdict {
+        judge(run).verdict
+    }
+
+    #[test]
+    fn a_clean_run_whose_faults_happened_is_valid() {
+        let judged = judge(&run(simple_log(1)));
+        assert_eq!(judged.verdict, Verdict::Valid, "{judged:?}");
+    }
+
+    #[test]
+    fn an_anomaly_weighs_more_than_a_failed_harness_and_that_more_than_a_fault_that_never_came() {
+        let mut lost = run(plant::loss(&simple_log(1)).0);
+        assert_eq!(verdict(&lost), Verdict::Anomalies);
+        lost.timeline.as_mut().unwrap().end_ns = None;
+        assert_eq!(verdict(&lost), Verdict::Anomalies);
+
+        let mut clean = run(simple_log(1));
+        clean.timeline.as_mut().unwrap().faults.clear();
+        assert_eq!(verdict(&clean), Verdict::Rejected);
+        clean.timeline.as_mut().unwrap().end_ns = None;
+        assert_eq!(verdict(&clean), Verdict::Unknown);
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_unknown() {
+        let mut no_timeline = run(simple_log(1));
+        no_timeline.timeline = Err("timeline line 3: …".to_owned());
+        assert_eq!(judge(&no_timeline).unknowns, ["timeline line 3: …"]);
+        assert_eq!(verdict(&no_timeline), Verdict::Unknown);
+        let mut no_history = run(simple_log(1));
+        no_history.history = Err("history line 3: …".to_owned());
+        let judged = judge(&no_history);
+        assert_eq!((judged.verdict, judged.outcomes.len()), (Verdict::Unknown, 0));
+    }
+
+    #[test]
+    fn the_workload_decides_what_is_allowed() {
+        let mut interleaved = run(Story::new()
+            .overlapping_sends(&[(0, &[(0, 0, 1), (1, 1, 4)]), (1, &[(0, 1, 2), (1, 0, 3)])])
+            .seek(2, &[0, 1])
+            .polled(2, &[(0, 0, 1), (0, 1, 2), (1, 0, 3), (1, 1, 4)])
+            .history());
+        assert_eq!(verdict(&interleaved), Verdict::Anomalies);
+        interleaved.info.workload = Workload::Mixed;
+        assert_eq!(verdict(&interleaved), Verdict::Valid);
+    }
+
+    #[test]
+    fn exit_codes_tell_the_verdicts_apart_from_usage() {
+        let codes = [Verdict::Valid, Verdict::Anomalies, Verdict::Rejected, Verdict::Unknown].map(Verdict::exit_code);
+        assert_eq!(codes, [0, 1, 3, 3]);
+    }
+}

@@ -1,0 +1,129 @@
+//! What the log's prefix tells: from a base, and a fold from there on.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use super::Log;
+use super::base::{BASE_BYTES_MAX, Base};
+use super::frame::Frame;
+use super::head::Head;
+use super::segment::{self, Segment};
+use crate::disk::read_file;
+use crate::error::ReadError;
+use crate::journal::SegmentName;
+use crate::types::LogId;
+
+impl Log {
+    /// How the log stood after the entry at `index` (`None`: before the first): what a snapshot or a truncation there needs;
+    /// and, if that entry is neither the log's nor its segment's last, the segment as it would be if it ended there.
+    pub(crate) async fn head_at(&self, index: Option<u64>) -> Result<(Head, Option<Segment>), ReadError> {
+        let (at, first) = {
+            let state = self.state.lock();
+            if index == state.head.last.map(|last| last.index) {
+                return Ok((Head::from_base(&*self.application, &state.head.base())?, None));
+            }
+            let at = index.and_then(|index| state.segment_of(index));
+            (at, at.map_or(0, |at| state.segments[at].first_index()))
+        };
+        if let Some(base) = self.base_after(index).await? {
+            return Ok((Head::from_base(&*self.application, &base)?, None));
+        }
+        let mut head = Head::from_base(&*self.application, &self.nearest_base(at.unwrap_or(0)).await?)?;
+        let mut cut: Option<Segment> = None;
+        while head.last.map(|last| last.index) < index {
+            let next = head.next_index().max(self.first_kept_index());
+            let frames = self.read_some(next, index.map_or(0, |index| index + 1), 1 << 20, true).await?;
+            if frames.is_empty() {
+                return Err(io::Error::other(format!("the log does not hold entry {next}")).into());
+            }
+            for frame in &frames {
+                if frame.header.index >= first && cut.is_none() {
+                    cut = self.segment_cut(&head, first, frame);
+                }
+                head.observe(frame).map_err(io::Error::from)?;
+                if let Some(cut) = &mut cut {
+                    cut.push(&frame.header);
+                }
+            }
+        }
+        Ok((head, cut))
+    }
+
+    fn first_kept_index(&self) -> u64 {
+        self.state.lock().segments.first().map_or(0, Segment::first_index)
+    }
+
+    /// A copy of the segment that begins at `first`, without frames, its index to be made anew.
+    fn segment_cut(&self, head: &Head, first: u64, frame: &Frame) -> Option<Segment> {
+        let interval = self.context.config.index_interval_bytes;
+        let state = self.state.lock();
+        let segment = state.segments.iter().find(|segment| segment.first_index() == first)?;
+        let base = segment.base.clone();
+        let begun = Segment::begin(segment.file.clone(), Arc::new(head.base()), &frame.header, interval);
+        Some(Segment { base, previous: segment.previous, ..begun })
+    }
+
+    /// The base of the segment that begins right after `index`, if there is one and it is sound.
+    async fn base_after(&self, index: Option<u64>) -> Result<Option<Base>, ReadError> {
+        let begins = |segment: &Segment| segment.previous.map(|previous| previous.index) == index;
+        let at = self.state.lock().segments.iter().position(begins);
+        match at {
+            Some(at) => self.base_of(at).await,
+            None => Ok(None),
+        }
+    }
+
+    /// The base of the segment at `at`, if it is sound.
+    async fn base_of(&self, at: usize) -> Result<Option<Base>, ReadError> {
+        let Some((name, previous, base_offset, base)) = self.base_in_memory(at) else { return Ok(None) };
+        if let Some(base) = base {
+            return Ok(Some((*base).clone()));
+        }
+        let stored = self.read_base(&segment::path(&self.dir, name, "base")).await?;
+        let fits = |base: &Base| base.last == previous && base.next_offset == base_offset;
+        let empty = || (previous.is_none() && base_offset == 0).then(Base::default);
+        Ok(stored.filter(fits).or_else(empty))
+    }
+
+    /// What the prefix of the segment at `at` tells, or of one before it if its own base is lost.
+    async fn nearest_base(&self, at: usize) -> Result<Base, ReadError> {
+        for at in (0..=at).rev() {
+            if let Some(base) = self.base_of(at).await? {
+                return Ok(base);
+            }
+        }
+        let (purged, snapshot) = {
+            let state = self.state.lock();
+            (state.purged, state.snapshot.clone())
+        };
+        if let Some(snapshot) = snapshot.filter(|snapshot| Some(snapshot.last) == purged)
+            && let Some(base) = self.read_base(&self.dir.join(&snapshot.name)).await?
+        {
+            return Ok(base);
+        }
+        let why = "neither a base nor a snapshot tells what the purged prefix held".to_owned();
+        Err(ReadError::Corrupt { file: self.dir.clone(), position: 0, why })
+    }
+
+    #[allow(clippy::type_complexity)]
+    fn base_in_memory(&self, at: usize) -> Option<(SegmentName, Option<LogId>, u64, Option<Arc<Base>>)> {
+        let state = self.state.lock();
+        let segment = state.segments.get(at)?;
+        Some((segment.name(), segment.previous, segment.base_offset, segment.base.clone()))
+    }
+
+    async fn read_base(&self, path: &Path) -> Result<Option<Base>, ReadError> {
+        match read_file(&*self.context.disk, path, BASE_BYTES_MAX).await {
+            Ok(bytes) => match Base::decode(&bytes) {
+                Ok(base) => Ok(Some(base)),
+                Err(error) => {
+                    tracing::error!(path = %path.display(), %error, "corrupt base; reading from an earlier one");
+                    Ok(None)
+                }
+            },
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidData) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
