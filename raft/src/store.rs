@@ -288,7 +288,7 @@ impl Store {
         let aside = dir.with_file_name(format!("{}{group}-{replica}", recovery::DELETED_PREFIX));
         let moved = match &open {
             Some(open) => open.log.move_folder(&aside).await,
-            None => move_folder(&*self.context.disk, &dir, &aside).await,
+            None => move_folder(&self.context, &dir, &aside).await,
         };
         self.registry.open.lock().remove(&key);
         self.registry.corrupt.lock().remove(&key);
@@ -312,7 +312,9 @@ impl Store {
         if let Some(log) = log {
             log.close_retired();
         }
-        self.context.disk.sync_dir(&recovery::groups_dir(self.data_dir.path())).await
+        let groups = recovery::groups_dir(self.data_dir.path());
+        let synced = self.context.disk.sync_dir(&groups).await;
+        synced.inspect_err(|error| self.context.stop.stop(&format!("{}: {error}", groups.display())))
     }
 
     /// Resolves when the directory has stopped (a failed fsync, RULES.md J15; or [`Self::close`]).

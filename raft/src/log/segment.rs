@@ -17,7 +17,7 @@ use parking_lot::Mutex;
 use super::base::Base;
 use super::frame::{FRAME_HEADER_BYTES, Frame, FrameError, FrameHeader};
 use super::index::SparseIndex;
-use crate::disk::{Disk, DiskFile, OpenMode};
+use crate::disk::{Disk, DiskFile, OpenMode, sync_failed};
 use crate::error::ReadError;
 use crate::journal::{ExtentTarget, SegmentName};
 use crate::types::{LogId, log_id};
@@ -148,7 +148,7 @@ impl SegmentFile {
         if self.is_retired() || !self.dirty.swap(false, Ordering::AcqRel) {
             return Ok(());
         }
-        let result = async { self.handle(false).await?.datasync().await }.await;
+        let result = async { self.handle(false).await?.datasync().await.map_err(sync_failed) }.await;
         if self.is_retired() { Ok(()) } else { result }
     }
 
