@@ -208,11 +208,16 @@ impl SegmentFile {
 
     /// Closes the file if it is clean and nobody has read it since the last call. Returns whether it did.
     pub(crate) fn rest(&self) -> bool {
-        if self.touched.swap(false, Ordering::Relaxed) || self.is_dirty() {
+        if self.touched.swap(false, Ordering::Relaxed) {
             return false;
         }
-        self.handle.lock().take();
-        true
+        // Asked under the handle's lock: whoever writes marks it dirty before it takes the handle.
+        let mut handle = self.handle.lock();
+        let clean = !self.is_dirty();
+        if clean {
+            handle.take();
+        }
+        clean
     }
 }
 
