@@ -164,7 +164,8 @@ impl Store {
         Ok(store)
     }
 
-    /// Takes the recovered replicas in, makes all of them durable by a checkpoint, and cleans up what that made needless.
+    /// Takes the recovered replicas in, makes all of them durable by a checkpoint, and cleans up what that made needless. If the
+    /// disk has no room for the checkpoint, that waits for the next start, which begins where this one did.
     async fn adopt(&self, replicas: Vec<RecoveredReplica>, dead_folders: Vec<PathBuf>) -> io::Result<()> {
         let mut cleanup = Vec::new();
         for RecoveredReplica { key, dir, application, state, leftovers, cuts } in replicas {
@@ -174,7 +175,18 @@ impl Store {
             self.registry.open.lock().insert(key, replica);
             cleanup.push((leftovers, cuts));
         }
-        self.checkpoint().await.map_err(io::Error::other)?;
+        for path in dead_folders {
+            // Their deletion is on record; and they may be the room that the checkpoint needs.
+            self.remove_aside(&path, None).await?;
+        }
+        match self.try_checkpoint().await {
+            Ok(()) => {}
+            Err(full @ CheckpointFailed::Full(_)) => {
+                tracing::warn!(%full, "the checkpoint was put off, and with it the cleaning up");
+                return Ok(());
+            }
+            Err(stopped) => return Err(io::Error::other(stopped)),
+        }
         for (leftovers, cuts) in cleanup {
             for (file, bytes) in cuts {
                 file.set_len(bytes).await?;
@@ -187,9 +199,6 @@ impl Store {
                     other => other?,
                 }
             }
-        }
-        for path in dead_folders {
-            self.remove_aside(&path, None).await?;
         }
         Ok(())
     }

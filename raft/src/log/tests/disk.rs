@@ -104,6 +104,60 @@ async fn a_full_disk_loses_nothing_and_writes_resume_when_there_is_room() {
     assert_eq!(indexes(&store.replicas()[0].log).await.len(), 25);
 }
 
+/// What a recovery found needless is needless only once a checkpoint says so: until then the next recovery begins where this one did.
+#[tokio::test(start_paused = true)]
+async fn a_start_on_a_full_disk_throws_nothing_away_that_the_next_start_needs() {
+    let (disk, store, log) = fresh(small()).await;
+    fill(&log, 1, 3, 300).await;
+    store.checkpoint().await.unwrap();
+    // A snapshot from the leader, entries behind it, and then one of its own at a later boundary.
+    let base = Base { last: Some(log_id(1, 99)), next_offset: 7, ..Base::default() };
+    log.install(&base, base.encode()).await.unwrap();
+    fill(&log, 1, 20, 300).await;
+    let boundary = log.state.lock().segments[1].previous.unwrap();
+    let (head, _) = log.head_at(Some(boundary.index)).await.unwrap();
+    log.write_snapshot(boundary, head.base().encode()).await.unwrap();
+    // The next start finds no room for what a checkpoint needs; the one after that has room.
+    let disk = disk.crash();
+    disk.inject(Fault {
+        kind: OpKind::Write,
+        path_contains: ".base".to_owned(),
+        skip: 0,
+        errno: ENOSPC,
+        loses_data: false,
+    });
+    let store = open(&disk, small(), SnapshotAt::Boundary).await;
+    assert_eq!((store.corrupt(), disk.faults_left()), (Vec::new(), 0));
+    let store = open(&disk.crash(), small(), SnapshotAt::Boundary).await;
+    assert_eq!(store.corrupt(), Vec::new());
+    assert_eq!(indexes(&store.replicas()[0].log).await, (100..120).collect::<Vec<_>>());
+}
+
+/// The deletion of a replica that recovery gave up, a checkpoint in the middle of it, and the end of the process.
+#[tokio::test(start_paused = true)]
+async fn a_corrupt_replica_that_was_deleted_does_not_come_back() {
+    let (disk, store, log) = fresh(small()).await;
+    fill(&log, 1, 5, 300).await;
+    store.close().await.unwrap();
+    let disk = disk.crash();
+    let folder = Path::new("/data/groups/4-40");
+    for entry in disk.read_dir(folder).await.unwrap() {
+        disk.remove_file(&folder.join(entry.name)).await.unwrap();
+    }
+    let store = open(&disk, small(), SnapshotAt::Boundary).await;
+    assert_eq!(store.corrupt().len(), 1);
+    disk.slow_syncs("/data/groups", Duration::from_secs(10));
+    let deleting = tokio::spawn({
+        let store = store.clone();
+        async move { store.delete(GROUP, REPLICA).await }
+    });
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    store.checkpoint().await.unwrap();
+    let store = open(&disk.crash(), small(), SnapshotAt::Boundary).await;
+    assert_eq!((store.corrupt(), store.replicas().len(), store.unknown_folders().len()), (Vec::new(), 0, 0));
+    drop(deleting);
+}
+
 #[tokio::test(start_paused = true)]
 async fn large_appends_wait_for_room_too_and_a_purge_makes_it() {
     let (disk, store, log) = fresh(RaftConfig { segment_bytes_max: 1 << 20, ..small() }).await;
