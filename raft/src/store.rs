@@ -101,6 +101,29 @@ impl Registry {
     }
 }
 
+/// Free space as it was measured last, and how much had been accepted by then.
+#[derive(Default)]
+struct Measured {
+    available_bytes: AtomicU64,
+    accepted_bytes: AtomicU64,
+}
+
+impl Measured {
+    fn note(&self, available_bytes: u64, accepted_bytes: u64) {
+        self.available_bytes.store(available_bytes, Ordering::Release);
+        self.accepted_bytes.store(accepted_bytes, Ordering::Release);
+    }
+
+    /// What is left after `accepted_bytes`: each byte since the measurement takes its place twice, in the journal and in a segment.
+    fn left(&self, accepted_bytes: &AtomicU64) -> u64 {
+        // In this order a measurement that comes in between makes it less at most.
+        let counted = self.accepted_bytes.load(Ordering::Acquire);
+        let available = self.available_bytes.load(Ordering::Acquire);
+        let since = accepted_bytes.load(Ordering::Relaxed).saturating_sub(counted);
+        available.saturating_sub(since.saturating_mul(2))
+    }
+}
+
 /// An open data directory.
 pub struct Store {
     data_dir: DataDir,
@@ -109,7 +132,7 @@ pub struct Store {
     registry: Arc<Registry>,
     checkpointer: Checkpointer,
     unknown_folders: Vec<PathBuf>,
-    available: AtomicU64,
+    measured: Measured,
     findings: Arc<Findings>,
     tasks: Mutex<Vec<JoinHandle<()>>>,
 }
@@ -151,7 +174,7 @@ impl Store {
             registry: Arc::new(Registry::default()),
             checkpointer,
             unknown_folders,
-            available: AtomicU64::new(0),
+            measured: Measured::default(),
             findings: Arc::new(Findings::default()),
             tasks: Mutex::new(Vec::new()),
         });
@@ -331,9 +354,10 @@ impl Store {
         self.context.stop.stopped().await
     }
 
-    /// Free bytes, as last measured. What the doors compare with their reserves (RULES.md J18).
+    /// Free bytes as last measured, less what was accepted since. What the doors compare with their reserves (RULES.md J18):
+    /// a reserve need not be larger than what is written between two measurements.
     pub fn available_bytes(&self) -> u64 {
-        self.available.load(Ordering::Relaxed)
+        self.measured.left(&self.context.accepted_bytes)
     }
 
     /// How long the journal's round in flight has been under way (RULES.md J18: more than a second is too long).
@@ -376,8 +400,10 @@ impl Store {
     }
 
     async fn measure(&self) -> io::Result<()> {
+        // Read first: what is accepted while it is measured may not be in it.
+        let accepted = self.context.accepted_bytes.load(Ordering::Relaxed);
         let available = self.context.disk.available_bytes(self.data_dir.path()).await?;
-        self.available.store(available, Ordering::Relaxed);
+        self.measured.note(available, accepted);
         metrics::gauge!("pontoon_disk_available_bytes").set(available as f64);
         Ok(())
     }
@@ -420,6 +446,7 @@ fn context(disk: Arc<dyn Disk>, config: RaftConfig, journal: Arc<Journal>, budge
         stop,
         journalled_bytes: AtomicU64::new(0),
         checkpoint_due: Notify::new(),
+        accepted_bytes: AtomicU64::new(0),
     })
 }
 

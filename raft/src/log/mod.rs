@@ -52,10 +52,13 @@ pub(crate) struct LogContext {
     pub(crate) journalled_bytes: AtomicU64,
     /// Told when that is enough for the next one.
     pub(crate) checkpoint_due: Notify,
+    /// Bytes of frames appended since the directory was opened. What free space was measured without is told by it.
+    pub(crate) accepted_bytes: AtomicU64,
 }
 
 impl LogContext {
     fn count_journalled(&self, bytes: u64) {
+        self.accepted_bytes.fetch_add(bytes, Ordering::Relaxed);
         let before = self.journalled_bytes.fetch_add(bytes, Ordering::Relaxed);
         if before + bytes >= self.config.checkpoint_journal_bytes {
             self.checkpoint_due.notify_one();

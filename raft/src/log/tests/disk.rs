@@ -159,6 +159,22 @@ async fn a_corrupt_replica_that_was_deleted_does_not_come_back() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_was_accepted_since_the_last_measurement_counts_as_gone_twice() {
+    let (disk, store, log) = fresh(RaftConfig { segment_bytes_max: 1 << 20, ..small() }).await;
+    disk.set_capacity(Some(disk.used_bytes() + (1 << 20)));
+    rest().await;
+    let (before, began) = (store.available_bytes(), tokio::time::Instant::now());
+    fill(&log, 1, 20, 5000).await;
+    assert!(began.elapsed() < Duration::from_millis(500), "free space was measured meanwhile");
+    assert!(store.available_bytes() <= before - 200_000, "{} of {before} are left", store.available_bytes());
+    // Measured again, what was accepted is where it is.
+    rest().await;
+    rest().await;
+    let measured = disk.available_bytes(Path::new("/data")).await.unwrap();
+    assert_eq!(store.available_bytes(), measured);
+}
+
+#[tokio::test(start_paused = true)]
 async fn large_appends_wait_for_room_too_and_a_purge_makes_it() {
     let (disk, store, log) = fresh(RaftConfig { segment_bytes_max: 1 << 20, ..small() }).await;
     let other = store.create(GroupId(8), ReplicaId(80)).await.unwrap().log;
