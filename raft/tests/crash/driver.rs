@@ -442,7 +442,7 @@ pub(crate) async fn look(replica: &Replica) -> Found {
         _ => Read::Internal(entry.log_id),
     };
     Found {
-        vote: store.read_vote().await.unwrap(),
+        vote: replica.log.vote(),
         purged: replica.log.purged_log_id(),
         last: replica.log.last_log_id(),
         entries: entries.into_iter().map(read).collect(),
