@@ -10,6 +10,7 @@
 //! {"event":"recovered","time_ns":15400000000,"fault":0,"evidence":"every partition took a produce"}
 //! {"event":"phase","time_ns":60000000000,"name":"final reads"}
 //! {"event":"harness-error","time_ns":61000000000,"message":"client 3 panicked"}
+//! {"event":"broker-ended","time_ns":62000000000,"broker":"n3","what":"it ended by itself: exit status: 1"}
 //! {"event":"end","time_ns":70000000000}
 //! ```
 //!
@@ -81,6 +82,15 @@ pub enum Entry {
         /// In words.
         message: String,
     },
+    /// A broker ended without having been told to, or panicked.
+    BrokerEnded {
+        /// When it was noticed.
+        time_ns: u64,
+        /// Which.
+        broker: String,
+        /// In words.
+        what: String,
+    },
     /// The run is over and everything is written.
     End {
         /// When.
@@ -139,6 +149,8 @@ pub struct Timeline {
     pub phases: Vec<(u64, String)>,
     /// What the harness failed at: when, and in words.
     pub harness_errors: Vec<(u64, String)>,
+    /// Brokers that ended when they should not have: when, and in words.
+    pub broker_ends: Vec<(u64, String)>,
     /// When the run was over. `None`: it never was.
     pub end_ns: Option<u64>,
 }
@@ -196,6 +208,7 @@ impl Timeline {
             }
             Entry::Phase { time_ns, name } => self.phases.push((time_ns, name)),
             Entry::HarnessError { time_ns, message } => self.harness_errors.push((time_ns, message)),
+            Entry::BrokerEnded { time_ns, broker, what } => self.broker_ends.push((time_ns, format!("{broker}: {what}"))),
             Entry::End { time_ns } => self.end_ns = Some(time_ns),
         }
         Ok(())

@@ -5,6 +5,7 @@
 //!    the cluster was seen to recover from it.
 //! 3. The recovery shows in the history itself: some send or poll that was invoked after the fault's end and before the run's end
 //!    worked.
+//! 4. No broker ended, or panicked, but by a fault that ends brokers.
 
 use crate::history::{Action, History, Kind};
 use crate::timeline::{Fault, Timeline};
@@ -22,6 +23,8 @@ pub fn rejections(planned: &[String], timeline: &Timeline, history: &History) ->
     }
     let last_success_ns = last_invocation_that_worked(history);
     found.extend(timeline.faults.iter().flat_map(|fault| missing(fault, last_success_ns)));
+    let ends = timeline.broker_ends.iter();
+    found.extend(ends.map(|(time_ns, what)| format!("at {:.3} s, {what}", *time_ns as f64 / 1e9)));
     found
 }
 
