@@ -26,7 +26,9 @@ const MACHINE: u8 = 4;
 /// Breaks Pontoon on purpose, and judges what its clients saw.
 #[derive(Debug, Parser)]
 #[command(name = "pontoon-jepsen", version, arg_required_else_help = true, args_conflicts_with_subcommands = true)]
-#[command(after_help = "Exit codes: 0 valid, 1 anomalies, 2 usage, 3 unknown or rejected, 4 this machine cannot run it.")]
+#[command(
+    after_help = "Exit codes: 0 valid, 1 anomalies, 2 usage, 3 unknown or rejected, 4 this machine cannot run it."
+)]
 pub struct Args {
     /// Judge the run in DIR again; rewrites its results.json and report.html
     #[arg(long, value_name = "DIR")]

@@ -99,13 +99,14 @@ impl Plan {
             "raft.tail_cache_bytes=131072",
             "raft.append_bytes_max=131072",
         ];
-        let of_run: &[&str] = if self.seed % 3 == 0 { &usual } else { &small };
+        let of_run: &[&str] = if self.seed.is_multiple_of(3) { &usual } else { &small };
         reserves.iter().chain(of_run).map(|setting| (*setting).to_owned()).collect()
     }
 
     /// What judging must know: of the faults those that the schedule has.
     pub fn info(&self) -> Result<RunInfo, String> {
-        let mut planned: Vec<&str> = self.schedule()?.iter().flat_map(|period| &period.faults).map(|kind| kind.name()).collect();
+        let mut planned: Vec<&str> =
+            self.schedule()?.iter().flat_map(|period| &period.faults).map(|kind| kind.name()).collect();
         planned.sort_unstable();
         planned.dedup();
         Ok(RunInfo {

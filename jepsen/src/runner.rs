@@ -3,7 +3,6 @@
 //! It writes the history, the timeline and the brokers' logs, and judges nothing. What it cannot do itself goes into the timeline as an
 //! error of the harness, which makes the run unknown.
 
-use std::io::{BufRead as _, BufReader};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -131,7 +130,7 @@ async fn play(
     phase(recorder, "stop");
     nemesis.note_ends()?;
     stop_all(&mut nemesis.cluster, recorder).await?;
-    look_for_panics(dir, plan.nodes, recorder)
+    nemesis.note_ends()
 }
 
 /// Starts the brokers and makes the topics.
@@ -192,9 +191,9 @@ async fn read_everything(recorder: &Arc<Recorder>, connector: &HttpConnector, va
     let mut readers = JoinSet::new();
     for broker in 0..READERS {
         let (recorder, connector, keys) = (recorder.clone(), connector.clone(), values.keys());
-        readers.spawn(async move {
-            final_reads::read_everything(&recorder, &connector, broker, keys, READ_PATIENCE).await
-        });
+        readers.spawn(
+            async move { final_reads::read_everything(&recorder, &connector, broker, keys, READ_PATIENCE).await },
+        );
     }
     while let Some(reached) = readers.join_next().await {
         if !reached.doing("a final reader")? {
@@ -210,22 +209,6 @@ async fn stop_all(cluster: &mut Cluster, recorder: &Arc<Recorder>) -> Harness<()
         if let Some(what) = cluster.stop(host).await? {
             let broker = network::name(host);
             progress(recorder, &format!("  {what}"));
-            recorder.tell(|time_ns| Entry::BrokerEnded { time_ns, broker, what });
-        }
-    }
-    Ok(())
-}
-
-/// A panic in a broker's log is an accusation, also if the broker went on.
-fn look_for_panics(dir: &Path, hosts: usize, recorder: &Arc<Recorder>) -> Harness<()> {
-    for broker in (0..hosts).map(network::name) {
-        let path = dir.join(format!("{broker}.log"));
-        let log = BufReader::new(std::fs::File::open(&path).doing(path.display())?);
-        let panic = log.split(b'\n').map_while(Result::ok).find_map(|line| {
-            let line = String::from_utf8_lossy(&line).into_owned();
-            line.contains("panicked at").then_some(line)
-        });
-        if let Some(what) = panic {
             recorder.tell(|time_ns| Entry::BrokerEnded { time_ns, broker, what });
         }
     }

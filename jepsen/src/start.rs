@@ -63,7 +63,7 @@ pub fn binary(named: Option<&Path>, err: &mut impl Write) -> Result<PathBuf, Sta
     }
     let messages = String::from_utf8_lossy(&output.stdout);
     let built = messages.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
-    let executable = built.filter_map(|message| message["executable"].as_str().map(PathBuf::from)).last();
+    let executable = built.filter_map(|message| message["executable"].as_str().map(PathBuf::from)).next_back();
     executable.ok_or_else(|| fail("cargo build named no binary".to_owned()))
 }
 

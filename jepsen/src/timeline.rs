@@ -208,7 +208,9 @@ impl Timeline {
             }
             Entry::Phase { time_ns, name } => self.phases.push((time_ns, name)),
             Entry::HarnessError { time_ns, message } => self.harness_errors.push((time_ns, message)),
-            Entry::BrokerEnded { time_ns, broker, what } => self.broker_ends.push((time_ns, format!("{broker}: {what}"))),
+            Entry::BrokerEnded { time_ns, broker, what } => {
+                self.broker_ends.push((time_ns, format!("{broker}: {what}")))
+            }
             Entry::End { time_ns } => self.end_ns = Some(time_ns),
         }
         Ok(())
@@ -243,6 +245,7 @@ mod tests {
             Entry::Recovered { time_ns: 26, fault: 0, evidence: "produced".into() },
             Entry::Phase { time_ns: 30, name: "final reads".into() },
             Entry::HarnessError { time_ns: 31, message: "client 3 panicked".into() },
+            Entry::BrokerEnded { time_ns: 32, broker: "n3".into(), what: "exit status: 1".into() },
             Entry::End { time_ns: 40 },
         ]
     }
@@ -262,6 +265,7 @@ mod tests {
         assert_eq!((pause.id, pause.start_ns, pause.stop_ns, pause.time_to_recover_ns()), (1, 11, None, None));
         assert_eq!(timeline.phases, [(30, "final reads".to_owned())]);
         assert_eq!(timeline.harness_errors, [(31, "client 3 panicked".to_owned())]);
+        assert_eq!(timeline.broker_ends, [(32, "n3: exit status: 1".to_owned())]);
         assert_eq!(timeline.end_ns, Some(40));
     }
 
@@ -287,7 +291,7 @@ mod tests {
             "timeline line 2: the cluster recovers from fault 0 before it stops"
         );
         assert_eq!(refused(&[&story[..4], &story[3..4]].concat()), "timeline line 5: fault 0 stops twice");
-        assert_eq!(refused(&[&story[7..], start].concat()), "timeline line 2: something follows the end");
+        assert_eq!(refused(&[&story[8..], start].concat()), "timeline line 2: something follows the end");
         let early = Entry::Stop { time_ns: 9, fault: 0 };
         assert_eq!(
             refused(&[start, &[early]].concat()),

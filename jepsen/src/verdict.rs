@@ -117,7 +117,7 @@ pub fn judge(run: &Run) -> Judgement {
     }
     // A run that broke off before its final reads leaves things unread that nobody lost.
     let broke_off = timeline.end_ns.is_none() || !timeline.harness_errors.is_empty();
-    let counts = |outcome: &&Outcome| !outcome.allowed && !(broke_off && outcome.anomaly == Anomaly::Unseen);
+    let counts = |outcome: &&Outcome| !(outcome.allowed || broke_off && outcome.anomaly == Anomaly::Unseen);
     let wrong = outcomes.iter().filter(counts).any(|outcome| outcome.findings.count > 0);
     let verdict = match (wrong, unknowns.is_empty(), rejections.is_empty()) {
         (true, ..) => Verdict::Anomalies,
@@ -168,6 +168,16 @@ mod tests {
         assert_eq!(verdict(&clean), Verdict::Rejected);
         clean.timeline.as_mut().unwrap().end_ns = None;
         assert_eq!(verdict(&clean), Verdict::Unknown);
+    }
+
+    #[test]
+    fn a_run_that_broke_off_accuses_nobody_of_what_it_did_not_read() {
+        let mut unseen = run(plant::lost_tail(&simple_log(1)).0);
+        assert_eq!(verdict(&unseen), Verdict::Anomalies);
+        unseen.timeline.as_mut().unwrap().harness_errors.push((1, "interrupted".to_owned()));
+        assert_eq!(verdict(&unseen), Verdict::Unknown);
+        unseen.timeline = Ok(Timeline::default());
+        assert_eq!(verdict(&unseen), Verdict::Unknown);
     }
 
     #[test]

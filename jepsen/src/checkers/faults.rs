@@ -96,6 +96,12 @@ mod tests {
     }
 
     #[test]
+    fn a_broker_that_ended_by_itself_is_named() {
+        let timeline = Timeline { broker_ends: vec![(1_500_000_000, "n2: it panicked".into())], ..Timeline::default() };
+        assert_eq!(rejections(&[], &timeline, &history()), ["at 1.500 s, n2: it panicked"]);
+    }
+
+    #[test]
     fn a_recovery_that_the_history_does_not_show_is_named() {
         let late = Fault {
             stop_ns: Some(history().end_ns() + 1),

@@ -248,7 +248,8 @@ impl Client for HttpClient {
             Sent::Failed(why) | Sent::Unknown(why) => why,
             Sent::At(_) => "an append".to_owned(),
         })?;
-        let answer: FetchAnswer = serde_json::from_str(&body).map_err(|error| format!("{error}: {}", excerpt(&body)))?;
+        let answer: FetchAnswer =
+            serde_json::from_str(&body).map_err(|error| format!("{error}: {}", excerpt(&body)))?;
         let mut foreign = Vec::new();
         let mut records = Vec::with_capacity(answer.records.len());
         for record in answer.records {

@@ -48,7 +48,8 @@ impl Admin {
     /// Why a broker is not ready; `Ok` if it is.
     pub async fn ready(&self, broker: usize) -> Result<(), String> {
         let answer = self.http.get(format!("{}/readyz", self.brokers[broker])).send().await;
-        let answer = answer.map_err(|error| if error.is_connect() { "no connection".to_owned() } else { error.to_string() })?;
+        let answer =
+            answer.map_err(|error| if error.is_connect() { "no connection".to_owned() } else { error.to_string() })?;
         if answer.status().is_success() {
             return Ok(());
         }

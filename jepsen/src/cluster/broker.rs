@@ -54,7 +54,10 @@ impl Broker {
 
     /// Ends it at once, whatever it is doing. Returns how it ended; perhaps it had ended before.
     pub async fn kill(mut self) -> Harness<ExitStatus> {
-        self.child.start_kill().or_else(|error| if error.raw_os_error() == Some(3) { Ok(()) } else { Err(error) }).doing("kill -9")?;
+        self.child
+            .start_kill()
+            .or_else(|error| if error.raw_os_error() == Some(3) { Ok(()) } else { Err(error) })
+            .doing("kill -9")?;
         tokio::time::timeout(KILL_TIMEOUT, self.child.wait()).await.doing("kill -9")?.doing("kill -9")
     }
 

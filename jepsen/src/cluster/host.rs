@@ -3,6 +3,8 @@
 //! It starts, stops and asks; which of that is a fault, and when, is the nemesis's affair. A broker that ends without having been
 //! told to is noticed here and remembered until somebody asks.
 
+use std::fs::File;
+use std::io::{BufRead as _, BufReader, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::time::{Duration, Instant};
@@ -21,6 +23,8 @@ const HTTP_PORT: u16 = 8090;
 const PEER_PORT: u16 = 7090;
 /// How long a broker may take to stop when asked to.
 const STOP_PATIENCE: Duration = Duration::from_secs(32);
+/// What a panic says in a log.
+const PANIC: &[u8] = b"panicked at";
 /// Between two looks at something that is waited for.
 const LOOK: Duration = Duration::from_millis(100);
 
@@ -45,6 +49,8 @@ pub struct Host {
     pub paused: bool,
     broker: Option<Broker>,
     log: PathBuf,
+    /// How much of the log was looked at.
+    log_seen: u64,
 }
 
 /// All of them.
@@ -69,7 +75,14 @@ impl Cluster {
         for number in 0..hosts {
             let name = network::name(number);
             let disk = Disk::create(dir, &name, tuning.disk_bytes).await?;
-            made.push(Host { number, disk, paused: false, broker: None, log: dir.join(format!("{name}.log")) });
+            made.push(Host {
+                number,
+                disk,
+                paused: false,
+                broker: None,
+                log: dir.join(format!("{name}.log")),
+                log_seen: 0,
+            });
         }
         let mut cluster = Self { hosts: made, network, admin, binary: binary.to_owned(), tuning };
         for host in 0..hosts {
@@ -87,7 +100,9 @@ impl Cluster {
     pub fn set_clock(&mut self, host: usize, offset: &str) -> Harness<()> {
         let path = clock_path(host);
         let aside = path.with_extension("new");
-        std::fs::write(&aside, format!("{offset}\n")).and_then(|()| std::fs::rename(&aside, &path)).doing(path.display())
+        std::fs::write(&aside, format!("{offset}\n"))
+            .and_then(|()| std::fs::rename(&aside, &path))
+            .doing(path.display())
     }
 
     /// Starts a broker; no error says that it will get anywhere.
@@ -189,6 +204,23 @@ impl Cluster {
             host.broker = None;
         }
         Ok(ended)
+    }
+
+    /// The first panic in a broker's log since the last look.
+    pub fn new_panic(&mut self, host: usize) -> Harness<Option<String>> {
+        let host = &mut self.hosts[host];
+        let Ok(mut log) = File::open(&host.log) else { return Ok(None) };
+        log.seek(SeekFrom::Start(host.log_seen)).doing(host.log.display())?;
+        let mut log = BufReader::new(log);
+        let (mut line, mut found) = (Vec::new(), None);
+        while log.read_until(b'\n', &mut line).doing(host.log.display())? > 0 {
+            host.log_seen += line.len() as u64;
+            if found.is_none() && line.windows(PANIC.len()).any(|words| words == PANIC) {
+                found = Some(String::from_utf8_lossy(&line).trim().to_owned());
+            }
+            line.clear();
+        }
+        Ok(found)
     }
 
     /// Waits until a broker is ready; `Err`: what it said last.

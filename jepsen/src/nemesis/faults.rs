@@ -141,6 +141,7 @@ impl<C: Connector> Nemesis<C> {
 
     /// Cuts the power. A broker may still run for a moment then, with a dead disk, or stand still before; both happen.
     async fn cut_power(&mut self, hosts: &[usize]) -> Harness<Option<String>> {
+        self.fragile.extend(hosts);
         let at_once = self.random.percent(50);
         for host in hosts.iter().filter(|_| at_once) {
             self.cluster.pause(*host)?;
@@ -179,7 +180,8 @@ impl<C: Connector> Nemesis<C> {
             let lost = self.cluster.network.lost().await?;
             let on_these: u64 = ways.iter().filter_map(|way| lost.get(way)).sum();
             let silent = ways.iter().filter(|way| lost.get(way).is_none_or(|count| *count == 0)).count();
-            let evidence = format!("{on_these} packets were dropped, on {} of {} ways", ways.len() - silent, ways.len());
+            let evidence =
+                format!("{on_these} packets were dropped, on {} of {} ways", ways.len() - silent, ways.len());
             self.seen(open.id, (on_these > 0).then_some(evidence));
         }
         Ok(())

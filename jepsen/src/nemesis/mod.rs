@@ -43,7 +43,7 @@ pub struct Nemesis<C: Connector> {
     /// Tells people what happens.
     pub progress: fn(&Recorder, &str),
     probe: Probe<C>,
-    /// Hosts whose brokers may end by themselves now.
+    /// Hosts whose brokers may end by themselves, or panic, until the next recovery: something was done to their disks.
     fragile: Vec<usize>,
 }
 
@@ -142,16 +142,19 @@ impl<C: Connector> Nemesis<C> {
         leaders
     }
 
-    /// Brokers that ended without being told to: those that were not meant to are an accusation.
+    /// Brokers that ended without being told to, or panicked: those that were not meant to are an accusation.
     pub fn note_ends(&mut self) -> Harness<()> {
         for host in 0..self.hosts() {
-            let Some(status) = self.cluster.ended_by_itself(host)? else { continue };
-            let (broker, what) = (network::name(host), format!("it ended by itself: {status}"));
-            self.say(&format!("{broker}: {what}"));
-            if !self.fragile.contains(&host) {
-                self.recorder.tell(|time_ns| Entry::BrokerEnded { time_ns, broker, what });
-                // One that ends again and again until the next recovery says nothing new.
-                self.fragile.push(host);
+            let panic = self.cluster.new_panic(host)?.map(|line| format!("it panicked: {line}"));
+            let end = self.cluster.ended_by_itself(host)?.map(|status| format!("it ended by itself: {status}"));
+            for what in [panic, end].into_iter().flatten() {
+                let broker = network::name(host);
+                self.say(&format!("{broker}: {what}"));
+                if !self.fragile.contains(&host) {
+                    self.recorder.tell(|time_ns| Entry::BrokerEnded { time_ns, broker, what });
+                    // One that ends again and again until the next recovery says nothing new.
+                    self.fragile.push(host);
+                }
             }
         }
         Ok(())

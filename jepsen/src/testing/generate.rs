@@ -7,8 +7,8 @@
 use std::collections::BTreeMap;
 
 use crate::checkers::workloads::Workload;
-use crate::random::Random;
 use crate::history::{Action, ClaimedRange, Event, History, Key, Kind, MicroOp, Offset, Process, Value};
+use crate::random::Random;
 
 #[derive(Clone, Copy, PartialEq)]
 enum State {
