@@ -1,6 +1,7 @@
 //! What only the whole can show, linked as one binary: each module here is one theme.
 #![allow(clippy::unwrap_used, missing_docs, unreachable_pub)]
 
+mod alter;
 mod cli;
 mod exactly_once;
 mod http;
