@@ -16,7 +16,12 @@ use std::time::Duration;
 
 use bytes::{Buf, BufMut, BytesMut};
 use pontoon_raft::log::SegmentInfo;
-use pontoon_raft::types::Offset;
+use pontoon_raft::types::{Offset, Outcome};
+use tokio::time::timeout;
+
+use super::verdict::Verdict;
+use super::{Partition, ReplicatedLog};
+use crate::error::{Code, Result};
 
 /// How many log starts are remembered: the one that holds, and those whose entries may not be committed yet.
 const STARTS_KEPT: usize = 4;
@@ -186,7 +191,37 @@ impl Retained {
         let starts_rise = retained.starts.windows(2).all(|pair| pair[0].0 < pair[1].0 && pair[0].1 < pair[1].1);
         let times_rise = retained.times.windows(2).all(|pair| pair[0].0 < pair[1].0);
         let fits = starts <= STARTS_KEPT && times <= TIMES_KEPT && saved.is_empty();
-        if starts_rise && times_rise && fits { Ok(retained) } else { Err(format!("{retained:?}, {} more", saved.len())) }
+        if starts_rise && times_rise && fits {
+            Ok(retained)
+        } else {
+            Err(format!("{retained:?}, {} more", saved.len()))
+        }
+    }
+}
+
+impl<L: ReplicatedLog> Partition<L> {
+    /// Lets the log start at `offset` from now on, on every replica, and writes down what time it is. Leader only. Returns where
+    /// it starts: never before where it did. On return that is committed and applied here; the room is given back behind.
+    ///
+    /// Errors: `OFFSET_OUT_OF_RANGE` above the high watermark, as of a produce otherwise.
+    pub async fn start_log_at(&self, offset: Offset, now_ms: i64, wait: Duration) -> Result<Offset> {
+        let high_watermark = *self.log.watch_high_watermark().borrow();
+        if offset > high_watermark {
+            let what = format!("the log cannot start at {offset}, beyond the high watermark {high_watermark}");
+            return Err(self.error(Code::OffsetOutOfRange, what));
+        }
+        let verdict = Verdict::Retention { log_start: offset.0, time_ms: now_ms };
+        let answered = timeout(wait, self.log.propose(verdict.encode(), None)).await;
+        let appended = answered
+            .map_err(|_| self.error(Code::OutcomeUnknown, "the log start was not moved within the timeout"))?
+            .map_err(|error| self.propose_error(error))?;
+        match &appended.outcome {
+            Outcome::Void { verdict } => match Verdict::decode(verdict) {
+                Some(Verdict::Retention { log_start, .. }) => Ok(Offset(log_start)),
+                other => Err(self.error(Code::Internal, format_args!("moving the log start was answered {other:?}"))),
+            },
+            other => Err(self.error(Code::Internal, format_args!("moving the log start was answered {other:?}"))),
+        }
     }
 }
 

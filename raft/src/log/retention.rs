@@ -25,9 +25,10 @@ pub struct SegmentAge {
 }
 
 impl Log {
-    /// Closes a segment at this size from now on. Default: [`crate::config::RaftConfig::segment_bytes_max`].
+    /// Closes a segment at this size from now on, at most at [`crate::config::RaftConfig::segment_bytes_max`], the default.
     pub fn set_segment_bytes_max(&self, bytes: u64) {
-        self.segment_bytes_max.store(bytes.max(1), Ordering::Relaxed);
+        let most = self.context.config.segment_bytes_max;
+        self.segment_bytes_max.store(bytes.clamp(1, most.max(1)), Ordering::Relaxed);
     }
 
     /// Closes the last segment: the next append opens another.
