@@ -6,6 +6,7 @@ mod cli;
 mod exactly_once;
 mod http;
 mod lifecycle;
+mod repair;
 mod retention;
 mod support;
 mod tidy;

@@ -15,12 +15,13 @@ use tokio::time::{Instant, sleep_until};
 
 use super::routing::Hosted;
 use super::shared::Shared;
+use crate::catalog::state::{CatalogState, TopicId, TopicRecord};
 use crate::catalog::topic_config::TopicConfig;
 use crate::partition::retention::{RetentionPolicy, is_old, plan};
 
 /// Most partitions that are looked at at a time: each may write a snapshot and wait for the disk.
 const CONCURRENT: usize = 8;
-/// Changes of the catalog are waited for this long before the next look.
+/// After one look the next comes no sooner than this, whatever changes.
 const GATHER: Duration = Duration::from_secs(1);
 /// How long a leader waits until its decision is committed. If it never is, the next look decides again.
 const PROPOSE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -34,6 +35,7 @@ pub(super) type Clock = fn() -> i64;
 pub(super) async fn run(shared: Arc<Shared>, clock: Clock, mut stop: watch::Receiver<bool>) {
     let interval = shared.config.retention_check_interval;
     let mut changes = shared.catalog.watch();
+    let mut seen = shared.catalog.state();
     let mut noted = BTreeMap::new();
     let mut last = Instant::now();
     let mut due = last + interval;
@@ -46,7 +48,11 @@ pub(super) async fn run(shared: Arc<Shared>, clock: Clock, mut stop: watch::Rece
                 if changed.is_err() {
                     return;
                 }
-                due = due.min(last + GATHER);
+                let state = shared.catalog.state();
+                if configuration_changed(&seen, &state) {
+                    due = due.min(last + GATHER);
+                }
+                seen = state;
                 continue;
             }
         }
@@ -58,6 +64,15 @@ pub(super) async fn run(shared: Arc<Shared>, clock: Clock, mut stop: watch::Rece
         last = Instant::now();
         due = last + interval;
     }
+}
+
+/// Whether a topic that was there has another configuration now.
+fn configuration_changed(seen: &CatalogState, now: &CatalogState) -> bool {
+    let changed = |(id, topic): (&TopicId, &Arc<TopicRecord>)| {
+        let before = seen.topics().get(id);
+        before.is_some_and(|before| !Arc::ptr_eq(before, topic) && before.config != topic.config)
+    };
+    now.topics().iter().any(changed)
 }
 
 impl Shared {

@@ -7,8 +7,10 @@
 //! goes on while the broker hands its leaderships over, passing requests on to where they went.
 
 mod fetch;
+mod keyed;
 mod leader;
 mod metrics;
+mod partitioner;
 mod produce;
 mod refusal;
 mod request;
@@ -33,6 +35,7 @@ use tracing::{Instrument, debug, debug_span, warn};
 use crate::broker::Broker;
 use crate::config::{Config, Limits, host_of};
 use crate::error::Code;
+use partitioner::RoundRobin;
 use refusal::Refusal;
 
 /// How long a connection to another broker may take.
@@ -64,6 +67,8 @@ struct Shared {
     answer_bytes: Arc<Semaphore>,
     /// Connections to other brokers' HTTP.
     peers: reqwest::Client,
+    /// Which partition is next for records without a key.
+    turns: RoundRobin,
 }
 
 impl Shared {
@@ -124,6 +129,7 @@ impl Server {
             request_bytes: budget(),
             answer_bytes: budget(),
             peers,
+            turns: RoundRobin::default(),
         });
         metrics::handle();
         let closing = watch::Sender::new(false);

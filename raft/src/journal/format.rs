@@ -147,7 +147,11 @@ pub(super) struct Seed(u32);
 
 impl Seed {
     pub(super) fn new(identity: &JournalIdentity, epoch: u64, number: u64) -> Self {
-        let crc = crc32c(&identity.directory.to_le_bytes());
+        Self::of(identity.directory, epoch, number)
+    }
+
+    pub(super) fn of(directory: u128, epoch: u64, number: u64) -> Self {
+        let crc = crc32c(&directory.to_le_bytes());
         Self(crc32c_append(crc32c_append(crc, &epoch.to_le_bytes()), &number.to_le_bytes()))
     }
 }

@@ -38,9 +38,9 @@ const RETURNED_HEADERS: &[&str] = &[
     api::LOG_START_OFFSET,
     api::LEADER_EPOCH,
 ];
-/// Pause before the first further attempt; it doubles up to [`PAUSE_MAX`].
 /// How long a read may go on once the broker stops.
 const STOPPING_GRACE: Duration = Duration::from_secs(1);
+/// Pause before the first further attempt; it doubles up to [`PAUSE_MAX`].
 const PAUSE_MIN: Duration = Duration::from_millis(5);
 const PAUSE_MAX: Duration = Duration::from_millis(100);
 /// How often a waiting request looks whether the broker it waits for still leads.
@@ -261,7 +261,7 @@ impl Passable {
             high_watermark: Offset(high),
             log_end_offset: Offset(high),
         });
-        Err(Refusal { error, offsets })
+        Err(Refusal { offsets, ..Refusal::from(error) })
     }
 
     /// The request went out and its answer did not come back.
