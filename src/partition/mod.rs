@@ -14,6 +14,7 @@ mod proposal;
 mod replicated_log;
 pub mod retention;
 pub mod verdict;
+mod wait;
 
 #[cfg(test)]
 mod fake_log;

@@ -366,6 +366,16 @@ impl Log {
         told
     }
 
+    /// Vote, purge boundary and last entry, once all that they say is durable: what a starting core may rely on. (openraft takes
+    /// for flushed what it finds; but when a core ended in the middle, the last round may still be on its way.)
+    pub(crate) async fn durable_state(&self) -> Result<(Option<Vote>, Option<LogId>, Option<LogId>), Stopped> {
+        let (found, told) = {
+            let mut state = self.state.lock();
+            ((state.vote, state.purged, state.head.last), Self::last_submitted(&mut state))
+        };
+        self.durable(told).await.map(|_| found)
+    }
+
     /// Waits for what [`Self::last_submitted`] gave.
     pub(crate) async fn durable(&self, told: oneshot::Receiver<Lsn>) -> Result<Lsn, Stopped> {
         tokio::select! {
