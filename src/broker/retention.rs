@@ -128,7 +128,7 @@ async fn retain(hosted: &Hosted, config: &TopicConfig, may_note: bool, now: i64)
         }
     }
     if let Err(error) = group.trim().await {
-        tracing::debug!(group = %group.group(), %error, "segments below the log start stay for now");
+        tracing::debug!(group = %group.group(), %error, "segments below the log start stay until the next look");
     }
     wrote
 }
