@@ -146,6 +146,45 @@ fn the_longest_idle_producer_is_dropped_when_one_more_comes() {
     assert_eq!(Producers::load(&log.table.save()).unwrap(), log.table);
 }
 
+/// Its first batch, appended and never answered, comes again after the table has run over: it must not be written twice.
+#[test]
+fn a_dropped_producer_that_retries_its_first_batch_is_not_taken_for_a_new_one() {
+    let mut log = TestLog::default();
+    log.append(batch(1, producer(1, 0, 0)), None, 1).unwrap();
+    let others = |from: i64| (from..).take(PRODUCERS_MAX);
+    for id in others(1000) {
+        log.append(batch(1, producer(id, 0, 0)), None, 1).unwrap();
+    }
+    assert_eq!(log.append(batch(1, producer(1, 0, 0)), None, 1), Err(Verdict::UnknownProducer));
+    // It is so after a restart, too.
+    log.table = Producers::load(&log.table.save()).unwrap();
+    assert_eq!(log.append(batch(1, producer(1, 0, 0)), None, 1), Err(Verdict::UnknownProducer));
+    // Under a newer epoch it begins anew; others that never wrote here are new, whatever their ids.
+    assert!(log.append(batch(1, producer(0, 0, 0)), None, 1).is_ok());
+    assert!(log.append(batch(1, producer(1, 1, 0)), None, 1).is_ok());
+    assert_eq!(log.append(batch(1, producer(1, 0, 1)), None, 1), Err(Verdict::Fenced { epoch: 1 }));
+    for id in others(10_000) {
+        log.append(batch(1, producer(id, 0, 0)), None, 1).unwrap();
+    }
+    assert_eq!(log.append(batch(1, producer(1, 1, 0)), None, 1), Err(Verdict::UnknownProducer));
+    assert_eq!(Producers::load(&log.table.save()).unwrap(), log.table);
+}
+
+#[test]
+fn only_so_many_dropped_producers_are_remembered() {
+    let mut dropped = Dropped::default();
+    for id in 0..=DROPPED_MAX as i64 {
+        dropped.note(id, 3);
+    }
+    assert!(!dropped.holds(0, 0) && dropped.holds(1, 3), "the longest ago is forgotten");
+    dropped.note(1, 4);
+    dropped.note(0, 3);
+    assert_eq!((dropped.order.len(), dropped.epochs.len()), (DROPPED_MAX, DROPPED_MAX));
+    assert!(dropped.holds(0, 3) && dropped.holds(0, 2) && !dropped.holds(0, 4));
+    assert!(dropped.holds(1, 4), "dropped again, it is the newest but one");
+    assert!(!dropped.holds(2, 0) && dropped.holds(3, 0));
+}
+
 #[test]
 fn a_payload_that_is_no_proposal_is_void() {
     let at = AppendPosition { next_offset: 0, index: 1, term: 1 };
@@ -170,6 +209,12 @@ fn the_saved_form_is_the_one_of_the_header_comment() {
     ];
     let saved = log.table.save();
     assert_eq!(saved[..saved.len() - 4], golden.concat());
+    log.table.dropped.note(0x0304, 5);
+    let mut golden = golden.concat();
+    golden[0] = 2;
+    golden.extend([1, 0, 0, 0, 4, 3, 0, 0, 0, 0, 0, 0, 5, 0]);
+    let saved = log.table.save();
+    assert_eq!(saved[..saved.len() - 4], golden);
 }
 
 #[test]
@@ -181,7 +226,12 @@ fn a_saved_table_that_lies_is_refused() {
     assert_eq!(Producers::load(&good).unwrap().len(), 1);
     for (body, what) in [
         (vec![], "cut short"),
-        (vec![2, 0, 0, 0, 0], "version 2"),
+        (vec![3, 0, 0, 0, 0], "version 3"),
+        (vec![2, 0, 0, 0, 0], "cut short"),
+        (vec![2, 0, 0, 0, 0, 0, 0, 0, 0], "0 dropped"),
+        (vec![2, 0, 0, 0, 0, 255, 255, 255, 255], "4294967295 dropped"),
+        ([&[2, 0, 0, 0, 0, 2, 0, 0, 0][..], &[0; 20]].concat(), "dropped producer 0"),
+        ([&[2, 0, 0, 0, 0, 1, 0, 0, 0][..], &[255; 10]].concat(), "dropped producer -1"),
         (vec![1, 255, 255, 255, 255], "4294967295 producers"),
         (vec![1, 1, 0, 0, 0], "1 producers in 0 bytes"),
         ([&[1, 1, 0, 0, 0][..], &producer(-1, 1)].concat(), "producer -1"),
