@@ -149,25 +149,29 @@ fn the_longest_idle_producer_is_dropped_when_one_more_comes() {
 /// Its first batch, appended and never answered, comes again after the table has run over: it must not be written twice.
 #[test]
 fn a_dropped_producer_that_retries_its_first_batch_is_not_taken_for_a_new_one() {
-    let mut log = TestLog::default();
-    log.append(batch(1, producer(1, 0, 0)), None, 1).unwrap();
-    let others = |from: i64| (from..).take(PRODUCERS_MAX);
-    for id in others(1000) {
-        log.append(batch(1, producer(id, 0, 0)), None, 1).unwrap();
-    }
-    assert_eq!(log.append(batch(1, producer(1, 0, 0)), None, 1), Err(Verdict::UnknownProducer));
+    let (mut table, mut index) = (Producers::default(), 0);
+    let mut put = |table: &mut Producers, producer_id, epoch, sequence| {
+        let producer = ProducerSequence { producer_id, epoch, sequence };
+        let verdict = table.judge_sequence(producer, 1);
+        if verdict.is_none() {
+            index += 1;
+            table.note(producer, Batch { sequence, records: 1, base_offset: index, index, term: 1 });
+        }
+        verdict
+    };
+    assert_eq!(put(&mut table, 1, 0, 0), None);
+    assert!((1000..).take(PRODUCERS_MAX).all(|id| put(&mut table, id, 0, 0).is_none()));
+    assert_eq!(put(&mut table, 1, 0, 0), Some(Verdict::UnknownProducer));
     // It is so after a restart, too.
-    log.table = Producers::load(&log.table.save()).unwrap();
-    assert_eq!(log.append(batch(1, producer(1, 0, 0)), None, 1), Err(Verdict::UnknownProducer));
+    table = Producers::load(&table.save()).unwrap();
+    assert_eq!(put(&mut table, 1, 0, 0), Some(Verdict::UnknownProducer));
     // Under a newer epoch it begins anew; others that never wrote here are new, whatever their ids.
-    assert!(log.append(batch(1, producer(0, 0, 0)), None, 1).is_ok());
-    assert!(log.append(batch(1, producer(1, 1, 0)), None, 1).is_ok());
-    assert_eq!(log.append(batch(1, producer(1, 0, 1)), None, 1), Err(Verdict::Fenced { epoch: 1 }));
-    for id in others(10_000) {
-        log.append(batch(1, producer(id, 0, 0)), None, 1).unwrap();
-    }
-    assert_eq!(log.append(batch(1, producer(1, 1, 0)), None, 1), Err(Verdict::UnknownProducer));
-    assert_eq!(Producers::load(&log.table.save()).unwrap(), log.table);
+    assert_eq!(put(&mut table, 0, 0, 0), None);
+    assert_eq!(put(&mut table, 1, 1, 0), None);
+    assert_eq!(put(&mut table, 1, 0, 1), Some(Verdict::Fenced { epoch: 1 }));
+    assert!((10_000..).take(PRODUCERS_MAX).all(|id| put(&mut table, id, 0, 0).is_none()));
+    assert_eq!(put(&mut table, 1, 1, 0), Some(Verdict::UnknownProducer));
+    assert_eq!(Producers::load(&table.save()).unwrap(), table);
 }
 
 #[test]
