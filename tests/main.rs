@@ -4,6 +4,7 @@
 mod alter;
 mod cli;
 mod exactly_once;
+mod hostile;
 mod http;
 mod lifecycle;
 mod repair;

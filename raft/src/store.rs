@@ -456,9 +456,10 @@ async fn checkpoints(store: Weak<Store>, context: Arc<LogContext>) {
     let mut pause = context.config.checkpoint_interval;
     loop {
         tokio::select! {
-            () = tokio::time::sleep(pause) => {}
-            () = context.checkpoint_due.notified() => {}
+            biased;
             _ = context.stop.stopped() => return,
+            () = context.checkpoint_due.notified() => {}
+            () = tokio::time::sleep(pause) => {}
         }
         let Some(store) = store.upgrade() else { return };
         pause = context.config.checkpoint_interval;
@@ -481,8 +482,9 @@ async fn checkpoints(store: Weak<Store>, context: Arc<LogContext>) {
 async fn measurements(store: Weak<Store>, stop: StopSignal) {
     loop {
         tokio::select! {
-            () = tokio::time::sleep(MEASURE_INTERVAL) => {}
+            biased;
             _ = stop.stopped() => return,
+            () = tokio::time::sleep(MEASURE_INTERVAL) => {}
         }
         let Some(store) = store.upgrade() else { return };
         if let Err(error) = store.measure().await {

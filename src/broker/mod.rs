@@ -220,6 +220,11 @@ impl Broker {
         self.shared.route_wait(topic, partition, timeout).await
     }
 
+    /// Changes whenever [`Self::route`] may have another answer.
+    pub fn watch_routes(&self) -> tokio::sync::watch::Receiver<u64> {
+        self.shared.routing.watch()
+    }
+
     /// What records for a topic have to be divided by. `UNKNOWN_TOPIC`, once the controller has been asked too.
     pub async fn topic_shape(&self, topic: &str, timeout: Duration) -> Result<TopicShape> {
         self.shared.topic_shape(topic, timeout).await

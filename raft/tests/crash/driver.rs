@@ -93,6 +93,11 @@ impl Found {
         })
     }
 
+    /// Index of the last entry; 0 if there is none.
+    pub(crate) fn last_index(&self) -> u64 {
+        self.last.map_or(0, |last| last.index)
+    }
+
     /// The append state.
     pub(crate) fn producers(&self) -> &TestProducers {
         &self.producers
