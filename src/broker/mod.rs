@@ -18,6 +18,7 @@ use crate::catalog::topic_config::TopicConfig;
 use crate::config::Config;
 use crate::error::Result;
 use crate::partition::Partition;
+use crate::record_batch::BatchLimits;
 
 mod bootstrap;
 mod control;
@@ -25,6 +26,7 @@ mod leadership;
 mod lifecycle;
 mod membership;
 mod peer;
+mod retention;
 mod routing;
 mod shared;
 mod start;
@@ -58,6 +60,15 @@ pub struct ConfigEntry {
     pub broker: Option<String>,
     /// What counts if neither does.
     pub built_in: &'static str,
+}
+
+/// What has to be known of a topic before records are divided between its partitions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TopicShape {
+    /// How many partitions it has, as far as is known here; they only grow.
+    pub partitions: u32,
+    /// What a batch for any of them may have.
+    pub limits: BatchLimits,
 }
 
 /// A topic, described.
@@ -238,6 +249,16 @@ impl Broker {
     /// asks the controller for what this broker's copy of the catalog may not have yet.
     pub async fn route_wait(&self, topic: &str, partition: u32, timeout: Duration) -> Result<Route> {
         self.shared.route_wait(topic, partition, timeout).await
+    }
+
+    /// Changes whenever [`Self::route`] may have another answer.
+    pub fn watch_routes(&self) -> tokio::sync::watch::Receiver<u64> {
+        self.shared.routing.watch()
+    }
+
+    /// What records for a topic have to be divided by. `UNKNOWN_TOPIC`, once the controller has been asked too.
+    pub async fn topic_shape(&self, topic: &str, timeout: Duration) -> Result<TopicShape> {
+        self.shared.topic_shape(topic, timeout).await
     }
 
     /// A new producer id and epoch, never given out before.

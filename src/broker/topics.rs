@@ -11,7 +11,8 @@ use tokio::time::{Instant, timeout_at};
 use super::routing::Hosted;
 use super::shared::{Progress, Shared};
 use super::{
-    BrokerDescription, ClusterDescription, ConfigEntry, PartitionDescription, Route, TopicDescription, TopicSpec,
+    BrokerDescription, ClusterDescription, ConfigEntry, PartitionDescription, Route, TopicDescription, TopicShape,
+    TopicSpec,
 };
 use crate::catalog::command::PARTITIONS_MAX;
 use crate::catalog::names::check_topic_name;
@@ -229,6 +230,13 @@ impl Shared {
                 return Err(error);
             }
         }
+    }
+
+    pub(super) async fn topic_shape(&self, name: &str, timeout: Duration) -> Result<TopicShape> {
+        let topic = self.find_topic(name, Instant::now() + timeout).await?;
+        let state = self.catalog.state();
+        let record = state.topics().get(&topic).ok_or_else(|| unknown_topic(name))?;
+        Ok(TopicShape { partitions: record.partitions.len() as u32, limits: self.batch_limits(record) })
     }
 
     pub(super) async fn create_producer(&self, timeout: Duration) -> Result<(i64, i16)> {
