@@ -12,6 +12,7 @@ use clap::{Parser, Subcommand};
 use crate::checkers::CHECKERS;
 use crate::checkers::workloads::{TABLE, Workload};
 use crate::nemesis::kind::KINDS;
+use crate::nemesis::scenario::{self, SCENARIOS, Scenario};
 use crate::plan::Plan;
 use crate::report::Report;
 use crate::run_dir::{self, REPORT_HTML, RESULTS_JSON};
@@ -54,6 +55,9 @@ struct RunArgs {
     /// Which faults: names or families of `list`, `all`, `none` [default: all]
     #[arg(long, value_name = "LIST")]
     nemesis: Option<String>,
+    /// A scenario of `list`, which decides about faults, brokers and clients
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["nemesis", "nodes", "workload"])]
+    scenario: Option<String>,
     /// What the clients do: single or mixed [default: single]
     #[arg(long, value_name = "NAME", value_parser = clap::builder::PossibleValuesParser::new(["single", "mixed"]))]
     workload: Option<String>,
@@ -73,21 +77,25 @@ struct RunArgs {
 
 impl RunArgs {
     fn asks_for_a_run(&self) -> bool {
-        let words = [&self.nodes, &self.nemesis, &self.workload];
+        let words = [&self.nodes, &self.nemesis, &self.workload, &self.scenario];
         words.iter().any(|word| word.is_some()) || self.time.is_some() || self.seed.is_some() || self.out.is_some()
     }
 
     fn plan(&self, binary: PathBuf) -> Plan {
+        let scenario = self.scenario.as_deref().and_then(scenario::find);
         let (nodes, faults) = (self.nodes.as_deref().unwrap_or("5"), self.nemesis.as_deref().unwrap_or("all"));
         let mixed = self.workload.as_deref() == Some("mixed");
         let clock = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let nodes = scenario.map_or(if nodes == "3" { 3 } else { 5 }, |scenario| scenario.nodes);
+        let workload = if mixed { Workload::Mixed } else { Workload::Single };
         Plan {
-            name: format!("{faults} on {nodes} brokers"),
-            workload: if mixed { Workload::Mixed } else { Workload::Single },
+            name: format!("{} on {nodes} brokers", self.scenario.as_deref().unwrap_or(faults)),
+            workload: scenario.map_or(workload, |scenario| scenario.workload),
             seed: self.seed.unwrap_or(clock),
-            nodes: if nodes == "3" { 3 } else { 5 },
+            nodes,
             time_s: self.time.unwrap_or(300),
             faults: vec![faults.to_owned()],
+            scenario: self.scenario.clone(),
             clients: self.clients as usize,
             rate: self.rate,
             binary,
@@ -97,7 +105,7 @@ impl RunArgs {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// What is checked, what each workload may show, and which faults there are
+    /// What is checked, what each workload may show, which faults and scenarios there are
     List,
     /// The inner half of a run; only the outer half calls it
     #[command(hide = true)]
@@ -143,7 +151,7 @@ fn one_run(args: &RunArgs, out: &mut impl Write, err: &mut impl Write) -> Result
     start::check_machine(&plan)?;
     plan.binary = start::binary(args.bin.as_deref(), err)?;
     let clock = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    let words = plan.faults.join("-").replace([',', ' '], "-");
+    let words = plan.scenario.clone().unwrap_or_else(|| plan.faults.join("-").replace([',', ' '], "-"));
     let dir = args.out.clone().unwrap_or_else(|| {
         PathBuf::from("jepsen-runs").join(format!("{}n-{words}-seed{}-{clock}", plan.nodes, plan.seed))
     });
@@ -205,5 +213,8 @@ fn list(out: &mut impl Write) -> io::Result<()> {
         writeln!(out, "  {:<22} {}\n  {:<22} may show: {allowed}", row.name, row.summary, "")?;
     }
     writeln!(out, "\nfaults")?;
-    KINDS.iter().try_for_each(|row| writeln!(out, "  {:<22} {}", row.name, row.summary))
+    KINDS.iter().try_for_each(|row| writeln!(out, "  {:<22} {}", row.name, row.summary))?;
+    writeln!(out, "\nscenarios, and who had the bug")?;
+    let line = |row: &Scenario| writeln!(out, "  {:<32} {}\n  {:<32} {}", row.name, row.summary, "", row.found_in);
+    SCENARIOS.iter().try_for_each(line)
 }
