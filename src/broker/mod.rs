@@ -26,6 +26,7 @@ mod leadership;
 mod lifecycle;
 mod membership;
 mod peer;
+mod retention;
 mod routing;
 mod shared;
 mod start;
