@@ -10,6 +10,7 @@ use crate::support::{Cluster, PATIENCE, read};
 mod by_key;
 mod forms;
 mod limits;
+mod openapi;
 mod tails;
 
 fn records_url(cluster: &Cluster, id: u32, topic: &str) -> String {

@@ -12,6 +12,7 @@ mod fetch;
 mod keyed;
 mod leader;
 mod metrics;
+mod openapi;
 mod partitioner;
 mod produce;
 mod refusal;
