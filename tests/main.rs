@@ -6,5 +6,6 @@ mod cli;
 mod exactly_once;
 mod http;
 mod lifecycle;
+mod observability;
 mod support;
 mod tidy;

@@ -363,6 +363,7 @@ impl Shared {
             limits: BatchLimits { record_bytes_max, batch_bytes_max: own.request_bytes_max, ..BatchLimits::default() },
             storage_has_room: Arc::new(move || store.upgrade().is_some_and(|store| store.available_bytes() > reserve)),
             broker_alive: Arc::new(move |id| broker.upgrade().is_some_and(|broker| broker.alive(id))),
+            instruments: self.instruments.partitions.clone(),
         }
     }
 

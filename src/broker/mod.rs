@@ -24,6 +24,7 @@ mod control;
 mod leadership;
 mod lifecycle;
 mod membership;
+pub mod observe;
 mod peer;
 mod routing;
 mod shared;

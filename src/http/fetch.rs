@@ -16,10 +16,10 @@ use tokio::sync::OwnedSemaphorePermit;
 use crate::api::fetched::RecordsJson;
 use crate::api::{self, OffsetsAnswer};
 use crate::error::Code;
+use crate::http::Shared;
 use crate::http::leader::{AtLeader, Passable, Repeat};
 use crate::http::refusal::Refusal;
 use crate::http::request::{Params, Target, accept, reserve};
-use crate::http::{Shared, metrics};
 use crate::partition::{Consistency, Fetch, FetchFrom, Fetched, Partition};
 use crate::record_batch::BatchHeader;
 
@@ -168,7 +168,7 @@ impl FetchWork<'_> {
 
     fn batches(&self, fetched: Fetched, permit: OwnedSemaphorePermit) -> Response {
         let bytes: usize = fetched.batches.iter().map(Bytes::len).sum();
-        metrics::fetched(records_in(&fetched), bytes);
+        self.shared.metrics.partitions.served(records_in(&fetched), bytes);
         let headers = [
             (header::CONTENT_TYPE.as_str(), BATCHES.to_owned()),
             (header::CONTENT_LENGTH.as_str(), bytes.to_string()),
@@ -191,7 +191,8 @@ impl FetchWork<'_> {
             // A large answer takes a while to write down; others get their turn.
             tokio::task::yield_now().await;
         }
-        metrics::fetched(json.count() as u64, fetched.batches.iter().map(Bytes::len).sum());
+        let bytes = fetched.batches.iter().map(Bytes::len).sum();
+        self.shared.metrics.partitions.served(json.count() as u64, bytes);
         let (head, records) = json.finish(&self.target.topic, self.target.partition, &fetched, complete);
         let headers = [
             (header::CONTENT_TYPE.as_str(), JSON.to_owned()),

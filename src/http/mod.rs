@@ -8,7 +8,7 @@
 
 mod fetch;
 mod leader;
-mod metrics;
+pub mod metrics;
 mod produce;
 mod refusal;
 mod request;
@@ -64,6 +64,7 @@ struct Shared {
     answer_bytes: Arc<Semaphore>,
     /// Connections to other brokers' HTTP.
     peers: reqwest::Client,
+    metrics: metrics::Metrics,
 }
 
 impl Shared {
@@ -124,8 +125,8 @@ impl Server {
             request_bytes: budget(),
             answer_bytes: budget(),
             peers,
+            metrics: metrics::Metrics::new(config.broker_id),
         });
-        metrics::handle();
         let closing = watch::Sender::new(false);
         let accepting = tokio::spawn(accept(listener, Arc::clone(&shared), closing.subscribe()));
         Ok(Server { shared, address, advertised, closing, accepting })
@@ -195,8 +196,9 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>, mut closing: watch::
         let service = TowerToHyperService::new(router.clone());
         let connection = builder(&shared.limits).serve_connection(io, service);
         let connection = connections.watch(connection);
+        let open = shared.metrics.open_connection();
         let serving = async move {
-            let _open = (place, metrics::OpenConnection::new());
+            let _open = (place, open);
             if let Err(error) = connection.await {
                 debug!(%error, "an HTTP connection ended");
             }

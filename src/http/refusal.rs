@@ -6,7 +6,6 @@ use axum::response::{IntoResponse, Response};
 
 use crate::api::ErrorBody;
 use crate::error::{Code, Error};
-use crate::http::metrics;
 use crate::partition::Offsets;
 
 /// An error on its way to the client.
@@ -40,12 +39,12 @@ impl From<(Code, String)> for Refusal {
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
         let code = self.error.code;
-        metrics::refused(code);
         let mut body = ErrorBody::from(&self.error);
         body.log_start_offset = self.offsets.map(|offsets| offsets.log_start_offset.0);
         body.high_watermark = self.offsets.map(|offsets| offsets.high_watermark.0);
         let status = StatusCode::from_u16(code.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let mut response = (status, Json(&body)).into_response();
+        response.extensions_mut().insert(code); // The router counts it.
         if let Some(ms) = body.retry_after_ms {
             // The header knows whole seconds only; the body has the exact figure.
             let seconds = HeaderValue::from(ms.div_ceil(1000).max(1));

@@ -7,6 +7,7 @@
 mod append;
 mod application;
 mod fetch;
+mod instruments;
 pub mod producers;
 mod proposal;
 mod replicated_log;
@@ -26,6 +27,7 @@ use pontoon_raft::types::{BrokerId, Offset};
 use tokio::sync::Semaphore;
 
 pub use application::PartitionApplication;
+pub use instruments::PartitionInstruments;
 pub use replicated_log::ReplicatedLog;
 
 use crate::error::{Code, Error, Result};
@@ -148,6 +150,8 @@ pub struct PartitionOptions {
     pub storage_has_room: Arc<dyn Fn() -> bool + Send + Sync>,
     /// Whether the failure detector holds a broker alive; this broker always is.
     pub broker_alive: Arc<dyn Fn(BrokerId) -> bool + Send + Sync>,
+    /// What it counts and times with: its broker's.
+    pub instruments: Arc<PartitionInstruments>,
 }
 
 /// A partition whose replica is on this broker.

@@ -402,7 +402,7 @@ impl Group {
                         &vec![*sequence as u8; *size],
                     );
                     *sequence += u32::from(!refused);
-                    let proposal = Proposal { payload, flushed: None };
+                    let proposal = Proposal { payload, flushed: None, stages: None };
                     let payload = openraft::EntryPayload::Normal(EntryData::Proposed(proposal));
                     entries.push(Entry { log_id: id(at), payload });
                 }
