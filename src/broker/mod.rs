@@ -18,6 +18,7 @@ use crate::catalog::topic_config::TopicConfig;
 use crate::config::Config;
 use crate::error::Result;
 use crate::partition::Partition;
+use crate::record_batch::BatchLimits;
 
 mod bootstrap;
 mod control;
@@ -46,6 +47,15 @@ pub struct TopicSpec {
     pub replicas: Option<u32>,
     /// Its configuration, by Kafka's names.
     pub config: BTreeMap<String, String>,
+}
+
+/// What has to be known of a topic before records are divided between its partitions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TopicShape {
+    /// How many partitions it has, as far as is known here; they only grow.
+    pub partitions: u32,
+    /// What a batch for any of them may have.
+    pub limits: BatchLimits,
 }
 
 /// A topic, described.
@@ -209,6 +219,16 @@ impl Broker {
     /// asks the controller for what this broker's copy of the catalog may not have yet.
     pub async fn route_wait(&self, topic: &str, partition: u32, timeout: Duration) -> Result<Route> {
         self.shared.route_wait(topic, partition, timeout).await
+    }
+
+    /// Changes whenever [`Self::route`] may have another answer.
+    pub fn watch_routes(&self) -> tokio::sync::watch::Receiver<u64> {
+        self.shared.routing.watch()
+    }
+
+    /// What records for a topic have to be divided by. `UNKNOWN_TOPIC`, once the controller has been asked too.
+    pub async fn topic_shape(&self, topic: &str, timeout: Duration) -> Result<TopicShape> {
+        self.shared.topic_shape(topic, timeout).await
     }
 
     /// A new producer id and epoch, never given out before.

@@ -10,7 +10,9 @@ use tokio::time::{Instant, timeout_at};
 
 use super::routing::Hosted;
 use super::shared::{Progress, Shared};
-use super::{BrokerDescription, ClusterDescription, PartitionDescription, Route, TopicDescription, TopicSpec};
+use super::{
+    BrokerDescription, ClusterDescription, PartitionDescription, Route, TopicDescription, TopicShape, TopicSpec,
+};
 use crate::catalog::names::check_topic_name;
 use crate::catalog::state::{PartitionRecord, TopicRecord};
 use crate::catalog::topic_config::{self, TopicConfig};
@@ -209,6 +211,13 @@ impl Shared {
                 return Err(error);
             }
         }
+    }
+
+    pub(super) async fn topic_shape(&self, name: &str, timeout: Duration) -> Result<TopicShape> {
+        let topic = self.find_topic(name, Instant::now() + timeout).await?;
+        let state = self.catalog.state();
+        let record = state.topics().get(&topic).ok_or_else(|| unknown_topic(name))?;
+        Ok(TopicShape { partitions: record.partitions.len() as u32, limits: self.batch_limits(record) })
     }
 
     pub(super) async fn create_producer(&self, timeout: Duration) -> Result<(i64, i16)> {

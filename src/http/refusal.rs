@@ -4,7 +4,7 @@ use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
-use crate::api::ErrorBody;
+use crate::api::{ErrorBody, RecordResult, TopicErrorBody};
 use crate::error::{Code, Error};
 use crate::partition::Offsets;
 
@@ -15,6 +15,8 @@ pub(super) struct Refusal {
     pub(super) error: Error,
     /// With `OFFSET_OUT_OF_RANGE`: what is in range.
     pub(super) offsets: Option<Offsets>,
+    /// Of a produce by key: what became of each record.
+    pub(super) results: Option<Vec<RecordResult>>,
 }
 
 impl Refusal {
@@ -26,7 +28,7 @@ impl Refusal {
 
 impl From<Error> for Refusal {
     fn from(error: Error) -> Self {
-        Self { error, offsets: None }
+        Self { error, offsets: None, results: None }
     }
 }
 
@@ -43,9 +45,13 @@ impl IntoResponse for Refusal {
         body.log_start_offset = self.offsets.map(|offsets| offsets.log_start_offset.0);
         body.high_watermark = self.offsets.map(|offsets| offsets.high_watermark.0);
         let status = StatusCode::from_u16(code.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        let mut response = (status, Json(&body)).into_response();
+        let retry_after_ms = body.retry_after_ms;
+        let mut response = match self.results {
+            None => (status, Json(body)).into_response(),
+            Some(results) => (status, Json(TopicErrorBody { error: body, results })).into_response(),
+        };
         response.extensions_mut().insert(code); // The router counts it.
-        if let Some(ms) = body.retry_after_ms {
+        if let Some(ms) = retry_after_ms {
             // The header knows whole seconds only; the body has the exact figure.
             let seconds = HeaderValue::from(ms.div_ceil(1000).max(1));
             response.headers_mut().insert(header::RETRY_AFTER, seconds);
@@ -77,7 +83,7 @@ mod tests {
     async fn out_of_range_tells_what_is_in_range() {
         let offsets = Offsets { log_start_offset: 3.into(), high_watermark: 9.into(), log_end_offset: 9.into() };
         let error = Error::new(Code::OffsetOutOfRange, "offset 10 is not in 3..=9");
-        let response = Refusal { error, offsets: Some(offsets) }.into_response();
+        let response = Refusal { offsets: Some(offsets), ..Refusal::from(error) }.into_response();
         assert_eq!(response.status(), StatusCode::RANGE_NOT_SATISFIABLE);
         let body = axum::body::to_bytes(response.into_body(), 1 << 16).await.unwrap();
         let body: ErrorBody = serde_json::from_slice(&body).unwrap();

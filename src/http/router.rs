@@ -17,13 +17,14 @@ use crate::config::host_of;
 use crate::error::Code;
 use crate::http::refusal::Refusal;
 use crate::http::request::{check_path, text_header};
-use crate::http::{Shared, fetch, produce, topics};
+use crate::http::{Shared, fetch, keyed, produce, topics};
 
 /// The whole API (API.md).
 pub(super) fn router(shared: Arc<Shared>) -> Router {
     Router::new()
         .route("/v1/topics", get(topics::list).post(topics::create))
         .route("/v1/topics/{topic}", get(topics::describe).patch(topics::alter).delete(topics::delete))
+        .route("/v1/topics/{topic}/records", post(keyed::produce))
         .route("/v1/topics/{topic}/partitions/{partition}/records", get(fetch::fetch).post(produce::produce))
         .route("/v1/topics/{topic}/partitions/{partition}/offsets", get(fetch::offsets))
         .route("/v1/producers", post(topics::create_producer))

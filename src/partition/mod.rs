@@ -12,6 +12,7 @@ pub mod producers;
 mod proposal;
 mod replicated_log;
 pub mod verdict;
+mod wait;
 
 #[cfg(test)]
 mod fake_log;

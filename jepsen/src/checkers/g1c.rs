@@ -34,7 +34,7 @@ pub const REALTIME_CHECKER: Checker = Checker {
 mod tests {
     use super::*;
     use crate::checkers::workloads::Workload;
-    use crate::testing::{Story, found, found_in, plant, simple_log, transactions};
+    use crate::testing::{Story, found, found_in, found_names, plant, simple_log, transactions};
 
     #[test]
     fn two_transactions_that_see_each_other_are_named() {
@@ -68,6 +68,12 @@ mod tests {
         let findings = found(&history, Anomaly::G1cRealtime);
         assert!(findings.count > 0 && found(&history, Anomaly::G1c).count == 0);
         assert_eq!(findings.cases[0].events, planted.events);
+    }
+
+    #[test]
+    fn what_failed_is_no_part_of_a_circle() {
+        let history = Story::new().polled(1, &[(0, 0, 7)]).failed_send(0, &[(0, 0, 7)]).history();
+        assert_eq!(found_names(&history), ["G1a".to_owned()]);
     }
 
     #[test]

@@ -104,6 +104,12 @@ mod tests {
     }
 
     #[test]
+    fn an_unknown_write_that_only_a_failed_poll_saw_need_not_have_happened() {
+        let story = Story::new().sent_unknown(0, &[(0, None, 1)]).sent(1, &[(0, 1, 2)]).failed_poll(2, &[(0, 0, 1)]);
+        assert_eq!(found(&story.polled(3, &[(0, 1, 2)]).history(), Anomaly::LostWrite).count, 0);
+    }
+
+    #[test]
     fn a_value_that_still_stands_beyond_what_was_read_is_not_lost() {
         let story = Story::new().sent(0, &[(0, 0, 1)]).sent(0, &[(0, 1, 2)]).failed_poll(1, &[(0, 5, 1)]);
         assert_eq!(found(&story.polled(2, &[(0, 1, 2)]).history(), Anomaly::LostWrite).count, 0);

@@ -219,7 +219,7 @@ mod tests {
     use super::*;
     use crate::checkers::workloads::TABLE;
     use crate::history::{Action, Event, History, MicroOp};
-    use crate::testing::{Generator, found_names, plant, simple_log, transactions};
+    use crate::testing::{Generator, Story, found_names, plant, simple_log, transactions};
     use crate::timeline::Timeline;
 
     #[test]
@@ -339,6 +339,15 @@ mod tests {
         generator.events()
     }
 
+    /// `n` values, each sent once, and read by one process, ten at a time; but for those that `lost` picks.
+    fn sent_and_read_once(n: usize, lost: impl Fn(i64) -> bool) -> Vec<Event> {
+        let record = |at: usize| (0, at as u64, at as i64);
+        let story = (0..n).fold(Story::new(), |story, at| story.sent(at as u64 % 7, &[record(at)]));
+        let all: Vec<_> = (0..n).map(record).filter(|record| !lost(record.2)).collect();
+        let story = all.chunks(10).fold(story.seek(8, &[0]), |story, chunk| story.polled(8, chunk));
+        story.history().events().to_vec()
+    }
+
     fn polls(events: &mut [Event]) -> impl Iterator<Item = &mut Vec<(Offset, Value)>> {
         let steps = events.iter_mut().flat_map(|event| match &mut event.action {
             Action::Poll(steps) | Action::Txn(steps) => steps.as_mut_slice(),
@@ -355,6 +364,7 @@ mod tests {
     fn checkers_take_n_log_n_steps_over_correct_histories() {
         holds_to_n_log_n("single", Workload::Single, |n| generated(Workload::Single, n));
         holds_to_n_log_n("transactions", Workload::Txn, |n| generated(Workload::Txn, n));
+        holds_to_n_log_n("many values", Workload::Single, |n| sent_and_read_once(4 * n, |_| false));
     }
 
     #[test]
@@ -362,6 +372,17 @@ mod tests {
         holds_to_n_log_n("every other value lost", Workload::Single, |n| {
             let mut events = generated(Workload::Single, n);
             polls(&mut events).for_each(|pairs| pairs.retain(|(_, value)| value.0 % 2 == 0));
+            events
+        });
+        holds_to_n_log_n("many values, most of them lost", Workload::Single, |n| {
+            sent_and_read_once(4 * n, |value| value % 3 > 0 || value == 0)
+        });
+        holds_to_n_log_n("every linearizable read claims everything and has nothing", Workload::Single, |n| {
+            let mut events = generated(Workload::Single, n);
+            for event in events.iter_mut().filter(|event| event.linearizable) {
+                event.ranges.iter_mut().for_each(|range| range.from = Offset(0));
+                polls(std::slice::from_mut(event)).for_each(Vec::clear);
+            }
             events
         });
         holds_to_n_log_n("every poll backwards", Workload::Single, |n| {

@@ -108,6 +108,19 @@ mod tests {
     }
 
     #[test]
+    fn the_same_offset_is_not_behind() {
+        let history = Story::new().sent(0, &[(0, 5, 10)]).sent(1, &[(0, 5, 11)]).history();
+        assert_eq!(found(&history, Anomaly::RealtimeSendOrder).count, 1);
+    }
+
+    #[test]
+    fn what_need_not_have_happened_stands_nowhere() {
+        let story =
+            Story::new().sent(0, &[(0, 5, 10)]).sent_unknown(1, &[(0, Some(4), 11)]).failed_send(2, &[(0, 3, 12)]);
+        assert_eq!(found(&story.history(), Anomaly::RealtimeSendOrder).count, 0);
+    }
+
+    #[test]
     fn concurrent_sends_may_go_either_way() {
         let history = Story::new().overlapping_sends(&[(0, &[(0, 1, 10)]), (1, &[(0, 0, 11)])]).history();
         assert_eq!(found(&history, Anomaly::RealtimeSendOrder).count, 0);

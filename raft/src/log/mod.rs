@@ -54,10 +54,13 @@ pub(crate) struct LogContext {
     pub(crate) journalled_bytes: AtomicU64,
     /// Told when that is enough for the next one.
     pub(crate) checkpoint_due: Notify,
+    /// Bytes of frames appended since the directory was opened. What free space was measured without is told by it.
+    pub(crate) accepted_bytes: AtomicU64,
 }
 
 impl LogContext {
     fn count_journalled(&self, bytes: u64) {
+        self.accepted_bytes.fetch_add(bytes, Ordering::Relaxed);
         let before = self.journalled_bytes.fetch_add(bytes, Ordering::Relaxed);
         if before + bytes >= self.config.checkpoint_journal_bytes {
             self.checkpoint_due.notify_one();
@@ -351,6 +354,16 @@ impl Log {
             state.durable_waiters.push((state.submitted, tell));
         }
         told
+    }
+
+    /// Vote, purge boundary and last entry, once all that they say is durable: what a starting core may rely on. (openraft takes
+    /// for flushed what it finds; but when a core ended in the middle, the last round may still be on its way.)
+    pub(crate) async fn durable_state(&self) -> Result<(Option<Vote>, Option<LogId>, Option<LogId>), Stopped> {
+        let (found, told) = {
+            let mut state = self.state.lock();
+            ((state.vote, state.purged, state.head.last), Self::last_submitted(&mut state))
+        };
+        self.durable(told).await.map(|_| found)
     }
 
     /// Waits for what [`Self::last_submitted`] gave.

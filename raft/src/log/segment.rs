@@ -17,7 +17,7 @@ use parking_lot::Mutex;
 use super::base::Base;
 use super::frame::{FRAME_HEADER_BYTES, Frame, FrameError, FrameHeader};
 use super::index::SparseIndex;
-use crate::disk::{Disk, DiskFile, OpenMode};
+use crate::disk::{Disk, DiskFile, OpenMode, sync_failed};
 use crate::error::ReadError;
 use crate::journal::{ExtentTarget, SegmentName};
 use crate::types::{LogId, log_id};
@@ -148,7 +148,7 @@ impl SegmentFile {
         if self.is_retired() || !self.dirty.swap(false, Ordering::AcqRel) {
             return Ok(());
         }
-        let result = async { self.handle(false).await?.datasync().await }.await;
+        let result = async { self.handle(false).await?.datasync().await.map_err(sync_failed) }.await;
         if self.is_retired() { Ok(()) } else { result }
     }
 
@@ -208,11 +208,16 @@ impl SegmentFile {
 
     /// Closes the file if it is clean and nobody has read it since the last call. Returns whether it did.
     pub(crate) fn rest(&self) -> bool {
-        if self.touched.swap(false, Ordering::Relaxed) || self.is_dirty() {
+        if self.touched.swap(false, Ordering::Relaxed) {
             return false;
         }
-        self.handle.lock().take();
-        true
+        // Asked under the handle's lock: whoever writes marks it dirty before it takes the handle.
+        let mut handle = self.handle.lock();
+        let clean = !self.is_dirty();
+        if clean {
+            handle.take();
+        }
+        clean
     }
 }
 

@@ -93,6 +93,11 @@ impl Found {
         })
     }
 
+    /// Index of the last entry; 0 if there is none.
+    pub(crate) fn last_index(&self) -> u64 {
+        self.last.map_or(0, |last| last.index)
+    }
+
     /// The append state.
     pub(crate) fn producers(&self) -> &TestProducers {
         &self.producers
@@ -437,7 +442,7 @@ pub(crate) async fn look(replica: &Replica) -> Found {
         _ => Read::Internal(entry.log_id),
     };
     Found {
-        vote: store.read_vote().await.unwrap(),
+        vote: replica.log.vote(),
         purged: replica.log.purged_log_id(),
         last: replica.log.last_log_id(),
         entries: entries.into_iter().map(read).collect(),
