@@ -9,5 +9,6 @@ mod http;
 mod lifecycle;
 mod observability;
 mod repair;
+mod retention;
 mod support;
 mod tidy;

@@ -26,11 +26,11 @@ const HOMES: &[(&str, &[&str])] = &[
     ("bincode::", &["raft/src/codec.rs"]),
     ("std::fs", &["raft/src/disk", "src/config", "src/cli", "src/telemetry", "src/catalog/tables", "jepsen/src"]),
     ("tokio::fs", &["raft/src/disk", "src/cli"]),
-    ("rustix::fs", &["raft/src/disk"]),
-    ("std::thread", &["raft/src/disk", "src/catalog/tables"]),
+    ("rustix::fs", &["raft/src/disk", "jepsen/src"]),
+    ("std::thread", &["raft/src/disk", "src/catalog/tables", "jepsen/src"]),
     ("spawn_blocking", &["raft/src/disk", "src/catalog", "src/cli"]),
-    ("SystemTime", &["src"]),
-    ("std::time::Instant", &["src", "raft/src/disk"]),
+    ("SystemTime", &["src", "jepsen/src"]),
+    ("std::time::Instant", &["src", "raft/src/disk", "jepsen/src"]),
 ];
 
 /// Which rooms may not name which others.

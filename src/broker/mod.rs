@@ -27,6 +27,7 @@ mod lifecycle;
 mod membership;
 pub mod observe;
 mod peer;
+mod retention;
 mod routing;
 mod shared;
 mod start;
