@@ -415,7 +415,7 @@ impl Group {
                 vec![Entry { log_id: id(0), payload: openraft::EntryPayload::Membership(membership) }]
             }
             Append::LogStart(offset) => {
-                let proposal = Proposal { payload: test_log_start(offset), flushed: None };
+                let proposal = Proposal { payload: test_log_start(offset), flushed: None, stages: None };
                 vec![Entry { log_id: id(0), payload: openraft::EntryPayload::Normal(EntryData::Proposed(proposal)) }]
             }
             Append::Proposals(producer, sizes) => {
