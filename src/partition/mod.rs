@@ -9,6 +9,7 @@ mod append;
 mod append_state;
 mod application;
 mod fetch;
+mod observe;
 pub mod producers;
 mod proposal;
 mod replicated_log;
@@ -31,6 +32,7 @@ use tokio::sync::Semaphore;
 
 pub use append_state::PartitionState;
 pub use application::PartitionApplication;
+pub use observe::Follow;
 pub use replicated_log::ReplicatedLog;
 
 use crate::error::{Code, Error, Result};
