@@ -119,7 +119,7 @@ async fn a_time_is_found_by_the_frame_that_reaches_it() {
     // Only one stretch of the one segment that holds it is read, however long the log is.
     disk.record_trace();
     assert_eq!(log.offset_for_timestamp(1050, Offset(0), Offset(60)).await.unwrap(), Some(Offset(50)));
-    let read: Vec<_> = disk.take_trace().into_iter().filter(|op| in_segment(op)).map(|op| op.path).collect();
+    let read: Vec<_> = disk.take_trace().into_iter().filter(in_segment).map(|op| op.path).collect();
     assert!(read.iter().all(|path| *path == read[0]), "{read:?}");
 }
 
