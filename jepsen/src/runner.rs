@@ -26,7 +26,7 @@ const START_PATIENCE: Duration = Duration::from_secs(60);
 /// Without faults, before and after them.
 const CALM: Duration = Duration::from_secs(3);
 /// How long a final reader may take.
-const READ_PATIENCE: Duration = Duration::from_secs(120);
+const READ_PATIENCE: Duration = Duration::from_secs(60);
 /// How many final readers there are, each at another broker.
 const READERS: usize = 2;
 /// How long a run that was asked to stop may take to do so.

@@ -87,7 +87,7 @@ impl<C: Connector> Nemesis<C> {
             Kind::FailedFsync | Kind::RotStopped | Kind::RotRunning | Kind::RotTruncated => {
                 Hit::Hosts(targets::hosts(Pick::One, hosts, &[], &mut self.random))
             }
-            Kind::ClockJump | Kind::ClockRate | Kind::DiskFull | Kind::SlowFsync => {
+            Kind::ClockJump | Kind::ClockRate | Kind::DiskFull | Kind::SlowFsync | Kind::LyingFsync => {
                 let most = targets::minority(hosts).max(1);
                 Hit::Hosts(targets::free(1 + self.random.below(most), hosts, taken, &mut self.random))
             }
@@ -127,6 +127,7 @@ impl<C: Connector> Nemesis<C> {
             Kind::DiskFull => self.fill_disks(hosts),
             Kind::SlowFsync => self.trace(hosts, SyncFault::Slow(SLOW), means).await,
             Kind::FailedFsync => self.trace(hosts, SyncFault::Fails, means).await,
+            Kind::LyingFsync => self.trace(hosts, SyncFault::Lies, means).await,
             Kind::RotStopped => self.rot(hosts, Rot::Flip, true).await,
             Kind::RotRunning => self.rot(hosts, Rot::Flip, false).await,
             Kind::RotTruncated => self.rot(hosts, Rot::Truncate, true).await,
