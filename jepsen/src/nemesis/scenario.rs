@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::faults::{Hit, Open};
 use super::kind::{Kind, Pick, Shape};
-use super::{Nemesis, rot, targets};
+use super::{Nemesis, SEEN_PATIENCE, rot, targets};
 use crate::checkers::workloads::Workload;
 use crate::client::Connector;
 use crate::cluster::Harness;
@@ -230,7 +230,7 @@ impl<C: Connector> Nemesis<C> {
         let moment = Duration::from_micros(self.random.between(500_000, 2_500_000));
         self.wait(moment).await;
         for slow in &mut open {
-            self.confirm(slow).await?;
+            self.confirm(slow, SEEN_PATIENCE).await?;
         }
         let cut = self.inject_at(kind, Hit::Hosts(hosts)).await?;
         let hold = Duration::from_millis(self.random.between(0, 2_000));
@@ -267,7 +267,7 @@ impl<C: Connector> Nemesis<C> {
     async fn leader_cut_then_majority_killed(&mut self) -> Harness<()> {
         let mut cut = self.inject(LEADER_CUT, &[]).await?;
         self.hold(2_000, 4_000).await;
-        self.confirm(&mut cut).await?;
+        self.confirm(&mut cut, SEEN_PATIENCE).await?;
         let killed = self.inject(KILL_MAJORITY, &[]).await?;
         self.hold(1_000, 3_000).await;
         let ids = [cut.id, killed.id];
@@ -330,7 +330,7 @@ impl<C: Connector> Nemesis<C> {
         let all = Hit::Hosts((0..self.hosts()).collect());
         let mut lies = self.inject_at(Kind::LyingFsync, all.clone()).await?;
         self.hold(2_000, 3_000).await;
-        self.confirm(&mut lies).await?;
+        self.confirm(&mut lies, SEEN_PATIENCE).await?;
         let cut = self.inject_at(POWER_ALL, all).await?;
         self.end(vec![cut, lies]).await
     }
