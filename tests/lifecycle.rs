@@ -152,12 +152,12 @@ impl Drop for SmallDisk {
 #[tokio::test]
 async fn a_full_disk_refuses_produce_and_nothing_else_until_there_is_room() {
     let mib = 1 << 20;
-    let produce_reserve = format!("raft.reserve_produce_bytes={}", 400 * mib);
-    let append_reserve = format!("raft.reserve_append_bytes={}", 64 * mib);
+    let produce_reserve = format!("raft.reserve_produce_bytes={}", 48 * mib);
+    let append_reserve = format!("raft.reserve_append_bytes={}", 32 * mib);
     let journal = format!("raft.journal_file_bytes={}", 4 * mib);
     let args = ["--set", &produce_reserve, "--set", &append_reserve, "--set", &journal];
     let mut cluster = Cluster::prepare(1, &args);
-    let Some(disk) = SmallDisk::mount(cluster.data_dir(1), 700) else {
+    let Some(disk) = SmallDisk::mount(cluster.data_dir(1), 160) else {
         println!("skipped: mounting a small file system needs root");
         return;
     };
@@ -174,7 +174,7 @@ async fn a_full_disk_refuses_produce_and_nothing_else_until_there_is_room() {
             break (status, body);
         }
         acknowledged += 1;
-        assert!(acknowledged < 1000, "700 MiB took 500 MB twice");
+        assert!(acknowledged < 1000, "160 MiB took 500 MB");
     };
     assert_eq!(refused.0, StatusCode::INSUFFICIENT_STORAGE, "{}", refused.1);
     assert_eq!((&refused.1["error"], &refused.1["outcome"]), (&json!("STORAGE_FULL"), &json!("none")));
@@ -182,7 +182,7 @@ async fn a_full_disk_refuses_produce_and_nothing_else_until_there_is_room() {
 
     // Somebody else takes the rest: not a byte is free, and reads go on.
     let filler = disk.0.join("filler");
-    let _ = fs::write(&filler, vec![0; 700 * mib]);
+    let _ = fs::write(&filler, vec![0; 160 * mib]);
     assert_eq!(cluster.fetch_all(1, "t", 0).await.len(), acknowledged);
     let (status, body) = produce(&cluster, 1, "t", "", "small".into()).await;
     assert_eq!(status, StatusCode::INSUFFICIENT_STORAGE, "{body}");
@@ -190,7 +190,7 @@ async fn a_full_disk_refuses_produce_and_nothing_else_until_there_is_room() {
     // Nothing is lost by a crash at this point either.
     cluster.kill(1);
     fs::remove_file(&filler).unwrap();
-    let grown = Command::new("mount").args(["-o", "remount,size=1800m"]).arg(&disk.0).status().unwrap();
+    let grown = Command::new("mount").args(["-o", "remount,size=600m"]).arg(&disk.0).status().unwrap();
     assert!(grown.success());
     cluster.restart(1).await;
     assert_eq!(cluster.fetch_all(1, "t", 0).await.len(), acknowledged);

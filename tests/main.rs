@@ -1,9 +1,13 @@
 //! What only the whole can show, linked as one binary: each module here is one theme.
 #![allow(clippy::unwrap_used, missing_docs, unreachable_pub)]
 
+mod alter;
 mod cli;
 mod exactly_once;
+mod hostile;
 mod http;
 mod lifecycle;
+mod repair;
+mod retention;
 mod support;
 mod tidy;

@@ -51,13 +51,15 @@ where
 {
     loop {
         tokio::select! {
-            () = tokio::time::sleep(PAUSE) => {}
+            biased;
             _ = stop.stopped() => return,
+            () = tokio::time::sleep(PAUSE) => {}
         }
         for log in logs() {
             let result = tokio::select! {
-                result = log.verify_slowly(BYTES_PER_SECOND) => result,
+                biased;
                 _ = stop.stopped() => return,
+                result = log.verify_slowly(BYTES_PER_SECOND) => result,
             };
             let Some(findings) = findings.upgrade() else { return };
             findings.note(&log, &result);

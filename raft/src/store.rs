@@ -101,6 +101,29 @@ impl Registry {
     }
 }
 
+/// Free space as it was measured last, and how much had been accepted by then.
+#[derive(Default)]
+struct Measured {
+    available_bytes: AtomicU64,
+    accepted_bytes: AtomicU64,
+}
+
+impl Measured {
+    fn note(&self, available_bytes: u64, accepted_bytes: u64) {
+        self.available_bytes.store(available_bytes, Ordering::Release);
+        self.accepted_bytes.store(accepted_bytes, Ordering::Release);
+    }
+
+    /// What is left after `accepted_bytes`: each byte since the measurement takes its place twice, in the journal and in a segment.
+    fn left(&self, accepted_bytes: &AtomicU64) -> u64 {
+        // In this order a measurement that comes in between makes it less at most.
+        let counted = self.accepted_bytes.load(Ordering::Acquire);
+        let available = self.available_bytes.load(Ordering::Acquire);
+        let since = accepted_bytes.load(Ordering::Relaxed).saturating_sub(counted);
+        available.saturating_sub(since.saturating_mul(2))
+    }
+}
+
 /// An open data directory.
 pub struct Store {
     data_dir: DataDir,
@@ -109,7 +132,7 @@ pub struct Store {
     registry: Arc<Registry>,
     checkpointer: Checkpointer,
     unknown_folders: Vec<PathBuf>,
-    available: AtomicU64,
+    measured: Measured,
     findings: Arc<Findings>,
     tasks: Mutex<Vec<JoinHandle<()>>>,
 }
@@ -151,7 +174,7 @@ impl Store {
             registry: Arc::new(Registry::default()),
             checkpointer,
             unknown_folders,
-            available: AtomicU64::new(0),
+            measured: Measured::default(),
             findings: Arc::new(Findings::default()),
             tasks: Mutex::new(Vec::new()),
         });
@@ -164,17 +187,29 @@ impl Store {
         Ok(store)
     }
 
-    /// Takes the recovered replicas in, makes all of them durable by a checkpoint, and cleans up what that made needless.
+    /// Takes the recovered replicas in, makes all of them durable by a checkpoint, and cleans up what that made needless. If the
+    /// disk has no room for the checkpoint, that waits for the next start, which begins where this one did.
     async fn adopt(&self, replicas: Vec<RecoveredReplica>, dead_folders: Vec<PathBuf>) -> io::Result<()> {
         let mut cleanup = Vec::new();
         for RecoveredReplica { key, dir, application, state, leftovers, cuts } in replicas {
             let log = Log::new(self.context.clone(), key, dir, application.clone(), state);
-            log.restore_applied().await.map_err(io::Error::other)?;
+            log.restore_applied().await;
             let replica = Replica { group: key.0, replica: key.1, log, application };
             self.registry.open.lock().insert(key, replica);
             cleanup.push((leftovers, cuts));
         }
-        self.checkpoint().await.map_err(io::Error::other)?;
+        for path in dead_folders {
+            // Their deletion is on record; and they may be the room that the checkpoint needs.
+            self.remove_aside(&path, None).await?;
+        }
+        match self.try_checkpoint().await {
+            Ok(()) => {}
+            Err(full @ CheckpointFailed::Full(_)) => {
+                tracing::warn!(%full, "the checkpoint was put off, and with it the cleaning up");
+                return Ok(());
+            }
+            Err(stopped) => return Err(io::Error::other(stopped)),
+        }
         for (leftovers, cuts) in cleanup {
             for (file, bytes) in cuts {
                 file.set_len(bytes).await?;
@@ -187,9 +222,6 @@ impl Store {
                     other => other?,
                 }
             }
-        }
-        for path in dead_folders {
-            self.remove_aside(&path, None).await?;
         }
         Ok(())
     }
@@ -288,7 +320,7 @@ impl Store {
         let aside = dir.with_file_name(format!("{}{group}-{replica}", recovery::DELETED_PREFIX));
         let moved = match &open {
             Some(open) => open.log.move_folder(&aside).await,
-            None => move_folder(&*self.context.disk, &dir, &aside).await,
+            None => move_folder(&self.context, &dir, &aside).await,
         };
         self.registry.open.lock().remove(&key);
         self.registry.corrupt.lock().remove(&key);
@@ -312,7 +344,9 @@ impl Store {
         if let Some(log) = log {
             log.close_retired();
         }
-        self.context.disk.sync_dir(&recovery::groups_dir(self.data_dir.path())).await
+        let groups = recovery::groups_dir(self.data_dir.path());
+        let synced = self.context.disk.sync_dir(&groups).await;
+        synced.inspect_err(|error| self.context.stop.stop(&format!("{}: {error}", groups.display())))
     }
 
     /// Resolves when the directory has stopped (a failed fsync, RULES.md J15; or [`Self::close`]).
@@ -320,9 +354,10 @@ impl Store {
         self.context.stop.stopped().await
     }
 
-    /// Free bytes, as last measured. What the doors compare with their reserves (RULES.md J18).
+    /// Free bytes as last measured, less what was accepted since. What the doors compare with their reserves (RULES.md J18):
+    /// a reserve need not be larger than what is written between two measurements.
     pub fn available_bytes(&self) -> u64 {
-        self.available.load(Ordering::Relaxed)
+        self.measured.left(&self.context.accepted_bytes)
     }
 
     /// How long the journal's round in flight has been under way (RULES.md J18: more than a second is too long).
@@ -365,8 +400,10 @@ impl Store {
     }
 
     async fn measure(&self) -> io::Result<()> {
+        // Read first: what is accepted while it is measured may not be in it.
+        let accepted = self.context.accepted_bytes.load(Ordering::Relaxed);
         let available = self.context.disk.available_bytes(self.data_dir.path()).await?;
-        self.available.store(available, Ordering::Relaxed);
+        self.measured.note(available, accepted);
         metrics::gauge!("pontoon_disk_available_bytes").set(available as f64);
         Ok(())
     }
@@ -409,6 +446,7 @@ fn context(disk: Arc<dyn Disk>, config: RaftConfig, journal: Arc<Journal>, budge
         stop,
         journalled_bytes: AtomicU64::new(0),
         checkpoint_due: Notify::new(),
+        accepted_bytes: AtomicU64::new(0),
     })
 }
 
@@ -418,9 +456,10 @@ async fn checkpoints(store: Weak<Store>, context: Arc<LogContext>) {
     let mut pause = context.config.checkpoint_interval;
     loop {
         tokio::select! {
-            () = tokio::time::sleep(pause) => {}
-            () = context.checkpoint_due.notified() => {}
+            biased;
             _ = context.stop.stopped() => return,
+            () = context.checkpoint_due.notified() => {}
+            () = tokio::time::sleep(pause) => {}
         }
         let Some(store) = store.upgrade() else { return };
         pause = context.config.checkpoint_interval;
@@ -443,8 +482,9 @@ async fn checkpoints(store: Weak<Store>, context: Arc<LogContext>) {
 async fn measurements(store: Weak<Store>, stop: StopSignal) {
     loop {
         tokio::select! {
-            () = tokio::time::sleep(MEASURE_INTERVAL) => {}
+            biased;
             _ = stop.stopped() => return,
+            () = tokio::time::sleep(MEASURE_INTERVAL) => {}
         }
         let Some(store) = store.upgrade() else { return };
         if let Err(error) = store.measure().await {

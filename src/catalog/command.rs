@@ -287,5 +287,9 @@ mod tests {
         assert_eq!(Command::AllocateProducerIds { count: 7 }.encode(), [1, 1, 3, 1, 8, 7]);
         let form = Command::FormCluster { cluster: ClusterId(5) }.encode();
         assert_eq!(form, [1, 1, 3, 1, 0, 5]);
+        // Variant 4, topic, two keys (one set, one reset), one partition before, none added.
+        let config = BTreeMap::from([("a".to_owned(), Some("1".to_owned())), ("b".to_owned(), None)]);
+        let alter = Command::AlterTopic { topic: TopicId(9), config, partitions_before: 1, partitions: Vec::new() };
+        assert_eq!(alter.encode(), [1, 1, 14, 1, 4, 9, 2, 1, b'a', 1, 1, b'1', 1, b'b', 0, 1, 0]);
     }
 }

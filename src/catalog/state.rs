@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::command::{BrokerRegistration, Placement};
 use super::names::collision_key;
+use super::topic_config::TopicConfig;
 
 /// Names one creation of a topic; another topic of the name later has another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -166,6 +167,13 @@ impl CatalogState {
     /// The topic of exactly this name.
     pub fn topic(&self, name: &str) -> Option<&Arc<TopicRecord>> {
         self.colliding_topic(name).filter(|topic| topic.name == name)
+    }
+
+    /// The effective configuration of a group's topic as of this state: the topic's own values over `defaults` (a broker's
+    /// `log.*`) over the built-in ones. `None` if the group is no partition's (any more).
+    pub fn topic_config_of(&self, group: GroupId, defaults: &BTreeMap<String, String>) -> Option<TopicConfig> {
+        let topic = self.topics.get(&self.group(group)?.topic)?;
+        Some(TopicConfig::resolve(&topic.config, defaults))
     }
 
     /// The topic that has this name or collides with it.

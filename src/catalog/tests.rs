@@ -136,11 +136,18 @@ fn altering_adds_partitions_once_and_resets_keys() {
     execute(&mut state, alter(&[("retention.ms", Some("5"))], 1, vec![partition(2, &[2], 2)])).unwrap();
     assert_eq!(state.topic("t").unwrap().partitions.len(), 2);
     assert_eq!(state.group(GroupId(2)).unwrap().partition, 1);
+    let defaults =
+        BTreeMap::from([("retention.ms", "7"), ("segment.ms", "9")].map(|(k, v)| (k.to_owned(), v.to_owned())));
+    let effective = |state: &CatalogState, group| state.topic_config_of(GroupId(group), &defaults);
+    let config = effective(&state, 2).unwrap();
+    assert_eq!((config.retention_ms, config.segment_ms), (Some(5), 9), "the topic's value beats the broker's");
+    assert_eq!(effective(&state, 3), None, "no such partition");
     let again = execute(&mut state, alter(&[], 1, vec![partition(3, &[2], 3)]));
     assert!(matches!(again, Err(CommandError::Stale(_))));
     assert!(execute(&mut state, alter(&[("retention.x", None)], 2, vec![])).is_err());
     execute(&mut state, alter(&[("retention.ms", None)], 2, vec![])).unwrap();
     assert!(state.topic("t").unwrap().config.is_empty());
+    assert_eq!(effective(&state, 1).unwrap().retention_ms, Some(7), "what was reset is the broker's again");
     assert_eq!(execute(&mut state, alter(&[("retention.ms", None)], 2, vec![])), Ok(Done::Unchanged));
 }
 

@@ -16,15 +16,22 @@ type Set = fn(&mut Config, &str) -> Result<(), String>;
 pub struct Key {
     /// Its name, dotted.
     pub name: &'static str,
+    /// Its default, as its text would be; empty if there is none.
+    pub default: &'static str,
+    /// What it means, for docs/CONFIGURATION.md. Units stand in the name.
+    pub doc: &'static str,
     /// Reads its text.
     pub set: Set,
 }
 
 macro_rules! keys {
-    ($($name:literal => |$config:ident, $text:ident| $set:expr;)+) => {
-        /// Every key but those of `log.*`.
+    ($($name:literal, $default:literal, $doc:literal => |$config:ident, $text:ident| $set:expr;)+) => {
+        /// Every key but those of `log.*`. `docs/CONFIGURATION.md` is held to this table by a test.
+        #[rustfmt::skip]
         pub const KEYS: &[Key] = &[$(Key {
             name: $name,
+            default: $default,
+            doc: $doc,
             set: |$config, $text| {
                 $set;
                 Ok(())
@@ -34,42 +41,63 @@ macro_rules! keys {
 }
 
 keys! {
-    "broker_id" => |c, t| c.broker_id = BrokerId(number(t)?);
-    "data_dir" => |c, t| c.data_dir = non_empty(t)?.into();
-    "bootstrap" => |c, t| c.bootstrap = bootstrap(t)?;
-    "allow_insecure" => |c, t| c.allow_insecure = boolean(t)?;
-    "http.listen" => |c, t| c.http.listen = address(t)?;
-    "http.advertised" => |c, t| c.http.advertised = Some(address(t)?);
-    "http.hosts" => |c, t| c.http_hosts = list(t).map(str::to_ascii_lowercase).collect();
-    "peer.listen" => |c, t| c.peer.listen = address(t)?;
-    "peer.advertised" => |c, t| c.peer.advertised = Some(address(t)?);
-    "limits.record_bytes_max" => |c, t| c.limits.record_bytes_max = at_least(t, 1)?;
-    "limits.request_bytes_max" => |c, t| c.limits.request_bytes_max = at_least(t, 1)?;
-    "limits.inflight_bytes_max" => |c, t| c.limits.inflight_bytes_max = at_least(t, 1)?;
-    "limits.connections_max" => |c, t| c.limits.connections_max = at_least(t, 1)?;
-    "limits.header_bytes_max" => |c, t| c.limits.header_bytes_max = at_least(t, 1)?;
-    "limits.header_timeout_ms" => |c, t| c.limits.header_timeout = millis(t)?;
-    "limits.body_timeout_ms" => |c, t| c.limits.body_timeout = millis(t)?;
-    "limits.write_timeout_ms" => |c, t| c.limits.write_timeout = millis(t)?;
-    "raft.journal_round_bytes_max" => |c, t| c.raft.journal_round_bytes_max = at_least(t, 4096)?;
-    "raft.journal_file_bytes" => |c, t| c.raft.journal_file_bytes = at_least(t, 1 << 16)?;
-    "raft.bypass_bytes_min" => |c, t| c.raft.bypass_bytes_min = at_least(t, 1)?;
-    "raft.unwritten_bytes_max" => |c, t| c.raft.unwritten_bytes_max = at_least(t, 1)?;
-    "raft.checkpoint_journal_bytes" => |c, t| c.raft.checkpoint_journal_bytes = at_least(t, 1)?;
-    "raft.checkpoint_interval_ms" => |c, t| c.raft.checkpoint_interval = millis(t)?;
-    "raft.segment_bytes_max" => |c, t| c.raft.segment_bytes_max = at_least(t, 4096)?;
-    "raft.index_interval_bytes" => |c, t| c.raft.index_interval_bytes = at_least(t, 1)?;
-    "raft.tail_cache_bytes" => |c, t| c.raft.tail_cache_bytes = number(t)?;
-    "raft.tail_cache_bytes_total" => |c, t| c.raft.tail_cache_bytes_total = number(t)?;
-    "raft.append_bytes_max" => |c, t| c.raft.append_bytes_max = at_least(t, 4096)?;
-    "raft.heartbeat_ms" => |c, t| c.raft.heartbeat = millis(t)?;
-    "raft.election_timeout_ms" => |c, t| c.raft.election_timeout = millis(t)?;
-    "raft.ping_interval_ms" => |c, t| c.raft.ping_interval = millis(t)?;
-    "raft.silence_max_ms" => |c, t| c.raft.silence_max = millis(t)?;
-    "raft.transfer_timeout_ms" => |c, t| c.raft.transfer_timeout = millis(t)?;
-    "raft.reserve_produce_bytes" => |c, t| c.raft.reserve_produce_bytes = number(t)?;
-    "raft.reserve_append_bytes" => |c, t| c.raft.reserve_append_bytes = number(t)?;
+    "broker_id", "", "This broker's number, its own in the cluster. Required." => |c, t| c.broker_id = BrokerId(number(t)?);
+    "data_dir", "pontoon-data", "Where its data is. One process at a time; created if it is not there." => |c, t| c.data_dir = non_empty(t)?.into();
+    "bootstrap", "", "The initial brokers, `id@host:port` of their peer listeners, the same list on every broker. Required; a broker that is not among them joins them." => |c, t| c.bootstrap = bootstrap(t)?;
+    "allow_insecure", "false", "Listen on other addresses than loopback, though there is neither authentication nor encryption." => |c, t| c.allow_insecure = boolean(t)?;
+    "http.listen", "127.0.0.1:8090", "Where clients are served over HTTP. Port 0 lets the kernel choose." => |c, t| c.http.listen = address(t)?;
+    "http.advertised", "", "The HTTP address that clients and other brokers are told. Unless set: `http.listen`." => |c, t| c.http.advertised = Some(address(t)?);
+    "http.hosts", "", "Further names under which clients may address this broker (`Host`), separated by commas; its own addresses always count." => |c, t| c.http_hosts = list(t).map(str::to_ascii_lowercase).collect();
+    "kafka.listen", "127.0.0.1:9092", "Where Kafka clients are served; `off`: nowhere. Port 0 lets the kernel choose." => |c, t| listen_or_off(c, t)?;
+    "kafka.advertised", "", "The Kafka address that clients are told. Unless set: `kafka.listen`." => |c, t| c.kafka.listener.advertised = Some(address(t)?);
+    "kafka.idle_timeout_ms", "600000", "A Kafka connection that sends nothing for so long is closed." => |c, t| c.kafka.idle_timeout = millis(t)?;
+    "kafka.inflight_requests_max", "16", "Most requests of one Kafka connection that are worked on at once." => |c, t| c.kafka.inflight_requests_max = at_least(t, 1)?;
+    "auto.create.topics.enable", "false", "A topic that a Kafka client asks for is created if it is not there (`dev`: true)." => |c, t| c.kafka.auto_create_topics = boolean(t)?;
+    "num.partitions", "1", "Partitions of a topic that is created without saying how many (`dev`: 4)." => |c, t| c.kafka.num_partitions = at_least(t, 1)?;
+    "peer.listen", "127.0.0.1:7090", "Where other brokers are served. Unless set: this broker's address in `bootstrap`." => |c, t| c.peer.listen = address(t)?;
+    "peer.advertised", "", "The peer address that other brokers are told. Unless set: `peer.listen`." => |c, t| c.peer.advertised = Some(address(t)?);
+    "limits.record_bytes_max", "1048576", "Largest record: key, value and headers together. A topic's `max.message.bytes` takes its place." => |c, t| c.limits.record_bytes_max = at_least(t, 1)?;
+    "limits.request_bytes_max", "16777216", "Largest body of a request." => |c, t| c.limits.request_bytes_max = at_least(t, 1)?;
+    "limits.inflight_bytes_max", "268435456", "Most bytes of requests being worked on at once; as many again of answers to fetches." => |c, t| c.limits.inflight_bytes_max = at_least(t, 1)?;
+    "limits.connections_max", "10000", "Most HTTP connections." => |c, t| c.limits.connections_max = at_least(t, 1)?;
+    "limits.header_bytes_max", "32768", "Largest head of a request, path and headers together; at least 8192." => |c, t| c.limits.header_bytes_max = at_least(t, 1)?;
+    "limits.header_timeout_ms", "60000", "Longest wait for a request's head, also on an idle connection." => |c, t| c.limits.header_timeout = millis(t)?;
+    "limits.body_timeout_ms", "30000", "Longest wait for a request's whole body." => |c, t| c.limits.body_timeout = millis(t)?;
+    "limits.write_timeout_ms", "60000", "Longest that a client may leave an answer unread before its connection is closed." => |c, t| c.limits.write_timeout = millis(t)?;
+    "retention.check_interval_ms", "30000", "How often each partition is looked at for records to let go and segments to close." => |c, t| c.retention_check_interval = millis(t)?;
+    "raft.journal_round_bytes_max", "4194304", "Most bytes of one journal round (one write, one fdatasync)." => |c, t| c.raft.journal_round_bytes_max = at_least(t, 4096)?;
+    "raft.journal_file_bytes", "67108864", "Size of one journal file; written in full before it is used." => |c, t| c.raft.journal_file_bytes = at_least(t, 1 << 16)?;
+    "raft.bypass_bytes_min", "1048576", "An append of at least so many bytes goes to its segment directly, and only its mention to the journal." => |c, t| c.raft.bypass_bytes_min = at_least(t, 1)?;
+    "raft.unwritten_bytes_max", "67108864", "How many bytes may be durable in the journal and not yet written to their segments." => |c, t| c.raft.unwritten_bytes_max = at_least(t, 1)?;
+    "raft.checkpoint_journal_bytes", "67108864", "Journal bytes after which a checkpoint is taken." => |c, t| c.raft.checkpoint_journal_bytes = at_least(t, 1)?;
+    "raft.checkpoint_interval_ms", "60000", "Longest time between checkpoints while something is written." => |c, t| c.raft.checkpoint_interval = millis(t)?;
+    "raft.segment_bytes_max", "268435456", "A segment file is closed at this size, whatever its topic says." => |c, t| c.raft.segment_bytes_max = at_least(t, 4096)?;
+    "raft.index_interval_bytes", "16384", "One index entry every so many bytes of segment." => |c, t| c.raft.index_interval_bytes = at_least(t, 1)?;
+    "raft.tail_cache_bytes", "8388608", "Bytes of newest records that each partition keeps in memory." => |c, t| c.raft.tail_cache_bytes = number(t)?;
+    "raft.tail_cache_bytes_total", "268435456", "Bytes of newest records that all partitions of the broker keep in memory together." => |c, t| c.raft.tail_cache_bytes_total = number(t)?;
+    "raft.append_bytes_max", "1048576", "Most bytes of one replication request." => |c, t| c.raft.append_bytes_max = at_least(t, 4096)?;
+    "raft.heartbeat_ms", "1000", "Raft's heartbeat. The death of a broker is seen by the pings below, not by this." => |c, t| c.raft.heartbeat = millis(t)?;
+    "raft.election_timeout_ms", "4000", "Raft's own election timeout, the fallback: drawn between this and twice this. At least twice `raft.heartbeat_ms`." => |c, t| c.raft.election_timeout = millis(t)?;
+    "raft.ping_interval_ms", "50", "Interval of the pings between brokers." => |c, t| c.raft.ping_interval = millis(t)?;
+    "raft.silence_max_ms", "1000", "Silence after which a broker is declared dead. At least twice `raft.ping_interval_ms`." => |c, t| c.raft.silence_max = millis(t)?;
+    "raft.transfer_timeout_ms", "500", "A transfer of leadership that brought no new leader within this is undone." => |c, t| c.raft.transfer_timeout = millis(t)?;
+    "raft.reserve_produce_bytes", "536870912", "Free bytes of the disk below which produce is refused (`STORAGE_FULL`)." => |c, t| c.raft.reserve_produce_bytes = number(t)?;
+    "raft.reserve_append_bytes", "268435456", "Free bytes of the disk below which followers take no more records. At most `raft.reserve_produce_bytes`." => |c, t| c.raft.reserve_append_bytes = number(t)?;
 }
+
+/// What each key of `log.*` means, for docs/CONFIGURATION.md.
+#[rustfmt::skip]
+pub const TOPIC_DOCS: &[(&str, &str)] = &[
+    ("acks.floor", "The least acknowledgement that is granted, whatever a producer asks for: `none`, `leader`, `all` or `every`."),
+    ("cleanup.policy", "What becomes of old records: `delete`."),
+    ("compression.type", "`producer`: batches are stored as they came."),
+    ("max.message.bytes", "Largest record: key, value and headers together. At most 64 MiB."),
+    ("message.timestamp.type", "`CreateTime`: timestamps are the producer's."),
+    ("retention.bytes", "A partition that is larger loses its oldest segments; -1: no limit."),
+    ("retention.ms", "Records that are older may be removed, a segment at a time; -1: none is."),
+    ("segment.bytes", "A segment is closed at this size, and can be removed from then on."),
+    ("segment.ms", "A segment is closed at this age."),
+];
 
 /// The prefix of topic defaults; what follows is a topic configuration's own name.
 pub const LOG_PREFIX: &str = "log.";
@@ -83,6 +111,14 @@ pub fn names() -> impl Iterator<Item = String> {
 /// The known name that is nearest to a wrong one.
 pub fn nearest(wrong: &str, names: impl Iterator<Item = String>) -> Option<String> {
     names.min_by_key(|name| strsim::damerau_levenshtein(wrong, name))
+}
+
+fn listen_or_off(config: &mut Config, text: &str) -> Result<(), String> {
+    config.kafka.enabled = text != "off";
+    if config.kafka.enabled {
+        config.kafka.listener.listen = address(text).map_err(|why| format!("{why}, nor off"))?;
+    }
+    Ok(())
 }
 
 fn number<T: FromStr>(text: &str) -> Result<T, String> {
@@ -161,6 +197,57 @@ mod tests {
     }
 
     #[test]
+    fn every_default_is_what_the_code_runs_with() {
+        let untouched = Config::new(BrokerId(0), "pontoon-data".into());
+        for key in KEYS.iter().filter(|key| !key.default.is_empty()) {
+            let mut config = untouched.clone();
+            (key.set)(&mut config, key.default).unwrap_or_else(|why| panic!("{} = {}: {why}", key.name, key.default));
+            assert_eq!(config, untouched, "{} = {} is not the default", key.name, key.default);
+            let others = ["4097000", "86000", "127.0.0.9:9", "true", "elsewhere"];
+            let changed = others.iter().any(|other| {
+                let mut config = untouched.clone();
+                (key.set)(&mut config, other).is_ok() && config != untouched
+            });
+            assert!(changed, "{} changes nothing", key.name);
+        }
+    }
+
+    fn topic_doc(name: &str) -> &'static str {
+        TOPIC_DOCS.iter().find(|(key, _)| *key == name).map(|(_, doc)| *doc).unwrap_or_else(|| panic!("{name}: no doc"))
+    }
+
+    /// The tables of docs/CONFIGURATION.md.
+    fn documented() -> String {
+        let row = |name: &str, default: &str, doc: &str| {
+            let default = if default.is_empty() { String::new() } else { format!("`{default}`") };
+            format!("| `{name}` | {default} | {doc} |\n")
+        };
+        let mut text = String::from("| key | default | meaning |\n|---|---|---|\n");
+        KEYS.iter().for_each(|key| text += &row(key.name, key.default, key.doc));
+        text += "\n### Topics' defaults\n\n| key | default | meaning |\n|---|---|---|\n";
+        for (name, default) in topic_config::keys() {
+            text += &row(&format!("{LOG_PREFIX}{name}"), default, topic_doc(name));
+        }
+        text
+    }
+
+    /// With `UPDATE_DOCS=1` the file is written instead.
+    #[test]
+    fn the_documented_keys_are_those_of_the_code() {
+        const BEGIN: &str = "<!-- keys: held to the code by a test; UPDATE_DOCS=1 cargo test documented_keys -->\n";
+        const END: &str = "<!-- end of keys -->";
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/CONFIGURATION.md");
+        let text = std::fs::read_to_string(path).unwrap();
+        let (before, rest) = text.split_once(BEGIN).expect("the first marker");
+        let (found, after) = rest.split_once(END).expect("the last marker");
+        let wanted = format!("\n{}\n", documented());
+        if std::env::var_os("UPDATE_DOCS").is_some() {
+            return std::fs::write(path, format!("{before}{BEGIN}{wanted}{END}{after}")).unwrap();
+        }
+        assert_eq!(found, wanted, "docs/CONFIGURATION.md is not what the code says");
+    }
+
+    #[test]
     fn bootstrap_reads_ids_and_addresses() {
         let read = bootstrap("1@127.0.0.1:7090, 2@[::1]:7091,3@c.example:7092").unwrap();
         assert_eq!(read[&BrokerId(2)], "[::1]:7091");
@@ -203,6 +290,20 @@ mod tests {
         ] {
             assert!(set(name, text).is_err(), "{name} = {text}");
         }
+    }
+
+    #[test]
+    fn the_kafka_listener_can_be_turned_off_and_on() {
+        let set = |config: &mut Config, text: &str| {
+            let key = KEYS.iter().find(|key| key.name == "kafka.listen").unwrap();
+            (key.set)(config, text)
+        };
+        let mut config = config();
+        set(&mut config, "off").unwrap();
+        assert!(!config.kafka.enabled);
+        set(&mut config, "127.0.0.1:9").unwrap();
+        assert!(config.kafka.enabled && config.kafka.listener.listen == "127.0.0.1:9");
+        assert!(set(&mut config, "no").unwrap_err().contains("off"));
     }
 
     #[test]

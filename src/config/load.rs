@@ -21,8 +21,8 @@ const KUBERNETES_VARIABLES: &[&str] = &["PONTOON_SERVICE_", "PONTOON_PORT"];
 pub enum Source {
     /// A line of this file.
     File(PathBuf),
-    /// A variable.
-    Environment,
+    /// This variable.
+    Environment(String),
     /// The command line.
     Flag,
 }
@@ -31,7 +31,7 @@ impl fmt::Display for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::File(path) => write!(f, "{}", path.display()),
-            Self::Environment => f.write_str("the environment"),
+            Self::Environment(variable) => write!(f, "the environment ({variable})"),
             Self::Flag => f.write_str("the command line"),
         }
     }
@@ -163,7 +163,7 @@ fn from_environment(environment: impl Iterator<Item = (String, String)>) -> Resu
             let hint = nearest(&name, by_variable.keys().cloned()).unwrap_or_default();
             return refuse(format!("unknown variable {name} in the environment; did you mean {hint}?"));
         };
-        found.push(Setting { key: key.clone(), text, source: Source::Environment });
+        found.push(Setting { key: key.clone(), text, source: Source::Environment(name) });
     }
     Ok(found)
 }
@@ -212,6 +212,45 @@ mod tests {
         assert_eq!(config.peer.listen, "127.0.0.1:9");
     }
 
+    /// Every key, from each of the three places: there is none that only one of them reaches.
+    #[test]
+    fn every_key_can_come_from_every_place() {
+        let untouched = read(GOOD, &[], &[]).unwrap();
+        for key in names() {
+            let values = [
+                "4097000",
+                "8600",
+                "999999999",
+                "127.0.0.9:9",
+                "true",
+                "elsewhere",
+                "every",
+                "delete",
+                "1@127.0.0.1:9",
+                "7",
+            ];
+            let values = values.into_iter().chain(["producer", "CreateTime"]);
+            let flag = |value: &str| read(GOOD, &[], &[(&key, value)]).ok().filter(|config| *config != untouched);
+            let Some((value, wanted)) = values.into_iter().find_map(|value| Some((value, flag(value)?))) else {
+                panic!("no value changes {key}");
+            };
+            assert_eq!(read(GOOD, &[(&variable(&key), value)], &[]).as_ref(), Ok(&wanted), "{key}");
+            let rest: String =
+                GOOD.lines().filter(|line| !line.starts_with(&key)).map(|line| format!("{line}\n")).collect();
+            assert_eq!(read(&format!("{key} = {value:?}\n{rest}"), &[], &[]).as_ref(), Ok(&wanted), "{key}");
+        }
+    }
+
+    #[test]
+    fn no_two_keys_share_a_variable_and_none_is_taken() {
+        let mut seen = std::collections::BTreeSet::new();
+        for key in names() {
+            let variable = variable(&key);
+            assert!(!OTHER_VARIABLES.contains(&variable.as_str()), "{key}");
+            assert!(seen.insert(variable), "{key}");
+        }
+    }
+
     #[test]
     fn topic_defaults_are_collected() {
         let variables = [("PONTOON_LOG_ACKS_FLOOR", "every")];
@@ -241,7 +280,10 @@ mod tests {
         let message = read(&format!("{GOOD}limits.connections_max = -3"), &[], &[]).unwrap_err();
         assert!(message.contains("limits.connections_max = \"-3\"") && message.contains("tmp"), "{message}");
         let message = read(GOOD, &[("PONTOON_ALLOW_INSECURE", "maybe")], &[]).unwrap_err();
-        assert!(message.contains("allow_insecure = \"maybe\" in the environment"), "{message}");
+        assert!(
+            message.contains("allow_insecure = \"maybe\" in the environment (PONTOON_ALLOW_INSECURE)"),
+            "{message}"
+        );
         let message = read(&format!("{GOOD}log.acks.floor = \"most\""), &[], &[]).unwrap_err();
         assert!(message.contains("log.acks.floor = \"most\""), "{message}");
         let message = read(GOOD, &[], &[("peer.listen", "nowhere")]).unwrap_err();
