@@ -153,7 +153,7 @@ pub fn entry(number: u64, folder: &str, plan: &Plan, run: &Run, judgement: &Judg
     }
     let anomalies = judgement.outcomes.iter().filter(|outcome| !outcome.allowed && outcome.findings.count > 0);
     let anomalies = anomalies.map(|outcome| format!("{} × {}", outcome.findings.count, outcome.anomaly.name()));
-    let others = judgement.unknowns.iter().chain(&judgement.rejections).cloned();
+    let others = judgement.accusations.iter().chain(&judgement.unknowns).chain(&judgement.rejections).cloned();
     let end_ns = timeline.and_then(|timeline| timeline.end_ns);
     Entry {
         number,

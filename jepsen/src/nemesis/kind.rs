@@ -180,6 +180,11 @@ impl Kind {
         )
     }
 
+    /// Files are not what they should be afterwards.
+    pub fn rots(self) -> bool {
+        matches!(self, Self::RotStopped | Self::RotRunning | Self::RotTruncated)
+    }
+
     /// What the machine must have for it.
     pub fn needs(self) -> Needs {
         Needs {

@@ -164,7 +164,7 @@ impl<C: Connector> Nemesis<C> {
                 let broker = network::name(host);
                 self.say(&format!("{broker}: {what}"));
                 if !self.fragile.contains(&host) {
-                    self.recorder.tell(|time_ns| Entry::BrokerEnded { time_ns, broker, what });
+                    self.recorder.tell(|time_ns| Entry::Accused { time_ns, broker, what });
                     // One that ends again and again until the next recovery says nothing new.
                     self.fragile.push(host);
                 }
