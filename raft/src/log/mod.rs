@@ -14,6 +14,7 @@ use tokio::sync::{Notify, oneshot, watch};
 use crate::config::RaftConfig;
 use crate::disk::Disk;
 use crate::error::{ReadError, Stopped};
+use crate::instruments::LogInstruments;
 use crate::journal::{Journal, Lsn, Op};
 use crate::payload::Application;
 use crate::segment_writer::SegmentWriter;
@@ -49,6 +50,7 @@ pub(crate) struct LogContext {
     pub(crate) writer: Arc<SegmentWriter>,
     pub(crate) budget: Arc<TailBudget>,
     pub(crate) stop: StopSignal,
+    pub(crate) instruments: LogInstruments,
     /// Bytes given to the journal since the last checkpoint began.
     pub(crate) journalled_bytes: AtomicU64,
     /// Told when that is enough for the next one.
