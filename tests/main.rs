@@ -8,5 +8,6 @@ mod hostile;
 mod http;
 mod lifecycle;
 mod repair;
+mod retention;
 mod support;
 mod tidy;

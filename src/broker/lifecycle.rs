@@ -332,6 +332,8 @@ impl Shared {
 
     /// Lets clients at a replica, under its topic's present configuration.
     fn host(self: &Arc<Self>, topic: &TopicRecord, home: GroupHome, local: &RaftGroup) {
+        let segment_bytes = TopicConfig::resolve(&topic.config, &self.config.log).segment_bytes;
+        local.log().set_segment_bytes_max(segment_bytes);
         let options = self.partition_options(topic, home);
         let (limits, acks_floor) = (options.limits, options.acks_floor);
         let same = |known: &Hosted| {

@@ -13,9 +13,10 @@ use std::time::Duration;
 use bytes::{Buf, Bytes};
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
+use tokio::time::Instant;
 
 use super::base::Base;
-use super::frame::{FRAME_HEADER_BYTES, Frame, FrameError, FrameHeader};
+use super::frame::{FRAME_HEADER_BYTES, Frame, FrameError, FrameHeader, FrameKind};
 use super::index::SparseIndex;
 use crate::disk::{Disk, DiskFile, OpenMode, sync_failed};
 use crate::error::ReadError;
@@ -270,6 +271,10 @@ pub(crate) struct Segment {
     pub(crate) index: SparseIndex,
     /// What the prefix tells, until it stands in its own file.
     pub(crate) base: Option<Arc<Base>>,
+    /// Largest timestamp of its first records frame, ms; `None`: not known, or there is none.
+    pub(crate) first_timestamp: Option<i64>,
+    /// When this process began it, or found it.
+    pub(crate) opened: Instant,
 }
 
 impl Segment {
@@ -286,6 +291,8 @@ impl Segment {
             max_timestamp: -1,
             index: SparseIndex::new(0, interval),
             base: Some(base),
+            first_timestamp: None,
+            opened: Instant::now(),
         }
     }
 
@@ -297,9 +304,16 @@ impl Segment {
         self.name().first_index
     }
 
+    pub(crate) fn has_records(&self) -> bool {
+        self.next_offset > self.base_offset
+    }
+
     /// Gives the frame its place at the end.
     pub(crate) fn push(&mut self, header: &FrameHeader) {
         let position = self.bytes;
+        if header.kind == FrameKind::Records && self.next_offset == self.base_offset {
+            self.first_timestamp = Some(header.max_timestamp);
+        }
         self.bytes += header.frame_bytes();
         self.last = log_id(header.term, header.index);
         self.next_offset = header.next_offset();

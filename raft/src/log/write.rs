@@ -105,7 +105,8 @@ impl Log {
 
     fn purge_locked(&self, state: &mut LogState, upto: LogId, log_start_offset: u64) -> Vec<Arc<SegmentFile>> {
         state.purged = Some(upto);
-        state.log_start_offset = log_start_offset;
+        // The log may have said before that less is to be read than is there.
+        state.log_start_offset = state.log_start_offset.max(log_start_offset);
         if state.head.next_index() <= upto.index {
             // openraft does so only after a snapshot was installed, and then this is where the log stands already.
             tracing::error!(group = %self.group, %upto, end = ?state.head.last, "purged beyond the end");

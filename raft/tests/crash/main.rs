@@ -109,6 +109,7 @@ fn what_was_acknowledged_survives_a_crash_at_any_step() {
         "checkpoint",
         "truncate",
         "purge",
+        "log start",
         "install",
         "delete",
     ] {
