@@ -27,6 +27,7 @@ mod coordination;
 mod leadership;
 mod lifecycle;
 mod membership;
+pub mod observe;
 mod peer;
 mod retention;
 mod routing;

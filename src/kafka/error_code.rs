@@ -102,7 +102,7 @@ impl From<Code> for ErrorCode {
             Code::UnknownProducer => Self::UnknownProducerId,
             Code::StorageFull | Code::CorruptLog => Self::StorageError,
             Code::TooManyRequests => Self::ThrottlingQuotaExceeded,
-            Code::OffsetMismatch | Code::Internal => Self::UnknownServerError,
+            Code::OffsetMismatch | Code::HeadersTooLarge | Code::Internal => Self::UnknownServerError,
         }
     }
 }
