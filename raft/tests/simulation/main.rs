@@ -162,6 +162,10 @@ fn agreed(world: &World) -> bool {
 
 /// Runs a seed on a thread of its own: what a thread remembers must not decide anything.
 fn spawn(seed: u64, lies: bool) -> thread::JoinHandle<Run> {
+    // For looking into a failure: `PONTOON_LOG=pontoon_raft=debug,openraft=info`.
+    if let Ok(filter) = tracing_subscriber::EnvFilter::try_from_env("PONTOON_LOG") {
+        let _ = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).try_init();
+    }
     thread::spawn(move || Simulation::new(seed, lies).run())
 }
 
