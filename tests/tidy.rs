@@ -26,17 +26,29 @@ const HOMES: &[(&str, &[&str])] = &[
     ("bincode::", &["raft/src/codec.rs"]),
     ("std::fs", &["raft/src/disk", "src/config", "src/cli", "src/catalog/tables", "jepsen/src"]),
     ("tokio::fs", &["raft/src/disk", "src/cli"]),
-    ("rustix::fs", &["raft/src/disk"]),
-    ("std::thread", &["raft/src/disk", "src/catalog/tables"]),
+    ("rustix::fs", &["raft/src/disk", "jepsen/src"]),
+    ("std::thread", &["raft/src/disk", "src/catalog/tables", "jepsen/src"]),
     ("spawn_blocking", &["raft/src/disk", "src/catalog", "src/cli"]),
-    ("SystemTime", &["src"]),
-    ("std::time::Instant", &["src", "raft/src/disk"]),
+    ("SystemTime", &["src", "jepsen/src"]),
+    ("std::time::Instant", &["src", "raft/src/disk", "jepsen/src"]),
 ];
 
 /// Which rooms may not name which others.
 const WALLS: &[(&str, &[&str])] = &[
     ("raft/src", &["pontoon::"]),
     ("src/http", &["crate::cli", "crate::kafka", "crate::catalog", "crate::controller", "pontoon_raft::log"]),
+    (
+        "src/kafka",
+        &[
+            "crate::http",
+            "crate::cli",
+            "crate::client",
+            "crate::catalog",
+            "crate::controller",
+            "pontoon_raft::log",
+            "axum",
+        ],
+    ),
     (
         "src/partition",
         &["crate::http", "crate::catalog", "crate::controller", "crate::broker", "crate::cli", "crate::api"],

@@ -67,7 +67,7 @@ impl Identity {
         out.freeze()
     }
 
-    fn decode(bytes: &[u8], path: &Path) -> Result<Self, OpenError> {
+    pub(crate) fn decode(bytes: &[u8], path: &Path) -> Result<Self, OpenError> {
         let corrupt = |why: String| OpenError::Corrupt { path: path.to_owned(), why };
         if bytes.len() < 16 || bytes[..8] != MAGIC {
             return Err(corrupt(format!("{} bytes that are not an identity", bytes.len())));

@@ -187,17 +187,29 @@ impl Store {
         Ok(store)
     }
 
-    /// Takes the recovered replicas in, makes all of them durable by a checkpoint, and cleans up what that made needless.
+    /// Takes the recovered replicas in, makes all of them durable by a checkpoint, and cleans up what that made needless. If the
+    /// disk has no room for the checkpoint, that waits for the next start, which begins where this one did.
     async fn adopt(&self, replicas: Vec<RecoveredReplica>, dead_folders: Vec<PathBuf>) -> io::Result<()> {
         let mut cleanup = Vec::new();
         for RecoveredReplica { key, dir, application, state, leftovers, cuts } in replicas {
             let log = Log::new(self.context.clone(), key, dir, application.clone(), state);
-            log.restore_applied().await.map_err(io::Error::other)?;
+            log.restore_applied().await;
             let replica = Replica { group: key.0, replica: key.1, log, application };
             self.registry.open.lock().insert(key, replica);
             cleanup.push((leftovers, cuts));
         }
-        self.checkpoint().await.map_err(io::Error::other)?;
+        for path in dead_folders {
+            // Their deletion is on record; and they may be the room that the checkpoint needs.
+            self.remove_aside(&path, None).await?;
+        }
+        match self.try_checkpoint().await {
+            Ok(()) => {}
+            Err(full @ CheckpointFailed::Full(_)) => {
+                tracing::warn!(%full, "the checkpoint was put off, and with it the cleaning up");
+                return Ok(());
+            }
+            Err(stopped) => return Err(io::Error::other(stopped)),
+        }
         for (leftovers, cuts) in cleanup {
             for (file, bytes) in cuts {
                 file.set_len(bytes).await?;
@@ -210,9 +222,6 @@ impl Store {
                     other => other?,
                 }
             }
-        }
-        for path in dead_folders {
-            self.remove_aside(&path, None).await?;
         }
         Ok(())
     }
@@ -311,7 +320,7 @@ impl Store {
         let aside = dir.with_file_name(format!("{}{group}-{replica}", recovery::DELETED_PREFIX));
         let moved = match &open {
             Some(open) => open.log.move_folder(&aside).await,
-            None => move_folder(&*self.context.disk, &dir, &aside).await,
+            None => move_folder(&self.context, &dir, &aside).await,
         };
         self.registry.open.lock().remove(&key);
         self.registry.corrupt.lock().remove(&key);
@@ -335,7 +344,9 @@ impl Store {
         if let Some(log) = log {
             log.close_retired();
         }
-        self.context.disk.sync_dir(&recovery::groups_dir(self.data_dir.path())).await
+        let groups = recovery::groups_dir(self.data_dir.path());
+        let synced = self.context.disk.sync_dir(&groups).await;
+        synced.inspect_err(|error| self.context.stop.stop(&format!("{}: {error}", groups.display())))
     }
 
     /// Resolves when the directory has stopped (a failed fsync, RULES.md J15; or [`Self::close`]).

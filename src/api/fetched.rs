@@ -1,6 +1,7 @@
 //! Fetched records as JSON: batches are decoded one by one into the answer's text, without a tree in between.
 //!
-//! Bytes that are UTF-8 are a string, others come as `…_base64`. The answer is bounded by what the client asked for, also
+//! Bytes that are UTF-8 are a string, others come as `…_base64`; with [`ValueFormat::Json`], values that are JSON are put in
+//! as JSON. The same records go out as one JSON body, as lines of JSON, or as events of a stream ([`Framing`]). The answer is bounded by what the client asked for, also
 //! where a small compressed batch holds large records; `next_offset` then says where to go on.
 
 use std::io::Write;
@@ -12,6 +13,7 @@ use pontoon_raft::types::Offset;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::embed::embeddable;
 use crate::error::{Code, Error, Result};
 use crate::partition::Fetched;
 use crate::record_batch::{BatchError, BatchLimits, Headers, Record, RecordBatch};
@@ -79,11 +81,45 @@ fn bytes_of(text: Option<&str>, base64: Option<&str>) -> Option<Vec<u8>> {
     }
 }
 
+/// How values are written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ValueFormat {
+    /// As strings (or base64).
+    #[default]
+    Text,
+    /// Values that are JSON as JSON, the others as strings.
+    Json,
+}
+
+/// What stands around the records.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Framing {
+    /// One JSON body, with the cursor in it.
+    #[default]
+    Body,
+    /// A line of JSON each.
+    Lines,
+    /// An event each, as `text/event-stream` has them.
+    Events,
+}
+
+/// What of a fetch is written, and how.
+#[derive(Clone, Copy, Debug)]
+pub struct RecordsForm {
+    /// Most records.
+    pub records_max: usize,
+    /// No further record once this many bytes are written.
+    pub bytes_max: usize,
+    /// How values are written.
+    pub values: ValueFormat,
+    /// What stands around the records.
+    pub framing: Framing,
+}
+
 /// Writes the records of a fetch.
 pub struct RecordsJson {
     start: Offset,
-    records_max: usize,
-    bytes_max: usize,
+    form: RecordsForm,
     out: Vec<u8>,
     count: usize,
     /// Behind the last record written.
@@ -91,9 +127,9 @@ pub struct RecordsJson {
 }
 
 impl RecordsJson {
-    /// For the records from `start` on: at most `records_max` of them, and none more once `bytes_max` bytes are written.
-    pub fn new(start: Offset, records_max: usize, bytes_max: usize) -> Self {
-        Self { start, records_max, bytes_max, out: Vec::new(), count: 0, next: None }
+    /// For the records from `start` on.
+    pub fn new(start: Offset, form: RecordsForm) -> Self {
+        Self { start, form, out: Vec::new(), count: 0, next: None }
     }
 
     /// How many records were written.
@@ -111,26 +147,50 @@ impl RecordsJson {
             if record.offset < self.start.0 {
                 continue;
             }
-            if self.count >= self.records_max || (self.count > 0 && self.out.len() >= self.bytes_max) {
+            if self.count >= self.form.records_max || (self.count > 0 && self.out.len() >= self.form.bytes_max) {
                 return Ok(false);
             }
-            if self.count > 0 {
-                self.out.push(b',');
-            }
+            self.write(&record).map_err(|error| Error::new(Code::Internal, error.to_string()))?;
             self.count += 1;
             self.next = Some(record.offset + 1);
-            write_record(&mut self.out, &record).map_err(|error| Error::new(Code::Internal, error.to_string()))?;
         }
         Ok(true)
     }
 
-    /// The whole body, in two parts. `complete`: every batch was pushed and none was cut short.
+    fn write(&mut self, record: &Record) -> std::io::Result<()> {
+        let values = self.form.values;
+        match self.form.framing {
+            Framing::Body => {
+                if self.count > 0 {
+                    self.out.push(b',');
+                }
+                write_record(&mut self.out, record, values)
+            }
+            Framing::Lines => {
+                write_record(&mut self.out, record, values)?;
+                self.out.write_all(b"\n")
+            }
+            Framing::Events => {
+                write!(self.out, "id: {}\nevent: record\ndata: ", record.offset)?;
+                write_record(&mut self.out, record, values)?;
+                self.out.write_all(b"\n\n")
+            }
+        }
+    }
+
+    /// Where the next fetch begins. `end`: where it would if every batch was pushed and none was cut short; `None` if not.
+    pub fn next_offset(&self, end: Option<Offset>) -> Offset {
+        end.or(self.next.map(Offset)).unwrap_or(self.start)
+    }
+
+    /// What was written: lines or events.
+    pub fn into_records(self) -> Bytes {
+        self.out.into()
+    }
+
+    /// The whole [`Framing::Body`], in two parts. `complete`: every batch was pushed and none was cut short.
     pub fn finish(self, topic: &str, partition: u32, fetched: &Fetched, complete: bool) -> (Bytes, Bytes) {
-        let next_offset = match self.next {
-            _ if complete => fetched.next_offset.0,
-            Some(next) => next,
-            None => self.start.0,
-        };
+        let next_offset = self.next_offset(complete.then_some(fetched.next_offset));
         let head = format!(
             "{{\"topic\":{},\"partition\":{partition},\"log_start_offset\":{},\"high_watermark\":{},\
              \"next_offset\":{next_offset},\"leader_epoch\":{},\"records\":[",
@@ -149,13 +209,24 @@ fn unreadable(error: BatchError) -> Error {
     Error::new(Code::CorruptLog, format!("a stored batch cannot be read: {error}"))
 }
 
-fn write_record(out: &mut Vec<u8>, record: &Record) -> std::io::Result<()> {
+fn write_record(out: &mut Vec<u8>, record: &Record, values: ValueFormat) -> std::io::Result<()> {
     write!(out, "{{\"offset\":{},\"timestamp\":{}", record.offset, record.timestamp)?;
     write_field(out, "key", record.key.as_deref())?;
-    write_field(out, "value", record.value.as_deref())?;
+    write_value(out, record.value.as_deref(), values)?;
     write_headers(out, &record.headers)?;
     out.push(b'}');
     Ok(())
+}
+
+fn write_value(out: &mut Vec<u8>, value: Option<&[u8]>, values: ValueFormat) -> std::io::Result<()> {
+    if values == ValueFormat::Json
+        && let Some(json) = value.and_then(|value| std::str::from_utf8(value).ok()).and_then(embeddable)
+    {
+        out.extend_from_slice(b",\"value\":");
+        out.extend_from_slice(&json);
+        return Ok(());
+    }
+    write_field(out, "value", value)
 }
 
 fn write_field(out: &mut Vec<u8>, name: &str, bytes: Option<&[u8]>) -> std::io::Result<()> {
@@ -217,8 +288,12 @@ mod tests {
         }
     }
 
+    fn form(records_max: usize, bytes_max: usize) -> RecordsForm {
+        RecordsForm { records_max, bytes_max, values: ValueFormat::Text, framing: Framing::Body }
+    }
+
     fn answer(start: u64, records_max: usize, bytes_max: usize, fetched: &Fetched) -> FetchAnswer {
-        let mut json = RecordsJson::new(Offset(start), records_max, bytes_max);
+        let mut json = RecordsJson::new(Offset(start), form(records_max, bytes_max));
         let complete = fetched.batches.iter().all(|batch| json.push(batch).unwrap());
         let (head, records) = json.finish("t", 1, fetched, complete);
         serde_json::from_slice(&[head, records].concat()).unwrap()
@@ -270,7 +345,36 @@ mod tests {
 
     #[test]
     fn a_stored_batch_that_cannot_be_read_is_not_served() {
-        let mut json = RecordsJson::new(Offset(0), 9, 9);
+        let mut json = RecordsJson::new(Offset(0), form(9, 9));
         assert_eq!(json.push(&Bytes::from_static(b"short")).unwrap_err().code, Code::CorruptLog);
+    }
+
+    fn written(values: ValueFormat, framing: Framing, of: &[&str]) -> (String, Offset) {
+        let mut json = RecordsJson::new(Offset(4), RecordsForm { values, framing, ..form(9, 1 << 20) });
+        assert!(json.push(&batch(4, of)).unwrap());
+        let next = json.next_offset(None);
+        (String::from_utf8(json.into_records().to_vec()).unwrap(), next)
+    }
+
+    #[test]
+    fn values_that_are_json_are_embedded_on_request() {
+        let (lines, next) =
+            written(ValueFormat::Json, Framing::Lines, &["{\"a\": 1.10,\n\"b\":[]}", "text", "null", "7"]);
+        let lines: Vec<_> = lines.lines().collect();
+        assert_eq!(lines[0], r#"{"offset":4,"timestamp":7,"key":null,"value":{"a":1.10,"b":[]},"headers":[]}"#);
+        for (line, value) in lines[1..].iter().zip([r#""text""#, r#""null""#, "7"]) {
+            assert!(line.contains(&format!("\"value\":{value},")), "{line}");
+        }
+        assert_eq!(next, Offset(8));
+        let (plain, _) = written(ValueFormat::Text, Framing::Lines, &["7"]);
+        assert!(plain.contains(r#""value":"7""#), "{plain}");
+    }
+
+    #[test]
+    fn an_event_is_one_line_of_data_whatever_the_value_holds() {
+        let (events, _) = written(ValueFormat::Json, Framing::Events, &["a\nb", "{\n}"]);
+        let wanted = "id: 4\nevent: record\ndata: {\"offset\":4,\"timestamp\":7,\"key\":null,\"value\":\"a\\nb\",\"headers\":[]}\n\n\
+                      id: 5\nevent: record\ndata: {\"offset\":5,\"timestamp\":7,\"key\":null,\"value\":{},\"headers\":[]}\n\n";
+        assert_eq!(events, wanted);
     }
 }

@@ -3,6 +3,7 @@
 //! Requests are strict: an unknown field is an error that names it. Nothing here does I/O or knows of HTTP's mechanics.
 //! How records become batches is in [`records`], how batches become records again in [`fetched`].
 
+mod embed;
 pub mod fetched;
 pub mod records;
 
@@ -178,6 +179,53 @@ pub struct ProduceAnswer {
     /// They had been written before (same producer and sequence).
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub duplicate: bool,
+}
+
+/// 200 of a produce by key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TopicProduceAnswer {
+    /// Where each record is, in the order of the request.
+    pub results: Vec<RecordResult>,
+}
+
+/// The body of a refused produce by key, once its records were divided: some of them may be written.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TopicErrorBody {
+    /// Of the first record that is not acknowledged; the outcome is that of all together.
+    #[serde(flatten)]
+    pub error: ErrorBody,
+    /// What became of each record, in the order of the request.
+    pub results: Vec<RecordResult>,
+}
+
+/// What became of one record of a produce by key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum RecordResult {
+    /// It is not acknowledged. (First here, so that reading one tells them apart by `error`.)
+    Refused {
+        /// The partition it was meant for.
+        partition: u32,
+        /// The code's name.
+        error: String,
+        /// For people.
+        message: String,
+        /// Whether the same request may succeed later.
+        retriable: bool,
+        /// Whether the record may have been written all the same.
+        outcome: WriteOutcome,
+    },
+    /// It is acknowledged.
+    Written {
+        /// The partition it went to.
+        partition: u32,
+        /// Its offset there; none with `acks=none`.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        offset: Option<u64>,
+        /// The term in which it stands; none with `acks=none`.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        leader_epoch: Option<u64>,
+    },
 }
 
 /// `GET …/offsets`.

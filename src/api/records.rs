@@ -176,7 +176,7 @@ fn header_value<'a>(field: &str, raw: &'a RawValue) -> Result<Option<Cow<'a, [u8
 }
 
 /// The JSON text without the whitespace between its tokens. It is valid JSON already.
-fn compact(json: &str) -> Cow<'_, [u8]> {
+pub(super) fn compact(json: &str) -> Cow<'_, [u8]> {
     let blank = |byte: &u8| matches!(byte, b' ' | b'\t' | b'\n' | b'\r');
     let bytes = json.as_bytes();
     if !bytes.iter().any(blank) {

@@ -332,6 +332,8 @@ impl Shared {
 
     /// Lets clients at a replica, under its topic's present configuration.
     fn host(self: &Arc<Self>, topic: &TopicRecord, home: GroupHome, local: &RaftGroup) {
+        let segment_bytes = TopicConfig::resolve(&topic.config, &self.config.log).segment_bytes;
+        local.log().set_segment_bytes_max(segment_bytes);
         let options = self.partition_options(topic, home);
         let (limits, acks_floor) = (options.limits, options.acks_floor);
         let same = |known: &Hosted| {
@@ -347,9 +349,6 @@ impl Shared {
 
     fn partition_options(self: &Arc<Self>, topic: &TopicRecord, home: GroupHome) -> PartitionOptions {
         let config = TopicConfig::resolve(&topic.config, &self.config.log);
-        let own = &self.config.limits;
-        let set = topic.config.contains_key("max.message.bytes") || self.config.log.contains_key("max.message.bytes");
-        let record_bytes_max = if set { config.max_message_bytes as usize } else { own.record_bytes_max };
         let (store, broker) = (Arc::downgrade(&self.store), Arc::downgrade(self));
         let reserve = self.config.raft.reserve_produce_bytes;
         PartitionOptions {
@@ -360,10 +359,19 @@ impl Shared {
                 AcksFloor::All => Acks::All,
                 AcksFloor::Every => Acks::Every,
             },
-            limits: BatchLimits { record_bytes_max, batch_bytes_max: own.request_bytes_max, ..BatchLimits::default() },
+            limits: self.batch_limits(topic),
             storage_has_room: Arc::new(move || store.upgrade().is_some_and(|store| store.available_bytes() > reserve)),
             broker_alive: Arc::new(move |id| broker.upgrade().is_some_and(|broker| broker.alive(id))),
         }
+    }
+
+    /// What a batch for a topic may have.
+    pub(super) fn batch_limits(&self, topic: &TopicRecord) -> BatchLimits {
+        let own = &self.config.limits;
+        let set = topic.config.contains_key("max.message.bytes") || self.config.log.contains_key("max.message.bytes");
+        let config = TopicConfig::resolve(&topic.config, &self.config.log);
+        let record_bytes_max = if set { config.max_message_bytes as usize } else { own.record_bytes_max };
+        BatchLimits { record_bytes_max, batch_bytes_max: own.request_bytes_max, ..BatchLimits::default() }
     }
 
     /// Looks after a replica that is here: says that it is, gives its group a start, and its members if it leads.

@@ -19,6 +19,7 @@ use crate::catalog::topic_config::TopicConfig;
 use crate::config::Config;
 use crate::error::Result;
 use crate::partition::Partition;
+use crate::record_batch::BatchLimits;
 
 mod bootstrap;
 mod control;
@@ -26,6 +27,7 @@ mod leadership;
 mod lifecycle;
 mod membership;
 mod peer;
+mod retention;
 mod routing;
 mod shared;
 mod start;
@@ -46,6 +48,28 @@ pub struct TopicSpec {
     pub replicas: Option<u32>,
     /// Its configuration, by Kafka's names.
     pub config: BTreeMap<String, String>,
+}
+
+/// One key of a topic's effective configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigEntry {
+    /// Its name, Kafka's.
+    pub name: &'static str,
+    /// What the topic says, if anything.
+    pub topic: Option<String>,
+    /// What this broker's `log.*` says, if anything.
+    pub broker: Option<String>,
+    /// What counts if neither does.
+    pub built_in: &'static str,
+}
+
+/// What has to be known of a topic before records are divided between its partitions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TopicShape {
+    /// How many partitions it has, as far as is known here; they only grow.
+    pub partitions: u32,
+    /// What a batch for any of them may have.
+    pub limits: BatchLimits,
 }
 
 /// A topic, described.
@@ -87,6 +111,8 @@ pub struct BrokerDescription {
     pub broker_id: BrokerId,
     /// Where clients reach it over HTTP, `host:port`.
     pub http_address: String,
+    /// Where Kafka clients reach it; `None` if they do not, or if it has not been heard of since the answering broker started.
+    pub kafka_address: Option<String>,
     /// Where brokers reach it.
     pub peer_address: String,
     /// Whether the answering broker's detector holds it alive.
@@ -168,6 +194,11 @@ impl Broker {
         self.shared.create_topic(spec, timeout).await
     }
 
+    /// What [`Self::create_topic`] would refuse, as far as this broker can tell. Creates nothing.
+    pub fn check_topic(&self, spec: &TopicSpec) -> Result<()> {
+        self.shared.check_topic(spec)
+    }
+
     /// All topics, by name.
     pub fn topics(&self) -> Vec<TopicDescription> {
         self.shared.topics()
@@ -181,6 +212,16 @@ impl Broker {
     /// A topic's effective configuration: its own values over this broker's `log.*` over the built-in ones. `UNKNOWN_TOPIC`.
     pub fn topic_config(&self, name: &str) -> Result<TopicConfig> {
         self.shared.topic_config(name)
+    }
+
+    /// The topic of this id (see [`TopicDescription::topic_id`]).
+    pub fn topic_by_id(&self, topic_id: u128) -> Result<TopicDescription> {
+        self.shared.topic_by_id(topic_id)
+    }
+
+    /// Every key of a topic's configuration, set or not. `UNKNOWN_TOPIC`.
+    pub fn topic_config_entries(&self, name: &str) -> Result<Vec<ConfigEntry>> {
+        self.shared.topic_config_entries(name)
     }
 
     /// Changes configuration (`None` resets a key) and grows the number of partitions.
@@ -209,6 +250,16 @@ impl Broker {
     /// asks the controller for what this broker's copy of the catalog may not have yet.
     pub async fn route_wait(&self, topic: &str, partition: u32, timeout: Duration) -> Result<Route> {
         self.shared.route_wait(topic, partition, timeout).await
+    }
+
+    /// Changes whenever [`Self::route`] may have another answer.
+    pub fn watch_routes(&self) -> tokio::sync::watch::Receiver<u64> {
+        self.shared.routing.watch()
+    }
+
+    /// What records for a topic have to be divided by. `UNKNOWN_TOPIC`, once the controller has been asked too.
+    pub async fn topic_shape(&self, topic: &str, timeout: Duration) -> Result<TopicShape> {
+        self.shared.topic_shape(topic, timeout).await
     }
 
     /// A new producer id and epoch, never given out before.

@@ -6,6 +6,7 @@ pub mod bench;
 mod consume;
 mod dev;
 mod explain;
+mod log;
 mod output;
 mod produce;
 mod serve;
@@ -70,6 +71,9 @@ enum Command {
     /// Measure a cluster, or the disk alone
     #[command(subcommand)]
     Bench(bench::Bench),
+    /// Read files of a data directory, offline
+    #[command(subcommand)]
+    Log(log::LogCommand),
     /// Say what an error code means and what to do
     Explain(explain::ExplainArgs),
 }
@@ -175,6 +179,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Consume(args) => consume::run(args, server.client()?, json).await,
         Command::Status(args) => status::run(args, &server.client()?, json).await,
         Command::Bench(bench) => Ok(bench::run(bench, &server.list(), json).await?),
+        Command::Log(command) => log::run(command, json).await,
         Command::Explain(args) => explain::run(&args, json),
     }
 }

@@ -13,20 +13,25 @@ use futures_util::StreamExt;
 use pontoon_raft::types::Offset;
 use tokio::sync::OwnedSemaphorePermit;
 
-use crate::api::fetched::RecordsJson;
+use crate::api::fetched::{Framing, RecordsForm, RecordsJson, ValueFormat};
 use crate::api::{self, OffsetsAnswer};
 use crate::error::Code;
 use crate::http::leader::{AtLeader, Passable, Repeat};
 use crate::http::refusal::Refusal;
-use crate::http::request::{Params, Target, accept, reserve};
-use crate::http::{Shared, metrics};
+use crate::http::request::{Params, Target, accept};
+use crate::http::{Shared, metrics, tail};
 use crate::partition::{Consistency, Fetch, FetchFrom, Fetched, Partition};
 use crate::record_batch::BatchHeader;
 
 const JSON: &str = "application/json";
-const BATCHES: &str = "application/octet-stream";
+const LINES: &str = "application/x-ndjson";
+pub(super) const BATCHES: &str = "application/octet-stream";
+pub(super) const EVENTS: &str = "text/event-stream";
 /// Default of a read's `timeout_ms`: how long to look for a leader.
-const READ_TIMEOUT_MS: u64 = 10_000;
+pub(super) const READ_TIMEOUT_MS: u64 = 10_000;
+/// A fetch's parameters.
+const PARAMS: &[&str] =
+    &["offset", "max_bytes", "max_records", "max_wait_ms", "consistency", "value_format", "timeout_ms"];
 
 /// `GET /v1/topics/{t}/partitions/{p}/records`
 pub(super) async fn fetch(
@@ -35,25 +40,23 @@ pub(super) async fn fetch(
     request: Request,
 ) -> Result<Response, Refusal> {
     let (parts, _) = request.into_parts();
-    let known = ["offset", "max_bytes", "max_records", "max_wait_ms", "consistency", "timeout_ms"];
-    let params = Params::read(&parts.uri, &known)?;
-    let raw = accept(&parts.headers, &[JSON, BATCHES])? == BATCHES;
-    let records_max = params.number("max_records", 1..=usize::MAX)?;
-    if raw && records_max.is_some() {
-        return Err(Refusal::invalid("max_records cannot go with whole batches (Accept: application/octet-stream)"));
+    let params = Params::read(&parts.uri, PARAMS)?;
+    let accepted = accept(&parts.headers, &[JSON, LINES, BATCHES, EVENTS])?;
+    if accepted == EVENTS {
+        return tail::tail(shared, target, &parts, &params).await;
     }
+    let form = form(&params, accepted)?;
     let wait = Duration::from_millis(params.number("max_wait_ms", 0..=api::FETCH_WAIT_MS_MAX)?.unwrap_or(0));
     let work = FetchWork {
         shared: &shared,
         target: &target,
         fetch: Fetch {
             from: from(params.text("offset"))?,
-            bytes_max: params.number("max_bytes", 1..=api::FETCH_BYTES_MAX)?.unwrap_or(api::FETCH_BYTES_DEFAULT),
+            bytes_max: bytes_max(&params)?,
             wait,
             consistency: consistency(params.text("consistency"))?,
         },
-        records_max: records_max.unwrap_or(usize::MAX),
-        raw,
+        form,
     };
     // The time to find a leader; waiting for records comes on top.
     let timeout = params.timeout(&parts.headers, READ_TIMEOUT_MS)? + wait;
@@ -76,7 +79,43 @@ pub(super) async fn offsets(
     Passable::new(&parts, Bytes::new(), timeout, Repeat::Read).at_leader(&shared, &target, &work).await
 }
 
-fn from(text: Option<&str>) -> Result<FetchFrom, Refusal> {
+fn bytes_max(params: &Params) -> Result<usize, Refusal> {
+    Ok(params.number("max_bytes", 1..=api::FETCH_BYTES_MAX)?.unwrap_or(api::FETCH_BYTES_DEFAULT))
+}
+
+/// How the records are written; `None`: as whole batches.
+fn form(params: &Params, accepted: &str) -> Result<Option<RecordsForm>, Refusal> {
+    let records_max = params.number("max_records", 1..=usize::MAX)?;
+    let values = value_format(params.text("value_format"))?;
+    let framing = match accepted {
+        BATCHES => {
+            for name in ["max_records", "value_format"] {
+                if params.text(name).is_some() {
+                    return Err(Refusal::invalid(format!("{name} cannot go with whole batches (Accept: {BATCHES})")));
+                }
+            }
+            return Ok(None);
+        }
+        LINES => Framing::Lines,
+        _ => Framing::Body,
+    };
+    Ok(Some(RecordsForm {
+        records_max: records_max.unwrap_or(usize::MAX),
+        bytes_max: bytes_max(params)?,
+        values,
+        framing,
+    }))
+}
+
+pub(super) fn value_format(text: Option<&str>) -> Result<ValueFormat, Refusal> {
+    match text {
+        None | Some("text") => Ok(ValueFormat::Text),
+        Some("json") => Ok(ValueFormat::Json),
+        Some(other) => Err(Refusal::invalid(format!("value_format={other:?} is not json or text"))),
+    }
+}
+
+pub(super) fn from(text: Option<&str>) -> Result<FetchFrom, Refusal> {
     let wrong =
         |text: &str| Refusal::invalid(format!("offset={text:?} is not a number, earliest, latest or timestamp:MS"));
     match text {
@@ -89,7 +128,7 @@ fn from(text: Option<&str>) -> Result<FetchFrom, Refusal> {
     }
 }
 
-fn consistency(text: Option<&str>) -> Result<Consistency, Refusal> {
+pub(super) fn consistency(text: Option<&str>) -> Result<Consistency, Refusal> {
     match text {
         None | Some("committed") => Ok(Consistency::Committed),
         Some("linearizable") => Ok(Consistency::Linearizable),
@@ -97,9 +136,10 @@ fn consistency(text: Option<&str>) -> Result<Consistency, Refusal> {
     }
 }
 
-struct OffsetsWork {
-    timestamp: Option<i64>,
-    consistency: Consistency,
+/// The offsets at the leader.
+pub(super) struct OffsetsWork {
+    pub(super) timestamp: Option<i64>,
+    pub(super) consistency: Consistency,
 }
 
 impl AtLeader for OffsetsWork {
@@ -119,12 +159,13 @@ impl AtLeader for OffsetsWork {
     }
 }
 
-struct FetchWork<'a> {
-    shared: &'a Shared,
-    target: &'a Target,
-    fetch: Fetch,
-    records_max: usize,
-    raw: bool,
+/// A fetch at its leader.
+pub(super) struct FetchWork<'a> {
+    pub(super) shared: &'a Shared,
+    pub(super) target: &'a Target,
+    pub(super) fetch: Fetch,
+    /// `None`: whole batches.
+    pub(super) form: Option<RecordsForm>,
 }
 
 impl AtLeader for FetchWork<'_> {
@@ -138,50 +179,59 @@ impl AtLeader for FetchWork<'_> {
                 return Err(refusal);
             }
         };
-        if self.raw { Ok(self.batches(fetched, permit)) } else { self.json(fetched, permit).await }
+        match self.form {
+            None => Ok(batches(fetched, permit)),
+            Some(form) => self.records(form, fetched, permit).await,
+        }
     }
 }
 
 impl FetchWork<'_> {
-    /// Reads, waiting for records if there are none. A waiting fetch holds no share of the bytes in flight: it has none.
+    /// Reads, waiting for records if there are none. A waiting fetch has no timer of its own, and holds no share of the
+    /// bytes in flight: it has none.
     async fn read(&self, partition: &Partition, left: Duration) -> Result<(Fetched, OwnedSemaphorePermit), Refusal> {
         let wait = self.fetch.wait.min(left);
         let at_once = Fetch { wait: Duration::ZERO, ..self.fetch };
-        let permit = reserve(&self.shared.answer_bytes, self.fetch.bytes_max)?;
-        let fetched = partition.fetch(at_once).await?;
-        if !fetched.batches.is_empty() || wait.is_zero() {
-            return Ok((fetched, permit));
+        let found = self.read_at_once(partition, at_once).await?;
+        if !found.0.batches.is_empty() || wait.is_zero() {
+            return Ok(found);
         }
-        drop(permit);
-        let from = FetchFrom::Offset(fetched.start_offset);
-        let woken = tokio::select! {
-            found = partition.fetch(Fetch { from, bytes_max: 1, wait, ..self.fetch }) => found?,
+        let (fetched, mut nothing) = found;
+        drop(nothing.split(nothing.num_permits()));
+        tokio::select! {
+            biased;
+            woken = partition.wait_for(fetched.next_offset) => woken?,
+            () = self.shared.deadlines.after(wait) => {}
             // Better an empty answer than a broken connection: the client asks again, elsewhere.
-            () = self.shared.stopping() => fetched,
-        };
-        let permit = reserve(&self.shared.answer_bytes, self.fetch.bytes_max)?;
-        if woken.batches.is_empty() {
-            return Ok((woken, permit));
+            () = self.shared.stopping() => return Ok((fetched, nothing)),
         }
-        Ok((partition.fetch(Fetch { from, ..at_once }).await?, permit))
+        let from = FetchFrom::Offset(fetched.next_offset);
+        self.read_at_once(partition, Fetch { from, ..at_once }).await
     }
 
-    fn batches(&self, fetched: Fetched, permit: OwnedSemaphorePermit) -> Response {
-        let bytes: usize = fetched.batches.iter().map(Bytes::len).sum();
-        metrics::fetched(records_in(&fetched), bytes);
-        let headers = [
-            (header::CONTENT_TYPE.as_str(), BATCHES.to_owned()),
-            (header::CONTENT_LENGTH.as_str(), bytes.to_string()),
-            (api::NEXT_OFFSET, fetched.next_offset.to_string()),
-            (api::HIGH_WATERMARK, fetched.high_watermark.to_string()),
-            (api::LOG_START_OFFSET, fetched.log_start_offset.to_string()),
-            (api::LEADER_EPOCH, fetched.leader_epoch.to_string()),
-        ];
-        (headers, chunks(fetched.batches, permit)).into_response()
+    async fn read_at_once(
+        &self,
+        partition: &Partition,
+        fetch: Fetch,
+    ) -> Result<(Fetched, OwnedSemaphorePermit), Refusal> {
+        let mut permit = self.shared.answer_bytes.reserve(fetch.bytes_max)?;
+        let fetched = partition.fetch(fetch).await?;
+        // A single batch may be larger than what was asked for; most answers are smaller.
+        let found: usize = fetched.batches.iter().map(Bytes::len).sum();
+        match found.checked_sub(permit.num_permits()) {
+            Some(more) => permit.merge(self.shared.answer_bytes.reserve(more)?),
+            None => drop(permit.split(permit.num_permits() - found)),
+        }
+        Ok((fetched, permit))
     }
 
-    async fn json(&self, fetched: Fetched, permit: OwnedSemaphorePermit) -> Result<Response, Refusal> {
-        let mut json = RecordsJson::new(fetched.start_offset, self.records_max, self.fetch.bytes_max);
+    async fn records(
+        &self,
+        form: RecordsForm,
+        fetched: Fetched,
+        permit: OwnedSemaphorePermit,
+    ) -> Result<Response, Refusal> {
+        let mut json = RecordsJson::new(fetched.start_offset, form);
         let mut complete = true;
         for batch in &fetched.batches {
             if !json.push(batch)? {
@@ -192,6 +242,10 @@ impl FetchWork<'_> {
             tokio::task::yield_now().await;
         }
         metrics::fetched(json.count() as u64, fetched.batches.iter().map(Bytes::len).sum());
+        if form.framing == Framing::Lines {
+            let next = json.next_offset(complete.then_some(fetched.next_offset));
+            return Ok(with_cursor(LINES, &fetched, next, vec![json.into_records()], permit));
+        }
         let (head, records) = json.finish(&self.target.topic, self.target.partition, &fetched, complete);
         let headers = [
             (header::CONTENT_TYPE.as_str(), JSON.to_owned()),
@@ -201,8 +255,33 @@ impl FetchWork<'_> {
     }
 }
 
-fn records_in(fetched: &Fetched) -> u64 {
-    let headers = fetched.batches.iter().filter_map(|batch| BatchHeader::read(batch).ok());
+fn batches(mut fetched: Fetched, permit: OwnedSemaphorePermit) -> Response {
+    let batches = std::mem::take(&mut fetched.batches);
+    metrics::fetched(records_in(&batches), batches.iter().map(Bytes::len).sum());
+    with_cursor(BATCHES, &fetched, fetched.next_offset, batches, permit)
+}
+
+/// An answer whose cursor is in its headers.
+fn with_cursor(
+    kind: &str,
+    fetched: &Fetched,
+    next: Offset,
+    body: Vec<Bytes>,
+    permit: OwnedSemaphorePermit,
+) -> Response {
+    let headers = [
+        (header::CONTENT_TYPE.as_str(), kind.to_owned()),
+        (header::CONTENT_LENGTH.as_str(), body.iter().map(Bytes::len).sum::<usize>().to_string()),
+        (api::NEXT_OFFSET, next.to_string()),
+        (api::HIGH_WATERMARK, fetched.high_watermark.to_string()),
+        (api::LOG_START_OFFSET, fetched.log_start_offset.to_string()),
+        (api::LEADER_EPOCH, fetched.leader_epoch.to_string()),
+    ];
+    (headers, chunks(body, permit)).into_response()
+}
+
+fn records_in(batches: &[Bytes]) -> u64 {
+    let headers = batches.iter().filter_map(|batch| BatchHeader::read(batch).ok());
     headers.map(|header| header.record_count.max(0) as u64).sum()
 }
 
@@ -239,10 +318,10 @@ mod tests {
 
     #[tokio::test]
     async fn a_body_gives_its_share_back_when_it_is_gone() {
-        let budget = Arc::new(tokio::sync::Semaphore::new(10));
-        let body = chunks(vec![Bytes::from_static(b"ab"), Bytes::from_static(b"c")], reserve(&budget, 7).unwrap());
-        assert_eq!(budget.available_permits(), 3);
+        let budget = crate::http::budget::Budget::new(10);
+        let body = chunks(vec![Bytes::from_static(b"ab"), Bytes::from_static(b"c")], budget.reserve(7).unwrap());
+        assert_eq!(budget.held(), 7);
         assert_eq!(&axum::body::to_bytes(body, 10).await.unwrap()[..], b"abc");
-        assert_eq!(budget.available_permits(), 10);
+        assert_eq!(budget.held(), 0);
     }
 }

@@ -48,7 +48,7 @@ pub(super) async fn produce(
     passable.at_leader(&shared, &target, &work).await
 }
 
-fn acks(text: Option<&str>) -> Result<Acks, Refusal> {
+pub(super) fn acks(text: Option<&str>) -> Result<Acks, Refusal> {
     match text {
         None | Some("all") => Ok(Acks::All),
         Some("every") => Ok(Acks::Every),
@@ -77,7 +77,8 @@ fn carries_producer(kind: BodyKind, body: &[u8]) -> bool {
     kind == BodyKind::Batch && BatchHeader::read(body).is_ok_and(|header| header.producer().is_some())
 }
 
-struct Produce<'a> {
+/// A produce to one partition.
+pub(super) struct Produce<'a> {
     target: &'a Target,
     kind: BodyKind,
     body: Bytes,
@@ -89,7 +90,13 @@ struct Produce<'a> {
     batch: OnceLock<RecordBatch>,
 }
 
-impl Produce<'_> {
+impl<'a> Produce<'a> {
+    /// Of a batch that is made already.
+    pub(super) fn of_batch(target: &'a Target, batch: RecordBatch, acks: Acks) -> Self {
+        let (kind, body) = (BodyKind::Batch, batch.bytes().clone());
+        Self { target, kind, body, producer: None, acks, if_match: None, batch: OnceLock::from(batch) }
+    }
+
     fn batch(&self, limits: &BatchLimits) -> Result<&RecordBatch, Refusal> {
         if let Some(batch) = self.batch.get() {
             return Ok(batch);
@@ -120,7 +127,7 @@ impl AtLeader for Produce<'_> {
     }
 }
 
-fn now_ms() -> i64 {
+pub(super) fn now_ms() -> i64 {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     i64::try_from(now.as_millis()).unwrap_or(i64::MAX)
 }
@@ -137,20 +144,25 @@ fn make_batch(
         return Ok(RecordBatch::check(body.clone(), limits).map_err(Error::from)?);
     }
     let mut builder = RecordBatchBuilder::new(*limits);
-    let mut push = |record: Record<'_>| {
-        let record = to_new(body, record, now);
-        builder.push(&record).map_err(Error::from)
-    };
-    match kind {
-        BodyKind::Text => push(Record { value: Some(Cow::Borrowed(body)), ..Record::default() })?,
-        BodyKind::Lines => drop(records::parse_ndjson(body, &mut push)?),
-        _ => drop(records::parse_json(body, &mut push)?),
-    }
+    each_record(body, kind, &mut |record| builder.push(&to_new(body, record, now)).map_err(Error::from))?;
     Ok(builder.build(producer).map_err(Error::from)?)
 }
 
+/// Gives each record of a body to `push`, in order. (A batch is no body of records.)
+pub(super) fn each_record<'a>(
+    body: &'a Bytes,
+    kind: BodyKind,
+    push: &mut dyn FnMut(Record<'a>) -> Result<(), Error>,
+) -> Result<usize, Error> {
+    match kind {
+        BodyKind::Text => push(Record { value: Some(Cow::Borrowed(body)), ..Record::default() }).map(|()| 1),
+        BodyKind::Lines => records::parse_ndjson(body, push),
+        BodyKind::Json | BodyKind::Batch => records::parse_json(body, push),
+    }
+}
+
 /// What is borrowed from the body shares its memory.
-fn to_new(body: &Bytes, record: Record<'_>, now: i64) -> NewRecord {
+pub(super) fn to_new(body: &Bytes, record: Record<'_>, now: i64) -> NewRecord {
     let share = |bytes: Cow<'_, [u8]>| match bytes {
         Cow::Borrowed(bytes) => body.slice_ref(bytes),
         Cow::Owned(bytes) => bytes.into(),

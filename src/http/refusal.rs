@@ -4,7 +4,7 @@ use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
-use crate::api::ErrorBody;
+use crate::api::{ErrorBody, RecordResult, TopicErrorBody};
 use crate::error::{Code, Error};
 use crate::http::metrics;
 use crate::partition::Offsets;
@@ -16,6 +16,10 @@ pub(super) struct Refusal {
     pub(super) error: Error,
     /// With `OFFSET_OUT_OF_RANGE`: what is in range.
     pub(super) offsets: Option<Offsets>,
+    /// Of a produce by key: what became of each record.
+    pub(super) results: Option<Vec<RecordResult>>,
+    /// The rest of the body is still on its way: nothing further can be read off this connection.
+    pub(super) close: bool,
 }
 
 impl Refusal {
@@ -23,11 +27,17 @@ impl Refusal {
     pub(super) fn invalid(message: impl Into<String>) -> Self {
         Error::new(Code::InvalidRequest, message).into()
     }
+
+    /// The same, and the connection is closed.
+    pub(super) fn and_close(mut self) -> Self {
+        self.close = true;
+        self
+    }
 }
 
 impl From<Error> for Refusal {
     fn from(error: Error) -> Self {
-        Self { error, offsets: None }
+        Self { error, offsets: None, results: None, close: false }
     }
 }
 
@@ -45,14 +55,17 @@ impl IntoResponse for Refusal {
         body.log_start_offset = self.offsets.map(|offsets| offsets.log_start_offset.0);
         body.high_watermark = self.offsets.map(|offsets| offsets.high_watermark.0);
         let status = StatusCode::from_u16(code.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        let mut response = (status, Json(&body)).into_response();
-        if let Some(ms) = body.retry_after_ms {
+        let retry_after_ms = body.retry_after_ms;
+        let mut response = match self.results {
+            None => (status, Json(body)).into_response(),
+            Some(results) => (status, Json(TopicErrorBody { error: body, results })).into_response(),
+        };
+        if let Some(ms) = retry_after_ms {
             // The header knows whole seconds only; the body has the exact figure.
             let seconds = HeaderValue::from(ms.div_ceil(1000).max(1));
             response.headers_mut().insert(header::RETRY_AFTER, seconds);
         }
-        if code == Code::RequestTimeout || code == Code::RequestTooLarge {
-            // The rest of the body is still on its way: nothing further can be read off this connection.
+        if self.close {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         response
@@ -78,7 +91,7 @@ mod tests {
     async fn out_of_range_tells_what_is_in_range() {
         let offsets = Offsets { log_start_offset: 3.into(), high_watermark: 9.into(), log_end_offset: 9.into() };
         let error = Error::new(Code::OffsetOutOfRange, "offset 10 is not in 3..=9");
-        let response = Refusal { error, offsets: Some(offsets) }.into_response();
+        let response = Refusal { offsets: Some(offsets), ..Refusal::from(error) }.into_response();
         assert_eq!(response.status(), StatusCode::RANGE_NOT_SATISFIABLE);
         let body = axum::body::to_bytes(response.into_body(), 1 << 16).await.unwrap();
         let body: ErrorBody = serde_json::from_slice(&body).unwrap();

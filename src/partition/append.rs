@@ -206,7 +206,9 @@ impl<L: ReplicatedLog> Partition<L> {
                 Code::OffsetMismatch,
                 format_args!("the log end is {next_offset}, not {}", if_match.unwrap_or_default()),
             ),
-            Verdict::Malformed => self.error(Code::Internal, "the log did not understand the proposal"),
+            Verdict::Malformed | Verdict::Retention { .. } => {
+                self.error(Code::Internal, "the log did not understand the proposal")
+            }
         })
     }
 }

@@ -109,7 +109,9 @@ impl Client {
     }
 
     async fn create_topic(mut self) {
-        let body = format!(r#"{{"name":"{TOPIC}","partitions":{PARTITIONS},"replicas":{BROKERS}}}"#);
+        // Retention by time goes by the wall's clock, which no seed owns.
+        let config = r#"{"retention.ms":"-1"}"#;
+        let body = format!(r#"{{"name":"{TOPIC}","partitions":{PARTITIONS},"replicas":{BROKERS},"config":{config}}}"#);
         loop {
             let kind = Some(("content-type", "application/json"));
             let path = "/v1/topics".to_owned();

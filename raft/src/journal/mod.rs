@@ -34,6 +34,7 @@ use crate::types::{GroupId, LogId, ReplicaId, Vote};
 mod budget;
 mod files;
 mod format;
+mod inspect;
 mod queue;
 mod reader;
 mod writer;
@@ -42,6 +43,7 @@ mod writer;
 mod tests;
 
 pub use budget::UnwrittenBytes;
+pub(crate) use inspect::inspect;
 pub use reader::{Scan, Scanner, scan};
 
 use files::{At, Current, FileError, Keeper, LiveFile, Prepared, Retire};
@@ -482,6 +484,7 @@ async fn begin(
         number: current.prepared.number,
         first: scan.next,
         follows: scan.last,
+        file_bytes: current.prepared.bytes,
     };
     let Prepared { file, name, .. } = &current.prepared;
     file.write_and_sync(0, vec![header.encode()]).await.at(&dir.join(name))?;

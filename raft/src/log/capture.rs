@@ -4,17 +4,18 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use tokio::sync::{MutexGuard, oneshot};
 
 use super::base::Base;
 use super::index::SparseIndex;
 use super::segment::{self, SegmentFile};
-use super::{Folder, Log};
+use super::{Folder, Log, LogContext};
 use crate::checkpoint::ReplicaState;
-use crate::disk::{Disk, replace_file};
-use crate::error::ReadError;
+use crate::disk::{replace_file, sync_failed};
 use crate::journal::{Lsn, SegmentName};
 use crate::payload::SnapshotAt;
+use crate::types::LogId;
 
 /// Tells whether a log has changed since a checkpoint in a way that the next one must show.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,7 +69,7 @@ impl Log {
         if *folder == Folder::Unsure {
             self.context.disk.create_dir_all(&self.dir).await?;
             if let Some(groups) = self.dir.parent() {
-                self.context.disk.sync_dir(groups).await?;
+                self.sync_dir(groups).await?;
             }
             *folder = Folder::Durable;
         }
@@ -79,17 +80,37 @@ impl Log {
     pub(crate) async fn sync_entries(&self, files: &[Arc<SegmentFile>]) -> io::Result<()> {
         let Some(_folder) = self.folder().await? else { return Ok(()) };
         if files.iter().any(|file| !file.entry_is_durable()) {
-            self.context.disk.sync_dir(&self.dir).await?;
+            self.sync_dir(&self.dir).await?;
             files.iter().for_each(|file| file.set_entry_durable());
         }
         Ok(())
+    }
+
+    /// Puts a file into the folder, in place of one of that name, durably. The folder must be there ([`Self::folder`]).
+    ///
+    /// Errors: `StorageFull`, and then nothing has changed; after any other the directory has stopped.
+    pub(super) async fn put(&self, path: &Path, bytes: Bytes) -> io::Result<()> {
+        let put = replace_file(&*self.context.disk, path, vec![bytes]).await;
+        put.inspect_err(|error| self.stop_unless_full(path, error))
+    }
+
+    /// Syncs the folder or the one it is in. Every file's entry there depends on it: an error stops the directory (RULES.md J15).
+    async fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        let synced = self.context.disk.sync_dir(dir).await.map_err(sync_failed);
+        synced.inspect_err(|error| self.stop_unless_full(dir, error))
+    }
+
+    fn stop_unless_full(&self, path: &Path, error: &io::Error) {
+        if error.kind() != io::ErrorKind::StorageFull {
+            self.context.stop.stop(&format!("{}: {error}", path.display()));
+        }
     }
 
     /// Moves the folder of a deleted replica aside, durably. A missing one is fine.
     pub(crate) async fn move_folder(&self, aside: &Path) -> io::Result<()> {
         let mut folder = self.folder.lock().await;
         *folder = Folder::Gone;
-        move_folder(&*self.context.disk, &self.dir, aside).await
+        move_folder(&self.context, &self.dir, aside).await
     }
 
     /// Closes the files of a deleted replica, once they are unlinked.
@@ -107,12 +128,13 @@ impl Log {
             last.map(|segment| (segment.name(), segment.index.encode(segment.name())))
         };
         let (Some((name, index)), Some(_folder)) = (index, self.folder().await?) else { return Ok(()) };
-        replace_file(&*self.context.disk, &segment::path(&self.dir, name, "index"), vec![index]).await
+        self.put(&segment::path(&self.dir, name, "index"), index).await
     }
 
     /// After a recovery: what is applied, and the high watermark, follow from the recovered commit, or from the applied state
-    /// where that survives.
-    pub(crate) async fn restore_applied(&self) -> Result<(), ReadError> {
+    /// where that survives. Where the log cannot be read there (rot), from the beginning of that segment: what follows is applied
+    /// again when the group starts, which is the place to find out whether it can be.
+    pub(crate) async fn restore_applied(&self) {
         let applied = match self.application.snapshot_at() {
             SnapshotAt::Boundary => self.committed_log_id(),
             SnapshotAt::Applied => self.application.applied(),
@@ -121,12 +143,24 @@ impl Log {
             let state = self.state.lock();
             (state.purged, state.log_start_offset)
         };
-        let offset = match applied {
-            Some(applied) if Some(applied) > purged => self.offset_after(applied).await?,
-            _ => start,
+        let Some(last) = applied.filter(|applied| Some(*applied) > purged) else {
+            return self.set_applied(applied, start);
         };
-        self.set_applied(applied, offset);
-        Ok(())
+        match self.offset_after(last).await {
+            Ok(offset) => self.set_applied(applied, offset),
+            Err(error) => {
+                tracing::error!(group = %self.group, replica = %self.replica, %error, "the high watermark cannot be read");
+                let (previous, offset) = self.before_segment_of(last.index + 1);
+                let is_boundary = self.application.snapshot_at() == SnapshotAt::Boundary;
+                self.set_applied(if is_boundary { previous.max(purged) } else { applied }, offset.max(start));
+            }
+        }
+    }
+
+    /// The log's last entry, and the next offset, before the segment that holds this index.
+    fn before_segment_of(&self, index: u64) -> (Option<LogId>, u64) {
+        let state = self.state.lock();
+        state.segment_of(index).map_or((None, 0), |at| (state.segments[at].previous, state.segments[at].base_offset))
     }
 
     /// Gives back what a checkpoint that failed has taken.
@@ -161,14 +195,13 @@ impl Log {
     }
 }
 
-/// Renames a folder durably; a missing one is fine.
-pub(crate) async fn move_folder(disk: &dyn Disk, dir: &Path, aside: &Path) -> io::Result<()> {
-    match disk.rename(dir, aside).await {
+/// Renames a folder durably; a missing one is fine. After a failed sync the directory has stopped.
+pub(crate) async fn move_folder(context: &LogContext, dir: &Path, aside: &Path) -> io::Result<()> {
+    match context.disk.rename(dir, aside).await {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         other => other?,
     }
-    match dir.parent() {
-        Some(groups) => disk.sync_dir(groups).await,
-        None => Ok(()),
-    }
+    let Some(groups) = dir.parent() else { return Ok(()) };
+    let synced = context.disk.sync_dir(groups).await;
+    synced.inspect_err(|error| context.stop.stop(&format!("{}: {error}", groups.display())))
 }

@@ -146,19 +146,30 @@ impl SparseIndex {
     /// Reads an index of `segment`'s beginning, of at most `bytes_max` of its bytes. `None` if these bytes are not it, for
     /// whatever reason: it is then rebuilt. (A segment's bytes are written once, so an index of fewer bytes stays true.)
     pub fn decode(bytes: &[u8], segment: SegmentName, bytes_max: u64, interval: u64) -> Option<Self> {
-        let (body, mut crc) = bytes.split_at_checked(bytes.len().checked_sub(4)?)?;
-        let (mut header, mut rest) = body.split_at_checked(HEADER_BYTES)?;
-        if &header[..8] != MAGIC || crc.get_u32_le() != crc32c::crc32c(body) {
-            return None;
+        let (name, index) = Self::parse(bytes, interval).ok()?;
+        (name == segment && index.end <= bytes_max).then_some(index)
+    }
+
+    /// Reads an index, and whose it is. The error says what is wrong with the bytes.
+    pub(crate) fn parse(bytes: &[u8], interval: u64) -> Result<(SegmentName, Self), &'static str> {
+        let cut = "cut short";
+        let (body, mut crc) = bytes.split_at_checked(bytes.len().checked_sub(4).ok_or(cut)?).ok_or(cut)?;
+        let (mut header, mut rest) = body.split_at_checked(HEADER_BYTES).ok_or(cut)?;
+        if &header[..8] != MAGIC {
+            return Err("not an index file");
+        }
+        if crc.get_u32_le() != crc32c::crc32c(body) {
+            return Err("index file checksum mismatch");
         }
         header.advance(8);
-        let version = header.get_u32_le();
+        if header.get_u32_le() != INDEX_VERSION {
+            return Err("an index file of a version that is not known");
+        }
         let count = header.get_u32_le() as usize;
-        let name = SegmentName { first_index: header.get_u64_le(), file_no: header.get_u64_le() };
+        let segment = SegmentName { first_index: header.get_u64_le(), file_no: header.get_u64_le() };
         let end = header.get_u64_le();
-        let sound = version == INDEX_VERSION && name == segment && end <= bytes_max;
-        if !sound || rest.len() != count.checked_mul(ENTRY_BYTES)? {
-            return None;
+        if Some(rest.len()) != count.checked_mul(ENTRY_BYTES) {
+            return Err("its header counts other entries than there are");
         }
         let mut entries = Vec::with_capacity(count);
         while rest.has_remaining() {
@@ -176,7 +187,15 @@ impl SparseIndex {
         });
         let first = entries.first().is_some_and(|entry| entry.position == 0 && entry.index == segment.first_index);
         let last = entries.last().is_some_and(|entry| entry.position < end);
-        (rising && first && last).then_some(Self { entries, from: 0, end, interval })
+        let sound = rising && first && last;
+        sound
+            .then_some((segment, Self { entries, from: 0, end, interval }))
+            .ok_or("its entries do not follow each other")
+    }
+
+    /// Its entries, in order.
+    pub(crate) fn entries(&self) -> &[IndexEntry] {
+        &self.entries
     }
 }
 

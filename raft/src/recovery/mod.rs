@@ -204,7 +204,8 @@ impl Recovery<'_> {
     }
 }
 
-fn parse_folder(name: &str) -> Option<ReplicaKey> {
+/// The replica whose folder has this name.
+pub(crate) fn parse_folder(name: &str) -> Option<ReplicaKey> {
     let (group, replica) = name.split_once('-')?;
     Some((GroupId(group.parse().ok()?), ReplicaId(replica.parse().ok()?)))
 }

@@ -37,7 +37,7 @@ use trace::{Trace, first_difference};
 use turmoil::Sim;
 
 /// Seeds that are tried by default.
-const SEEDS: u64 = 4;
+const SEEDS: u64 = 3;
 /// How long things go wrong.
 const CHAOS: Duration = Duration::from_secs(6);
 /// How long a healthy cluster may take until all is as it should be.

@@ -21,6 +21,7 @@ use crate::types::{Appended, BrokerId, GroupId, LogId, Offset, Outcome, Proposal
 mod disk;
 mod model;
 mod reading;
+mod retention;
 mod writing;
 
 const GROUP: GroupId = GroupId(4);

@@ -1,0 +1,217 @@
+//! Faults as such: chosen, injected, confirmed, healed. What each one does is in [`super::hosts`], [`super::links`] and [`super::disks`].
+//!
+//! A fault counts as seen only by other means than having asked for it: a process's status, a counter of dropped packets, a file
+//! that is gone.
+
+use super::kind::{Kind, Pick, Shape};
+use super::rot::Rot;
+use super::{Nemesis, names, targets, way_names};
+use crate::client::Connector;
+use crate::cluster::Harness;
+use crate::cluster::netem::{self, Netem};
+use crate::cluster::network::Way;
+use crate::cluster::tracer::{SyncFault, Tracer};
+use crate::timeline::Entry;
+
+/// Percent of packets that are lost.
+const LOSS_PERCENT: u8 = 20;
+/// How much longer slow fsyncs take.
+const SLOW: std::time::Duration = std::time::Duration::from_millis(300);
+
+/// A fault that lasts.
+pub struct Open {
+    /// Its number in the timeline.
+    pub id: u64,
+    /// What it is.
+    pub kind: Kind,
+    /// To whom.
+    pub hit: Hit,
+    /// What keeps it up.
+    pub(super) means: Means,
+}
+
+/// Who is hit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Hit {
+    /// These hosts.
+    Hosts(Vec<usize>),
+    /// These ways between hosts.
+    Ways(Vec<Way>),
+}
+
+/// What keeps a fault up until it is healed.
+pub(super) enum Means {
+    /// Nothing more than what was done.
+    Done,
+    /// Packets go through here.
+    Netem(Netem),
+    /// Brokers are traced: by host.
+    Traced(Vec<(usize, Tracer)>),
+}
+
+impl Open {
+    /// The hosts that another fault must leave alone.
+    pub fn hosts(&self) -> Vec<usize> {
+        match &self.hit {
+            Hit::Hosts(hosts) => hosts.clone(),
+            Hit::Ways(_) => Vec::new(),
+        }
+    }
+}
+
+impl<C: Connector> Nemesis<C> {
+    /// Injects a fault of this kind; `taken` hosts are left alone where there is a choice.
+    pub async fn inject(&mut self, kind: Kind, taken: &[usize]) -> Harness<Open> {
+        let hit = self.choose(kind, taken).await;
+        self.inject_at(kind, hit).await
+    }
+
+    async fn choose(&mut self, kind: Kind, taken: &[usize]) -> Hit {
+        let hosts = self.hosts();
+        match kind {
+            Kind::Kill(pick) | Kind::Pause(pick) | Kind::Power(pick) => {
+                let leaders = if pick == Pick::Leaders { self.leaders().await } else { Vec::new() };
+                Hit::Hosts(targets::hosts(pick, hosts, &leaders, &mut self.random))
+            }
+            Kind::Partition(shape) => {
+                let by_leader = matches!(shape, Shape::Leader | Shape::OneWay);
+                let leaders = if by_leader { self.leaders().await } else { Vec::new() };
+                let leader = self.random.pick(&leaders).copied();
+                Hit::Ways(targets::cut(shape, hosts, leader, &mut self.random))
+            }
+            Kind::Loss | Kind::Delay | Kind::Unruly => {
+                let all = (0..hosts).flat_map(|from| (0..hosts).map(move |to| Way { from, to }));
+                Hit::Ways(all.filter(|way| way.from != way.to).collect())
+            }
+            // A disk that lies may take what only it and one more have: one at a time.
+            Kind::FailedFsync | Kind::RotStopped | Kind::RotRunning | Kind::RotTruncated => {
+                Hit::Hosts(targets::hosts(Pick::One, hosts, &[], &mut self.random))
+            }
+            Kind::ClockJump | Kind::ClockRate | Kind::DiskFull | Kind::SlowFsync => {
+                let most = targets::minority(hosts).max(1);
+                Hit::Hosts(targets::free(1 + self.random.below(most), hosts, taken, &mut self.random))
+            }
+        }
+    }
+
+    /// Injects a fault of this kind here.
+    pub async fn inject_at(&mut self, kind: Kind, hit: Hit) -> Harness<Open> {
+        self.note_ends()?;
+        let targets = match &hit {
+            Hit::Hosts(hosts) => names(hosts),
+            Hit::Ways(ways) => way_names(ways),
+        };
+        self.say(&format!("{} {}", kind.name(), brief(&targets)));
+        let id = self.recorder.start_fault(kind.name(), targets);
+        if kind.breaks_disks()
+            && let Hit::Hosts(hosts) = &hit
+        {
+            self.fragile.extend(hosts);
+        }
+        let mut means = Means::Done;
+        let seen = match &hit {
+            Hit::Hosts(hosts) => self.hit_hosts(kind, hosts, &mut means).await?,
+            Hit::Ways(ways) => self.hit_ways(kind, ways, &mut means).await?,
+        };
+        self.seen(id, seen);
+        Ok(Open { id, kind, hit, means })
+    }
+
+    async fn hit_hosts(&mut self, kind: Kind, hosts: &[usize], means: &mut Means) -> Harness<Option<String>> {
+        match kind {
+            Kind::Kill(_) => self.kill(hosts).await,
+            Kind::Pause(_) => self.pause(hosts).await,
+            Kind::Power(_) => self.cut_power(hosts).await,
+            Kind::ClockJump => self.set_clocks(hosts, false),
+            Kind::ClockRate => self.set_clocks(hosts, true),
+            Kind::DiskFull => self.fill_disks(hosts),
+            Kind::SlowFsync => self.trace(hosts, SyncFault::Slow(SLOW), means).await,
+            Kind::FailedFsync => self.trace(hosts, SyncFault::Fails, means).await,
+            Kind::RotStopped => self.rot(hosts, Rot::Flip, true).await,
+            Kind::RotRunning => self.rot(hosts, Rot::Flip, false).await,
+            Kind::RotTruncated => self.rot(hosts, Rot::Truncate, true).await,
+            Kind::Partition(_) | Kind::Loss | Kind::Delay | Kind::Unruly => Ok(None),
+        }
+    }
+
+    async fn hit_ways(&mut self, kind: Kind, ways: &[Way], means: &mut Means) -> Harness<Option<String>> {
+        // What it does shows later, by its counters.
+        match kind {
+            Kind::Partition(_) => self.cluster.network.lose(ways, 100).await?,
+            Kind::Loss => self.cluster.network.lose(ways, LOSS_PERCENT).await?,
+            Kind::Delay => *means = self.slow_links(netem::DELAY).await?,
+            Kind::Unruly => *means = self.slow_links(netem::UNRULY).await?,
+            _ => {}
+        }
+        Ok(None)
+    }
+
+    async fn slow_links(&mut self, manner: netem::Manner) -> Harness<Means> {
+        let random = self.random.split();
+        Netem::start(self.hosts(), manner, random).await.map(Means::Netem)
+    }
+
+    /// Writes down what was seen of a fault.
+    fn seen(&mut self, fault: u64, evidence: Option<String>) {
+        if let Some(evidence) = evidence {
+            self.say(&format!("  {evidence}"));
+            self.recorder.tell(|time_ns| Entry::Confirmed { time_ns, fault, evidence });
+        }
+    }
+
+    /// Sees what only time shows.
+    pub async fn confirm(&mut self, open: &mut Open) -> Harness<()> {
+        let evidence = match (open.kind, &open.hit, &open.means) {
+            (Kind::Partition(_) | Kind::Loss, Hit::Ways(ways), _) => self.packets_lost(ways).await?,
+            (_, _, Means::Netem(netem)) => netem.counters.evidence(),
+            (_, _, Means::Traced(traced)) => Self::calls_hit(traced),
+            (Kind::ClockJump | Kind::ClockRate, Hit::Hosts(hosts), _) => self.clocks_off(hosts).await,
+            _ => None,
+        };
+        self.seen(open.id, evidence);
+        Ok(())
+    }
+
+    /// Takes a fault back.
+    pub async fn heal(&mut self, open: Open) -> Harness<()> {
+        match (open.kind, open.hit, open.means) {
+            (Kind::Kill(_) | Kind::Power(_), Hit::Hosts(hosts), _) => {
+                for host in hosts {
+                    self.cluster.start(host)?;
+                }
+            }
+            (Kind::Pause(_), Hit::Hosts(hosts), _) => {
+                for host in hosts {
+                    self.cluster.resume(host)?;
+                }
+            }
+            (Kind::ClockJump | Kind::ClockRate, Hit::Hosts(hosts), _) => {
+                for host in hosts {
+                    self.cluster.set_clock(host, "+0")?;
+                }
+            }
+            (Kind::DiskFull, Hit::Hosts(hosts), _) => {
+                for host in hosts {
+                    self.cluster.hosts[host].disk.drain()?;
+                }
+            }
+            (kind, Hit::Hosts(_), Means::Traced(traced)) => self.release(traced, kind == Kind::FailedFsync).await?,
+            (Kind::RotStopped | Kind::RotRunning | Kind::RotTruncated, Hit::Hosts(hosts), _) => {
+                self.see_to_disks(&hosts, open.kind == Kind::RotRunning).await?;
+            }
+            (_, _, Means::Netem(netem)) => drop(netem),
+            (_, Hit::Ways(ways), _) => self.cluster.network.heal(&ways).await?,
+            (_, Hit::Hosts(_), _) => {}
+        }
+        self.recorder.tell(|time_ns| Entry::Stop { time_ns, fault: open.id });
+        Ok(())
+    }
+}
+
+/// The first few of many names.
+fn brief(names: &[String]) -> String {
+    match names {
+        [first, .., last] if names.len() > 8 => format!("{first} … {last}, {} in all", names.len()),
+        _ => names.join(" "),
+    }
+}
