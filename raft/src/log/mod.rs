@@ -252,6 +252,13 @@ impl Log {
         self.state.lock().head.append_state.save()
     }
 
+    /// The frames of these indexes, whatever their kind, committed or not, until `bytes_max` is reached. For simulations: what
+    /// openraft would be given.
+    #[cfg(any(test, feature = "simulation"))]
+    pub async fn frames(&self, from_index: u64, to_index: u64, bytes_max: usize) -> Result<Vec<Frame>, ReadError> {
+        self.read_indexes(from_index, to_index, bytes_max).await
+    }
+
     pub(crate) fn dir(&self) -> &Path {
         &self.dir
     }
