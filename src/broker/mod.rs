@@ -25,6 +25,7 @@ mod control;
 mod leadership;
 mod lifecycle;
 mod membership;
+pub mod observe;
 mod peer;
 mod retention;
 mod routing;

@@ -11,7 +11,7 @@ mod deadlines;
 mod fetch;
 mod keyed;
 mod leader;
-mod metrics;
+pub mod metrics;
 mod openapi;
 mod partitioner;
 mod produce;
@@ -86,6 +86,7 @@ struct Shared {
     deadlines: Deadlines,
     /// Connections to other brokers' HTTP.
     peers: reqwest::Client,
+    metrics: Arc<metrics::Metrics>,
     /// Which partition is next for records without a key.
     turns: RoundRobin,
 }
@@ -150,9 +151,9 @@ impl Server {
             tail_bytes: budget(),
             deadlines: Deadlines::start(),
             peers,
+            metrics: Arc::new(metrics::Metrics::new(config.broker_id)),
             turns: RoundRobin::default(),
         });
-        metrics::handle();
         let closing = watch::Sender::new(false);
         let accepting = tokio::spawn(accept(listener, Arc::clone(&shared), closing.subscribe()));
         Ok(Server { shared, address, advertised, closing, accepting })
@@ -216,7 +217,7 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>, mut closing: watch::
         };
         let Ok(place) = Arc::clone(&room).try_acquire_owned() else {
             if let Ok(place) = Arc::clone(&turning_away).try_acquire_owned() {
-                tokio::spawn(turn_away(stream, shared.limits.connections_max, place));
+                tokio::spawn(turn_away(stream, Arc::clone(&shared), place));
             }
             continue;
         };
@@ -225,8 +226,9 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>, mut closing: watch::
         let service = service(router.clone(), busy);
         let connection = builder(&shared.limits).serve_connection(io, service);
         let connection = connections.watch(connection);
+        let open = shared.metrics.open_connection();
         let serving = async move {
-            let _open = (place, metrics::OpenConnection::new());
+            let _open = (place, open);
             if let Err(error) = connection.await {
                 debug!(%error, "an HTTP connection ended");
             }
@@ -242,7 +244,7 @@ fn wrapped(stream: TcpStream, shared: &Shared) -> (TokioIo<Wire<Stall<TcpStream>
     let budgets = [Arc::clone(&shared.answer_bytes), Arc::clone(&shared.tail_bytes)];
     let busy = Busy::default();
     let stall = Stall::new(stream, shared.limits.write_timeout, budgets);
-    (TokioIo::new(Wire::new(stall, busy.clone(), shared.limits.header_bytes_max)), busy)
+    (TokioIo::new(Wire::new(stall, busy.clone(), shared.limits.header_bytes_max, Arc::clone(&shared.metrics))), busy)
 }
 
 /// The router, for one connection.
@@ -274,9 +276,10 @@ fn builder(limits: &Limits) -> http1::Builder {
 }
 
 /// One connection too many gets a short word and is closed; it never becomes one of ours.
-async fn turn_away(mut stream: TcpStream, max: usize, _place: OwnedSemaphorePermit) {
+async fn turn_away(mut stream: TcpStream, shared: Arc<Shared>, _place: OwnedSemaphorePermit) {
+    let max = shared.limits.connections_max;
     let error = crate::error::Error::new(Code::TooManyRequests, format!("there are {max} connections already"));
-    metrics::refused(error.code);
+    shared.metrics.refused(error.code);
     let telling = async {
         stream.write_all(&wire::closing_answer(&error)).await?;
         stream.shutdown().await?;

@@ -25,9 +25,10 @@ use crate::api::{self, ErrorBody, OffsetsAnswer};
 use crate::error::Code;
 use crate::http::fetch::{self, BATCHES, EVENTS, FetchWork, OffsetsWork};
 use crate::http::leader::{AtLeader, Passable, Repeat};
+use crate::http::metrics::Open;
 use crate::http::refusal::Refusal;
 use crate::http::request::{Params, Target, number_header};
-use crate::http::{Shared, Stage, metrics};
+use crate::http::{Shared, Stage};
 use crate::partition::{Consistency, Fetch, FetchFrom, Partition};
 
 /// A comment is sent when there was nothing else for so long.
@@ -72,15 +73,8 @@ pub(super) async fn tail(
         Err(refusal) if is_gap(&refusal, next) => Found { next, events: error_event(refusal), last: true },
         Err(refusal) => return Err(refusal),
     };
-    let tail = Tail {
-        source,
-        values,
-        next,
-        first: Some(first),
-        pause: PAUSE_MIN,
-        over: false,
-        _open: metrics::OpenTail::new(),
-    };
+    let open = Open::new(&source.shared.metrics.door.tails);
+    let tail = Tail { source, values, next, first: Some(first), pause: PAUSE_MIN, over: false, _open: open };
     let events = futures_util::stream::unfold(tail, |mut tail| async {
         let chunk = tail.chunk().await?;
         Some((Ok::<_, Infallible>(chunk), tail))
@@ -123,7 +117,7 @@ struct Tail {
     first: Option<Found>,
     pause: Duration,
     over: bool,
-    _open: metrics::OpenTail,
+    _open: Open,
 }
 
 impl Tail {
