@@ -9,6 +9,8 @@ use crate::support::{Cluster, PATIENCE, read};
 
 mod by_key;
 mod forms;
+mod limits;
+mod openapi;
 mod tails;
 
 fn records_url(cluster: &Cluster, id: u32, topic: &str) -> String {

@@ -38,6 +38,18 @@ const WALLS: &[(&str, &[&str])] = &[
     ("raft/src", &["pontoon::"]),
     ("src/http", &["crate::cli", "crate::kafka", "crate::catalog", "crate::controller", "pontoon_raft::log"]),
     (
+        "src/kafka",
+        &[
+            "crate::http",
+            "crate::cli",
+            "crate::client",
+            "crate::catalog",
+            "crate::controller",
+            "pontoon_raft::log",
+            "axum",
+        ],
+    ),
+    (
         "src/partition",
         &["crate::http", "crate::catalog", "crate::controller", "crate::broker", "crate::cli", "crate::api"],
     ),

@@ -112,7 +112,10 @@ async fn play(
     let mut workers = start_workers(plan, recorder, &connector, &values, &halted);
     workers.spawn(tell_progress(recorder.clone(), halted));
     nemesis.wait(CALM).await;
-    let faults = nemesis.run(&plan.schedule().map_err(HarnessError)?).await;
+    let faults = match plan.scenario().map_err(HarnessError)? {
+        Some(scenario) => nemesis.play(scenario, Duration::from_secs(plan.time_s)).await,
+        None => nemesis.run(&plan.schedule().map_err(HarnessError)?).await,
+    };
     if faults.is_ok() {
         nemesis.wait(CALM).await;
     }

@@ -216,7 +216,7 @@ impl Store {
         let mut cleanup = Vec::new();
         for RecoveredReplica { key, dir, application, state, leftovers, cuts } in replicas {
             let log = Log::new(self.context.clone(), key, dir, application.clone(), state);
-            log.restore_applied().await.map_err(io::Error::other)?;
+            log.restore_applied().await;
             let replica = Replica { group: key.0, replica: key.1, log, application };
             self.registry.open.lock().insert(key, replica);
             cleanup.push((leftovers, cuts));

@@ -81,6 +81,13 @@ impl Shared {
         broker == self.broker || self.transport().liveness(broker) == Liveness::Alive
     }
 
+    /// Where Kafka clients reach this broker, if they do. The listener is bound, and its port known, before the broker starts.
+    pub(super) fn kafka_address(&self) -> Option<String> {
+        let kafka = &self.config.kafka;
+        let address = || kafka.listener.advertised.clone().unwrap_or_else(|| kafka.listener.listen.clone());
+        kafka.enabled.then(address)
+    }
+
     /// Every other broker in the catalog.
     pub(super) fn peers(&self) -> Vec<BrokerId> {
         self.catalog.state().brokers().keys().copied().filter(|broker| *broker != self.broker).collect()

@@ -18,7 +18,7 @@ use crate::api::{self, OffsetsAnswer};
 use crate::error::Code;
 use crate::http::leader::{AtLeader, Passable, Repeat};
 use crate::http::refusal::Refusal;
-use crate::http::request::{Params, Target, accept, reserve};
+use crate::http::request::{Params, Target, accept};
 use crate::http::{Shared, tail};
 use crate::partition::{Consistency, Fetch, FetchFrom, Fetched, Partition};
 use crate::record_batch::BatchHeader;
@@ -220,12 +220,12 @@ impl FetchWork<'_> {
         partition: &Partition,
         fetch: Fetch,
     ) -> Result<(Fetched, OwnedSemaphorePermit), Refusal> {
-        let mut permit = reserve(&self.shared.answer_bytes, fetch.bytes_max)?;
+        let mut permit = self.shared.answer_bytes.reserve(fetch.bytes_max)?;
         let fetched = partition.fetch(fetch).await?;
         // A single batch may be larger than what was asked for; most answers are smaller.
         let found: usize = fetched.batches.iter().map(Bytes::len).sum();
         match found.checked_sub(permit.num_permits()) {
-            Some(more) => permit.merge(reserve(&self.shared.answer_bytes, more)?),
+            Some(more) => permit.merge(self.shared.answer_bytes.reserve(more)?),
             None => drop(permit.split(permit.num_permits() - found)),
         }
         Ok((fetched, permit))
@@ -319,10 +319,10 @@ mod tests {
 
     #[tokio::test]
     async fn a_body_gives_its_share_back_when_it_is_gone() {
-        let budget = Arc::new(tokio::sync::Semaphore::new(10));
-        let body = chunks(vec![Bytes::from_static(b"ab"), Bytes::from_static(b"c")], reserve(&budget, 7).unwrap());
-        assert_eq!(budget.available_permits(), 3);
+        let budget = crate::http::budget::Budget::new(10);
+        let body = chunks(vec![Bytes::from_static(b"ab"), Bytes::from_static(b"c")], budget.reserve(7).unwrap());
+        assert_eq!(budget.held(), 7);
         assert_eq!(&axum::body::to_bytes(body, 10).await.unwrap()[..], b"abc");
-        assert_eq!(budget.available_permits(), 10);
+        assert_eq!(budget.held(), 0);
     }
 }

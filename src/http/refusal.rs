@@ -17,6 +17,8 @@ pub(super) struct Refusal {
     pub(super) offsets: Option<Offsets>,
     /// Of a produce by key: what became of each record.
     pub(super) results: Option<Vec<RecordResult>>,
+    /// The rest of the body is still on its way: nothing further can be read off this connection.
+    pub(super) close: bool,
 }
 
 impl Refusal {
@@ -24,11 +26,17 @@ impl Refusal {
     pub(super) fn invalid(message: impl Into<String>) -> Self {
         Error::new(Code::InvalidRequest, message).into()
     }
+
+    /// The same, and the connection is closed.
+    pub(super) fn and_close(mut self) -> Self {
+        self.close = true;
+        self
+    }
 }
 
 impl From<Error> for Refusal {
     fn from(error: Error) -> Self {
-        Self { error, offsets: None, results: None }
+        Self { error, offsets: None, results: None, close: false }
     }
 }
 
@@ -56,8 +64,7 @@ impl IntoResponse for Refusal {
             let seconds = HeaderValue::from(ms.div_ceil(1000).max(1));
             response.headers_mut().insert(header::RETRY_AFTER, seconds);
         }
-        if code == Code::RequestTimeout || code == Code::RequestTooLarge {
-            // The rest of the body is still on its way: nothing further can be read off this connection.
+        if self.close {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         response

@@ -10,6 +10,7 @@ mod append_state;
 mod application;
 mod fetch;
 mod instruments;
+mod observe;
 pub mod producers;
 mod proposal;
 mod replicated_log;
@@ -33,6 +34,7 @@ use tokio::sync::Semaphore;
 pub use append_state::PartitionState;
 pub use application::PartitionApplication;
 pub use instruments::PartitionInstruments;
+pub use observe::Follow;
 pub use replicated_log::ReplicatedLog;
 
 use crate::error::{Code, Error, Result};

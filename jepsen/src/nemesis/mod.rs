@@ -1,13 +1,18 @@
 //! What is done to the brokers.
 //!
-//! [`kind`] is the table of faults, [`schedule`] which happen when, [`targets`] to whom; [`faults`] does each, sees that it really
-//! happened, and takes it back; [`recovery`] waits until the cluster is itself again. What happened goes into the timeline. It judges
+//! [`kind`] is the table of faults, [`schedule`] which happen when, [`scenario`] those that are told by hand, [`targets`] to whom;
+//! [`faults`] does each, sees that it really happened, and takes it back; [`recovery`] waits until the cluster is itself again. What happened goes into the timeline. It judges
 //! nothing: a fault that was not seen to happen, or a cluster that does not recover, is left out of the timeline, and the checkers
 //! reject the run.
 
+mod disks;
 pub mod faults;
+mod hosts;
 pub mod kind;
+mod links;
 pub mod recovery;
+pub mod rot;
+pub mod scenario;
 pub mod schedule;
 pub mod targets;
 
@@ -42,6 +47,8 @@ pub struct Nemesis<C: Connector> {
     pub stop: watch::Receiver<bool>,
     /// Tells people what happens.
     pub progress: fn(&Recorder, &str),
+    /// Which kinds of files rot; none named: any.
+    pub rot_kinds: &'static [&'static str],
     probe: Probe<C>,
     /// Hosts whose brokers may end by themselves, or panic, until the next recovery: something was done to their disks.
     fragile: Vec<usize>,
@@ -59,7 +66,7 @@ impl<C: Connector> Nemesis<C> {
         progress: fn(&Recorder, &str),
     ) -> Self {
         let probe = Probe::new(recorder.clone(), connector, values);
-        Self { cluster, recorder, random, places, stop, progress, probe, fragile: Vec::new() }
+        Self { cluster, recorder, random, places, stop, progress, rot_kinds: &[], probe, fragile: Vec::new() }
     }
 
     /// How many hosts there are.

@@ -13,9 +13,9 @@ use super::segment::{self, SegmentFile};
 use super::{Folder, Log, LogContext};
 use crate::checkpoint::ReplicaState;
 use crate::disk::{replace_file, sync_failed};
-use crate::error::ReadError;
 use crate::journal::{Lsn, SegmentName};
 use crate::payload::SnapshotAt;
+use crate::types::LogId;
 
 /// Tells whether a log has changed since a checkpoint in a way that the next one must show.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -132,8 +132,9 @@ impl Log {
     }
 
     /// After a recovery: what is applied, and the high watermark, follow from the recovered commit, or from the applied state
-    /// where that survives.
-    pub(crate) async fn restore_applied(&self) -> Result<(), ReadError> {
+    /// where that survives. Where the log cannot be read there (rot), from the beginning of that segment: what follows is applied
+    /// again when the group starts, which is the place to find out whether it can be.
+    pub(crate) async fn restore_applied(&self) {
         let applied = match self.application.snapshot_at() {
             SnapshotAt::Boundary => self.committed_log_id(),
             SnapshotAt::Applied => self.application.applied(),
@@ -142,12 +143,24 @@ impl Log {
             let state = self.state.lock();
             (state.purged, state.log_start_offset)
         };
-        let offset = match applied {
-            Some(applied) if Some(applied) > purged => self.offset_after(applied).await?,
-            _ => start,
+        let Some(last) = applied.filter(|applied| Some(*applied) > purged) else {
+            return self.set_applied(applied, start);
         };
-        self.set_applied(applied, offset);
-        Ok(())
+        match self.offset_after(last).await {
+            Ok(offset) => self.set_applied(applied, offset),
+            Err(error) => {
+                tracing::error!(group = %self.group, replica = %self.replica, %error, "the high watermark cannot be read");
+                let (previous, offset) = self.before_segment_of(last.index + 1);
+                let is_boundary = self.application.snapshot_at() == SnapshotAt::Boundary;
+                self.set_applied(if is_boundary { previous.max(purged) } else { applied }, offset.max(start));
+            }
+        }
+    }
+
+    /// The log's last entry, and the next offset, before the segment that holds this index.
+    fn before_segment_of(&self, index: u64) -> (Option<LogId>, u64) {
+        let state = self.state.lock();
+        state.segment_of(index).map_or((None, 0), |at| (state.segments[at].previous, state.segments[at].base_offset))
     }
 
     /// Gives back what a checkpoint that failed has taken.
