@@ -30,9 +30,9 @@ const SECONDS: Instrument = Instrument {
     help: "From a request's last byte to its answer, waits included, by API.",
 };
 
-/// Whatever the door shows from its start; what it shows by API comes with each API's first request.
+/// Whatever the door shows; what it shows by API comes with each API's first request.
 pub fn instruments() -> impl Iterator<Item = Instrument> {
-    DoorInstruments::ALL.iter().copied()
+    DoorInstruments::ALL.iter().copied().chain([REQUESTS, SECONDS])
 }
 
 /// One door's handles.
