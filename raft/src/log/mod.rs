@@ -29,6 +29,7 @@ pub mod entry;
 pub mod frame;
 pub(crate) mod head;
 pub mod index;
+mod lag;
 mod read;
 mod retention;
 pub(crate) mod segment;
@@ -39,6 +40,7 @@ mod tests;
 pub(crate) mod write;
 
 use frame::Frame;
+pub use lag::Lag;
 use state::{LogState, SnapshotRef};
 use tail::TailBudget;
 
