@@ -88,6 +88,11 @@ impl RaftGroups {
         });
         for corrupt in hosted.store.corrupt() {
             hosted.report_lost(corrupt.group, corrupt.replica, corrupt.why);
+            #[cfg(any(test, feature = "simulation"))]
+            if crate::sabotage::on(crate::sabotage::Sabotage::ReuseReplicaIds) {
+                hosted.store.delete(corrupt.group, corrupt.replica).await?;
+                hosted.store.create(corrupt.group, corrupt.replica).await?;
+            }
         }
         let starts = stream::iter(hosted.store.replicas()).map(|replica| hosted.clone().host(replica));
         starts.buffer_unordered(STARTS).collect::<Vec<_>>().await;
