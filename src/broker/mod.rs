@@ -50,15 +50,6 @@ pub struct TopicSpec {
     pub config: BTreeMap<String, String>,
 }
 
-/// What has to be known of a topic before records are divided between its partitions.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TopicShape {
-    /// How many partitions it has, as far as is known here; they only grow.
-    pub partitions: u32,
-    /// What a batch for any of them may have.
-    pub limits: BatchLimits,
-}
-
 /// One key of a topic's effective configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfigEntry {
@@ -70,6 +61,15 @@ pub struct ConfigEntry {
     pub broker: Option<String>,
     /// What counts if neither does.
     pub built_in: &'static str,
+}
+
+/// What has to be known of a topic before records are divided between its partitions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TopicShape {
+    /// How many partitions it has, as far as is known here; they only grow.
+    pub partitions: u32,
+    /// What a batch for any of them may have.
+    pub limits: BatchLimits,
 }
 
 /// A topic, described.

@@ -4,7 +4,6 @@
 //! none grows with topics.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::time::Duration;
 
 use axum::http::Method;
@@ -58,26 +57,14 @@ struct Answered {
     seconds: Histogram,
 }
 
-/// A counter by [`Code`], in the order of [`Code::ALL`].
-#[derive(Clone, Default)]
-pub(super) struct Refusals(Arc<[Counter]>);
-
-impl Refusals {
-    /// A request was refused.
-    pub(super) fn count(&self, code: Code) {
-        if let Some(counter) = self.0.get(code as usize) {
-            counter.increment(1);
-        }
-    }
-}
-
 /// One server's handles.
 pub(super) struct Metrics {
     pub(super) broker: BrokerId,
     recorder: &'static Recorder,
     pub(super) door: DoorInstruments,
     pub(super) partitions: PartitionInstruments,
-    pub(super) refusals: Refusals,
+    /// By [`Code`], in the order of [`Code::ALL`].
+    refusals: Vec<Counter>,
     /// By route. As many as there are routes, methods and statuses.
     answered: RwLock<BTreeMap<String, Vec<Answered>>>,
 }
@@ -92,7 +79,7 @@ impl Metrics {
             recorder,
             door: DoorInstruments::new(broker),
             partitions: PartitionInstruments::new(broker),
-            refusals: Refusals(Code::ALL.iter().map(refusal).collect()),
+            refusals: Code::ALL.iter().map(refusal).collect(),
             answered: RwLock::default(),
         }
     }
@@ -126,6 +113,13 @@ impl Metrics {
         let [broker, route, label] = labels;
         let count = counter!(REQUESTS.name, &[broker, route, label, ("status", status.to_string())]);
         Answered { method, status, count, seconds }
+    }
+
+    /// A request was refused.
+    pub(super) fn refused(&self, code: Code) {
+        if let Some(counter) = self.refusals.get(code as usize) {
+            counter.increment(1);
+        }
     }
 
     /// Counts a connection while what is returned is held.
@@ -165,7 +159,7 @@ mod tests {
         for (method, status) in [(&Method::GET, 200), (&Method::GET, 200), (&Method::GET, 404), (&propfind, 405)] {
             metrics.answered("/v1/topics/{topic}", method, status, Duration::from_millis(3));
         }
-        metrics.refusals.count(Code::UnknownTopic);
+        metrics.refused(Code::UnknownTopic);
         let open = metrics.open_connection();
         let text = metrics.render(7);
         drop(open);

@@ -86,7 +86,7 @@ struct Shared {
     deadlines: Deadlines,
     /// Connections to other brokers' HTTP.
     peers: reqwest::Client,
-    metrics: metrics::Metrics,
+    metrics: Arc<metrics::Metrics>,
     /// Which partition is next for records without a key.
     turns: RoundRobin,
 }
@@ -151,7 +151,7 @@ impl Server {
             tail_bytes: budget(),
             deadlines: Deadlines::start(),
             peers,
-            metrics: metrics::Metrics::new(config.broker_id),
+            metrics: Arc::new(metrics::Metrics::new(config.broker_id)),
             turns: RoundRobin::default(),
         });
         let closing = watch::Sender::new(false);
@@ -217,8 +217,7 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>, mut closing: watch::
         };
         let Ok(place) = Arc::clone(&room).try_acquire_owned() else {
             if let Ok(place) = Arc::clone(&turning_away).try_acquire_owned() {
-                shared.metrics.refusals.count(Code::TooManyRequests);
-                tokio::spawn(turn_away(stream, shared.limits.connections_max, place));
+                tokio::spawn(turn_away(stream, Arc::clone(&shared), place));
             }
             continue;
         };
@@ -245,10 +244,7 @@ fn wrapped(stream: TcpStream, shared: &Shared) -> (TokioIo<Wire<Stall<TcpStream>
     let budgets = [Arc::clone(&shared.answer_bytes), Arc::clone(&shared.tail_bytes)];
     let busy = Busy::default();
     let stall = Stall::new(stream, shared.limits.write_timeout, budgets);
-    (
-        TokioIo::new(Wire::new(stall, busy.clone(), shared.limits.header_bytes_max, shared.metrics.refusals.clone())),
-        busy,
-    )
+    (TokioIo::new(Wire::new(stall, busy.clone(), shared.limits.header_bytes_max, Arc::clone(&shared.metrics))), busy)
 }
 
 /// The router, for one connection.
@@ -280,8 +276,10 @@ fn builder(limits: &Limits) -> http1::Builder {
 }
 
 /// One connection too many gets a short word and is closed; it never becomes one of ours.
-async fn turn_away(mut stream: TcpStream, max: usize, _place: OwnedSemaphorePermit) {
+async fn turn_away(mut stream: TcpStream, shared: Arc<Shared>, _place: OwnedSemaphorePermit) {
+    let max = shared.limits.connections_max;
     let error = crate::error::Error::new(Code::TooManyRequests, format!("there are {max} connections already"));
+    shared.metrics.refused(error.code);
     let telling = async {
         stream.write_all(&wire::closing_answer(&error)).await?;
         stream.shutdown().await?;

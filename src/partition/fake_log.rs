@@ -339,12 +339,17 @@ impl ReplicatedLog for FakeLog {
         Ok(within.cloned().collect())
     }
 
-    async fn offset_for_timestamp(&self, timestamp: i64, limit: Offset) -> Result<Option<Offset>, ReadError> {
+    async fn offset_for_timestamp(
+        &self,
+        timestamp: i64,
+        from: Offset,
+        limit: Offset,
+    ) -> Result<Option<Offset>, ReadError> {
         let state = self.0.state.lock();
         let found = state.frames.iter().find(|frame| {
             let header = &frame.header;
             header.kind == FrameKind::Records
-                && header.base_offset >= state.log_start
+                && header.next_offset() > state.log_start.max(from.0)
                 && header.base_offset < limit.0
                 && header.max_timestamp >= timestamp
         });

@@ -73,6 +73,7 @@ pub trait ReplicatedLog: Clone + Send + Sync + 'static {
     fn offset_for_timestamp(
         &self,
         timestamp: i64,
+        from: Offset,
         limit: Offset,
     ) -> impl Future<Output = Result<Option<Offset>, ReadError>> + Send;
 }
@@ -131,7 +132,12 @@ impl ReplicatedLog for RaftGroup {
         self.log().read(from, limit, bytes_max).await
     }
 
-    async fn offset_for_timestamp(&self, timestamp: i64, limit: Offset) -> Result<Option<Offset>, ReadError> {
-        self.log().offset_for_timestamp(timestamp, limit).await
+    async fn offset_for_timestamp(
+        &self,
+        timestamp: i64,
+        from: Offset,
+        limit: Offset,
+    ) -> Result<Option<Offset>, ReadError> {
+        self.log().offset_for_timestamp(timestamp, from, limit).await
     }
 }

@@ -184,10 +184,16 @@ impl Log {
         self.read_offsets(from.0, limit.0, bytes_max).await
     }
 
-    /// The first offset below `limit` whose frame's max timestamp is at or after `timestamp` (ms); `None` if there is none.
-    /// (The exact record is found by the caller inside the batch.)
-    pub async fn offset_for_timestamp(&self, timestamp: i64, limit: Offset) -> Result<Option<Offset>, ReadError> {
-        Ok(self.find_timestamp(timestamp, limit.0).await?.map(Offset))
+    /// From the frame that holds `from` (at least the log start) on, the base offset of the first frame below `limit` whose max
+    /// timestamp is at or after `timestamp` (ms); `None` if there is none. (The exact record is found by the caller inside
+    /// the batch.) By the time column of the sparse index: one stretch of a segment is read, and no other that cannot hold it.
+    pub async fn offset_for_timestamp(
+        &self,
+        timestamp: i64,
+        from: Offset,
+        limit: Offset,
+    ) -> Result<Option<Offset>, ReadError> {
+        Ok(self.find_timestamp(timestamp, from.0, limit.0).await?.map(Offset))
     }
 
     /// Reads every frame of every segment and checks it. Returns the bytes read; `Corrupt` names the first bad place.
