@@ -34,6 +34,7 @@ use crate::config::RaftConfig;
 use crate::runtime;
 use crate::types::{BrokerId, ClusterId, GroupId, ReplicaId, TypeConfig, Vote};
 
+pub mod catch_up;
 pub mod client;
 mod connection;
 pub mod handshake;
@@ -247,6 +248,7 @@ pub(crate) struct Shared {
     peers: Mutex<BTreeMap<BrokerId, Arc<Peer>>>,
     accepted: Mutex<BTreeMap<(BrokerId, ConnectionKind), Arc<Connection>>>,
     detector: Detector,
+    pace: Arc<catch_up::Pace>,
     ended: watch::Sender<bool>,
 }
 
@@ -322,6 +324,7 @@ impl Transport {
             started: Instant::now(),
             cluster: watch::Sender::new(identity.cluster),
             detector: Detector::new(config.silence_max),
+            pace: Arc::new(catch_up::Pace::new(config.catch_up_bytes_per_second)),
             config,
             service,
             raft: Mutex::default(),
