@@ -118,12 +118,15 @@ async fn until_in_sync(cluster: &Cluster, id: u32, topic: &str) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_too_old_goes_on_every_replica_and_the_disk_has_its_room_back() {
     let mut cluster = Cluster::start_with(3, &QUICK).await;
-    create(&cluster, "t", 2, json!({"retention.ms": "1500", "segment.bytes": "65536"})).await;
+    create(&cluster, "t", 2, json!({"retention.ms": "-1", "segment.bytes": "65536"})).await;
     for partition in 0..2 {
         fill(&cluster, "t", partition, 0, 60, 30_000).await;
     }
     let begun = partition_bytes(cluster.data_dir(1));
     assert!(begun > 1 << 20, "{begun} bytes for 3.6 MB");
+    let shorter = json!({"config": {"retention.ms": "1500"}});
+    let (status, body) = cluster.ask(1, reqwest::Method::PATCH, "/v1/topics/t", Some(shorter)).await;
+    assert_eq!(status.as_u16(), 200, "{body}");
     for partition in 0..2 {
         until_starts(&cluster, 2, "t", partition, |start| start == 60).await;
         assert_eq!(cluster.fetch_all(3, "t", partition).await, [] as [Value; 0]);

@@ -17,6 +17,7 @@ use tokio::sync::broadcast;
 use crate::config::RaftConfig;
 use crate::elections::Elections;
 use crate::error::Stopped;
+use crate::instruments::GroupInstruments;
 use crate::log_store::LogStore;
 use crate::raft_group::{Raft, RaftGroup};
 use crate::state_machine::StateMachine;
@@ -63,6 +64,7 @@ pub(crate) struct Hosted {
     events: broadcast::Sender<GroupEvent>,
     pub(crate) elections: Elections,
     lifecycle: Vec<tokio::sync::Mutex<()>>,
+    pub(crate) instruments: Arc<GroupInstruments>,
     closed: AtomicBool,
 }
 
@@ -74,6 +76,7 @@ impl RaftGroups {
         let openraft = openraft_config(&config).map_err(|error| Stopped(error.to_string().into()))?;
         let hosted = Arc::new_cyclic(|weak: &Weak<Hosted>| Hosted {
             elections: Elections::new(weak.clone(), transport.clone(), config.clone()),
+            instruments: Arc::new(GroupInstruments::new(transport.broker())),
             store,
             transport,
             config,
@@ -86,6 +89,11 @@ impl RaftGroups {
         });
         for corrupt in hosted.store.corrupt() {
             hosted.report_lost(corrupt.group, corrupt.replica, corrupt.why);
+            #[cfg(any(test, feature = "simulation"))]
+            if crate::sabotage::on(crate::sabotage::Sabotage::ReuseReplicaIds) {
+                hosted.store.delete(corrupt.group, corrupt.replica).await?;
+                hosted.store.create(corrupt.group, corrupt.replica).await?;
+            }
         }
         let starts = stream::iter(hosted.store.replicas()).map(|replica| hosted.clone().host(replica));
         starts.buffer_unordered(STARTS).collect::<Vec<_>>().await;
@@ -210,7 +218,8 @@ impl Hosted {
                 return Err(why);
             }
         };
-        let group = RaftGroup::new(self.transport.broker(), replica, raft, self.config.clone());
+        let group =
+            RaftGroup::new(self.transport.broker(), replica, raft, self.config.clone(), self.instruments.clone());
         self.groups.write().insert(id, group.clone());
         tokio::spawn(supervision::supervise(Arc::downgrade(&self), group.clone()));
         Ok(group)

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pontoon_raft::error::OpenError;
+use pontoon_raft::raft_groups::RaftGroups;
 use pontoon_raft::types::{BrokerId, Offset};
 use serde::{Deserialize, Serialize};
 
@@ -25,6 +26,7 @@ mod control;
 mod leadership;
 mod lifecycle;
 mod membership;
+pub mod observe;
 mod peer;
 mod retention;
 mod routing;
@@ -269,6 +271,11 @@ impl Broker {
     /// The cluster as this broker sees it.
     pub fn cluster(&self) -> ClusterDescription {
         self.shared.cluster()
+    }
+
+    /// Its Raft groups, for whoever looks at what runs underneath: the simulation. Clients are served without.
+    pub fn raft_groups(&self) -> &RaftGroups {
+        &self.shared.groups
     }
 
     /// Resolves if the broker cannot go on (its data directory has stopped): the process should exit with this reason.

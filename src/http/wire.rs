@@ -22,7 +22,7 @@ use tokio::time::Sleep;
 
 use crate::api::ErrorBody;
 use crate::error::{Code, Error};
-use crate::http::metrics;
+use crate::http::metrics::Metrics;
 
 /// Longest that a client which was refused may go on sending.
 const LINGER: Duration = Duration::from_secs(2);
@@ -86,6 +86,8 @@ pub(super) struct Wire<S> {
     busy: Busy,
     /// Largest head that hyper takes, for the message.
     header_bytes_max: usize,
+    /// Counts what hyper refuses.
+    metrics: Arc<Metrics>,
     /// Everything written so far is flushed: the next write begins something.
     flushed: bool,
     instead: Option<Instead>,
@@ -107,8 +109,8 @@ struct Linger {
 }
 
 impl<S> Wire<S> {
-    pub(super) fn new(stream: S, busy: Busy, header_bytes_max: usize) -> Self {
-        Self { stream, busy, header_bytes_max, flushed: true, instead: None, refused: false, linger: None }
+    pub(super) fn new(stream: S, busy: Busy, header_bytes_max: usize, metrics: Arc<Metrics>) -> Self {
+        Self { stream, busy, header_bytes_max, metrics, flushed: true, instead: None, refused: false, linger: None }
     }
 
     /// Looks at what is about to be written, if it begins an answer.
@@ -119,7 +121,9 @@ impl<S> Wire<S> {
         let Some(status) = status(bytes) else { return };
         self.refused = status >= 400;
         if self.refused && !self.busy.is() && is_bare(bytes) {
-            self.instead = Some(Instead { bytes: answer(status, self.header_bytes_max), of: bytes.len() });
+            let error = meant(status, self.header_bytes_max);
+            self.metrics.refused(error.code);
+            self.instead = Some(Instead { bytes: closing_answer(&error), of: bytes.len() });
         }
     }
 }
@@ -137,17 +141,15 @@ fn is_bare(bytes: &[u8]) -> bool {
 }
 
 /// What hyper's bare status means, as every other refusal is told.
-fn answer(status: u16, header_bytes_max: usize) -> Bytes {
-    let error = match status {
+fn meant(status: u16, header_bytes_max: usize) -> Error {
+    match status {
         431 => Error::new(
             Code::HeadersTooLarge,
             format!("the request's head has more than {header_bytes_max} bytes or too many headers"),
         ),
         414 => Error::new(Code::HeadersTooLarge, "the request's path and query are too long"),
         _ => Error::new(Code::InvalidRequest, "the request's first line or one of its headers is not HTTP/1.1"),
-    };
-    metrics::refused(error.code);
-    closing_answer(&error)
+    }
 }
 
 /// A whole answer to something that is no request, after which the connection is closed.
@@ -263,7 +265,7 @@ mod tests {
     /// What arrives when these are written, flushed one by one.
     async fn sent(busy: &Busy, pieces: &[&[u8]]) -> String {
         let (near, mut far) = tokio::io::duplex(7);
-        let mut wire = Wire::new(near, busy.clone(), 8192);
+        let mut wire = Wire::new(near, busy.clone(), 8192, metrics());
         let pieces: Vec<Vec<u8>> = pieces.iter().map(|piece| piece.to_vec()).collect();
         let writing = tokio::spawn(async move {
             for piece in pieces {
@@ -275,6 +277,10 @@ mod tests {
         far.read_to_string(&mut all).await.unwrap();
         writing.await.unwrap();
         all
+    }
+
+    fn metrics() -> Arc<Metrics> {
+        Arc::new(Metrics::new(pontoon_raft::types::BrokerId(1)))
     }
 
     #[tokio::test]
@@ -304,7 +310,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_refused_client_may_finish_sending_for_a_moment() {
         let (near, mut far) = tokio::io::duplex(64);
-        let mut wire = Wire::new(near, Busy::default(), 8192);
+        let mut wire = Wire::new(near, Busy::default(), 8192, metrics());
         let ending = tokio::spawn(async move {
             wire.write_all(b"HTTP/1.1 413 X\r\n\r\n").await.unwrap();
             wire.flush().await.unwrap();

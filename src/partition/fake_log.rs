@@ -16,7 +16,7 @@ use pontoon_raft::types::{Appended, BrokerId, Offset, Outcome, ReplicaId};
 use tokio::sync::{oneshot, watch};
 
 use super::producers::Producers;
-use super::{Acks, Partition, PartitionOptions, ReplicatedLog};
+use super::{Acks, Partition, PartitionInstruments, PartitionOptions, ReplicatedLog};
 use crate::record_batch::{BatchLimits, NewRecord, ProducerSequence, RecordBatch, RecordBatchBuilder};
 
 /// One batch of records with these timestamps; the value of each is its number.
@@ -139,6 +139,7 @@ impl FakeLog {
             acks_floor: Acks::None,
             storage_has_room: Arc::new(storage_has_room),
             broker_alive: Arc::new(broker_alive),
+            instruments: Arc::new(PartitionInstruments::new(BrokerId(1))),
         }
     }
 

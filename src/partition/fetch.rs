@@ -25,16 +25,22 @@ const CONFIRM_TIMEOUT: Duration = Duration::from_secs(5);
 impl<L: ReplicatedLog> Partition<L> {
     /// Reads committed batches. Leader only (`NOT_LEADER`). `OFFSET_OUT_OF_RANGE` names log start and high watermark.
     pub async fn fetch(&self, fetch: Fetch) -> Result<Fetched> {
-        let deadline = Instant::now() + fetch.wait;
+        let began = Instant::now();
+        let deadline = began + fetch.wait;
+        let mut waited = false;
         let mut reading = Reading::begin(self, fetch.consistency)?;
         let start = reading.resolve(fetch.from).await?;
         // What names a record must find it; the others mean "from there on", also when retention has moved on.
         let exact = matches!(fetch.from, FetchFrom::Offset(_));
         loop {
             let fetched = reading.fetch(start, exact, fetch.bytes_max).await?;
-            if !fetched.batches.is_empty() || !reading.wait(deadline).await? {
+            let found = !fetched.batches.is_empty();
+            if found || !reading.wait(deadline).await? {
+                let at_once = (found && !waited || fetch.wait.is_zero()).then(|| began.elapsed());
+                self.options.instruments.fetched(at_once);
                 return Ok(fetched);
             }
+            waited = true;
         }
     }
 

@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use crate::config::RaftConfig;
 use crate::disk::Disk;
 use crate::error::{ReadError, Stopped};
+use crate::instruments::LogInstruments;
 use crate::journal::{Journal, Lsn, Op};
 use crate::payload::Application;
 use crate::segment_writer::SegmentWriter;
@@ -50,6 +51,7 @@ pub(crate) struct LogContext {
     pub(crate) writer: Arc<SegmentWriter>,
     pub(crate) budget: Arc<TailBudget>,
     pub(crate) stop: StopSignal,
+    pub(crate) instruments: LogInstruments,
     /// Bytes given to the journal since the last checkpoint began.
     pub(crate) journalled_bytes: AtomicU64,
     /// Told when that is enough for the next one.
@@ -249,6 +251,13 @@ impl Log {
     #[cfg(any(test, feature = "simulation"))]
     pub fn append_state(&self) -> bytes::Bytes {
         self.state.lock().head.append_state.save()
+    }
+
+    /// The frames of these indexes, whatever their kind, committed or not, until `bytes_max` is reached. For simulations: what
+    /// openraft would be given.
+    #[cfg(any(test, feature = "simulation"))]
+    pub async fn frames(&self, from_index: u64, to_index: u64, bytes_max: usize) -> Result<Vec<Frame>, ReadError> {
+        self.read_indexes(from_index, to_index, bytes_max).await
     }
 
     pub(crate) fn dir(&self) -> &Path {

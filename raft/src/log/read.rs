@@ -64,16 +64,26 @@ impl Log {
             let plan = self.plan(&self.state.lock(), from, to, bytes_max, purged);
             match plan {
                 Plan::Nothing => return Ok(Vec::new()),
-                Plan::Cached(frames) => return Ok(frames),
+                Plan::Cached(frames) => {
+                    self.context.instruments.tail_hits.increment(1);
+                    return Ok(frames);
+                }
                 Plan::Index(name) => self.load_index(name).await?,
                 Plan::File { file, position, end, until, generation } => {
                     let read = read_file_frames(&file, position, end, (from, until), bytes_max).await;
                     if self.still_valid(from, generation, purged) {
+                        self.note_miss(&read);
                         return read;
                     }
                 }
             }
         }
+    }
+
+    fn note_miss(&self, read: &Result<Vec<Frame>, ReadError>) {
+        let bytes = read.iter().flatten().map(|frame| frame.header.frame_bytes()).sum();
+        self.context.instruments.tail_misses.increment(1);
+        self.context.instruments.segment_read_bytes.increment(bytes);
     }
 
     fn plan(&self, state: &LogState, from: u64, to: u64, bytes_max: usize, purged: bool) -> Plan {
