@@ -27,6 +27,7 @@ use crate::supervision;
 use crate::transport::Transport;
 use crate::types::{GroupId, ReplicaId};
 
+mod backlog;
 mod door;
 mod hand_over;
 
@@ -201,7 +202,7 @@ impl Hosted {
 
     /// A core over a replica's log and state.
     async fn start_core(&self, replica: &Replica) -> Result<Raft, String> {
-        let network = self.transport.raft_network(replica.group);
+        let network = self.transport.raft_network(replica.group).paced_by(replica.log.clone());
         let log = LogStore::new(replica.log.clone());
         let machine = StateMachine::new(replica);
         let core = Raft::new(replica.replica, self.openraft.clone(), network, log, machine);
