@@ -18,6 +18,7 @@ pub mod payload;
 pub mod raft_group;
 pub mod raft_groups;
 mod recovery;
+mod repair;
 pub mod runtime;
 mod scrub;
 mod segment_writer;

@@ -19,6 +19,7 @@ use crate::elections::Elections;
 use crate::error::Stopped;
 use crate::log_store::LogStore;
 use crate::raft_group::{Raft, RaftGroup};
+use crate::repair;
 use crate::state_machine::StateMachine;
 use crate::store::{Replica, Store};
 use crate::supervision;
@@ -92,6 +93,7 @@ impl RaftGroups {
         tokio::spawn(hosted.elections.clone().run());
         tokio::spawn(supervision::stop_with_the_store(Arc::downgrade(&hosted)));
         tokio::spawn(supervision::hand_over_when_stalled(Arc::downgrade(&hosted)));
+        tokio::spawn(repair::run(Arc::downgrade(&hosted)));
         Ok(RaftGroups { hosted })
     }
 
@@ -209,6 +211,7 @@ impl Hosted {
                 return Err(why);
             }
         };
+        replica.log.hold_readers();
         let group = RaftGroup::new(self.transport.broker(), replica, raft, self.config.clone());
         self.groups.write().insert(id, group.clone());
         tokio::spawn(supervision::supervise(Arc::downgrade(&self), group.clone()));
@@ -230,6 +233,7 @@ impl Hosted {
             let _ = raft.shutdown().await;
             return None;
         }
+        group.log().hold_readers();
         group.replace_raft(raft);
         Some(Ok(()))
     }
@@ -263,6 +267,18 @@ impl Hosted {
         self.end(&self.all(), why).await;
     }
 
+    /// Ends a core whose replica cannot be used any more, and reports it lost.
+    pub(crate) async fn end_lost(&self, group: &RaftGroup, why: &str) {
+        self.elections.forget(group.group());
+        self.end(std::slice::from_ref(group), why).await;
+        self.report_lost(group.group(), group.replica(), why.to_owned());
+    }
+
+    /// Who should lead a group instead of this broker, if anybody can.
+    pub(crate) fn heir(&self, group: &RaftGroup) -> Option<ReplicaId> {
+        hand_over::heir(self, group)
+    }
+
     /// Ends cores on purpose, and then says which leaderships ended with them, so that nobody waits for a time-out.
     async fn end(&self, groups: &[RaftGroup], why: &str) {
         let led: Vec<_> = groups.iter().filter_map(|group| Some((group.clone(), group.own_term()?))).collect();
@@ -270,6 +286,8 @@ impl Hosted {
             let group = group.clone();
             async move {
                 group.close();
+                // Its core ends only once none of its readers waits.
+                group.log().release_readers();
                 let _ = group.raft().shutdown().await;
                 group.set_stopped(why.to_owned());
             }

@@ -122,11 +122,27 @@ impl Log {
             (state.purged, state.log_start_offset)
         };
         let offset = match applied {
-            Some(applied) if Some(applied) > purged => self.offset_after(applied).await?,
+            Some(applied) if Some(applied) > purged => match self.offset_after(applied).await {
+                // Rot must not keep a directory from opening. What is known without reading is a lower bound, which the
+                // next entry that is applied makes good.
+                Err(error) => {
+                    let known = self.offset_known_at(applied.index).max(start);
+                    tracing::warn!(group = %self.group, %error, known, "the high watermark begins further back");
+                    known
+                }
+                Ok(offset) => offset,
+            },
             _ => start,
         };
         self.set_applied(applied, offset);
         Ok(())
+    }
+
+    /// The next offset before the segment that holds this entry: it needs no reading.
+    fn offset_known_at(&self, index: u64) -> u64 {
+        let state = self.state.lock();
+        let at = state.segment_of(index).or(state.segments.len().checked_sub(1));
+        at.map_or(0, |at| state.segments[at].base_offset)
     }
 
     /// Gives back what a checkpoint that failed has taken.

@@ -24,10 +24,12 @@ pub(crate) mod append;
 pub mod base;
 mod bases;
 pub(crate) mod capture;
+pub(crate) mod damage;
 pub mod entry;
 pub mod frame;
 pub(crate) mod head;
 pub mod index;
+pub(crate) mod mend;
 mod read;
 pub(crate) mod segment;
 pub(crate) mod state;
@@ -36,6 +38,8 @@ pub(crate) mod tail;
 mod tests;
 pub(crate) mod write;
 
+use damage::Damage;
+pub use damage::Rot;
 use frame::Frame;
 use state::{LogState, SnapshotRef};
 use tail::TailBudget;
@@ -52,6 +56,8 @@ pub(crate) struct LogContext {
     pub(crate) journalled_bytes: AtomicU64,
     /// Told when that is enough for the next one.
     pub(crate) checkpoint_due: Notify,
+    /// Told when rot was found in some log.
+    pub(crate) rot_found: Notify,
     /// Bytes of frames appended since the directory was opened. What free space was measured without is told by it.
     pub(crate) accepted_bytes: AtomicU64,
 }
@@ -107,6 +113,7 @@ pub struct Log {
     folder: tokio::sync::Mutex<Folder>,
     /// One writer at a time (append, truncate, purge, install); openraft's own order makes it uncontended.
     writing: tokio::sync::Mutex<()>,
+    damage: Damage,
 }
 
 /// For reading outside the group's own tasks.
@@ -131,6 +138,7 @@ impl Log {
             high_watermark: watch::Sender::new(Offset(high_watermark)),
             folder: tokio::sync::Mutex::new(Folder::Unsure),
             writing: tokio::sync::Mutex::new(()),
+            damage: Damage::default(),
         })
     }
 
@@ -269,6 +277,11 @@ impl Log {
 
     pub(crate) fn contains(&self, id: LogId) -> bool {
         self.state.lock().log_id_at(id.index) == Some(id)
+    }
+
+    /// The log id of an entry, without reading it.
+    pub(crate) fn log_id_at(&self, index: u64) -> Option<LogId> {
+        self.state.lock().log_id_at(index)
     }
 
     pub(crate) fn key_log_ids(&self, from: u64, to: u64) -> Vec<LogId> {

@@ -112,6 +112,19 @@ impl RaftGroup {
         }
     }
 
+    /// Whether this replica may stand for leadership: not while its log is rotten, unless there is no other voter (RULES.md R7).
+    pub(crate) fn may_lead(&self) -> bool {
+        !self.log().is_rotten() || self.is_only_voter()
+    }
+
+    /// Whether no other replica votes.
+    pub fn is_only_voter(&self) -> bool {
+        let raft = self.raft();
+        let metrics = raft.metrics();
+        let now = metrics.borrow_watched();
+        now.membership_config.membership().voter_ids().all(|id| id == self.replica())
+    }
+
     /// The leader's own broker gave its leadership up in terms up to this one.
     pub(crate) fn release(&self, term: u64) {
         self.inner.released.fetch_max(term, Ordering::AcqRel);

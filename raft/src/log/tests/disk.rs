@@ -177,7 +177,7 @@ async fn the_scrub_finds_rot_that_nobody_reads() {
     tokio::time::sleep(Duration::from_secs(2 * 3600)).await;
     let rotten = store.rotten();
     assert_eq!((rotten.len(), rotten[0].group), (1, GROUP));
-    assert!(rotten[0].why.contains("segment"), "{}", rotten[0].why);
+    assert!(rotten[0].rot[0].file == segment, "{:?}", rotten[0].rot);
     assert_eq!(store.corrupt(), Vec::new());
 }
 
