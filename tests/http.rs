@@ -9,6 +9,7 @@ use crate::support::{Cluster, PATIENCE, read};
 
 mod by_key;
 mod forms;
+mod tails;
 
 fn records_url(cluster: &Cluster, id: u32, topic: &str) -> String {
     format!("{}/v1/topics/{topic}/partitions/0/records", cluster.url(id))

@@ -4,8 +4,10 @@
 mod alter;
 mod cli;
 mod exactly_once;
+mod hostile;
 mod http;
 mod lifecycle;
 mod repair;
+mod retention;
 mod support;
 mod tidy;

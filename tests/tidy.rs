@@ -26,11 +26,11 @@ const HOMES: &[(&str, &[&str])] = &[
     ("bincode::", &["raft/src/codec.rs"]),
     ("std::fs", &["raft/src/disk", "src/config", "src/cli", "src/catalog/tables", "jepsen/src"]),
     ("tokio::fs", &["raft/src/disk", "src/cli"]),
-    ("rustix::fs", &["raft/src/disk"]),
-    ("std::thread", &["raft/src/disk", "src/catalog/tables"]),
+    ("rustix::fs", &["raft/src/disk", "jepsen/src"]),
+    ("std::thread", &["raft/src/disk", "src/catalog/tables", "jepsen/src"]),
     ("spawn_blocking", &["raft/src/disk", "src/catalog", "src/cli"]),
-    ("SystemTime", &["src"]),
-    ("std::time::Instant", &["src", "raft/src/disk"]),
+    ("SystemTime", &["src", "jepsen/src"]),
+    ("std::time::Instant", &["src", "raft/src/disk", "jepsen/src"]),
 ];
 
 /// Which rooms may not name which others.
@@ -141,6 +141,49 @@ fn nothing_is_left_unfinished() {
         }
     }
     offences(&found);
+}
+
+/// What a seed cannot own, and so what is not in `raft/src` (see `raft/tests/simulation/owned.rs`). A line that ends with
+/// `// order: …` says why the order in which a hash map is gone through does not matter there.
+const UNSEEDED: &[(&str, &str)] = &[
+    ("HashMap", "its order is random; a BTreeMap's is not"),
+    ("HashSet", "its order is random; a BTreeSet's is not"),
+    ("RandomState", "it is random"),
+    ("futures_util::select", "it selects at random"),
+    ("rand::rng()", "take pontoon_raft::runtime::ThreadRng"),
+];
+
+/// Whether a `select!` begins on the line `at` and does not say at once that it is biased.
+fn selects_at_random(code: &[(usize, &str)], at: usize) -> bool {
+    let Some((_, first)) = code[at].1.split_once("select! {") else { return false };
+    let first = std::iter::once(first.trim()).chain(code[at + 1..].iter().map(|(_, line)| line.trim()));
+    first.into_iter().find(|line| !line.is_empty()).is_none_or(|line| !line.starts_with("biased;"))
+}
+
+#[test]
+fn the_raft_crate_does_nothing_at_random_that_a_seed_cannot_own() {
+    let mut found = Vec::new();
+    for (name, text) in rust_files().iter().filter(|(name, _)| name.starts_with("raft/src")) {
+        let code: Vec<_> = code_lines(text).collect();
+        for (at, (line, text)) in code.iter().enumerate() {
+            let home = name == "raft/src/runtime.rs" || text.contains("// order: ");
+            let unseeded = UNSEEDED.iter().find(|(word, _)| !home && text.contains(word));
+            found.extend(unseeded.map(|(word, why)| format!("{name}:{line}: `{word}`: {why}")));
+            if selects_at_random(&code, at) {
+                found.push(format!("{name}:{line}: a select! that is not biased"));
+            }
+        }
+    }
+    offences(&found);
+}
+
+#[test]
+fn a_select_at_random_is_seen() {
+    let random = |text: &str| selects_at_random(&code_lines(text).collect::<Vec<_>>(), 0);
+    assert!(random("tokio::select! {\n\n () = a => {}\n}"));
+    assert!(random("tokio::select! { () = a => {} }"));
+    assert!(!random("tokio::select! {\n biased;\n () = a => {}\n}"));
+    assert!(!random("tokio::select! { biased; () = a => {} }"));
 }
 
 #[test]

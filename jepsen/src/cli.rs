@@ -1,37 +1,110 @@
 //! The command line: words to calls, verdicts to exit codes.
 //!
-//! Exit codes: 0 valid, 1 anomalies, 2 usage (also: DIR holds no run, or cannot be written), 3 unknown or rejected.
+//! Exit codes: 0 valid, 1 anomalies, 2 usage (also: DIR holds no run, or cannot be written), 3 unknown or rejected, 4 this machine
+//! cannot run it.
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use clap::{Parser, Subcommand};
 
 use crate::checkers::CHECKERS;
-use crate::checkers::workloads::TABLE;
+use crate::checkers::workloads::{TABLE, Workload};
+use crate::nemesis::kind::KINDS;
+use crate::plan::Plan;
 use crate::report::Report;
 use crate::run_dir::{self, REPORT_HTML, RESULTS_JSON};
+use crate::start::{self, StartError};
 use crate::verdict::judge;
 
 /// Exit code for a call that makes no sense.
 const USAGE: u8 = 2;
+/// Exit code for a machine that lacks something.
+const MACHINE: u8 = 4;
 
 /// Breaks Pontoon on purpose, and judges what its clients saw.
 #[derive(Debug, Parser)]
 #[command(name = "pontoon-jepsen", version, arg_required_else_help = true, args_conflicts_with_subcommands = true)]
-#[command(after_help = "Exit codes: 0 valid, 1 anomalies, 2 usage, 3 unknown or rejected.")]
+#[command(
+    after_help = "Exit codes: 0 valid, 1 anomalies, 2 usage, 3 unknown or rejected, 4 this machine cannot run it."
+)]
 pub struct Args {
     /// Judge the run in DIR again; rewrites its results.json and report.html
     #[arg(long, value_name = "DIR")]
     replay: Option<PathBuf>,
+    #[command(flatten)]
+    run: RunArgs,
     #[command(subcommand)]
     command: Option<Command>,
 }
 
+/// What a run is made of. Any of these begins one.
+#[derive(Clone, Debug, clap::Args)]
+struct RunArgs {
+    /// How many brokers: 3 or 5 [default: 5]
+    #[arg(long, value_name = "N", value_parser = clap::builder::PossibleValuesParser::new(["3", "5"]))]
+    nodes: Option<String>,
+    /// How long faults go on, in seconds [default: 300]
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    time: Option<u64>,
+    /// All choices are drawn from it [default: from the clock]
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+    /// Which faults: names or families of `list`, `all`, `none` [default: all]
+    #[arg(long, value_name = "LIST")]
+    nemesis: Option<String>,
+    /// What the clients do: single or mixed [default: single]
+    #[arg(long, value_name = "NAME", value_parser = clap::builder::PossibleValuesParser::new(["single", "mixed"]))]
+    workload: Option<String>,
+    /// How many clients at once
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=200))]
+    clients: u64,
+    /// How many operations a second they begin together, at most
+    #[arg(long, value_name = "N", default_value_t = 150, value_parser = clap::value_parser!(u64).range(1..=10_000))]
+    rate: u64,
+    /// The broker's binary [default: that of this checkout, built for release]
+    #[arg(long, value_name = "FILE", env = "PONTOON_BIN")]
+    bin: Option<PathBuf>,
+    /// The run's folder [default: a new one in ./jepsen-runs]
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+}
+
+impl RunArgs {
+    fn asks_for_a_run(&self) -> bool {
+        let words = [&self.nodes, &self.nemesis, &self.workload];
+        words.iter().any(|word| word.is_some()) || self.time.is_some() || self.seed.is_some() || self.out.is_some()
+    }
+
+    fn plan(&self, binary: PathBuf) -> Plan {
+        let (nodes, faults) = (self.nodes.as_deref().unwrap_or("5"), self.nemesis.as_deref().unwrap_or("all"));
+        let mixed = self.workload.as_deref() == Some("mixed");
+        let clock = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        Plan {
+            name: format!("{faults} on {nodes} brokers"),
+            workload: if mixed { Workload::Mixed } else { Workload::Single },
+            seed: self.seed.unwrap_or(clock),
+            nodes: if nodes == "3" { 3 } else { 5 },
+            time_s: self.time.unwrap_or(300),
+            faults: vec![faults.to_owned()],
+            clients: self.clients as usize,
+            rate: self.rate,
+            binary,
+        }
+    }
+}
+
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// What is checked, and what each workload may show
+    /// What is checked, what each workload may show, and which faults there are
     List,
+    /// The inner half of a run; only the outer half calls it
+    #[command(hide = true)]
+    Inside {
+        /// The run's folder
+        dir: PathBuf,
+    },
 }
 
 /// Does what the arguments say. Returns the exit code; data goes to `out`, messages to `err`.
@@ -39,7 +112,9 @@ pub fn run(args: &Args, out: &mut impl Write, err: &mut impl Write) -> u8 {
     let done = match (&args.replay, &args.command) {
         (Some(dir), None) => replay(dir, out),
         (None, Some(Command::List)) => list(out).map(|()| 0).map_err(Failure::Output),
-        _ => Err(Failure::Usage("either --replay DIR or list".to_owned())),
+        (None, Some(Command::Inside { dir })) => return inside(dir, err),
+        (None, None) if args.run.asks_for_a_run() => one_run(&args.run, out, err),
+        _ => Err(Failure::Usage("--replay DIR, list, or a run: --nodes, --time, --seed, --nemesis".to_owned())),
     };
     match done {
         Ok(code) => code,
@@ -47,9 +122,34 @@ pub fn run(args: &Args, out: &mut impl Write, err: &mut impl Write) -> u8 {
         Err(Failure::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => 0,
         Err(failure) => {
             let _ = writeln!(err, "pontoon-jepsen: {failure}");
-            USAGE
+            if matches!(failure, Failure::Start(StartError::Machine(_))) { MACHINE } else { USAGE }
         }
     }
+}
+
+fn inside(dir: &Path, err: &mut impl Write) -> u8 {
+    match start::inside(dir) {
+        Ok(()) => 0,
+        Err(why) => {
+            let _ = writeln!(err, "pontoon-jepsen: the harness failed: {why}");
+            3
+        }
+    }
+}
+
+fn one_run(args: &RunArgs, out: &mut impl Write, err: &mut impl Write) -> Result<u8, Failure> {
+    let mut plan = args.plan(PathBuf::new());
+    plan.kinds().map_err(Failure::Usage)?;
+    start::check_machine(&plan)?;
+    plan.binary = start::binary(args.bin.as_deref(), err)?;
+    let clock = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let words = plan.faults.join("-").replace([',', ' '], "-");
+    let dir = args.out.clone().unwrap_or_else(|| {
+        PathBuf::from("jepsen-runs").join(format!("{}n-{words}-seed{}-{clock}", plan.nodes, plan.seed))
+    });
+    let _ = writeln!(err, "{}, seed {}, about {} s, in {}", plan.name, plan.seed, plan.time_s, dir.display());
+    start::run(&plan, &dir)?;
+    replay(&dir, out)
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -60,6 +160,8 @@ enum Failure {
     Output(io::Error),
     #[error(transparent)]
     RunDir(#[from] run_dir::RunDirError),
+    #[error(transparent)]
+    Start(#[from] StartError),
     #[error("cannot write results: {0}")]
     Results(#[from] serde_json::Error),
 }
@@ -102,5 +204,6 @@ fn list(out: &mut impl Write) -> io::Result<()> {
         let allowed = if allowed.is_empty() { "nothing".to_owned() } else { allowed.join(", ") };
         writeln!(out, "  {:<22} {}\n  {:<22} may show: {allowed}", row.name, row.summary, "")?;
     }
-    writeln!(out, "\nscenarios\n  none: histories are judged here, brokers are not run")
+    writeln!(out, "\nfaults")?;
+    KINDS.iter().try_for_each(|row| writeln!(out, "  {:<22} {}", row.name, row.summary))
 }

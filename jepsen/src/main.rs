@@ -7,5 +7,5 @@ use clap::Parser as _;
 
 fn main() -> ExitCode {
     let args = pontoon_jepsen::cli::Args::parse();
-    ExitCode::from(pontoon_jepsen::cli::run(&args, &mut io::stdout().lock(), &mut io::stderr().lock()))
+    ExitCode::from(pontoon_jepsen::cli::run(&args, &mut io::stdout(), &mut io::stderr()))
 }

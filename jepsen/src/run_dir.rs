@@ -1,9 +1,12 @@
-//! The folder of a run, and the only place where this crate touches files.
+//! The folder of a run, and where its parts lie.
 //!
 //! ```text
-//! run.json        what the run was meant to be
+//! plan.json       how the run was drawn up               (written by running)
+//! run.json        what judging must know of it
 //! history.edn     every event of every client, one a line
 //! timeline.jsonl  every fault, one event a line
+//! n1.log …        what each broker said                  (written by running)
+//! n1.ext4 …       the disks, of a run that is not valid  (written by running)
 //! results.json    the verdict, for machines      (written by checking)
 //! report.html     the verdict, for people        (written by checking)
 //! ```
@@ -20,6 +23,8 @@ use crate::verdict::{Run, RunInfo};
 
 /// What the run was meant to be.
 pub const RUN_JSON: &str = "run.json";
+/// How the run was drawn up.
+pub const PLAN_JSON: &str = "plan.json";
 /// What the clients saw.
 pub const HISTORY_EDN: &str = "history.edn";
 /// What was done to the brokers.

@@ -10,6 +10,7 @@
 //! {"event":"recovered","time_ns":15400000000,"fault":0,"evidence":"every partition took a produce"}
 //! {"event":"phase","time_ns":60000000000,"name":"final reads"}
 //! {"event":"harness-error","time_ns":61000000000,"message":"client 3 panicked"}
+//! {"event":"broker-ended","time_ns":62000000000,"broker":"n3","what":"it ended by itself: exit status: 1"}
 //! {"event":"end","time_ns":70000000000}
 //! ```
 //!
@@ -81,6 +82,15 @@ pub enum Entry {
         /// In words.
         message: String,
     },
+    /// A broker ended without having been told to, or panicked.
+    BrokerEnded {
+        /// When it was noticed.
+        time_ns: u64,
+        /// Which.
+        broker: String,
+        /// In words.
+        what: String,
+    },
     /// The run is over and everything is written.
     End {
         /// When.
@@ -139,6 +149,8 @@ pub struct Timeline {
     pub phases: Vec<(u64, String)>,
     /// What the harness failed at: when, and in words.
     pub harness_errors: Vec<(u64, String)>,
+    /// Brokers that ended when they should not have: when, and in words.
+    pub broker_ends: Vec<(u64, String)>,
     /// When the run was over. `None`: it never was.
     pub end_ns: Option<u64>,
 }
@@ -196,6 +208,9 @@ impl Timeline {
             }
             Entry::Phase { time_ns, name } => self.phases.push((time_ns, name)),
             Entry::HarnessError { time_ns, message } => self.harness_errors.push((time_ns, message)),
+            Entry::BrokerEnded { time_ns, broker, what } => {
+                self.broker_ends.push((time_ns, format!("{broker}: {what}")))
+            }
             Entry::End { time_ns } => self.end_ns = Some(time_ns),
         }
         Ok(())
@@ -230,6 +245,7 @@ mod tests {
             Entry::Recovered { time_ns: 26, fault: 0, evidence: "produced".into() },
             Entry::Phase { time_ns: 30, name: "final reads".into() },
             Entry::HarnessError { time_ns: 31, message: "client 3 panicked".into() },
+            Entry::BrokerEnded { time_ns: 32, broker: "n3".into(), what: "exit status: 1".into() },
             Entry::End { time_ns: 40 },
         ]
     }
@@ -249,6 +265,7 @@ mod tests {
         assert_eq!((pause.id, pause.start_ns, pause.stop_ns, pause.time_to_recover_ns()), (1, 11, None, None));
         assert_eq!(timeline.phases, [(30, "final reads".to_owned())]);
         assert_eq!(timeline.harness_errors, [(31, "client 3 panicked".to_owned())]);
+        assert_eq!(timeline.broker_ends, [(32, "n3: exit status: 1".to_owned())]);
         assert_eq!(timeline.end_ns, Some(40));
     }
 
@@ -274,7 +291,7 @@ mod tests {
             "timeline line 2: the cluster recovers from fault 0 before it stops"
         );
         assert_eq!(refused(&[&story[..4], &story[3..4]].concat()), "timeline line 5: fault 0 stops twice");
-        assert_eq!(refused(&[&story[7..], start].concat()), "timeline line 2: something follows the end");
+        assert_eq!(refused(&[&story[8..], start].concat()), "timeline line 2: something follows the end");
         let early = Entry::Stop { time_ns: 9, fault: 0 };
         assert_eq!(
             refused(&[start, &[early]].concat()),

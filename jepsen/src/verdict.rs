@@ -7,6 +7,8 @@
 //! | rejected | else, if a planned fault or a recovery did not really happen | 3 |
 //! | valid | else | 0 |
 //!
+//! In a run that never ended, or whose harness failed, *unseen* is no accusation: perhaps nobody looked.
+//!
 //! A history that cannot be read or breaks the rules of the harness is unknown and judged no further: what would look like an anomaly
 //! in it may be the harness's own. It does no I/O; see [`crate::run_dir`] and [`crate::report`].
 
@@ -14,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::checkers::analysis::Analysis;
 use crate::checkers::workloads::Workload;
-use crate::checkers::{self, Outcome, faults, harness};
+use crate::checkers::{self, Anomaly, Outcome, faults, harness};
 use crate::history::History;
 use crate::timeline::Timeline;
 
@@ -113,7 +115,10 @@ pub fn judge(run: &Run) -> Judgement {
             }
         }
     }
-    let wrong = outcomes.iter().any(|outcome| !outcome.allowed && outcome.findings.count > 0);
+    // A run that broke off before its final reads leaves things unread that nobody lost.
+    let broke_off = timeline.end_ns.is_none() || !timeline.harness_errors.is_empty();
+    let counts = |outcome: &&Outcome| !(outcome.allowed || broke_off && outcome.anomaly == Anomaly::Unseen);
+    let wrong = outcomes.iter().filter(counts).any(|outcome| outcome.findings.count > 0);
     let verdict = match (wrong, unknowns.is_empty(), rejections.is_empty()) {
         (true, ..) => Verdict::Anomalies,
         (false, false, _) => Verdict::Unknown,
@@ -163,6 +168,16 @@ mod tests {
         assert_eq!(verdict(&clean), Verdict::Rejected);
         clean.timeline.as_mut().unwrap().end_ns = None;
         assert_eq!(verdict(&clean), Verdict::Unknown);
+    }
+
+    #[test]
+    fn a_run_that_broke_off_accuses_nobody_of_what_it_did_not_read() {
+        let mut unseen = run(plant::lost_tail(&simple_log(1)).0);
+        assert_eq!(verdict(&unseen), Verdict::Anomalies);
+        unseen.timeline.as_mut().unwrap().harness_errors.push((1, "interrupted".to_owned()));
+        assert_eq!(verdict(&unseen), Verdict::Unknown);
+        unseen.timeline = Ok(Timeline::default());
+        assert_eq!(verdict(&unseen), Verdict::Unknown);
     }
 
     #[test]

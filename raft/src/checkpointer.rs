@@ -144,6 +144,8 @@ impl Checkpointer {
             let state = state.clone();
             replicas.push(CheckpointEntry { group: key.0, replica: key.1, lsn, state });
         }
+        // Not `lsn`: one that was deleted just before that is still here, and its Delete, which the floor keeps, must be heard.
+        let lsn = retire;
         for ((group, replica), state) in corrupt {
             replicas.push(CheckpointEntry { group, replica, lsn, state: codec::encode(&state).into() });
         }

@@ -55,6 +55,19 @@ pub trait AppendState: Send + 'static {
     /// [`Application::observe_prefix_bytes`] of them or the whole payload.
     fn observe(&mut self, header: &FrameHeader, prefix: &[u8]);
 
+    /// Below this offset nothing is to be read any more, as far as entries up to and including Raft index `upto` say
+    /// (RULES.md O7): retention, and whoever else moves the log start, goes through the log. Never falls as `upto` rises.
+    fn log_start(&self, upto: u64) -> u64 {
+        let _ = upto;
+        0
+    }
+
+    /// By when everything below `offset` had been appended, in ms since 1970 by a leader's clock, if the log says so.
+    fn appended_by(&self, offset: u64) -> Option<i64> {
+        let _ = offset;
+        None
+    }
+
     /// The state as bytes, for checkpoints and snapshots; [`Application::append_state`] reads them back.
     fn save(&self) -> Bytes;
 }
@@ -77,6 +90,13 @@ pub trait Application: Send + Sync + 'static {
 
     /// How many bytes of a payload [`AppendState::observe`] must see (for a record batch: its 61-byte header).
     fn observe_prefix_bytes(&self) -> usize;
+
+    /// If this payload, proposed or stored as void, moves the log start: to which offset. The entry then opens a segment of its
+    /// own where that lets the ones before it go.
+    fn moves_log_start(&self, payload: &[u8]) -> Option<u64> {
+        let _ = payload;
+        None
+    }
 
     /// Where this application's snapshots are taken.
     fn snapshot_at(&self) -> SnapshotAt;

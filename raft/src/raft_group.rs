@@ -16,7 +16,7 @@
 //! - `LogEntryDiscarded` (the entry was truncated, or covered by an installed snapshot) and a responder dropped with the
 //!   core: it *was* taken in, and may have been committed: unknown.
 //!
-//! Rooms: `read_index`, `membership`, `transfer`, `observe` (leadership, as seen in openraft's metrics).
+//! Rooms: `read_index`, `membership`, `transfer`, `trim`, `observe` (leadership, as seen in openraft's metrics).
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -44,6 +44,7 @@ mod membership;
 mod observe;
 mod read_index;
 mod transfer;
+mod trim;
 
 pub(crate) use transfer::Standing;
 

@@ -14,7 +14,7 @@ use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::journal::SegmentName;
 use crate::log::Log;
@@ -22,6 +22,7 @@ use crate::log::frame::{Frame, FrameHeader};
 use crate::log::mend::{FrameSource, MendError, Wanted};
 use crate::raft_groups::Hosted;
 use crate::recovery::ReplicaKey;
+use crate::store::Replica;
 use crate::transport::{FramesRequest, Liveness, Transport};
 use crate::types::{BrokerId, GroupId};
 
@@ -36,6 +37,9 @@ const ANSWER_WAIT: Duration = Duration::from_secs(10);
 const CONCURRENT: usize = 4;
 /// Attempts after which a replica that is rotten above its commit index is set aside.
 const ATTEMPTS_MAX: u32 = 4;
+
+/// The same for one that does not run yet and so cannot know who leads: some minutes.
+const OPENING_ATTEMPTS_MAX: u32 = 20;
 
 /// When something is tried again.
 struct Attempt {
@@ -122,11 +126,32 @@ async fn repair(hosted: &Arc<Hosted>, log: &Arc<Log>, segment: SegmentName, coun
     log.note_outlook(segment, &error.to_string());
     if let MendError::NotFound { index, .. } = error {
         let above = log.committed_log_id().is_none_or(|committed| committed.index < index);
+        let why = || format!("rotten above its commit index: {error}");
+        if above && count >= OPENING_ATTEMPTS_MAX && hosted.take_opening(group, replica) {
+            hosted.report_lost(group, replica, why());
+            return true;
+        }
         if above && count >= ATTEMPTS_MAX {
-            return hosted.set_aside(log, &format!("rotten above its commit index: {error}")).await;
+            return hosted.set_aside(log, &why()).await;
         }
     }
     false
+}
+
+/// Starts a replica once nothing in it is rotten any more.
+pub(crate) fn open_when_mended(hosted: Weak<Hosted>, replica: Replica) -> BoxFuture<'static, ()> {
+    Box::pin(async move {
+        loop {
+            sleep(POLL).await;
+            let Some(hosted) = hosted.upgrade().filter(|hosted| !hosted.is_closed()) else { return };
+            if !hosted.is_opening(replica.group, replica.replica) {
+                return;
+            }
+            if !replica.log.is_rotten() {
+                return hosted.host_mended(replica).await;
+            }
+        }
+    })
 }
 
 impl Hosted {

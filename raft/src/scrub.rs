@@ -19,8 +19,9 @@ where
 {
     loop {
         tokio::select! {
-            () = tokio::time::sleep(PAUSE) => {}
+            biased;
             _ = stop.stopped() => return,
+            () = tokio::time::sleep(PAUSE) => {}
         }
         for log in logs() {
             // What it finds it has noted.

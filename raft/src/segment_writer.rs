@@ -188,6 +188,7 @@ impl SegmentWriter {
             }
             self.urgent.notify_one();
             tokio::select! {
+                biased;
                 () = finished => {}
                 stopped = self.stop.stopped() => return Err(FlushFailed::Stopped(stopped)),
             }
@@ -200,14 +201,16 @@ impl SegmentWriter {
         loop {
             let full = self.queue.lock().full;
             tokio::select! {
+                biased;
+                _ = self.stop.stopped() => return,
                 () = self.given.notified() => {}
                 () = tokio::time::sleep(FULL_RETRY), if full => {}
-                _ = self.stop.stopped() => return,
             }
             tokio::select! {
-                () = tokio::time::sleep(GATHER) => {}
-                () = self.urgent.notified() => {}
+                biased;
                 _ = self.stop.stopped() => return,
+                () = self.urgent.notified() => {}
+                () = tokio::time::sleep(GATHER) => {}
             }
             self.round().await;
             shed(&tails, logs());

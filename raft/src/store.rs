@@ -202,7 +202,8 @@ impl Store {
         Ok(store)
     }
 
-    /// Takes the recovered replicas in, makes all of them durable by a checkpoint, and cleans up what that made needless.
+    /// Takes the recovered replicas in, makes all of them durable by a checkpoint, and cleans up what that made needless. If the
+    /// disk has no room for the checkpoint, that waits for the next start, which begins where this one did.
     async fn adopt(&self, replicas: Vec<RecoveredReplica>, dead_folders: Vec<PathBuf>) -> io::Result<()> {
         let mut cleanup = Vec::new();
         for RecoveredReplica { key, dir, application, state, rotten, leftovers, cuts } in replicas {
@@ -215,7 +216,18 @@ impl Store {
             self.registry.open.lock().insert(key, replica);
             cleanup.push((leftovers, cuts));
         }
-        self.checkpoint().await.map_err(io::Error::other)?;
+        for path in dead_folders {
+            // Their deletion is on record; and they may be the room that the checkpoint needs.
+            self.remove_aside(&path, None).await?;
+        }
+        match self.try_checkpoint().await {
+            Ok(()) => {}
+            Err(full @ CheckpointFailed::Full(_)) => {
+                tracing::warn!(%full, "the checkpoint was put off, and with it the cleaning up");
+                return Ok(());
+            }
+            Err(stopped) => return Err(io::Error::other(stopped)),
+        }
         for (leftovers, cuts) in cleanup {
             for (file, bytes) in cuts {
                 file.set_len(bytes).await?;
@@ -228,9 +240,6 @@ impl Store {
                     other => other?,
                 }
             }
-        }
-        for path in dead_folders {
-            self.remove_aside(&path, None).await?;
         }
         Ok(())
     }
@@ -346,7 +355,7 @@ impl Store {
         let aside = dir.with_file_name(format!("{}{group}-{replica}", recovery::DELETED_PREFIX));
         let moved = match &open {
             Some(open) => open.log.move_folder(&aside).await,
-            None => move_folder(&*self.context.disk, &dir, &aside).await,
+            None => move_folder(&self.context, &dir, &aside).await,
         };
         self.registry.open.lock().remove(&key);
         self.registry.corrupt.lock().remove(&key);
@@ -382,7 +391,7 @@ impl Store {
         let aside = dir.with_file_name(if again == 0 { name } else { format!("{name}-{again}") });
         let moved = match &open {
             Some(open) => open.log.move_folder(&aside).await,
-            None => move_folder(&*self.context.disk, &dir, &aside).await,
+            None => move_folder(&self.context, &dir, &aside).await,
         };
         moved.map_err(|error| Stopped(format!("{} cannot be moved aside: {error}", dir.display()).into()))?;
         tracing::warn!(path = %aside.display(), "what is left of a rotten replica is kept for a person");
@@ -396,7 +405,9 @@ impl Store {
         if let Some(log) = log {
             log.close_retired();
         }
-        self.context.disk.sync_dir(&recovery::groups_dir(self.data_dir.path())).await
+        let groups = recovery::groups_dir(self.data_dir.path());
+        let synced = self.context.disk.sync_dir(&groups).await;
+        synced.inspect_err(|error| self.context.stop.stop(&format!("{}: {error}", groups.display())))
     }
 
     /// Resolves when the directory has stopped (a failed fsync, RULES.md J15; or [`Self::close`]).
@@ -507,9 +518,10 @@ async fn checkpoints(store: Weak<Store>, context: Arc<LogContext>) {
     let mut pause = context.config.checkpoint_interval;
     loop {
         tokio::select! {
-            () = tokio::time::sleep(pause) => {}
-            () = context.checkpoint_due.notified() => {}
+            biased;
             _ = context.stop.stopped() => return,
+            () = context.checkpoint_due.notified() => {}
+            () = tokio::time::sleep(pause) => {}
         }
         let Some(store) = store.upgrade() else { return };
         pause = context.config.checkpoint_interval;
@@ -532,8 +544,9 @@ async fn checkpoints(store: Weak<Store>, context: Arc<LogContext>) {
 async fn measurements(store: Weak<Store>, stop: StopSignal) {
     loop {
         tokio::select! {
-            () = tokio::time::sleep(MEASURE_INTERVAL) => {}
+            biased;
             _ = stop.stopped() => return,
+            () = tokio::time::sleep(MEASURE_INTERVAL) => {}
         }
         let Some(store) = store.upgrade() else { return };
         if let Err(error) = store.measure().await {

@@ -104,6 +104,7 @@ async fn watch_core(hosted: &Weak<Hosted>, group: &RaftGroup) -> String {
             hosted.elections.suspect(group.group());
         }
         let ended = tokio::select! {
+            biased;
             changed = roles.changed() => changed.is_err(),
             changed = all.changed(), if unsettled => changed.is_err(),
         };

@@ -34,6 +34,24 @@ pub fn test_producer(payload: &[u8]) -> Option<(u8, u32)> {
     Some((fields[0], u32::from_le_bytes([fields[1], fields[2], fields[3], fields[4]])))
 }
 
+const LOG_START: &[u8] = b"start";
+
+/// A payload that moves the log start.
+pub fn test_log_start(offset: u64) -> Bytes {
+    [LOG_START, &offset.to_le_bytes()].concat().into()
+}
+
+/// Where a payload moves the log start to.
+pub fn test_moves_log_start(payload: &[u8]) -> Option<u64> {
+    let offset = payload.strip_prefix(LOG_START)?;
+    offset.try_into().ok().map(u64::from_le_bytes)
+}
+
+/// The last start that an entry at or below `upto` gave, of (index, start) pairs.
+pub fn test_log_start_at(starts: &[(u64, u64)], upto: u64) -> u64 {
+    starts.iter().rev().find(|(index, _)| *index <= upto).map_or(0, |(_, start)| *start)
+}
+
 /// The sequence each producer comes to next, and a count of everything ever observed.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TestProducers {
@@ -41,10 +59,15 @@ pub struct TestProducers {
     pub next: BTreeMap<u8, u32>,
     /// Frames observed, records and void alike.
     pub observed: u64,
+    /// Entries that moved the log start, by index, and where to.
+    pub starts: Vec<(u64, u64)>,
 }
 
 impl AppendState for TestProducers {
     fn decide(&self, payload: Bytes, at: AppendPosition) -> Decision {
+        if test_moves_log_start(&payload).is_some() {
+            return Decision::Void { verdict: payload };
+        }
         let Some((producer, sequence)) = test_producer(&payload) else {
             return Decision::Void { verdict: Bytes::from_static(b"malformed") };
         };
@@ -70,6 +93,15 @@ impl AppendState for TestProducers {
         {
             self.next.insert(producer, sequence + 1);
         }
+        if header.kind == FrameKind::Void
+            && let Some(start) = test_moves_log_start(prefix)
+        {
+            self.starts.push((header.index, start));
+        }
+    }
+
+    fn log_start(&self, upto: u64) -> u64 {
+        test_log_start_at(&self.starts, upto)
     }
 
     fn save(&self) -> Bytes {
@@ -112,6 +144,10 @@ impl Application for TestApplication {
 
     fn observe_prefix_bytes(&self) -> usize {
         TEST_HEADER_BYTES
+    }
+
+    fn moves_log_start(&self, payload: &[u8]) -> Option<u64> {
+        test_moves_log_start(payload)
     }
 
     fn snapshot_at(&self) -> SnapshotAt {

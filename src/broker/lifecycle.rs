@@ -249,6 +249,10 @@ impl Shared {
         if group == CATALOG_GROUP {
             return self.cut_catalog_log().await;
         }
+        if self.groups.is_opening(group) {
+            // Its files are here, and are being repaired.
+            return Next::After(RETRY_WAIT);
+        }
         let state = self.catalog.state();
         let (Some(home), Some(partition)) = (state.group(group), state.partition(group)) else {
             return self.drop_unassigned(&state, group).await;
@@ -332,6 +336,8 @@ impl Shared {
 
     /// Lets clients at a replica, under its topic's present configuration.
     fn host(self: &Arc<Self>, topic: &TopicRecord, home: GroupHome, local: &RaftGroup) {
+        let segment_bytes = TopicConfig::resolve(&topic.config, &self.config.log).segment_bytes;
+        local.log().set_segment_bytes_max(segment_bytes);
         let options = self.partition_options(topic, home);
         let (limits, acks_floor) = (options.limits, options.acks_floor);
         let same = |known: &Hosted| {

@@ -26,6 +26,7 @@ mod leadership;
 mod lifecycle;
 mod membership;
 mod peer;
+mod retention;
 mod routing;
 mod shared;
 mod start;
@@ -218,6 +219,11 @@ impl Broker {
     /// asks the controller for what this broker's copy of the catalog may not have yet.
     pub async fn route_wait(&self, topic: &str, partition: u32, timeout: Duration) -> Result<Route> {
         self.shared.route_wait(topic, partition, timeout).await
+    }
+
+    /// Changes whenever [`Self::route`] may have another answer.
+    pub fn watch_routes(&self) -> tokio::sync::watch::Receiver<u64> {
+        self.shared.routing.watch()
     }
 
     /// What records for a topic have to be divided by. `UNKNOWN_TOPIC`, once the controller has been asked too.

@@ -19,7 +19,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::peer::{Hello, Peers};
 use super::shared::{Progress, Shared};
-use super::{Broker, StartError, bootstrap, control, leadership, lifecycle, summary};
+use super::{Broker, StartError, bootstrap, control, leadership, lifecycle, retention, summary};
 use crate::catalog::Catalog;
 use crate::catalog::tables::Tables;
 use crate::catalog::tables::sled_tables::SledTables;
@@ -169,6 +169,7 @@ impl Tasks {
         running.spawn(summary::run(shared.clone(), stop.subscribe()));
         running.spawn(control::report(shared.clone(), stop.subscribe()));
         running.spawn(leadership::run(shared.clone(), stop.subscribe()));
+        running.spawn(retention::run(shared.clone(), retention::wall_clock, stop.subscribe()));
         running.spawn(watch_for_the_end(shared.clone(), stop.subscribe()));
         Self { stop, running: Mutex::new(Some(running)) }
     }

@@ -88,6 +88,8 @@ pub struct Config {
     pub limits: Limits,
     /// Defaults of topic configuration (`log.*`).
     pub log: BTreeMap<String, String>,
+    /// How often each partition is looked at for records to let go. Default: 30 s.
+    pub retention_check_interval: Duration,
     /// The replicated log's own limits.
     pub raft: RaftConfig,
 }
@@ -105,6 +107,7 @@ impl Config {
             allow_insecure: false,
             limits: Limits::default(),
             log: BTreeMap::new(),
+            retention_check_interval: Duration::from_secs(30),
             raft: RaftConfig::default(),
         }
     }

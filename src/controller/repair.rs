@@ -20,9 +20,13 @@ pub fn is_lost(state: &CatalogState, replica: &ReplicaRecord) -> bool {
     replica.state == ReplicaState::Lost || !state.on_current_directory(replica)
 }
 
-/// Whether enough of the partition's replicas have their files for the others to be replaced.
+/// Whether enough of the partition's replicas have their files for the others to be replaced. A replacement is created empty: it
+/// has nothing to count on until the one it replaces has left the group, which happens when it votes itself.
 pub fn can_replace(state: &CatalogState, partition: &PartitionRecord) -> bool {
-    let healthy = |replica: &&ReplicaRecord| replica.state == ReplicaState::Created && !is_lost(state, replica);
+    let arriving = |replica: &ReplicaRecord| partition.leaving.iter().any(|left| left.broker == replica.broker);
+    let healthy = |replica: &&ReplicaRecord| {
+        replica.state == ReplicaState::Created && !is_lost(state, replica) && !arriving(replica)
+    };
     partition.replicas.iter().filter(healthy).count() * 2 > partition.replicas.len()
 }
 
@@ -178,6 +182,22 @@ mod tests {
         lose(&mut one, 3, 4);
         lose(&mut one, 3, 5);
         assert_eq!(plan(&one), [], "1 of 1, 1 of 2 and 2 of 3 are gone");
+    }
+
+    /// A replacement is reported created while it is still empty. What it does not have yet must not be thrown away elsewhere.
+    #[test]
+    fn a_replacement_that_has_not_taken_its_place_yet_has_no_files_to_count_on() {
+        let mut state = state(&[3], true);
+        lose(&mut state, 1, 3);
+        repair(&mut state);
+        let created = vec![(GroupId(1), ReplicaId(4))];
+        execute(&mut state, &Command::Report(ReplicaReport { created, ..Default::default() })).0.unwrap();
+        lose(&mut state, 1, 2);
+        assert_eq!(plan(&state), [], "1 of 3 has its files, and the replacement is empty");
+        // It votes, and the one before it is let go: now two have them.
+        let removed = vec![(GroupId(1), ReplicaId(3))];
+        execute(&mut state, &Command::Report(ReplicaReport { removed, ..Default::default() })).0.unwrap();
+        assert_eq!(repair(&mut state), 1);
     }
 
     #[test]

@@ -19,15 +19,16 @@ use crate::error::Code;
 use crate::http::leader::{AtLeader, Passable, Repeat};
 use crate::http::refusal::Refusal;
 use crate::http::request::{Params, Target, accept, reserve};
-use crate::http::{Shared, metrics};
+use crate::http::{Shared, metrics, tail};
 use crate::partition::{Consistency, Fetch, FetchFrom, Fetched, Partition};
 use crate::record_batch::BatchHeader;
 
 const JSON: &str = "application/json";
 const LINES: &str = "application/x-ndjson";
-const BATCHES: &str = "application/octet-stream";
+pub(super) const BATCHES: &str = "application/octet-stream";
+pub(super) const EVENTS: &str = "text/event-stream";
 /// Default of a read's `timeout_ms`: how long to look for a leader.
-const READ_TIMEOUT_MS: u64 = 10_000;
+pub(super) const READ_TIMEOUT_MS: u64 = 10_000;
 /// A fetch's parameters.
 const PARAMS: &[&str] =
     &["offset", "max_bytes", "max_records", "max_wait_ms", "consistency", "value_format", "timeout_ms"];
@@ -40,7 +41,11 @@ pub(super) async fn fetch(
 ) -> Result<Response, Refusal> {
     let (parts, _) = request.into_parts();
     let params = Params::read(&parts.uri, PARAMS)?;
-    let form = form(&params, accept(&parts.headers, &[JSON, LINES, BATCHES])?)?;
+    let accepted = accept(&parts.headers, &[JSON, LINES, BATCHES, EVENTS])?;
+    if accepted == EVENTS {
+        return tail::tail(shared, target, &parts, &params).await;
+    }
+    let form = form(&params, accepted)?;
     let wait = Duration::from_millis(params.number("max_wait_ms", 0..=api::FETCH_WAIT_MS_MAX)?.unwrap_or(0));
     let work = FetchWork {
         shared: &shared,
@@ -102,7 +107,7 @@ fn form(params: &Params, accepted: &str) -> Result<Option<RecordsForm>, Refusal>
     }))
 }
 
-fn value_format(text: Option<&str>) -> Result<ValueFormat, Refusal> {
+pub(super) fn value_format(text: Option<&str>) -> Result<ValueFormat, Refusal> {
     match text {
         None | Some("text") => Ok(ValueFormat::Text),
         Some("json") => Ok(ValueFormat::Json),
@@ -110,7 +115,7 @@ fn value_format(text: Option<&str>) -> Result<ValueFormat, Refusal> {
     }
 }
 
-fn from(text: Option<&str>) -> Result<FetchFrom, Refusal> {
+pub(super) fn from(text: Option<&str>) -> Result<FetchFrom, Refusal> {
     let wrong =
         |text: &str| Refusal::invalid(format!("offset={text:?} is not a number, earliest, latest or timestamp:MS"));
     match text {
@@ -123,7 +128,7 @@ fn from(text: Option<&str>) -> Result<FetchFrom, Refusal> {
     }
 }
 
-fn consistency(text: Option<&str>) -> Result<Consistency, Refusal> {
+pub(super) fn consistency(text: Option<&str>) -> Result<Consistency, Refusal> {
     match text {
         None | Some("committed") => Ok(Consistency::Committed),
         Some("linearizable") => Ok(Consistency::Linearizable),
@@ -131,9 +136,10 @@ fn consistency(text: Option<&str>) -> Result<Consistency, Refusal> {
     }
 }
 
-struct OffsetsWork {
-    timestamp: Option<i64>,
-    consistency: Consistency,
+/// The offsets at the leader.
+pub(super) struct OffsetsWork {
+    pub(super) timestamp: Option<i64>,
+    pub(super) consistency: Consistency,
 }
 
 impl AtLeader for OffsetsWork {
@@ -153,12 +159,13 @@ impl AtLeader for OffsetsWork {
     }
 }
 
-struct FetchWork<'a> {
-    shared: &'a Shared,
-    target: &'a Target,
-    fetch: Fetch,
+/// A fetch at its leader.
+pub(super) struct FetchWork<'a> {
+    pub(super) shared: &'a Shared,
+    pub(super) target: &'a Target,
+    pub(super) fetch: Fetch,
     /// `None`: whole batches.
-    form: Option<RecordsForm>,
+    pub(super) form: Option<RecordsForm>,
 }
 
 impl AtLeader for FetchWork<'_> {
@@ -180,27 +187,42 @@ impl AtLeader for FetchWork<'_> {
 }
 
 impl FetchWork<'_> {
-    /// Reads, waiting for records if there are none. A waiting fetch holds no share of the bytes in flight: it has none.
+    /// Reads, waiting for records if there are none. A waiting fetch has no timer of its own, and holds no share of the
+    /// bytes in flight: it has none.
     async fn read(&self, partition: &Partition, left: Duration) -> Result<(Fetched, OwnedSemaphorePermit), Refusal> {
         let wait = self.fetch.wait.min(left);
         let at_once = Fetch { wait: Duration::ZERO, ..self.fetch };
-        let permit = reserve(&self.shared.answer_bytes, self.fetch.bytes_max)?;
-        let fetched = partition.fetch(at_once).await?;
-        if !fetched.batches.is_empty() || wait.is_zero() {
-            return Ok((fetched, permit));
+        let found = self.read_at_once(partition, at_once).await?;
+        if !found.0.batches.is_empty() || wait.is_zero() {
+            return Ok(found);
         }
-        drop(permit);
-        let from = FetchFrom::Offset(fetched.start_offset);
-        let woken = tokio::select! {
-            found = partition.fetch(Fetch { from, bytes_max: 1, wait, ..self.fetch }) => found?,
+        let (fetched, mut nothing) = found;
+        drop(nothing.split(nothing.num_permits()));
+        tokio::select! {
+            biased;
+            woken = partition.wait_for(fetched.next_offset) => woken?,
+            () = self.shared.deadlines.after(wait) => {}
             // Better an empty answer than a broken connection: the client asks again, elsewhere.
-            () = self.shared.stopping() => fetched,
-        };
-        let permit = reserve(&self.shared.answer_bytes, self.fetch.bytes_max)?;
-        if woken.batches.is_empty() {
-            return Ok((woken, permit));
+            () = self.shared.stopping() => return Ok((fetched, nothing)),
         }
-        Ok((partition.fetch(Fetch { from, ..at_once }).await?, permit))
+        let from = FetchFrom::Offset(fetched.next_offset);
+        self.read_at_once(partition, Fetch { from, ..at_once }).await
+    }
+
+    async fn read_at_once(
+        &self,
+        partition: &Partition,
+        fetch: Fetch,
+    ) -> Result<(Fetched, OwnedSemaphorePermit), Refusal> {
+        let mut permit = reserve(&self.shared.answer_bytes, fetch.bytes_max)?;
+        let fetched = partition.fetch(fetch).await?;
+        // A single batch may be larger than what was asked for; most answers are smaller.
+        let found: usize = fetched.batches.iter().map(Bytes::len).sum();
+        match found.checked_sub(permit.num_permits()) {
+            Some(more) => permit.merge(reserve(&self.shared.answer_bytes, more)?),
+            None => drop(permit.split(permit.num_permits() - found)),
+        }
+        Ok((fetched, permit))
     }
 
     async fn records(

@@ -33,6 +33,7 @@ fn describe() {
     describe_counter!("pontoon_http_requests_total", "Requests answered, by route, method and status.");
     describe_histogram!("pontoon_http_request_duration_seconds", "From a request's head to its answer's head.");
     describe_gauge!("pontoon_http_connections", "Open connections.");
+    describe_gauge!("pontoon_http_tails", "Open tails (text/event-stream).");
     describe_gauge!("pontoon_http_request_bytes_in_flight", "Bytes of requests being worked on.");
     describe_counter!("pontoon_http_forwarded_total", "Requests passed on to a partition's leader.");
     describe_counter!("pontoon_refusals_total", "Refusals, by code.");
@@ -91,6 +92,22 @@ impl OpenConnection {
 impl Drop for OpenConnection {
     fn drop(&mut self) {
         gauge!("pontoon_http_connections").decrement(1.0);
+    }
+}
+
+/// Counts a tail while it is held.
+pub(super) struct OpenTail(());
+
+impl OpenTail {
+    pub(super) fn new() -> Self {
+        gauge!("pontoon_http_tails").increment(1.0);
+        Self(())
+    }
+}
+
+impl Drop for OpenTail {
+    fn drop(&mut self) {
+        gauge!("pontoon_http_tails").decrement(1.0);
     }
 }
 

@@ -6,6 +6,7 @@
 //! A [`Server`] listens before its broker is open, so that `/healthz` and `/readyz` can tell about a long recovery, and
 //! goes on while the broker hands its leaderships over, passing requests on to where they went.
 
+mod deadlines;
 mod fetch;
 mod keyed;
 mod leader;
@@ -16,6 +17,7 @@ mod refusal;
 mod request;
 mod router;
 mod stall;
+mod tail;
 mod topics;
 
 use std::io;
@@ -35,6 +37,7 @@ use tracing::{Instrument, debug, debug_span, warn};
 use crate::broker::Broker;
 use crate::config::{Config, Limits, host_of};
 use crate::error::Code;
+use deadlines::Deadlines;
 use partitioner::RoundRobin;
 use refusal::Refusal;
 
@@ -65,6 +68,10 @@ struct Shared {
     request_bytes: Arc<Semaphore>,
     /// Room for the bytes of answers to fetches; apart, so that readers cannot starve writers.
     answer_bytes: Arc<Semaphore>,
+    /// Room for what tails have not taken yet; apart, so that those who never read hold up none but each other.
+    tail_bytes: Arc<Semaphore>,
+    /// When waits end.
+    deadlines: Deadlines,
     /// Connections to other brokers' HTTP.
     peers: reqwest::Client,
     /// Which partition is next for records without a key.
@@ -128,6 +135,8 @@ impl Server {
             hosts,
             request_bytes: budget(),
             answer_bytes: budget(),
+            tail_bytes: budget(),
+            deadlines: Deadlines::start(),
             peers,
             turns: RoundRobin::default(),
         });

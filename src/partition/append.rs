@@ -39,6 +39,9 @@ impl<L: ReplicatedLog> Partition<L> {
         if !(self.options.storage_has_room)() {
             return Err(self.error(Code::StorageFull, "this broker's disk is full; reads go on"));
         }
+        if let Some(why) = self.log.beyond_repair() {
+            return Err(self.error(Code::CorruptLog, why));
+        }
         let deadline = Instant::now() + timeout;
         let header = *batch.header();
         let payload = proposal::wrap(batch, if_match);
@@ -206,7 +209,9 @@ impl<L: ReplicatedLog> Partition<L> {
                 Code::OffsetMismatch,
                 format_args!("the log end is {next_offset}, not {}", if_match.unwrap_or_default()),
             ),
-            Verdict::Malformed => self.error(Code::Internal, "the log did not understand the proposal"),
+            Verdict::Malformed | Verdict::Retention { .. } => {
+                self.error(Code::Internal, "the log did not understand the proposal")
+            }
         })
     }
 }

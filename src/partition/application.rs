@@ -1,4 +1,4 @@
-//! What the raft crate sees of a partition: the producer table at append, and nothing to apply. The log is the data.
+//! What the raft crate sees of a partition: producers and log start at append, and nothing to apply. The log is the data.
 
 use std::io;
 
@@ -7,7 +7,8 @@ use pontoon_raft::log::frame::Frame;
 use pontoon_raft::payload::{AppendState, Application, SnapshotAt};
 use pontoon_raft::types::LogId;
 
-use super::producers::Producers;
+use super::append_state::PartitionState;
+use super::verdict::Verdict;
 use crate::record_batch::BATCH_HEADER_BYTES;
 
 /// A partition's side of [`Application`]. Has no state: one may serve every partition.
@@ -16,11 +17,18 @@ pub struct PartitionApplication;
 
 impl Application for PartitionApplication {
     fn append_state(&self, saved: Option<&[u8]>) -> io::Result<Box<dyn AppendState>> {
-        Ok(Box::new(saved.map_or_else(|| Ok(Producers::default()), Producers::load)?))
+        Ok(Box::new(saved.map_or_else(|| Ok(PartitionState::default()), PartitionState::load)?))
     }
 
     fn observe_prefix_bytes(&self) -> usize {
         BATCH_HEADER_BYTES
+    }
+
+    fn moves_log_start(&self, payload: &[u8]) -> Option<u64> {
+        match Verdict::decode(payload) {
+            Some(Verdict::Retention { log_start, .. }) => Some(log_start),
+            _ => None,
+        }
     }
 
     fn snapshot_at(&self) -> SnapshotAt {

@@ -1,16 +1,20 @@
 //! One partition on this broker: produce, fetch and offsets over its Raft group.
 //!
 //! It knows batches and producers; it knows no HTTP, no Kafka, no catalog and no other partition. What is decided at append
-//! is in `producers` (with `proposal` and `verdict`), seen by the raft crate through [`PartitionApplication`]; `append` waits
-//! for the ack level, `fetch` reads. Both go through [`ReplicatedLog`] and hold no state of their own.
+//! is in `append_state` (`producers` and `retention`, with `proposal` and `verdict`), seen by the raft crate through
+//! [`PartitionApplication`]; `append` waits for the ack level, `fetch` reads. Both go through [`ReplicatedLog`] and hold no
+//! state of their own.
 
 mod append;
+mod append_state;
 mod application;
 mod fetch;
 pub mod producers;
 mod proposal;
 mod replicated_log;
+pub mod retention;
 pub mod verdict;
+mod wait;
 
 #[cfg(test)]
 mod fake_log;
@@ -25,6 +29,7 @@ use pontoon_raft::raft_group::RaftGroup;
 use pontoon_raft::types::{BrokerId, Offset};
 use tokio::sync::Semaphore;
 
+pub use append_state::PartitionState;
 pub use application::PartitionApplication;
 pub use replicated_log::ReplicatedLog;
 

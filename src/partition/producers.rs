@@ -10,13 +10,18 @@
 //! - **Bounded and expired by counts in the log alone** (RULES.md O7): at most [`PRODUCERS_MAX`] producers; one more drops the
 //!   one whose last accepted batch has the smallest Raft index. Batch timestamps are the clients' own, so a clock in them
 //!   could expire another's producer; an index cannot be forged. A dropped producer that goes on is told `UnknownProducer`
-//!   and loses nothing. Both limits are part of the format: replicas that differed in them would drift apart.
+//!   and loses nothing.
+//! - **A dropped producer is no new one**: one whose only batch was its first would look the same when it retries that, and have
+//!   it twice. So the last [`DROPPED_MAX`] that were dropped are remembered by id and epoch, and told `UnknownProducer` also
+//!   for sequence 0. (Kafka drops by age alone, a day by default, and has the same hole behind it.)
+//! - All limits are part of the format: replicas that differed in them would drift apart.
 //!
 //! Saved, little endian: version (1), number of producers (u32), then each in order of its id: id (i64), epoch (i16), number of
-//! batches (u8), then each, oldest first: first sequence (i32), records (u32), base offset, index, term (u64 each); at the end the
-//! CRC-32C of all before. Empty: `01 00000000 9919637d`.
+//! batches (u8), then each, oldest first: first sequence (i32), records (u32), base offset, index, term (u64 each). If any were
+//! dropped the version is 2, and then come their number (u32) and each, the longest ago first: id (i64), epoch (i16). At the end
+//! the CRC-32C of all before. Empty: `01 00000000 9919637d`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
@@ -33,10 +38,16 @@ pub const PRODUCERS_MAX: usize = 4096;
 /// How many batches it remembers of each: as many as a Kafka client may have in flight.
 pub const BATCHES_KEPT: usize = 5;
 
+/// How many dropped producers it knows for such: four more lives of a full table, for ten bytes each.
+pub const DROPPED_MAX: usize = 4 * PRODUCERS_MAX;
+
 const VERSION: u8 = 1;
+/// With dropped producers behind the others.
+const VERSION_DROPPED: u8 = 2;
 /// Id, epoch, number of batches and one batch: the least a saved producer takes.
 const PRODUCER_BYTES_MIN: usize = 8 + 2 + 1 + BATCH_BYTES;
 const BATCH_BYTES: usize = 4 + 4 + 8 + 8 + 8;
+const DROPPED_BYTES: usize = 8 + 2;
 
 /// An accepted batch of a producer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,12 +78,41 @@ struct Producer {
     batches: Vec<Batch>,
 }
 
+/// Producers that were dropped, and with which epoch.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Dropped {
+    epochs: BTreeMap<i64, i16>,
+    /// The same ids, the longest ago first.
+    order: VecDeque<i64>,
+}
+
+impl Dropped {
+    fn note(&mut self, id: i64, epoch: i16) {
+        // One that came back under a newer epoch and was dropped again: rare.
+        if self.epochs.insert(id, epoch).is_some() {
+            self.order.retain(|before| *before != id);
+        }
+        self.order.push_back(id);
+        if self.order.len() > DROPPED_MAX
+            && let Some(forgotten) = self.order.pop_front()
+        {
+            self.epochs.remove(&forgotten);
+        }
+    }
+
+    /// Whether a producer, with this epoch, is one of them. A newer epoch begins anew, knowingly.
+    fn holds(&self, id: i64, epoch: i16) -> bool {
+        self.epochs.get(&id).is_some_and(|dropped| epoch <= *dropped)
+    }
+}
+
 /// The table. See the module's header.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Producers {
     by_id: BTreeMap<i64, Producer>,
     /// Producers by the index of their last batch: who is dropped first. The same producers as in `by_id`.
     by_last_index: BTreeMap<u64, i64>,
+    dropped: Dropped,
 }
 
 impl Producers {
@@ -99,7 +139,8 @@ impl Producers {
     fn judge_sequence(&self, producer: ProducerSequence, records: u32) -> Option<Verdict> {
         let ProducerSequence { producer_id, epoch, sequence } = producer;
         let Some(known) = self.by_id.get(&producer_id) else {
-            return (sequence != 0).then_some(Verdict::UnknownProducer);
+            let known_once = sequence != 0 || self.dropped.holds(producer_id, epoch);
+            return known_once.then_some(Verdict::UnknownProducer);
         };
         if epoch < known.epoch {
             return Some(Verdict::Fenced { epoch: known.epoch });
@@ -133,8 +174,9 @@ impl Producers {
         self.by_last_index.insert(batch.index, producer.producer_id);
         if self.by_id.len() > PRODUCERS_MAX
             && let Some((_, idlest)) = self.by_last_index.pop_first()
+            && let Some(dropped) = self.by_id.remove(&idlest)
         {
-            self.by_id.remove(&idlest);
+            self.dropped.note(idlest, dropped.epoch);
         }
     }
 
@@ -150,8 +192,8 @@ impl Producers {
         }
         let mut rest = body;
         let version = rest.try_get_u8().map_err(|_| "cut short")?;
-        if version != VERSION {
-            return Err(format!("version {version} is not {VERSION}"));
+        if !matches!(version, VERSION | VERSION_DROPPED) {
+            return Err(format!("version {version} is not {VERSION} or {VERSION_DROPPED}"));
         }
         let count = rest.try_get_u32_le().map_err(|_| "cut short")? as usize;
         if count > PRODUCERS_MAX || count.saturating_mul(PRODUCER_BYTES_MIN) > rest.len() {
@@ -169,8 +211,27 @@ impl Producers {
             }
             table.by_id.insert(id, producer);
         }
+        if version == VERSION_DROPPED {
+            table.dropped = parse_dropped(&mut rest)?;
+        }
         if rest.is_empty() { Ok(table) } else { Err(format!("{} trailing bytes", rest.len())) }
     }
+}
+
+fn parse_dropped(rest: &mut &[u8]) -> Result<Dropped, String> {
+    let count = rest.try_get_u32_le().map_err(|_| "cut short")? as usize;
+    if count == 0 || count > DROPPED_MAX || count.saturating_mul(DROPPED_BYTES) > rest.len() {
+        return Err(format!("{count} dropped producers in {} bytes", rest.len()));
+    }
+    let mut dropped = Dropped::default();
+    for _ in 0..count {
+        let (id, epoch) = (rest.get_i64_le(), rest.get_i16_le());
+        if id < 0 || epoch < 0 || dropped.epochs.contains_key(&id) {
+            return Err(format!("dropped producer {id} with epoch {epoch}"));
+        }
+        dropped.note(id, epoch);
+    }
+    Ok(dropped)
 }
 
 fn parse_producer(rest: &mut &[u8]) -> Result<(i64, Producer), String> {
@@ -231,7 +292,8 @@ impl AppendState for Producers {
 
     fn save(&self) -> Bytes {
         let mut out = BytesMut::new();
-        out.put_u8(VERSION);
+        let dropped = &self.dropped;
+        out.put_u8(if dropped.order.is_empty() { VERSION } else { VERSION_DROPPED });
         out.put_u32_le(self.by_id.len() as u32);
         for (id, producer) in &self.by_id {
             out.put_i64_le(*id);
@@ -243,6 +305,13 @@ impl AppendState for Producers {
                 out.put_u64_le(batch.base_offset);
                 out.put_u64_le(batch.index);
                 out.put_u64_le(batch.term);
+            }
+        }
+        if !dropped.order.is_empty() {
+            out.put_u32_le(dropped.order.len() as u32);
+            for id in &dropped.order {
+                out.put_i64_le(*id);
+                out.put_i16_le(dropped.epochs.get(id).copied().unwrap_or(i16::MAX));
             }
         }
         let crc = crc32c::crc32c(&out);

@@ -1,11 +1,11 @@
-//! Why `append` turned a proposal down: what a void frame of a partition holds.
+//! What a void frame of a partition holds: why `append` turned a proposal down, or where the log starts.
 //!
 //! Layout, little endian: version (1), kind, then the kind's numbers in the order of its fields. `OffsetMismatch` of next
 //! offset 7 is `01 05 0700000000000000`.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
-/// What was decided instead of `accepted` (RULES.md O4).
+/// What was decided instead of `accepted` (RULES.md O4), or about the log itself (O7).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// The same producer's same sequences stand in the log already.
@@ -38,6 +38,13 @@ pub enum Verdict {
     },
     /// The payload is no proposal of this version. A defect, or a newer broker's.
     Malformed,
+    /// No batch: a leader says where the log starts, and what time it is. Its proposal has these bytes already.
+    Retention {
+        /// Offsets below are not to be read any more.
+        log_start: u64,
+        /// By the leader's clock, ms since 1970.
+        time_ms: i64,
+    },
 }
 
 const VERSION: u8 = 1;
@@ -69,6 +76,11 @@ impl Verdict {
                 out.put_u64_le(next_offset);
             }
             Self::Malformed => out.put_u8(6),
+            Self::Retention { log_start, time_ms } => {
+                out.put_u8(7);
+                out.put_u64_le(log_start);
+                out.put_i64_le(time_ms);
+            }
         }
         out.freeze()
     }
@@ -90,6 +102,7 @@ impl Verdict {
             4 => Self::UnknownProducer,
             5 => Self::OffsetMismatch { next_offset: bytes.try_get_u64_le().ok()? },
             6 => Self::Malformed,
+            7 => Self::Retention { log_start: bytes.try_get_u64_le().ok()?, time_ms: bytes.try_get_i64_le().ok()? },
             _ => return None,
         };
         bytes.is_empty().then_some(verdict)
@@ -114,6 +127,7 @@ mod tests {
             Just(Verdict::UnknownProducer),
             any::<u64>().prop_map(|next_offset| Verdict::OffsetMismatch { next_offset }),
             Just(Verdict::Malformed),
+            any::<(u64, i64)>().prop_map(|(log_start, time_ms)| Verdict::Retention { log_start, time_ms }),
         ]
     }
 

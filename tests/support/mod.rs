@@ -197,6 +197,11 @@ impl Cluster {
         &self.broker(id).data
     }
 
+    /// The process id of a broker that runs.
+    pub fn pid(&self, id: u32) -> u32 {
+        self.broker(id).child.as_ref().unwrap_or_else(|| panic!("broker {id} does not run")).id()
+    }
+
     /// What a broker has said so far.
     pub fn log(&self, id: u32) -> String {
         fs::read_to_string(&self.broker(id).log).unwrap_or_default()

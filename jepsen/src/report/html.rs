@@ -370,6 +370,7 @@ mod tests {
             faults: vec![fault],
             phases: vec![(end_ns / 2, evil.clone())],
             harness_errors: vec![(1, evil.clone())],
+            broker_ends: Vec::new(),
             end_ns: Some(end_ns),
         };
         let info = RunInfo { name: evil, workload: Workload::Single, seed: 1, nodes: 3, faults_planned: vec![] };

@@ -8,27 +8,7 @@ use std::collections::BTreeMap;
 
 use crate::checkers::workloads::Workload;
 use crate::history::{Action, ClaimedRange, Event, History, Key, Kind, MicroOp, Offset, Process, Value};
-
-/// SplitMix64: small, seeded, good enough.
-pub(crate) struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, end: usize) -> usize {
-        (self.next() % end.max(1) as u64) as usize
-    }
-
-    fn percent(&mut self, chance: usize) -> bool {
-        self.below(100) < chance
-    }
-}
+use crate::random::Random;
 
 #[derive(Clone, Copy, PartialEq)]
 enum State {
@@ -119,7 +99,7 @@ impl Generator {
     pub(crate) fn new(workload: Workload, seed: u64) -> Self {
         Self {
             workload,
-            random: Random(seed),
+            random: Random::new(seed),
             clients: 5,
             keys: 3,
             operations: 150,

@@ -87,6 +87,8 @@ pub trait DiskFile: Send + Sync + 'static {
 
 /// Replaces `path` by a file with these contents, atomically and durably: temporary file, fdatasync, rename, fsync of
 /// the directory. After a crash the old contents or the new ones are there, whole.
+///
+/// Errors: `StorageFull` if it cannot be written (not: synced); nothing is lost then, and it may be tried again.
 pub async fn replace_file(disk: &dyn Disk, path: &Path, parts: Vec<Bytes>) -> io::Result<()> {
     let temporary = temporary_path(path);
     match disk.remove_file(&temporary).await {
@@ -95,11 +97,21 @@ pub async fn replace_file(disk: &dyn Disk, path: &Path, parts: Vec<Bytes>) -> io
     }
     let file = disk.open(&temporary, OpenMode::CreateNew).await?;
     file.write_at(0, parts).await?;
-    file.datasync().await?;
+    file.datasync().await.map_err(sync_failed)?;
     disk.rename(&temporary, path).await?;
     match path.parent() {
-        Some(parent) => disk.sync_dir(parent).await,
+        Some(parent) => disk.sync_dir(parent).await.map_err(sync_failed),
         None => Ok(()),
+    }
+}
+
+/// Makes of a sync's error one that nobody takes for a full disk. A write that finds no room has changed nothing and may be tried
+/// again; a sync that finds none (a thin volume, a network file system) has dropped what it was to make durable, and the next one
+/// knows nothing of it (RULES.md J15).
+pub(crate) fn sync_failed(error: io::Error) -> io::Error {
+    match error.kind() {
+        io::ErrorKind::StorageFull => io::Error::other(format!("its sync failed: {error}")),
+        _ => error,
     }
 }
 

@@ -232,7 +232,7 @@ impl SimDisk {
         self.hardware.lock().tree.room()
     }
 
-    /// Every sync of a path that contains this takes so long (tokio's time). The last rule that matches holds.
+    /// Every sync of a path (a file's or a directory's) that contains this takes so long (tokio's time). The last rule that matches holds.
     pub fn slow_syncs(&self, path_contains: &str, delay: Duration) {
         self.hardware.lock().slow_syncs.push((path_contains.to_owned(), delay));
     }

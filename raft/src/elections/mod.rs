@@ -113,18 +113,19 @@ impl Elections {
             let next = self.inner.orphans.lock().values().map(|orphan| orphan.due).min();
             let wake_at = next.unwrap_or_else(|| Instant::now() + BACKOFF_MAX);
             tokio::select! {
+                biased;
                 event = liveness.recv() => match event {
                     Ok((broker, change)) => self.liveness_changed(broker, change),
                     Err(RecvError::Lagged(_)) => self.suspect_all(),
                     Err(RecvError::Closed) => return,
                 },
-                () = self.inner.wake.notified() => {}
-                () = sleep_until(wake_at) => {}
                 () = sleep_until(unheard_at), if !unheard_judged => {
                     // Brokers that nobody has heard of since this process started count as dead from now on.
                     unheard_judged = true;
                     self.suspect_all();
                 }
+                () = self.inner.wake.notified() => {}
+                () = sleep_until(wake_at) => {}
             }
             // All that is known already, before anything is judged.
             loop {

@@ -17,7 +17,8 @@
 //! | 56 | 8 | number of the file within its epoch |
 //! | 64 | 8 | first LSN: no record in this file has a smaller one |
 //! | 72 | 8 | follows: the last LSN that was durable when this file was begun |
-//! | 80 | 16 | 0 |
+//! | 80 | 8 | bytes of the file when this use of it began; 0: not told. It may grow, and never shrinks |
+//! | 88 | 8 | 0 |
 //!
 //! **Round**: a header of 64 bytes, its records one after the other, zeros up to the next block:
 //!
@@ -86,6 +87,7 @@ pub(super) struct FileHeader {
     pub(super) number: u64,
     pub(super) first: Lsn,
     pub(super) follows: Lsn,
+    pub(super) file_bytes: u64,
 }
 
 /// Why a block is not a file header.
@@ -110,6 +112,7 @@ impl FileHeader {
         out.put_u64_le(self.number);
         out.put_u64_le(self.first.0);
         out.put_u64_le(self.follows.0);
+        out.put_u64_le(self.file_bytes);
         out.resize(BLOCK_BYTES, 0);
         let crc = Self::checksum(&out);
         out[12..16].copy_from_slice(&crc.to_le_bytes());
@@ -133,6 +136,7 @@ impl FileHeader {
             number: at.get_u64_le(),
             first: Lsn(at.get_u64_le()),
             follows: Lsn(at.get_u64_le()),
+            file_bytes: at.get_u64_le(),
         })
     }
 

@@ -484,6 +484,7 @@ async fn begin(
         number: current.prepared.number,
         first: scan.next,
         follows: scan.last,
+        file_bytes: current.prepared.bytes,
     };
     let Prepared { file, name, .. } = &current.prepared;
     file.write_and_sync(0, vec![header.encode()]).await.at(&dir.join(name))?;

@@ -228,6 +228,7 @@ impl<'a> Scanner<'a> {
     }
 
     async fn enter(&mut self, found: FoundFile) -> Result<(), OpenError> {
+        self.check_length(&found)?;
         if let Some(header) = &found.header {
             self.check_chain(&found.name, 0, header.follows)?;
             if header.first <= self.scan.last {
@@ -241,6 +242,17 @@ impl<'a> Scanner<'a> {
         let seed = Seed::new(&self.identity, found.epoch, found.number);
         let (position, before, chunk) = (BLOCK_BYTES as u64, self.scan.last, (0, Bytes::new()));
         self.open = Some(OpenFile { found, file, seed, position, used: 0, before, chunk });
+        Ok(())
+    }
+
+    /// A file is written out to its whole length before it gets its name, and never shortened: if it is shorter, rounds that
+    /// were durable may have been cut off, and no torn write looks like that.
+    fn check_length(&self, found: &FoundFile) -> Result<(), OpenError> {
+        let whole = found.header.map_or(0, |header| header.file_bytes).max(BLOCK_BYTES as u64);
+        if found.bytes < whole {
+            let why = format!("it has {} bytes, and had at least {whole}: it was cut short", found.bytes);
+            return Err(self.corrupt(&found.name, why));
+        }
         Ok(())
     }
 
@@ -301,8 +313,8 @@ impl<'a> Scanner<'a> {
             // The header went out with it; if it cannot be read, this one says the same.
             let (first, follows) = (header.first, header.follows);
             let JournalIdentity { cluster, directory, .. } = self.identity;
-            let FoundFile { epoch, number, header, .. } = open.found;
-            let header = header.unwrap_or(FileHeader { cluster, directory, epoch, number, first, follows });
+            let FoundFile { epoch, number, bytes: file_bytes, header, .. } = open.found;
+            let header = header.unwrap_or(FileHeader { cluster, directory, epoch, number, first, follows, file_bytes });
             parts.insert(0, header.encode());
         }
         self.scan.tail = Some(Tail { path, position: if is_first { 0 } else { position }, parts });

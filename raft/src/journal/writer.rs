@@ -282,6 +282,7 @@ impl Writer {
             number: self.current.prepared.number,
             first: self.next,
             follows: self.durable,
+            file_bytes: self.current.prepared.bytes,
         }
     }
 

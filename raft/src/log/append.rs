@@ -4,6 +4,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use tokio::sync::oneshot;
@@ -16,6 +17,7 @@ use super::segment::{Segment, SegmentFile};
 use super::state::LogState;
 use super::write::{invalid, refuse_if_closed, seal};
 use crate::journal::{Extent, Op, SegmentName};
+use crate::payload::Application;
 use crate::segment_writer::{Job, Permit, Seal, Write};
 use crate::types::{Appended, LogId, Membership, Offset, Outcome, Proposal, log_id};
 
@@ -38,6 +40,17 @@ impl NewEntry {
     fn id(&self) -> LogId {
         match self {
             Self::Proposed(id, _) | Self::Stored(id, _) | Self::Blank(id) | Self::Membership(id, _) => *id,
+        }
+    }
+
+    /// Where it moves the log start to, if it does.
+    fn moves_log_start(&self, application: &dyn Application) -> Option<u64> {
+        match self {
+            Self::Proposed(_, proposal) => application.moves_log_start(&proposal.payload),
+            Self::Stored(_, frame) if frame.header.kind == FrameKind::Void => {
+                application.moves_log_start(&frame.payload)
+            }
+            _ => None,
         }
     }
 
@@ -98,7 +111,8 @@ impl Log {
         let estimate: usize = entries.iter().map(NewEntry::bytes).sum();
         let permit = self.context.writer.reserve(estimate).await?;
         let next_index = entries[0].id().index;
-        let file = self.make_room(next_index, estimate as u64).await;
+        let log_start = entries.iter().filter_map(|entry| entry.moves_log_start(&*self.application)).max();
+        let file = self.make_room(next_index, estimate as u64, log_start).await;
         let mut state = self.state.lock();
         check_entries(&state, &entries)?;
         self.append_checked(&mut state, entries, file, (flushed, permit))
@@ -106,12 +120,21 @@ impl Log {
 
     /// The file the next append goes to, with room for it. Room is a matter of the doors (RULES.md J18): if the disk is full
     /// all the same, the append goes on, because the journal has room of its own, and the segment writer waits for some.
-    async fn make_room(&self, next_index: u64, bytes: u64) -> Arc<SegmentFile> {
+    ///
+    /// `log_start`: where one of the entries moves the log start to. If that is beyond all records of the last segment, the
+    /// entry stands in a new one, so that the old one's room can be given back even if nothing else ever comes.
+    async fn make_room(&self, next_index: u64, bytes: u64, log_start: Option<u64>) -> Arc<SegmentFile> {
+        let segment_bytes_max = self.segment_bytes_max.load(Ordering::Relaxed);
         let (file, position) = {
             let mut state = self.state.lock();
-            let fits = |segment: &Segment| segment.bytes + bytes <= self.context.config.segment_bytes_max;
+            let fits = |segment: &Segment| {
+                let over = segment.has_records() && log_start.is_some_and(|start| start >= segment.next_offset);
+                segment.bytes + bytes <= segment_bytes_max && !over
+            };
             match state.segments.last() {
-                Some(segment) if !state.roll && fits(segment) => (segment.file.clone(), segment.bytes),
+                Some(segment) if !state.roll && !state.roll_due && fits(segment) => {
+                    (segment.file.clone(), segment.bytes)
+                }
                 _ => (self.prepare(&mut state, next_index), 0),
             }
         };

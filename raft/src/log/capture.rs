@@ -4,14 +4,15 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use tokio::sync::{MutexGuard, oneshot};
 
 use super::base::Base;
 use super::index::SparseIndex;
 use super::segment::{self, SegmentFile};
-use super::{Folder, Log};
+use super::{Folder, Log, LogContext};
 use crate::checkpoint::ReplicaState;
-use crate::disk::{Disk, replace_file};
+use crate::disk::{replace_file, sync_failed};
 use crate::error::ReadError;
 use crate::journal::{Lsn, SegmentName};
 use crate::payload::SnapshotAt;
@@ -68,7 +69,7 @@ impl Log {
         if *folder == Folder::Unsure {
             self.context.disk.create_dir_all(&self.dir).await?;
             if let Some(groups) = self.dir.parent() {
-                self.context.disk.sync_dir(groups).await?;
+                self.sync_dir(groups).await?;
             }
             *folder = Folder::Durable;
         }
@@ -79,17 +80,37 @@ impl Log {
     pub(crate) async fn sync_entries(&self, files: &[Arc<SegmentFile>]) -> io::Result<()> {
         let Some(_folder) = self.folder().await? else { return Ok(()) };
         if files.iter().any(|file| !file.entry_is_durable()) {
-            self.context.disk.sync_dir(&self.dir).await?;
+            self.sync_dir(&self.dir).await?;
             files.iter().for_each(|file| file.set_entry_durable());
         }
         Ok(())
+    }
+
+    /// Puts a file into the folder, in place of one of that name, durably. The folder must be there ([`Self::folder`]).
+    ///
+    /// Errors: `StorageFull`, and then nothing has changed; after any other the directory has stopped.
+    pub(super) async fn put(&self, path: &Path, bytes: Bytes) -> io::Result<()> {
+        let put = replace_file(&*self.context.disk, path, vec![bytes]).await;
+        put.inspect_err(|error| self.stop_unless_full(path, error))
+    }
+
+    /// Syncs the folder or the one it is in. Every file's entry there depends on it: an error stops the directory (RULES.md J15).
+    async fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        let synced = self.context.disk.sync_dir(dir).await.map_err(sync_failed);
+        synced.inspect_err(|error| self.stop_unless_full(dir, error))
+    }
+
+    fn stop_unless_full(&self, path: &Path, error: &io::Error) {
+        if error.kind() != io::ErrorKind::StorageFull {
+            self.context.stop.stop(&format!("{}: {error}", path.display()));
+        }
     }
 
     /// Moves the folder of a deleted replica aside, durably. A missing one is fine.
     pub(crate) async fn move_folder(&self, aside: &Path) -> io::Result<()> {
         let mut folder = self.folder.lock().await;
         *folder = Folder::Gone;
-        move_folder(&*self.context.disk, &self.dir, aside).await
+        move_folder(&self.context, &self.dir, aside).await
     }
 
     /// Closes the files of a deleted replica, once they are unlinked.
@@ -107,7 +128,7 @@ impl Log {
             last.map(|segment| (segment.name(), segment.index.encode(segment.name())))
         };
         let (Some((name, index)), Some(_folder)) = (index, self.folder().await?) else { return Ok(()) };
-        replace_file(&*self.context.disk, &segment::path(&self.dir, name, "index"), vec![index]).await
+        self.put(&segment::path(&self.dir, name, "index"), index).await
     }
 
     /// After a recovery: what is applied, and the high watermark, follow from the recovered commit, or from the applied state
@@ -177,14 +198,13 @@ impl Log {
     }
 }
 
-/// Renames a folder durably; a missing one is fine.
-pub(crate) async fn move_folder(disk: &dyn Disk, dir: &Path, aside: &Path) -> io::Result<()> {
-    match disk.rename(dir, aside).await {
+/// Renames a folder durably; a missing one is fine. After a failed sync the directory has stopped.
+pub(crate) async fn move_folder(context: &LogContext, dir: &Path, aside: &Path) -> io::Result<()> {
+    match context.disk.rename(dir, aside).await {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         other => other?,
     }
-    match dir.parent() {
-        Some(groups) => disk.sync_dir(groups).await,
-        None => Ok(()),
-    }
+    let Some(groups) = dir.parent() else { return Ok(()) };
+    let synced = context.disk.sync_dir(groups).await;
+    synced.inspect_err(|error| context.stop.stop(&format!("{}: {error}", groups.display())))
 }

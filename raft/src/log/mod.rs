@@ -31,6 +31,7 @@ pub(crate) mod head;
 pub mod index;
 pub(crate) mod mend;
 mod read;
+mod retention;
 pub(crate) mod segment;
 pub(crate) mod state;
 pub(crate) mod tail;
@@ -87,6 +88,9 @@ pub struct SegmentInfo {
     pub bytes: u64,
     /// Largest record timestamp in it, ms since 1970; -1 if none.
     pub max_timestamp: i64,
+    /// By when all of it had been appended, ms since 1970 by a leader's clock, if the log says so
+    /// ([`crate::payload::AppendState::appended_by`]).
+    pub appended_by: Option<i64>,
 }
 
 /// What is known of a replica's folder.
@@ -109,6 +113,8 @@ pub struct Log {
     application: Arc<dyn Application>,
     state: Mutex<LogState>,
     high_watermark: watch::Sender<Offset>,
+    /// A segment is closed at this size.
+    segment_bytes_max: AtomicU64,
     /// Held while the folder is made, renamed, or something is put into it (segments apart).
     folder: tokio::sync::Mutex<Folder>,
     /// One writer at a time (append, truncate, purge, install); openraft's own order makes it uncontended.
@@ -129,6 +135,7 @@ impl Log {
     ) -> Arc<Self> {
         let high_watermark = state.log_start_offset;
         Arc::new(Self {
+            segment_bytes_max: AtomicU64::new(context.config.segment_bytes_max),
             context,
             group,
             replica,
@@ -228,6 +235,7 @@ impl Log {
             next_offset: Offset(segment.next_offset),
             bytes: segment.bytes,
             max_timestamp: segment.max_timestamp,
+            appended_by: state.head.append_state.appended_by(segment.next_offset),
         };
         state.segments.iter().map(info).collect()
     }
@@ -297,6 +305,10 @@ impl Log {
     pub(crate) fn set_applied(&self, applied: Option<LogId>, high_watermark: u64) {
         let mut state = self.state.lock();
         state.applied = state.applied.max(applied);
+        if let Some(applied) = state.applied {
+            let said = state.head.append_state.log_start(applied.index);
+            state.log_start_offset = state.log_start_offset.max(said);
+        }
         drop(state);
         self.raise_high_watermark(high_watermark);
     }
@@ -365,6 +377,16 @@ impl Log {
             state.durable_waiters.push((state.submitted, tell));
         }
         told
+    }
+
+    /// Vote, purge boundary and last entry, once all that they say is durable: what a starting core may rely on. (openraft takes
+    /// for flushed what it finds; but when a core ended in the middle, the last round may still be on its way.)
+    pub(crate) async fn durable_state(&self) -> Result<(Option<Vote>, Option<LogId>, Option<LogId>), Stopped> {
+        let (found, told) = {
+            let mut state = self.state.lock();
+            ((state.vote, state.purged, state.head.last), Self::last_submitted(&mut state))
+        };
+        self.durable(told).await.map(|_| found)
     }
 
     /// Waits for what [`Self::last_submitted`] gave.

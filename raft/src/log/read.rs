@@ -382,6 +382,11 @@ async fn read_file_frames(
     let mut expected = None;
     while bytes < bytes_max {
         let at = stream.position();
+        // What stands before is passed over by its headers: a rotten payload there is not this reader's concern.
+        if stream.peek().await?.is_some_and(|header| header.index < from) {
+            stream.next_header().await?;
+            continue;
+        }
         let Some(frame) = stream.next().await? else { break };
         let index = frame.header.index;
         if expected.map_or(index > from, |expected| expected != index) {

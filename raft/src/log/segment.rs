@@ -13,11 +13,12 @@ use std::time::Duration;
 use bytes::{Buf, Bytes};
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
+use tokio::time::Instant;
 
 use super::base::Base;
-use super::frame::{FRAME_HEADER_BYTES, Frame, FrameError, FrameHeader};
+use super::frame::{FRAME_HEADER_BYTES, Frame, FrameError, FrameHeader, FrameKind};
 use super::index::SparseIndex;
-use crate::disk::{Disk, DiskFile, OpenMode};
+use crate::disk::{Disk, DiskFile, OpenMode, sync_failed};
 use crate::error::ReadError;
 use crate::journal::{ExtentTarget, SegmentName};
 use crate::types::{LogId, log_id};
@@ -148,7 +149,7 @@ impl SegmentFile {
         if self.is_retired() || !self.dirty.swap(false, Ordering::AcqRel) {
             return Ok(());
         }
-        let result = async { self.handle(false).await?.datasync().await }.await;
+        let result = async { self.handle(false).await?.datasync().await.map_err(sync_failed) }.await;
         if self.is_retired() { Ok(()) } else { result }
     }
 
@@ -208,11 +209,16 @@ impl SegmentFile {
 
     /// Closes the file if it is clean and nobody has read it since the last call. Returns whether it did.
     pub(crate) fn rest(&self) -> bool {
-        if self.touched.swap(false, Ordering::Relaxed) || self.is_dirty() {
+        if self.touched.swap(false, Ordering::Relaxed) {
             return false;
         }
-        self.handle.lock().take();
-        true
+        // Asked under the handle's lock: whoever writes marks it dirty before it takes the handle.
+        let mut handle = self.handle.lock();
+        let clean = !self.is_dirty();
+        if clean {
+            handle.take();
+        }
+        clean
     }
 }
 
@@ -265,6 +271,10 @@ pub(crate) struct Segment {
     pub(crate) index: SparseIndex,
     /// What the prefix tells, until it stands in its own file.
     pub(crate) base: Option<Arc<Base>>,
+    /// Largest timestamp of its first records frame, ms; `None`: not known, or there is none.
+    pub(crate) first_timestamp: Option<i64>,
+    /// When this process began it, or found it.
+    pub(crate) opened: Instant,
 }
 
 impl Segment {
@@ -281,6 +291,8 @@ impl Segment {
             max_timestamp: -1,
             index: SparseIndex::new(0, interval),
             base: Some(base),
+            first_timestamp: None,
+            opened: Instant::now(),
         }
     }
 
@@ -292,9 +304,16 @@ impl Segment {
         self.name().first_index
     }
 
+    pub(crate) fn has_records(&self) -> bool {
+        self.next_offset > self.base_offset
+    }
+
     /// Gives the frame its place at the end.
     pub(crate) fn push(&mut self, header: &FrameHeader) {
         let position = self.bytes;
+        if header.kind == FrameKind::Records && self.next_offset == self.base_offset {
+            self.first_timestamp = Some(header.max_timestamp);
+        }
         self.bytes += header.frame_bytes();
         self.last = log_id(header.term, header.index);
         self.next_offset = header.next_offset();
@@ -354,7 +373,8 @@ impl FrameStream {
         Ok(Some(header))
     }
 
-    async fn peek(&mut self) -> Result<Option<FrameHeader>, ReadError> {
+    /// The next frame's header, which is not passed.
+    pub(crate) async fn peek(&mut self) -> Result<Option<FrameHeader>, ReadError> {
         if self.position >= self.end {
             return Ok(None);
         }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 use super::base::{Base, membership_to_repr};
 use super::frame::Frame;
@@ -39,8 +40,10 @@ pub(crate) struct LogState {
     pub(crate) segments: Vec<Segment>,
     pub(crate) tail: Tail,
     pub(crate) next_file_no: u64,
-    /// The next append opens a new file.
+    /// The next append opens a new file: nothing may be added to the last one (RULES.md J10).
     pub(crate) roll: bool,
+    /// The next append closes the last segment and opens another: it is old enough.
+    pub(crate) roll_due: bool,
     /// The file made ready for the next segment.
     pub(crate) prepared: Option<Arc<SegmentFile>>,
     pub(crate) snapshot: Option<SnapshotRef>,
@@ -79,6 +82,7 @@ impl LogState {
             tail,
             next_file_no: 0,
             roll: false,
+            roll_due: false,
             prepared: None,
             snapshot: None,
             obsolete_snapshots: Vec::new(),
@@ -147,6 +151,7 @@ impl LogState {
         if let Some((file, base)) = new {
             self.segments.push(Segment::begin(file, base, &frame.header, interval));
             self.roll = false;
+            self.roll_due = false;
         }
         if let Some(segment) = self.segments.last_mut() {
             segment.push(&frame.header);
@@ -250,5 +255,8 @@ pub(crate) fn restore_segment(
         // It knows what comes from now on; what is there already is indexed when somebody asks for it.
         index: SparseIndex::new(state.bytes, interval),
         base: None,
+        // In its file, for whoever asks.
+        first_timestamp: None,
+        opened: Instant::now(),
     }
 }

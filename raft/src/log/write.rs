@@ -14,7 +14,6 @@ use super::base::Base;
 use super::head::Head;
 use super::segment::{self, Segment, SegmentFile};
 use super::state::{LogState, SnapshotRef};
-use crate::disk::replace_file;
 use crate::error::Stopped;
 use crate::journal::{Op, SegmentName};
 use crate::segment_writer::{Job, Seal};
@@ -106,7 +105,8 @@ impl Log {
 
     fn purge_locked(&self, state: &mut LogState, upto: LogId, log_start_offset: u64) -> Vec<Arc<SegmentFile>> {
         state.purged = Some(upto);
-        state.log_start_offset = log_start_offset;
+        // The log may have said before that less is to be read than is there.
+        state.log_start_offset = state.log_start_offset.max(log_start_offset);
         if state.head.next_index() <= upto.index {
             // openraft does so only after a snapshot was installed, and then this is where the log stands already.
             tracing::error!(group = %self.group, %upto, end = ?state.head.last, "purged beyond the end");
@@ -177,7 +177,7 @@ impl Log {
     pub(crate) async fn persist_base(&self, name: SegmentName, base: Option<Arc<Base>>) -> io::Result<()> {
         let Some(base) = base else { return Ok(()) };
         let Some(_folder) = self.folder().await? else { return Ok(()) };
-        replace_file(&*self.context.disk, &segment::path(&self.dir, name, "base"), vec![base.encode()]).await?;
+        self.put(&segment::path(&self.dir, name, "base"), base.encode()).await?;
         let mut state = self.state.lock();
         if let Some(segment) = state.segments.iter_mut().find(|segment| segment.name() == name) {
             segment.base = None;
@@ -247,7 +247,7 @@ impl Log {
     pub(crate) async fn write_snapshot(&self, last: LogId, bytes: Bytes) -> io::Result<SnapshotRef> {
         let name = snapshot_name(last);
         let Some(_folder) = self.folder().await? else { return Err(invalid("the replica is deleted".into())) };
-        replace_file(&*self.context.disk, &self.dir.join(&name), vec![bytes]).await?;
+        self.put(&self.dir.join(&name), bytes).await?;
         let snapshot = SnapshotRef { name, last };
         let mut state = self.state.lock();
         if state.snapshot.as_ref().is_none_or(|newest| newest.last <= last) {

@@ -302,6 +302,28 @@ impl Direction {
     }
 }
 
+/// Reads bytes as every message a peer may send, the way the connections do; says how many kinds they could be. For fuzzing.
+pub fn read_as_messages(bytes: &[u8]) -> usize {
+    use super::message as m;
+    let whole = || bytes::Bytes::copy_from_slice(bytes);
+    let header = bytes.first_chunk().map(super::wire::Header::decode);
+    let kinds = [
+        header.is_some_and(|header| header.is_ok()),
+        m::decode_open(bytes).is_ok(),
+        m::decode_append(whole()).is_ok(),
+        m::decode_appended(bytes, None, None).is_ok(),
+        m::decode_heartbeat(bytes).is_ok(),
+        m::decode_vote(bytes).is_ok(),
+        m::decode_vote_answer(bytes).is_ok(),
+        m::decode_transfer(bytes).is_ok(),
+        m::decode_transfer_answer(bytes).is_ok(),
+        m::decode_snapshot(whole()).is_ok(),
+        m::decode_snapshot_answer(bytes).is_ok(),
+        m::decode_answer(whole()).is_ok(),
+    ];
+    kinds.into_iter().filter(|sound| *sound).count()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -17,7 +17,7 @@ use pontoon_raft::log_store::LogStore;
 use pontoon_raft::payload::{AppendState, SnapshotAt};
 use pontoon_raft::state_machine::StateMachine;
 use pontoon_raft::store::{ApplicationFactory, Replica, Store, StoreOptions};
-use pontoon_raft::testing::{TestApplication, TestProducers, test_payload};
+use pontoon_raft::testing::{TestApplication, TestProducers, test_log_start, test_log_start_at, test_payload};
 use pontoon_raft::types::{
     BrokerId, Entry, EntryData, GroupId, LogId, Membership, Proposal, ReplicaHome, ReplicaId, TypeConfig, Vote, log_id,
     vote,
@@ -91,6 +91,11 @@ impl Found {
                 _ => false,
             })
         })
+    }
+
+    /// Index of the last entry; 0 if there is none.
+    pub(crate) fn last_index(&self) -> u64 {
+        self.last.map_or(0, |last| last.index)
     }
 
     /// The append state.
@@ -349,6 +354,23 @@ impl Driver {
         Ok(())
     }
 
+    /// Where a replica's log ends.
+    pub(crate) fn log_end(&self, key: Key) -> u64 {
+        self.groups[&key].replica.log.log_end_offset().0
+    }
+
+    /// Applies everything, and lets the segments below the log start go.
+    pub(crate) async fn let_go(&mut self, key: Key) -> Result<(), Crashed> {
+        let last = self.last(key);
+        self.apply(key, last).await?;
+        let log = self.group(key).replica.log.clone();
+        let start = log.log_start_offset();
+        let segments = log.segments();
+        let stays = segments.iter().position(|segment| segment.next_offset > start).unwrap_or(segments.len() - 1);
+        assert!(stays > 0, "nothing may go below {start}: {segments:?}");
+        self.purge(key, segments[stays].first_index).await
+    }
+
     /// Installs the newest snapshot of one replica on another, as openraft does: install, then purge.
     pub(crate) async fn install(&mut self, from: Key, to: Key) -> Result<(), Crashed> {
         let snapshot = self.group(from).machine.get_current_snapshot().await?.expect("no snapshot");
@@ -369,6 +391,8 @@ pub(crate) enum Append<'a> {
     Blank,
     /// Proposals of this producer with bodies of these sizes; sizes that end in 1 are turned down.
     Proposals(u8, &'a [usize]),
+    /// Moves the log start.
+    LogStart(u64),
 }
 
 impl Group {
@@ -389,6 +413,10 @@ impl Group {
                     [(self.replica.replica, ReplicaHome { broker: BrokerId(next as u32) })].into();
                 let membership = Membership::new(vec![[self.replica.replica].into()], nodes).unwrap();
                 vec![Entry { log_id: id(0), payload: openraft::EntryPayload::Membership(membership) }]
+            }
+            Append::LogStart(offset) => {
+                let proposal = Proposal { payload: test_log_start(offset), flushed: None };
+                vec![Entry { log_id: id(0), payload: openraft::EntryPayload::Normal(EntryData::Proposed(proposal)) }]
             }
             Append::Proposals(producer, sizes) => {
                 let mut entries = Vec::new();
@@ -436,13 +464,19 @@ pub(crate) async fn look(replica: &Replica) -> Found {
         },
         _ => Read::Internal(entry.log_id),
     };
+    // Where the readable entries begin: what the log says of its start depends on what is known to be committed.
+    let starts = entries.iter().find_map(|entry| match &entry.payload {
+        openraft::EntryPayload::Normal(EntryData::Stored(frame)) => Some(frame.header.base_offset),
+        _ => None,
+    });
+    let log_end = replica.log.log_end_offset().0;
     Found {
-        vote: store.read_vote().await.unwrap(),
+        vote: replica.log.vote(),
         purged: replica.log.purged_log_id(),
         last: replica.log.last_log_id(),
         entries: entries.into_iter().map(read).collect(),
-        log_start: replica.log.log_start_offset().0,
-        log_end: replica.log.log_end_offset().0,
+        log_start: starts.unwrap_or(log_end),
+        log_end,
         producers: codec::decode(&replica.log.append_state()).unwrap(),
     }
 }
@@ -485,7 +519,9 @@ async fn check_whole(replica: &Replica, found: &Found, story: &str) {
             if *kind == FrameKind::Records {
                 assert_eq!(payload[..8], next.to_le_bytes(), "{story}: stamped {entry:?}");
                 next += u64::from(payload[8]);
-                records.push(payload.clone());
+                if next > log.log_start_offset().0 {
+                    records.push(payload.clone());
+                }
             }
         }
     }
@@ -496,6 +532,8 @@ async fn check_whole(replica: &Replica, found: &Found, story: &str) {
     assert!(ids.windows(2).all(|pair| pair[0].index + 1 == pair[1].index), "{story}: {ids:?}");
     // Commit and what follows from it.
     let committed = log.committed_log_id();
+    let said = test_log_start_at(&found.producers.starts, committed.map_or(0, |committed| committed.index));
+    assert_eq!(log.log_start_offset().0, found.log_start.max(said), "{story}: {committed:?}");
     assert!(committed <= found.last && found.purged <= committed, "{story}: {committed:?}");
     assert!(log.high_watermark() <= log.log_end_offset() && log.high_watermark() >= log.log_start_offset(), "{story}");
     let mut machine = StateMachine::new(replica);

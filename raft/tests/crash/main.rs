@@ -7,6 +7,7 @@
 //! By default every so many operations are tried, so that the test takes seconds; `PONTOON_CRASH_ALL=1` tries all.
 #![allow(clippy::unwrap_used)]
 
+mod damage;
 mod driver;
 mod rot;
 mod script;
@@ -108,6 +109,7 @@ fn what_was_acknowledged_survives_a_crash_at_any_step() {
         "checkpoint",
         "truncate",
         "purge",
+        "log start",
         "install",
         "delete",
     ] {

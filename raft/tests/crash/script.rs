@@ -9,6 +9,7 @@ const DOOMED: Key = (4, 14);
 const CATALOG: Key = (APPLIED_GROUP, 19);
 const FRESH: Key = (5, 15);
 const LATE: Key = (6, 16);
+const GONE: Key = (7, 17);
 
 /// Lives it.
 pub(crate) async fn run(driver: &mut Driver) -> Result<(), Crashed> {
@@ -50,6 +51,10 @@ pub(crate) async fn run(driver: &mut Driver) -> Result<(), Crashed> {
     }
     driver.label("purge");
     purge(driver).await?;
+    driver.label("checkpoint");
+    driver.store().checkpoint().await?;
+    driver.label("log start");
+    log_start(driver).await?;
     driver.label("checkpoint");
     driver.store().checkpoint().await?;
     driver.label("install");
@@ -122,6 +127,31 @@ async fn purge(driver: &mut Driver) -> Result<(), Crashed> {
     driver.apply(C, last).await?;
     driver.purge(C, last - 1).await?;
     driver.write(C, Append::Proposals(5, &[44])).await
+}
+
+/// The log start moved within the log, beyond all of it, and in an entry that is truncated away.
+async fn log_start(driver: &mut Driver) -> Result<(), Crashed> {
+    for _ in 0..4 {
+        driver.write(A, Append::Proposals(1, &[900, 700])).await?;
+    }
+    let end = driver.log_end(A);
+    driver.write(A, Append::LogStart(end - 3)).await?;
+    driver.let_go(A).await?;
+    driver.write(A, Append::Proposals(1, &[300])).await?;
+    driver.create(GONE).await?;
+    driver.write(GONE, Append::Membership).await?;
+    driver.write(GONE, Append::Proposals(1, &[900, 700])).await?;
+    let end = driver.log_end(GONE);
+    driver.write(GONE, Append::LogStart(end)).await?;
+    driver.let_go(GONE).await?;
+    driver.rest(1).await;
+    driver.write(GONE, Append::Proposals(1, &[120])).await?;
+    let before = driver.last(C);
+    let end = driver.log_end(C);
+    let lost = driver.append(C, Append::LogStart(end)).await?;
+    driver.truncate(C, before).await?;
+    let kept = driver.append(C, Append::Proposals(5, &[45])).await?;
+    driver.wait([lost, kept]).await
 }
 
 /// Snapshots installed on an empty replica, and on one whose log ends before the snapshot does.

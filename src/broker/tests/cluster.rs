@@ -85,6 +85,8 @@ impl Cluster {
         config.raft.segment_bytes_max = 1 << 20;
         config.raft.reserve_produce_bytes = 0;
         config.raft.reserve_append_bytes = 0;
+        // Records of tests are of 1970.
+        config.log.insert("retention.ms".into(), "-1".into());
         config
     }
 

@@ -15,12 +15,14 @@ use axum::http::{HeaderMap, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use bytes::{Bytes, BytesMut};
 use pontoon_raft::types::{BrokerId, Offset};
+use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::debug;
 
 use crate::api::{self, ErrorBody};
 use crate::broker::{Broker, Route};
 use crate::error::{Code, Error, WriteOutcome};
+use crate::http::deadlines::Deadlines;
 use crate::http::request::Target;
 use crate::http::{Shared, metrics, refusal::Refusal};
 use crate::partition::{Offsets, Partition};
@@ -43,7 +45,8 @@ const STOPPING_GRACE: Duration = Duration::from_secs(1);
 /// Pause before the first further attempt; it doubles up to [`PAUSE_MAX`].
 const PAUSE_MIN: Duration = Duration::from_millis(5);
 const PAUSE_MAX: Duration = Duration::from_millis(100);
-/// How often a waiting request looks whether the broker it waits for still leads.
+/// How long a waiting request lets changes of leadership gather before it looks whether one is its own: a failover changes
+/// thousands.
 const ROUTE_CHECK: Duration = Duration::from_millis(100);
 /// How long a broker that no longer leads may still answer what it was asked while it did.
 const DEPOSED_GRACE: Duration = Duration::from_millis(500);
@@ -74,6 +77,8 @@ pub(super) trait Routes: Sync {
     fn id(&self) -> BrokerId;
     fn route(&self, target: &Target) -> Result<Route, Error>;
     fn route_wait(&self, target: &Target, timeout: Duration) -> impl Future<Output = Result<Route, Error>> + Send;
+    /// Changes whenever `route` may have another answer.
+    fn watch(&self) -> watch::Receiver<u64>;
 }
 
 impl Routes for Broker {
@@ -88,6 +93,18 @@ impl Routes for Broker {
     async fn route_wait(&self, target: &Target, timeout: Duration) -> Result<Route, Error> {
         Broker::route_wait(self, &target.topic, target.partition, timeout).await
     }
+
+    fn watch(&self) -> watch::Receiver<u64> {
+        self.watch_routes()
+    }
+}
+
+/// What the way to a leader takes.
+struct Way<'a, R> {
+    routes: &'a R,
+    peers: &'a reqwest::Client,
+    deadlines: &'a Deadlines,
+    target: &'a Target,
 }
 
 /// A request, kept so that it can be passed on, several times if need be.
@@ -119,6 +136,11 @@ impl Passable {
         }
     }
 
+    /// Whether the client would rather be told where to go.
+    pub(super) fn wants_redirect(&self) -> bool {
+        self.redirect
+    }
+
     fn left(&self) -> Duration {
         self.deadline.saturating_duration_since(Instant::now())
     }
@@ -131,7 +153,8 @@ impl Passable {
         work: &impl AtLeader,
     ) -> Result<Response, Refusal> {
         let broker = Arc::clone(shared.broker()?);
-        let finding = self.find(&*broker, &shared.peers, target, work);
+        let way = Way { routes: &*broker, peers: &shared.peers, deadlines: &shared.deadlines, target };
+        let finding = self.find(&way, work);
         if self.repeat != Repeat::Read {
             return finding.await;
         }
@@ -147,17 +170,11 @@ impl Passable {
         }
     }
 
-    async fn find(
-        &self,
-        routes: &impl Routes,
-        peers: &reqwest::Client,
-        target: &Target,
-        work: &impl AtLeader,
-    ) -> Result<Response, Refusal> {
+    async fn find(&self, way: &Way<'_, impl Routes>, work: &impl AtLeader) -> Result<Response, Refusal> {
         let mut pause = PAUSE_MIN;
         let mut maybe_written = false;
         loop {
-            let refusal = match self.attempt(routes, peers, target, work).await {
+            let refusal = match self.attempt(way, work).await {
                 Ok(response) => return Ok(response),
                 Err(refusal) => refusal,
             };
@@ -165,7 +182,7 @@ impl Passable {
             if self.forwarded || !self.again(&refusal.error) || self.left() <= pause {
                 return Err(if maybe_written { unknown(refusal) } else { refusal });
             }
-            debug!(%target, error = %refusal.error, "looking for the leader again");
+            debug!(target = %way.target, error = %refusal.error, "looking for the leader again");
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(PAUSE_MAX);
         }
@@ -180,13 +197,8 @@ impl Passable {
         }
     }
 
-    async fn attempt(
-        &self,
-        routes: &impl Routes,
-        peers: &reqwest::Client,
-        target: &Target,
-        work: &impl AtLeader,
-    ) -> Result<Response, Refusal> {
+    async fn attempt(&self, way: &Way<'_, impl Routes>, work: &impl AtLeader) -> Result<Response, Refusal> {
+        let Way { routes, target, .. } = *way;
         let route = if self.forwarded { routes.route(target)? } else { routes.route_wait(target, self.left()).await? };
         match route {
             Route::Local(partition) => work.run(&partition, self.left()).await,
@@ -197,7 +209,7 @@ impl Passable {
             Route::Remote { http_address, .. } if self.redirect => Ok(self.redirect_to(&http_address)),
             Route::Remote { broker: leader, http_address } => {
                 metrics::forwarded();
-                self.pass_on(&Hop { routes, peers, target, leader, address: &http_address }).await
+                self.pass_on(&Hop { way, leader, address: &http_address }).await
             }
         }
     }
@@ -214,17 +226,18 @@ impl Passable {
     /// Sends the request to the leader and brings its answer back.
     async fn pass_on(&self, hop: &Hop<'_, impl Routes>) -> Result<Response, Refusal> {
         let url = format!("http://{}{}", hop.address, self.path_and_query());
-        let mut request = hop.peers.request(self.method.clone(), url).body(self.body.clone());
+        let mut request = hop.way.peers.request(self.method.clone(), url).body(self.body.clone());
         for name in PASSED_HEADERS {
             for value in self.headers.get_all(*name) {
                 request = request.header(*name, value);
             }
         }
-        request = request.header(api::FORWARDED, hop.routes.id().to_string());
+        request = request.header(api::FORWARDED, hop.way.routes.id().to_string());
         request = request.header(api::TIMEOUT_MS, self.left().as_millis().to_string());
         let answer = tokio::select! {
+            biased;
             answer = request.send() => answer,
-            () = tokio::time::sleep(self.left() + ANSWER_GRACE) => return Err(self.lost(hop, "no answer in time")),
+            () = hop.way.deadlines.after(self.left() + ANSWER_GRACE) => return Err(self.lost(hop, "no answer in time")),
             () = hop.deposed() => return Err(self.lost(hop, "it was deposed before it answered")),
         };
         let answer = match answer {
@@ -266,7 +279,7 @@ impl Passable {
 
     /// The request went out and its answer did not come back.
     fn lost(&self, hop: &Hop<'_, impl Routes>, why: &str) -> Refusal {
-        let (leader, target) = (hop.leader, hop.target);
+        let (leader, target) = (hop.leader, hop.way.target);
         match self.repeat {
             Repeat::Read => (Code::NoLeader, format!("broker {leader}, which led {target}, did not answer: {why}")),
             _ => (
@@ -280,9 +293,7 @@ impl Passable {
 
 /// One passing-on.
 struct Hop<'a, R> {
-    routes: &'a R,
-    peers: &'a reqwest::Client,
-    target: &'a Target,
+    way: &'a Way<'a, R>,
     leader: BrokerId,
     address: &'a str,
 }
@@ -290,7 +301,7 @@ struct Hop<'a, R> {
 impl<R: Routes> Hop<'_, R> {
     /// Never connected, so nothing was sent.
     fn unreachable(&self, error: &reqwest::Error) -> Refusal {
-        let (leader, target, address) = (self.leader, self.target, self.address);
+        let (leader, target, address) = (self.leader, self.way.target, self.address);
         let why = format!("broker {leader} leads {target} and cannot be reached at {address}: {}", chain(error));
         (Code::NoLeader, why).into()
     }
@@ -298,21 +309,29 @@ impl<R: Routes> Hop<'_, R> {
     /// Resolves once another broker leads and the one that was asked has had its time to answer: a paused process
     /// would keep its requests until their timeout, long after the failover.
     async fn deposed(&self) {
-        let mut since = None;
+        let mut changes = self.way.routes.watch();
         loop {
-            tokio::time::sleep(ROUTE_CHECK).await;
-            let route = self.routes.route(self.target);
-            let elsewhere = match route {
-                Ok(Route::Remote { broker, .. }) => broker != self.leader,
-                Ok(Route::Local(_)) => true,
-                // No leader at all is no reason yet: the one that was asked may be elected again.
-                Err(_) => false,
-            };
-            if !elsewhere {
-                since = None;
-            } else if since.get_or_insert_with(Instant::now).elapsed() >= DEPOSED_GRACE {
+            changes.mark_unchanged();
+            if self.led_elsewhere() {
+                tokio::time::sleep(DEPOSED_GRACE).await;
+                if self.led_elsewhere() {
+                    return;
+                }
+            } else if changes.changed().await.is_err() {
+                // The broker is gone, and its requests with it.
                 return;
+            } else {
+                tokio::time::sleep(ROUTE_CHECK).await;
             }
+        }
+    }
+
+    fn led_elsewhere(&self) -> bool {
+        match self.way.routes.route(self.way.target) {
+            Ok(Route::Remote { broker, .. }) => broker != self.leader,
+            Ok(Route::Local(_)) => true,
+            // No leader at all is no reason yet: the one that was asked may be elected again.
+            Err(_) => false,
         }
     }
 }

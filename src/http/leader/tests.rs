@@ -65,12 +65,20 @@ struct Told {
     /// After so many looks without waiting, the next in turn leads.
     deposed_after: Option<usize>,
     looks: AtomicUsize,
+    /// Changes with each look.
+    version: watch::Sender<u64>,
 }
 
 impl Told {
     fn new(leaders: &[(u32, &str)]) -> Self {
         let leaders = leaders.iter().map(|(id, address)| (*id, (*address).to_owned())).collect();
-        Self { leaders, at: AtomicUsize::new(0), deposed_after: None, looks: AtomicUsize::new(0) }
+        Self {
+            leaders,
+            at: AtomicUsize::new(0),
+            deposed_after: None,
+            looks: AtomicUsize::new(0),
+            version: watch::Sender::new(0),
+        }
     }
 
     fn route_at(&self, at: usize) -> Result<Route, Error> {
@@ -88,12 +96,17 @@ impl Routes for Told {
 
     fn route(&self, _: &Target) -> Result<Route, Error> {
         let looks = self.looks.fetch_add(1, Ordering::Relaxed);
+        self.version.send_modify(|version| *version += 1);
         let deposed = self.deposed_after.is_some_and(|after| looks >= after);
         self.route_at(self.at.load(Ordering::Relaxed).saturating_sub(1) + usize::from(deposed))
     }
 
     async fn route_wait(&self, _: &Target, _: Duration) -> Result<Route, Error> {
         self.route_at(self.at.fetch_add(1, Ordering::Relaxed))
+    }
+
+    fn watch(&self) -> watch::Receiver<u64> {
+        self.version.subscribe()
     }
 }
 
@@ -119,7 +132,8 @@ fn passable(repeat: Repeat, headers: &[(&str, &str)]) -> Passable {
 async fn pass(told: &Told, passable: &Passable) -> Result<(u16, String), Error> {
     let peers = reqwest::Client::builder().no_proxy().build().unwrap();
     let target = Target { topic: "t".into(), partition: 0 };
-    let response = passable.find(told, &peers, &target, &NoWork).await.map_err(|refusal| refusal.error)?;
+    let way = Way { routes: told, peers: &peers, deadlines: &Deadlines::start(), target: &target };
+    let response = passable.find(&way, &NoWork).await.map_err(|refusal| refusal.error)?;
     let status = response.status().as_u16();
     let body = axum::body::to_bytes(response.into_body(), 1 << 20).await.unwrap();
     Ok((status, String::from_utf8(body.to_vec()).unwrap()))
@@ -237,7 +251,9 @@ async fn who_prefers_a_redirect_is_told_where_to_go() {
     let asked = passable(Repeat::Harmful, &[("prefer", "wait=5, redirect")]);
     let peers = reqwest::Client::new();
     let target = Target { topic: "t".into(), partition: 0 };
-    let response = asked.find(&Told::new(&[NOBODY]), &peers, &target, &NoWork).await.unwrap();
+    let told = Told::new(&[NOBODY]);
+    let way = Way { routes: &told, peers: &peers, deadlines: &Deadlines::start(), target: &target };
+    let response = asked.find(&way, &NoWork).await.unwrap();
     assert_eq!(response.status(), StatusCode::TEMPORARY_REDIRECT);
     assert_eq!(response.headers()["location"], "http://127.0.0.1:1/v1/topics/t/partitions/0/records?acks=all");
 }

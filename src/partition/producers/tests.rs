@@ -146,6 +146,49 @@ fn the_longest_idle_producer_is_dropped_when_one_more_comes() {
     assert_eq!(Producers::load(&log.table.save()).unwrap(), log.table);
 }
 
+/// Its first batch, appended and never answered, comes again after the table has run over: it must not be written twice.
+#[test]
+fn a_dropped_producer_that_retries_its_first_batch_is_not_taken_for_a_new_one() {
+    let (mut table, mut index) = (Producers::default(), 0);
+    let mut put = |table: &mut Producers, producer_id, epoch, sequence| {
+        let producer = ProducerSequence { producer_id, epoch, sequence };
+        let verdict = table.judge_sequence(producer, 1);
+        if verdict.is_none() {
+            index += 1;
+            table.note(producer, Batch { sequence, records: 1, base_offset: index, index, term: 1 });
+        }
+        verdict
+    };
+    assert_eq!(put(&mut table, 1, 0, 0), None);
+    assert!((1000..).take(PRODUCERS_MAX).all(|id| put(&mut table, id, 0, 0).is_none()));
+    assert_eq!(put(&mut table, 1, 0, 0), Some(Verdict::UnknownProducer));
+    // It is so after a restart, too.
+    table = Producers::load(&table.save()).unwrap();
+    assert_eq!(put(&mut table, 1, 0, 0), Some(Verdict::UnknownProducer));
+    // Under a newer epoch it begins anew; others that never wrote here are new, whatever their ids.
+    assert_eq!(put(&mut table, 0, 0, 0), None);
+    assert_eq!(put(&mut table, 1, 1, 0), None);
+    assert_eq!(put(&mut table, 1, 0, 1), Some(Verdict::Fenced { epoch: 1 }));
+    assert!((10_000..).take(PRODUCERS_MAX).all(|id| put(&mut table, id, 0, 0).is_none()));
+    assert_eq!(put(&mut table, 1, 1, 0), Some(Verdict::UnknownProducer));
+    assert_eq!(Producers::load(&table.save()).unwrap(), table);
+}
+
+#[test]
+fn only_so_many_dropped_producers_are_remembered() {
+    let mut dropped = Dropped::default();
+    for id in 0..=DROPPED_MAX as i64 {
+        dropped.note(id, 3);
+    }
+    assert!(!dropped.holds(0, 0) && dropped.holds(1, 3), "the longest ago is forgotten");
+    dropped.note(1, 4);
+    dropped.note(0, 3);
+    assert_eq!((dropped.order.len(), dropped.epochs.len()), (DROPPED_MAX, DROPPED_MAX));
+    assert!(dropped.holds(0, 3) && dropped.holds(0, 2) && !dropped.holds(0, 4));
+    assert!(dropped.holds(1, 4), "dropped again, it is the newest but one");
+    assert!(!dropped.holds(2, 0) && dropped.holds(3, 0));
+}
+
 #[test]
 fn a_payload_that_is_no_proposal_is_void() {
     let at = AppendPosition { next_offset: 0, index: 1, term: 1 };
@@ -170,6 +213,12 @@ fn the_saved_form_is_the_one_of_the_header_comment() {
     ];
     let saved = log.table.save();
     assert_eq!(saved[..saved.len() - 4], golden.concat());
+    log.table.dropped.note(0x0304, 5);
+    let mut golden = golden.concat();
+    golden[0] = 2;
+    golden.extend([1, 0, 0, 0, 4, 3, 0, 0, 0, 0, 0, 0, 5, 0]);
+    let saved = log.table.save();
+    assert_eq!(saved[..saved.len() - 4], golden);
 }
 
 #[test]
@@ -181,7 +230,12 @@ fn a_saved_table_that_lies_is_refused() {
     assert_eq!(Producers::load(&good).unwrap().len(), 1);
     for (body, what) in [
         (vec![], "cut short"),
-        (vec![2, 0, 0, 0, 0], "version 2"),
+        (vec![3, 0, 0, 0, 0], "version 3"),
+        (vec![2, 0, 0, 0, 0], "cut short"),
+        (vec![2, 0, 0, 0, 0, 0, 0, 0, 0], "0 dropped"),
+        (vec![2, 0, 0, 0, 0, 255, 255, 255, 255], "4294967295 dropped"),
+        ([&[2, 0, 0, 0, 0, 2, 0, 0, 0][..], &[0; 20]].concat(), "dropped producer 0"),
+        ([&[2, 0, 0, 0, 0, 1, 0, 0, 0][..], &[255; 10]].concat(), "dropped producer -1"),
         (vec![1, 255, 255, 255, 255], "4294967295 producers"),
         (vec![1, 1, 0, 0, 0], "1 producers in 0 bytes"),
         ([&[1, 1, 0, 0, 0][..], &producer(-1, 1)].concat(), "producer -1"),

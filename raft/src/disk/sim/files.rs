@@ -113,6 +113,10 @@ impl Disk for SimDisk {
 
     fn sync_dir<'a>(&'a self, path: &'a Path) -> BoxFuture<'a, io::Result<()>> {
         Box::pin(async move {
+            let delay = self.hardware.lock().sync_delay(path);
+            if !delay.is_zero() {
+                tokio::time::sleep(delay).await;
+            }
             let mut hardware = self.begin(OpKind::SyncDir, path)?;
             let id = hardware.lookup(path)?;
             if hardware.tree.dir(id).is_none() {

@@ -111,9 +111,13 @@ impl FileState {
                 rest = &rest[take..];
             }
         }
-        if at > self.len {
-            self.change_len(at);
+        // The length that the platter would come to have: after a write-back that failed, less than the cache shows, until
+        // somebody writes there again (ext4's i_disksize, XFS's i_disk_size).
+        let to_be_durable = self.pending_lens.last().map_or(self.durable_len, |(_, len)| *len);
+        if at > to_be_durable {
+            self.pending_lens.push((self.writes, at));
         }
+        self.len = self.len.max(at);
     }
 
     fn write_sector(&mut self, sector: u64, within: usize, bytes: &[u8]) {

@@ -172,6 +172,20 @@ async fn a_failed_sync_may_lose_what_the_next_one_then_promises() {
 }
 
 #[tokio::test]
+async fn what_is_written_again_after_a_failed_sync_is_durable_with_its_length() {
+    for seed in 0..20 {
+        let disk = SimDisk::new(seed);
+        let file = create(&disk, "/a", "old").await;
+        file.write_at(3, vec!["new".into()]).await.unwrap();
+        disk.fail_next_sync("/a", true);
+        file.datasync().await.unwrap_err();
+        file.write_at(3, vec!["new".into()]).await.unwrap();
+        file.datasync().await.unwrap();
+        assert_eq!(contents(&disk.crash(), "/a").await.unwrap(), "oldnew");
+    }
+}
+
+#[tokio::test]
 async fn the_nth_matching_operation_fails_and_no_other() {
     let disk = SimDisk::new(0);
     let (a, b) = (create(&disk, "/a", "").await, create(&disk, "/b", "").await);

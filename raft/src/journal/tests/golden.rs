@@ -96,15 +96,30 @@ async fn the_bytes_are_those_of_format_version_1() {
     assert!(shown == GOLDEN, "the format has changed: a new version, and a new golden file beside this one?\n{shown}");
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_file_of_format_version_1_is_read() {
+/// The golden file on a disk, with `bytes` bytes in all.
+async fn golden_of(bytes: usize) -> SimDisk {
     let disk = SimDisk::new(1);
     disk.create_dir_all(Path::new(DIR)).await.unwrap();
     let path = Path::new(DIR).join("0000000001-0000000000.journal");
     let file = disk.open(&path, OpenMode::CreateNew).await.unwrap();
-    file.write_and_sync(0, vec![unhex(GOLDEN).into()]).await.unwrap();
-    let (found, scan) = read(&disk, 2, Lsn(1)).await.unwrap();
+    let mut whole = unhex(GOLDEN);
+    whole.resize(bytes, 0);
+    file.write_and_sync(0, vec![whole.into()]).await.unwrap();
+    disk
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_file_of_format_version_1_is_read() {
+    let (found, scan) = read(&golden_of(64 << 10).await, 2, Lsn(1)).await.unwrap();
     let records: String = GOLDEN.lines().filter(|line| line.starts_with('#')).map(|line| format!("{line}\n")).collect();
     assert_eq!(described(&found), records);
     assert_eq!(scan.last, Lsn(11));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_file_that_was_cut_short_is_not_taken_for_one_that_ends() {
+    for bytes in [0, 1, 4095, 4096, 8192, 20480, (64 << 10) - 1] {
+        let error = read(&golden_of(bytes).await, 2, Lsn(1)).await.unwrap_err();
+        assert!(error.to_string().contains("cut short"), "{bytes}: {error}");
+    }
 }

@@ -4,7 +4,8 @@ use std::path::Path;
 
 use super::*;
 use crate::disk::Disk;
-use crate::disk::sim::OpKind;
+use crate::disk::sim::{EIO, ENOSPC, Fault, OpKind};
+use crate::log::base::Base;
 
 #[tokio::test(start_paused = true)]
 async fn a_failed_sync_of_the_journal_stops_the_directory() {
@@ -33,6 +34,54 @@ async fn a_failed_sync_of_a_segment_stops_the_directory_and_loses_nothing() {
     assert_eq!(indexes(&store.replicas()[0].log).await, [0, 1, 2, 3, 4]);
 }
 
+/// A thin volume or a network file system takes more than it has room for, and says so at the sync. What it was to make durable
+/// is gone from the page cache then, and the next sync knows nothing of it.
+#[tokio::test(start_paused = true)]
+async fn a_sync_that_fails_for_want_of_room_stops_the_directory_and_loses_nothing() {
+    for (kind, path) in [(OpKind::Sync, ".segment"), (OpKind::SyncDir, "groups/4-40")] {
+        let (disk, store, log) = fresh(small()).await;
+        fill(&log, 1, 5, 300).await;
+        rest().await;
+        let path_contains = path.to_owned();
+        disk.inject(Fault { kind, path_contains, skip: 0, errno: ENOSPC, loses_data: kind == OpKind::Sync });
+        assert!(store.checkpoint().await.is_err(), "{kind:?}: taken for a full disk");
+        assert!(store.stopped().await.to_string().contains("4-40"));
+        let store = open(&disk.crash(), small(), SnapshotAt::Boundary).await;
+        assert_eq!(indexes(&store.replicas()[0].log).await, [0, 1, 2, 3, 4]);
+    }
+}
+
+/// A folder's sync speaks for every file in it: its failure must not be swallowed by whoever happened to ask.
+#[tokio::test(start_paused = true)]
+async fn a_failed_sync_of_whatever_is_put_into_a_folder_stops_the_directory() {
+    for kind in [OpKind::Sync, OpKind::SyncDir] {
+        for what in ["snapshot", "truncate", "purge", "install", "delete"] {
+            let (disk, store, log) = fresh(small()).await;
+            fill(&log, 1, 40, 300).await;
+            rest().await;
+            // In the folder, or in the one that holds it; the journal's own syncs go on.
+            let path_contains = "/data/groups".to_owned();
+            disk.inject(Fault { kind, path_contains, skip: 0, errno: EIO, loses_data: false });
+            let result = match what {
+                "snapshot" => log.write_snapshot(log_id(1, 3), Bytes::from_static(b"any")).await.map(drop),
+                "truncate" => log.truncate_after(Some(log_id(1, 30))).await,
+                "purge" => log.purge(log_id(1, 30)).await,
+                "install" => {
+                    let base = Base { last: Some(log_id(1, 99)), next_offset: 7, ..Base::default() };
+                    let bytes = base.encode();
+                    log.install(&base, bytes).await
+                }
+                _ => store.delete(GROUP, REPLICA).await.map_err(std::io::Error::other),
+            };
+            if disk.faults_left() > 0 {
+                continue; // It syncs nothing of this kind there.
+            }
+            rest().await;
+            assert!(store.checkpoint().await.is_err(), "{what}, {kind:?}: {result:?}, and the directory goes on");
+        }
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_full_disk_loses_nothing_and_writes_resume_when_there_is_room() {
     let (disk, store, log) = fresh(small()).await;
@@ -53,6 +102,61 @@ async fn a_full_disk_loses_nothing_and_writes_resume_when_there_is_room() {
     store.checkpoint().await.unwrap();
     let store = open(&disk.crash(), small(), SnapshotAt::Boundary).await;
     assert_eq!(indexes(&store.replicas()[0].log).await.len(), 25);
+}
+
+/// What a recovery found needless is needless only once a checkpoint says so: until then the next recovery begins where this one did.
+#[tokio::test(start_paused = true)]
+async fn a_start_on_a_full_disk_throws_nothing_away_that_the_next_start_needs() {
+    let (disk, store, log) = fresh(small()).await;
+    fill(&log, 1, 3, 300).await;
+    store.checkpoint().await.unwrap();
+    // A snapshot from the leader, entries behind it, and then one of its own at a later boundary.
+    let base = Base { last: Some(log_id(1, 99)), next_offset: 7, ..Base::default() };
+    log.install(&base, base.encode()).await.unwrap();
+    fill(&log, 1, 20, 300).await;
+    let boundary = log.state.lock().segments[1].previous.unwrap();
+    let (head, _) = log.head_at(Some(boundary.index)).await.unwrap();
+    log.write_snapshot(boundary, head.base().encode()).await.unwrap();
+    // The next start finds no room for what a checkpoint needs; the one after that has room.
+    let disk = disk.crash();
+    disk.inject(Fault {
+        kind: OpKind::Write,
+        path_contains: ".base".to_owned(),
+        skip: 0,
+        errno: ENOSPC,
+        loses_data: false,
+    });
+    let store = open(&disk, small(), SnapshotAt::Boundary).await;
+    assert_eq!((store.corrupt(), disk.faults_left()), (Vec::new(), 0));
+    let store = open(&disk.crash(), small(), SnapshotAt::Boundary).await;
+    assert_eq!(store.corrupt(), Vec::new());
+    assert_eq!(indexes(&store.replicas()[0].log).await, (100..120).collect::<Vec<_>>());
+}
+
+/// The deletion of a replica whose files are gone, a checkpoint in the middle of it, and the end of the process.
+#[tokio::test(start_paused = true)]
+async fn a_corrupt_replica_that_was_deleted_does_not_come_back() {
+    let (disk, store, log) = fresh(small()).await;
+    fill(&log, 1, 5, 300).await;
+    store.close().await.unwrap();
+    let disk = disk.crash();
+    let folder = Path::new("/data/groups/4-40");
+    for entry in disk.read_dir(folder).await.unwrap() {
+        disk.remove_file(&folder.join(entry.name)).await.unwrap();
+    }
+    let store = open(&disk, small(), SnapshotAt::Boundary).await;
+    assert_eq!(store.corrupt().len(), 1);
+    disk.slow_syncs("/data/groups", Duration::from_secs(10));
+    let deleting = tokio::spawn({
+        let store = store.clone();
+        async move { store.delete(GROUP, REPLICA).await }
+    });
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    store.checkpoint().await.unwrap();
+    let store = open(&disk.crash(), small(), SnapshotAt::Boundary).await;
+    assert_eq!((store.corrupt(), store.replicas().len(), store.unknown_folders().len()), (Vec::new(), 0, 0));
+    assert_eq!(store.quarantined(), [Path::new("/data/groups/quarantined-4-40")]);
+    drop(deleting);
 }
 
 #[tokio::test(start_paused = true)]

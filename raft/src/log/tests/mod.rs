@@ -22,6 +22,7 @@ mod disk;
 mod mending;
 mod model;
 mod reading;
+mod retention;
 mod writing;
 
 const GROUP: GroupId = GroupId(4);

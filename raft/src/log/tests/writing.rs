@@ -1,6 +1,9 @@
 //! Appending, truncating, purging, installing.
 
+use openraft::storage::{RaftLogReader, RaftLogStorage};
+
 use super::*;
+use crate::log_store::LogStore;
 
 fn stored(index: u64, base_offset: u64, payload: &[u8]) -> Frame {
     let header = FrameHeader {
@@ -72,6 +75,37 @@ async fn a_frame_with_another_base_offset_is_a_divergence_and_changes_nothing() 
     // So it goes on as if nothing had been asked.
     append(&log, vec![NewEntry::Stored(log_id(1, 1), stored(1, 3, b"fine"))]).await.unwrap();
     assert_eq!(log.log_end_offset(), Offset(6));
+}
+
+/// openraft takes for flushed whatever the storage says it has at a start, and tells the leader so. A core that ends and is started
+/// again finds a log whose last round may still be on its way.
+#[tokio::test(start_paused = true)]
+async fn a_core_that_is_started_again_hears_of_nothing_that_is_not_durable() {
+    for voting in [false, true] {
+        let (disk, _store, log) = fresh(small()).await;
+        fill(&log, 1, 2, 10).await;
+        disk.slow_syncs("journal", Duration::from_secs(10));
+        let flushed = submit(&log, vec![NewEntry::Blank(log_id(1, 2))]).await.unwrap();
+        let saving = tokio::spawn({
+            let log = log.clone();
+            async move { if voting { log.save_vote(vote(2, ReplicaId(7), false)).await } else { Ok(()) } }
+        });
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        let mut store = LogStore::new(log.clone());
+        let found = match voting {
+            true => (store.read_vote().await.unwrap(), None),
+            false => (None, store.get_log_state().await.unwrap().last_log_id),
+        };
+        // The power goes as soon as that was said.
+        let after = open(&disk.crash(), small(), SnapshotAt::Boundary).await.replicas()[0].log.clone();
+        let expected = match voting {
+            true => (Some(vote(2, ReplicaId(7), false)), None),
+            false => (None, Some(log_id(1, 2))),
+        };
+        assert_eq!(found, expected);
+        assert_eq!((after.vote(), after.last_log_id()), (found.0, Some(log_id(1, 2))), "voting: {voting}");
+        drop((flushed, saving));
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -11,44 +11,67 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use tokio::time::{Instant, sleep, timeout};
 
+use crate::codec;
 use crate::config::RaftConfig;
 use crate::disk::sim::SimDisk;
-use crate::log::frame::{Frame, FrameHeader};
+use crate::log::frame::{Frame, FrameHeader, FrameKind};
 use crate::payload::{AppendPosition, AppendState, Application, Decision, SnapshotAt};
 use crate::raft_group::{Leader, RaftGroup};
 use crate::raft_groups::RaftGroups;
 use crate::store::{Store, StoreOptions};
+use crate::testing::{test_log_start_at, test_moves_log_start};
 use crate::transport::testing::MemoryNetwork;
 use crate::transport::{PeerService, Transport, TransportIdentity};
 use crate::types::{Appended, BrokerId, ClusterId, GroupId, LogId, Offset, Outcome, ReplicaHome, ReplicaId};
 
-/// Takes every payload as one record; one that begins with `void` is turned down.
+/// Takes every payload as one record; one that begins with `void` is turned down, one of `test_log_start` moves the log start.
 struct Records;
 
-struct Counting;
+#[derive(Default)]
+struct Counting {
+    starts: Vec<(u64, u64)>,
+}
 
 impl AppendState for Counting {
     fn decide(&self, payload: Bytes, _at: AppendPosition) -> Decision {
         if payload.starts_with(b"void") {
             return Decision::Void { verdict: Bytes::from_static(b"turned down") };
         }
+        if test_moves_log_start(&payload).is_some() {
+            return Decision::Void { verdict: payload };
+        }
         Decision::Accept { payload, offset_span: 1, record_count: 1, max_timestamp: -1 }
     }
 
-    fn observe(&mut self, _header: &FrameHeader, _prefix: &[u8]) {}
+    fn observe(&mut self, header: &FrameHeader, prefix: &[u8]) {
+        if header.kind == FrameKind::Void
+            && let Some(start) = test_moves_log_start(prefix)
+        {
+            self.starts.push((header.index, start));
+        }
+    }
+
+    fn log_start(&self, upto: u64) -> u64 {
+        test_log_start_at(&self.starts, upto)
+    }
 
     fn save(&self) -> Bytes {
-        Bytes::new()
+        codec::encode(&self.starts).into()
     }
 }
 
 impl Application for Records {
-    fn append_state(&self, _saved: Option<&[u8]>) -> io::Result<Box<dyn AppendState>> {
-        Ok(Box::new(Counting))
+    fn append_state(&self, saved: Option<&[u8]>) -> io::Result<Box<dyn AppendState>> {
+        let starts = saved.map_or_else(|| Ok(Vec::new()), codec::decode).map_err(io::Error::other)?;
+        Ok(Box::new(Counting { starts }))
     }
 
     fn observe_prefix_bytes(&self) -> usize {
-        0
+        13
+    }
+
+    fn moves_log_start(&self, payload: &[u8]) -> Option<u64> {
+        test_moves_log_start(payload)
     }
 
     fn snapshot_at(&self) -> SnapshotAt {

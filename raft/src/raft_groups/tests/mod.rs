@@ -17,6 +17,7 @@ use crate::transport::{RaftService, Target, TransferLeaderRequest, VoteRequest};
 use crate::types::{BrokerId, GroupId, Outcome, ReplicaHome, ReplicaId, vote};
 
 mod cluster;
+mod retention;
 mod rot;
 
 use cluster::{Cluster, config, offset, propose};

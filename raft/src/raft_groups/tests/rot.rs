@@ -265,3 +265,28 @@ async fn a_rotten_replica_that_is_replaced_is_moved_aside_and_kept() {
         cluster.restart(3).await;
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_replica_that_cannot_start_because_of_rot_is_repaired_first() {
+    let mut cluster = written(300).await;
+    for broker in [1, 2] {
+        let disk = cluster.kill(broker).await;
+        // The last segment's first header: what stands behind it, up to the log's end, cannot be found.
+        let (path, _) = segments(&disk, broker).await.pop().unwrap();
+        disk.flip_bit(&path, if broker == 1 { 3 } else { 500 }, 1);
+        disk.flip_bit(&path, 58, 1);
+        cluster.boot(broker, disk).await;
+    }
+    let open = async {
+        while (1..=2).any(|broker| cluster.brokers[&broker].groups.get(GroupId(1)).is_none()) {
+            sleep(Duration::from_millis(50)).await;
+        }
+    };
+    timeout(Duration::from_secs(60), open).await.unwrap();
+    let leader = cluster.leader(1, &[1, 2, 3]).await;
+    propose(&cluster.group(leader, 1), "record 300").await.unwrap();
+    for broker in 1..=3 {
+        cluster.shows(broker, 1, &names(301)).await;
+        assert_eq!(cluster.group(broker, 1).replica(), ReplicaId(10 + u64::from(broker)));
+    }
+}

@@ -1,0 +1,274 @@
+//! Pontoon's HTTP behind [`Client`].
+//!
+//! Each client has its own connections. A refused connection certainly changed nothing; a broker's refusal says by `outcome` whether it
+//! may have; anything else (a time-out, a connection that broke, an answer that makes no sense) is unknown. An idempotent client asks
+//! for a producer id first and repeats an unknown send under the same sequence number, at any broker, until it knows or time is up.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde::Deserialize;
+use serde_json::json;
+
+use super::{Client, Connector, Fetched, Sent, payload};
+use crate::history::{Key, Offset, Value};
+
+/// How long a connection may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_millis(1500);
+/// How long the broker may wait for a leader and a majority.
+const BROKER_TIMEOUT: Duration = Duration::from_secs(4);
+/// How long one request may take.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(6);
+/// How long an idempotent client repeats a send.
+const RETRY_FOR: Duration = Duration::from_secs(12);
+/// Between two attempts.
+const RETRY_PAUSE: Duration = Duration::from_millis(100);
+/// Most records of one fetch.
+const RECORDS_MAX: usize = 500;
+/// How much of a text goes into an error.
+const EXCERPT: usize = 160;
+
+/// Where each key's partition is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Its topic.
+    pub topic: String,
+    /// Its number in the topic.
+    pub partition: u32,
+}
+
+/// Makes HTTP clients.
+#[derive(Clone)]
+pub struct HttpConnector {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    /// `http://host:port` of each broker.
+    brokers: Vec<String>,
+    places: Vec<Place>,
+    /// How large records are made, by their value.
+    sizes: fn(Value) -> usize,
+}
+
+impl HttpConnector {
+    /// For these brokers; `places` is indexed by key.
+    pub fn new(brokers: Vec<String>, places: Vec<Place>, sizes: fn(Value) -> usize) -> Self {
+        Self { shared: Arc::new(Shared { brokers, places, sizes }) }
+    }
+}
+
+impl Connector for HttpConnector {
+    type Client = HttpClient;
+
+    fn connect(&self, broker: usize, idempotent: bool) -> HttpClient {
+        let http = reqwest::Client::builder()
+            .connect_timeout(CONNECT_TIMEOUT)
+            .timeout(REQUEST_TIMEOUT)
+            .no_proxy()
+            .build()
+            .unwrap_or_default();
+        HttpClient {
+            shared: self.shared.clone(),
+            http,
+            broker: broker % self.shared.brokers.len().max(1),
+            idempotent: idempotent.then(Producer::default),
+        }
+    }
+
+    fn brokers(&self) -> usize {
+        self.shared.brokers.len()
+    }
+}
+
+/// What an idempotent producer remembers.
+#[derive(Default)]
+struct Producer {
+    /// Id and epoch, once there.
+    identity: Option<(i64, i64)>,
+    /// The sequence of each key's next record.
+    next: BTreeMap<Key, u64>,
+}
+
+/// One client.
+pub struct HttpClient {
+    shared: Arc<Shared>,
+    http: reqwest::Client,
+    broker: usize,
+    idempotent: Option<Producer>,
+}
+
+/// A refusal's body.
+#[derive(Deserialize)]
+struct Refusal {
+    error: String,
+    #[serde(default)]
+    message: String,
+    outcome: String,
+}
+
+#[derive(Deserialize)]
+struct Produced {
+    base_offset: u64,
+    last_offset: u64,
+}
+
+#[derive(Deserialize)]
+struct FetchAnswer {
+    high_watermark: u64,
+    next_offset: u64,
+    records: Vec<FetchedRecord>,
+}
+
+#[derive(Deserialize)]
+struct FetchedRecord {
+    offset: u64,
+    value: Option<String>,
+    value_base64: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct NewProducer {
+    producer_id: i64,
+    producer_epoch: i64,
+}
+
+impl HttpClient {
+    fn url(&self, path: &str) -> String {
+        format!("{}{path}", self.shared.brokers[self.broker])
+    }
+
+    fn records_url(&self, key: Key) -> Result<String, String> {
+        let place = self.shared.places.get(key.0 as usize).ok_or_else(|| format!("key {} has no partition", key.0))?;
+        Ok(self.url(&format!("/v1/topics/{}/partitions/{}/records", place.topic, place.partition)))
+    }
+
+    /// Sends a request; the body's text if it worked, else what became of it.
+    async fn ask(request: reqwest::RequestBuilder) -> Result<String, Sent> {
+        let unknown = |error: reqwest::Error| match error.is_connect() {
+            true => Sent::Failed(format!("no connection: {error:?}")),
+            false => Sent::Unknown(format!("{error:?}")),
+        };
+        let answer = request.send().await.map_err(unknown)?;
+        let status = answer.status();
+        let body = answer.text().await.map_err(|error| Sent::Unknown(format!("{status}: {error:?}")))?;
+        if status.is_success() {
+            return Ok(body);
+        }
+        match serde_json::from_str::<Refusal>(&body) {
+            Ok(refusal) => {
+                let text = format!("{status} {} {}", refusal.error, excerpt(&refusal.message));
+                Err(if refusal.outcome == "none" { Sent::Failed(text) } else { Sent::Unknown(text) })
+            }
+            Err(_) => Err(Sent::Unknown(format!("{status} {}", excerpt(&body)))),
+        }
+    }
+
+    /// Asks for a producer id, if there must be one and is none. It appends nothing, whatever happens.
+    async fn identify(&mut self) -> Result<Option<(i64, i64)>, String> {
+        let request = self.http.post(self.url("/v1/producers"));
+        let Some(producer) = &mut self.idempotent else { return Ok(None) };
+        if producer.identity.is_none() {
+            let body = Self::ask(request).await.map_err(|why| format!("no producer id: {why:?}"))?;
+            let new: NewProducer = serde_json::from_str(&body).map_err(|error| format!("{error}: {body}"))?;
+            producer.identity = Some((new.producer_id, new.producer_epoch));
+        }
+        Ok(producer.identity)
+    }
+
+    async fn attempt(&self, key: Key, body: &str, headers: &[(&'static str, String)], count: u64) -> Sent {
+        let url = match self.records_url(key) {
+            Ok(url) => url,
+            Err(why) => return Sent::Failed(why),
+        };
+        let wait_ms = BROKER_TIMEOUT.as_millis();
+        let mut request = self.http.post(format!("{url}?acks=all&timeout_ms={wait_ms}"));
+        request = request.header("content-type", "application/json").body(body.to_owned());
+        for (name, value) in headers {
+            request = request.header(*name, value);
+        }
+        let body = match Self::ask(request).await {
+            Ok(body) => body,
+            Err(outcome) => return outcome,
+        };
+        match serde_json::from_str::<Produced>(&body) {
+            Ok(at) if at.last_offset.checked_sub(at.base_offset) == Some(count - 1) => Sent::At(Offset(at.base_offset)),
+            _ => Sent::Unknown(format!("an answer that makes no sense: {}", excerpt(&body))),
+        }
+    }
+}
+
+impl Client for HttpClient {
+    async fn send(&mut self, key: Key, values: &[Value]) -> Sent {
+        let record = |value: &Value| json!({ "value": payload::text(*value, (self.shared.sizes)(*value)) });
+        let body = json!({ "records": values.iter().map(record).collect::<Vec<_>>() }).to_string();
+        let count = values.len() as u64;
+        let identity = match self.identify().await {
+            Ok(None) => return self.attempt(key, &body, &[], count).await,
+            Ok(Some(identity)) => identity,
+            Err(why) => return Sent::Failed(why),
+        };
+        let sequence = self.idempotent.as_ref().and_then(|producer| producer.next.get(&key).copied()).unwrap_or(0);
+        let headers = [
+            ("producer-id", identity.0.to_string()),
+            ("producer-epoch", identity.1.to_string()),
+            ("producer-sequence", sequence.to_string()),
+        ];
+        let deadline = Instant::now() + RETRY_FOR;
+        let mut unknown: Option<String> = None;
+        loop {
+            match (self.attempt(key, &body, &headers, count).await, &unknown) {
+                (Sent::At(offset), _) => {
+                    if let Some(producer) = &mut self.idempotent {
+                        producer.next.insert(key, sequence + count);
+                    }
+                    return Sent::At(offset);
+                }
+                // Nothing happened yet: the sequence is still free.
+                (Sent::Failed(why), None) => return Sent::Failed(why),
+                (Sent::Failed(why), Some(before)) if Instant::now() >= deadline => {
+                    return Sent::Unknown(format!("{before}; last: {why}"));
+                }
+                (Sent::Unknown(why), _) if Instant::now() >= deadline => return Sent::Unknown(why),
+                (Sent::Unknown(why), _) => unknown = Some(why),
+                (Sent::Failed(_), Some(_)) => {}
+            }
+            self.use_broker(self.broker + 1);
+            tokio::time::sleep(RETRY_PAUSE).await;
+        }
+    }
+
+    async fn fetch(&mut self, key: Key, from: Option<Offset>, linearizable: bool) -> Result<Fetched, String> {
+        let url = self.records_url(key)?;
+        let from = from.map_or("earliest".to_owned(), |offset| offset.0.to_string());
+        let consistency = if linearizable { "linearizable" } else { "committed" };
+        let url = format!("{url}?offset={from}&max_records={RECORDS_MAX}&consistency={consistency}");
+        let body = Self::ask(self.http.get(url)).await.map_err(|why| match why {
+            Sent::Failed(why) | Sent::Unknown(why) => why,
+            Sent::At(_) => "an append".to_owned(),
+        })?;
+        let answer: FetchAnswer =
+            serde_json::from_str(&body).map_err(|error| format!("{error}: {}", excerpt(&body)))?;
+        let mut foreign = Vec::new();
+        let mut records = Vec::with_capacity(answer.records.len());
+        for record in answer.records {
+            let value = record.value.as_deref().and_then(payload::value).unwrap_or_else(|| {
+                let found = record.value.or(record.value_base64).unwrap_or_else(|| "null".to_owned());
+                foreign.push(format!("offset {} holds {}", record.offset, excerpt(&found)));
+                // One that nobody sends, another at each offset.
+                Value(-1 - i64::try_from(record.offset).unwrap_or(i64::MAX - 1))
+            });
+            records.push((Offset(record.offset), value));
+        }
+        Ok(Fetched { records, next: Offset(answer.next_offset), end: Offset(answer.high_watermark), foreign })
+    }
+
+    fn use_broker(&mut self, broker: usize) {
+        self.broker = broker % self.shared.brokers.len().max(1);
+    }
+}
+
+fn excerpt(text: &str) -> String {
+    text.chars().take(EXCERPT).collect()
+}

@@ -1,0 +1,216 @@
+//! A whole run, inside its namespaces: cluster, clients, nemesis, final reads; then everything is stopped.
+//!
+//! It writes the history, the timeline and the brokers' logs, and judges nothing. What it cannot do itself goes into the timeline as an
+//! error of the harness, which makes the run unknown.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use crate::client::http::HttpConnector;
+use crate::cluster::{Cluster, Doing as _, Harness, HarnessError, Tuning, isolation, network};
+use crate::nemesis::Nemesis;
+use crate::plan::Plan;
+use crate::recorder::Recorder;
+use crate::run_dir;
+use crate::timeline::Entry;
+use crate::verdict::{Verdict, judge};
+use crate::workload::worker::Worker;
+use crate::workload::{Values, final_reads, record_bytes};
+
+/// How long brokers may take to form a cluster, and topics to come up.
+const START_PATIENCE: Duration = Duration::from_secs(60);
+/// Without faults, before and after them.
+const CALM: Duration = Duration::from_secs(3);
+/// How long a final reader may take.
+const READ_PATIENCE: Duration = Duration::from_secs(120);
+/// How many final readers there are, each at another broker.
+const READERS: usize = 2;
+/// How long a run that was asked to stop may take to do so.
+const STOP_PATIENCE: Duration = Duration::from_secs(40);
+/// Between two lines about how it goes.
+const PROGRESS: Duration = Duration::from_secs(10);
+
+/// Runs the plan in `dir`. Returns what the harness failed at; the timeline has it, too.
+pub async fn run(dir: &Path) -> Result<(), String> {
+    let stop = isolation::until_told_to_stop();
+    let plan = Plan::load(dir).map_err(|error| error.to_string())?;
+    let recorder = Arc::new(Recorder::begin(dir).map_err(|error| error.to_string())?);
+    let (mut watch, mut brokers) = (stop.clone(), None);
+    let result = tokio::select! {
+        biased;
+        played = play(&plan, dir, &recorder, stop, &mut brokers) => played.map_err(|error| error.to_string()),
+        // Asked to stop: everything has a while to end in its own time.
+        () = async {
+            let _ = watch.wait_for(|stop| *stop).await;
+            tokio::time::sleep(STOP_PATIENCE).await;
+        } => Err("interrupted".to_owned()),
+    };
+    if let Err(message) = &result {
+        let message = message.clone();
+        recorder.tell(|time_ns| Entry::HarnessError { time_ns, message });
+    }
+    let result = recorder.end().and(result);
+    let valid = run_dir::load(dir).is_ok_and(|run| judge(&run).verdict == Verdict::Valid);
+    if let Some(nemesis) = brokers.filter(|_| !valid && !*watch.borrow()) {
+        keep_disks(nemesis.cluster, dir).await;
+    }
+    result
+}
+
+/// What the brokers had on their disks, for whoever wants to know why.
+async fn keep_disks(mut cluster: Cluster, dir: &Path) {
+    for host in 0..cluster.hosts.len() {
+        let name = network::name(host);
+        let stopped = cluster.kill(host).await.map(|_| ());
+        let kept = match (stopped, cluster.hosts[host].disk.unmount().await) {
+            (Ok(()), Ok(())) => cluster.hosts[host].disk.keep(&dir.join(format!("{name}.ext4"))).await,
+            (stopped, unmounted) => stopped.and(unmounted),
+        };
+        if let Err(error) = kept {
+            eprintln!("the disk of {name} is not kept: {error}");
+        }
+    }
+}
+
+fn progress(recorder: &Recorder, text: &str) {
+    eprintln!("{:7.1} s  {text}", recorder.now_ns() as f64 / 1e9);
+}
+
+fn phase(recorder: &Recorder, name: &str) {
+    progress(recorder, &format!("-- {name}"));
+    recorder.tell(|time_ns| Entry::Phase { time_ns, name: name.to_owned() });
+}
+
+async fn play(
+    plan: &Plan,
+    dir: &Path,
+    recorder: &Arc<Recorder>,
+    stop: watch::Receiver<bool>,
+    brokers: &mut Option<Nemesis<HttpConnector>>,
+) -> Harness<()> {
+    phase(recorder, "cluster");
+    let tuning = Tuning { disk_bytes: plan.disk_bytes(), settings: plan.settings(), clocks: plan.clocks() };
+    let mut cluster = Cluster::create(plan.nodes, &plan.binary, dir, tuning).await?;
+    form(&mut cluster, plan).await?;
+    let values = Values::new(plan.places().len());
+    let connector = HttpConnector::new(Cluster::urls(plan.nodes), plan.places(), record_bytes);
+    let nemesis = brokers.insert(Nemesis::new(
+        cluster,
+        recorder.clone(),
+        plan.random(2),
+        plan.places(),
+        stop.clone(),
+        (connector.clone(), values.clone()),
+        progress,
+    ));
+    phase(recorder, "faults");
+    let (halt, halted) = watch::channel(false);
+    let mut workers = start_workers(plan, recorder, &connector, &values, &halted);
+    workers.spawn(tell_progress(recorder.clone(), halted));
+    nemesis.wait(CALM).await;
+    let faults = nemesis.run(&plan.schedule().map_err(HarnessError)?).await;
+    if faults.is_ok() {
+        nemesis.wait(CALM).await;
+    }
+    let _ = halt.send(true);
+    while let Some(ended) = workers.join_next().await {
+        ended.doing("a client")?;
+    }
+    faults?;
+    if nemesis.stopping() {
+        return Err(HarnessError("interrupted".to_owned()));
+    }
+    phase(recorder, "final reads");
+    nemesis.recover(&[]).await?;
+    read_everything(recorder, &connector, &values).await?;
+    phase(recorder, "stop");
+    nemesis.note_ends()?;
+    stop_all(&mut nemesis.cluster, recorder).await?;
+    nemesis.note_ends()
+}
+
+/// Starts the brokers and makes the topics.
+async fn form(cluster: &mut Cluster, plan: &Plan) -> Harness<()> {
+    for host in 0..plan.nodes {
+        cluster.start(host)?;
+    }
+    for host in 0..plan.nodes {
+        cluster.await_ready(host, START_PATIENCE).await.doing(format!("{} is not ready", network::name(host)))?;
+    }
+    let mut names = Vec::new();
+    for (topic, partitions, replicas) in plan.topics() {
+        cluster.admin.create_topic(&topic, partitions, replicas).await?;
+        names.push(topic);
+    }
+    cluster.await_in_sync(&names, START_PATIENCE).await.doing("the topics do not come up")
+}
+
+fn start_workers(
+    plan: &Plan,
+    recorder: &Arc<Recorder>,
+    connector: &HttpConnector,
+    values: &Values,
+    halted: &watch::Receiver<bool>,
+) -> JoinSet<()> {
+    let mut random = plan.random(3);
+    let pause = Duration::from_micros(1_000_000 * plan.clients as u64 / plan.rate.max(1));
+    let mut workers = JoinSet::new();
+    for _ in 0..plan.clients {
+        let worker = Worker {
+            workload: plan.workload,
+            random: random.split(),
+            recorder: recorder.clone(),
+            connector: connector.clone(),
+            values: values.clone(),
+            pause,
+        };
+        workers.spawn(worker.run(halted.clone()));
+    }
+    workers
+}
+
+async fn tell_progress(recorder: Arc<Recorder>, mut halted: watch::Receiver<bool>) {
+    while !*halted.borrow() {
+        tokio::select! {
+            biased;
+            _ = halted.changed() => {}
+            () = tokio::time::sleep(PROGRESS) => {
+                let tally = recorder.tally();
+                progress(&recorder, &format!("operations: {} ok, {} failed, {} unknown", tally.ok, tally.fail, tally.info));
+                recorder.flush();
+            }
+        }
+    }
+}
+
+async fn read_everything(recorder: &Arc<Recorder>, connector: &HttpConnector, values: &Values) -> Harness<()> {
+    let mut readers = JoinSet::new();
+    for broker in 0..READERS {
+        let (recorder, connector, keys) = (recorder.clone(), connector.clone(), values.keys());
+        readers.spawn(
+            async move { final_reads::read_everything(&recorder, &connector, broker, keys, READ_PATIENCE).await },
+        );
+    }
+    while let Some(reached) = readers.join_next().await {
+        if !reached.doing("a final reader")? {
+            progress(recorder, "  A FINAL READER DID NOT REACH WHAT WAS ACKNOWLEDGED");
+        }
+    }
+    Ok(())
+}
+
+/// Asks every broker to stop: that they do is part of the promise.
+async fn stop_all(cluster: &mut Cluster, recorder: &Arc<Recorder>) -> Harness<()> {
+    for host in 0..cluster.hosts.len() {
+        if let Some(what) = cluster.stop(host).await? {
+            let broker = network::name(host);
+            progress(recorder, &format!("  {what}"));
+            recorder.tell(|time_ns| Entry::BrokerEnded { time_ns, broker, what });
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,139 @@
+//! One place of a client: lives follow each other in it, each doing operations drawn from the seed until it crashes or loses track of
+//! what it did.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+
+use super::Values;
+use super::steps::{Ended, Life, Step};
+use crate::checkers::workloads::Workload;
+use crate::client::Connector;
+use crate::history::{Key, Offset, Value};
+use crate::random::Random;
+use crate::recorder::Recorder;
+
+/// A client lives so long on average before it crashes.
+const LIFETIME: Duration = Duration::from_secs(30);
+/// The most steps of one operation.
+const STEPS_MAX: usize = 4;
+/// After an operation that failed: as fast as it fails it need not be tried again.
+const FAILURE_PAUSE: Duration = Duration::from_millis(50);
+/// How many keys a client reads at most.
+const KEYS_MAX: usize = 3;
+
+/// One place of a client.
+pub struct Worker<C: Connector> {
+    /// What it does.
+    pub workload: Workload,
+    /// Its choices.
+    pub random: Random,
+    /// Writes it down.
+    pub recorder: Arc<Recorder>,
+    /// Makes clients.
+    pub connector: C,
+    /// Makes values.
+    pub values: Values,
+    /// From one operation's end to the next one's beginning, on average.
+    pub pause: Duration,
+}
+
+impl<C: Connector> Worker<C> {
+    /// Works until told to stop; the last life crashes.
+    pub async fn run(mut self, mut stop: watch::Receiver<bool>) {
+        let mut remembered = BTreeMap::new();
+        while !*stop.borrow() {
+            let life = self.live(&mut remembered, &mut stop).await;
+            if let Some(life) = life {
+                life.crash();
+            }
+        }
+    }
+
+    /// One life. Returns it, unless it ended with an unknown outcome. What it has read is remembered for the next.
+    async fn live(
+        &mut self,
+        remembered: &mut BTreeMap<Key, Offset>,
+        stop: &mut watch::Receiver<bool>,
+    ) -> Option<Life<C>> {
+        let (broker, idempotent) = (self.random.below(self.connector.brokers()), self.random.percent(50));
+        let mut life = Life::new(&self.recorder, &self.connector, broker, idempotent);
+        let lifetime_ms = self.random.between(1, 2 * LIFETIME.as_millis() as u64);
+        let ends = Instant::now() + Duration::from_millis(lifetime_ms);
+        let seek = self.random.percent(10);
+        life.assign(self.keys(), seek, remembered);
+        while !*stop.borrow() && Instant::now() < ends {
+            let ended = self.operation(&mut life, remembered).await;
+            remembered.extend(life.positions.iter().filter_map(|(key, position)| Some((*key, (*position)?))));
+            let mut pause = Duration::from_micros(self.random.between(0, 2 * self.pause.as_micros() as u64));
+            match ended {
+                Ended::Ok => {}
+                Ended::Unknown => return None,
+                Ended::Failed => {
+                    pause += FAILURE_PAUSE;
+                    if self.random.percent(50) {
+                        life.use_broker(self.random.below(self.connector.brokers()));
+                    }
+                }
+            }
+            tokio::select! {
+                biased;
+                _ = stop.changed() => {}
+                () = tokio::time::sleep(pause) => {}
+            }
+        }
+        Some(life)
+    }
+
+    /// Some keys, ascending, at least one.
+    fn keys(&mut self) -> Vec<Key> {
+        let mut keys: Vec<Key> = (0..self.values.keys() as u64).map(Key).collect();
+        self.random.shuffle(&mut keys);
+        keys.truncate(1 + self.random.below(KEYS_MAX));
+        keys.sort_unstable();
+        keys
+    }
+
+    fn key(&mut self) -> Key {
+        Key(self.random.below(self.values.keys()) as u64)
+    }
+
+    async fn operation(&mut self, life: &mut Life<C>, remembered: &BTreeMap<Key, Offset>) -> Ended {
+        match self.random.below(100) {
+            0..3 => {
+                let seek = self.random.percent(20);
+                life.assign(self.keys(), seek, remembered);
+                Ended::Ok
+            }
+            3..15 => {
+                let keys: Vec<Key> = life.positions.keys().copied().collect();
+                match self.random.pick(&keys) {
+                    Some(key) => life.read_to_the_end(*key).await,
+                    None => Ended::Ok,
+                }
+            }
+            choice if self.workload == Workload::Mixed => {
+                let steps = 1 + self.random.below(STEPS_MAX);
+                let steps: Vec<Step> = (0..steps).map(|_| self.step(choice)).collect();
+                life.mixed(&steps).await
+            }
+            15..45 => life.poll().await,
+            _ => {
+                let key = self.key();
+                let count = if self.random.percent(25) { 2 + self.random.below(STEPS_MAX - 1) } else { 1 };
+                let values: Vec<Value> = (0..count).map(|_| self.values.next(key)).collect();
+                life.send(key, &values).await
+            }
+        }
+    }
+
+    fn step(&mut self, choice: usize) -> Step {
+        if self.random.percent(if choice < 60 { 35 } else { 60 }) {
+            return Step::Poll;
+        }
+        let key = self.key();
+        Step::Send(key, self.values.next(key))
+    }
+}

@@ -1,0 +1,204 @@
+//! What the seed does to machines, processes, disks and wires, from outside.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use rand::rngs::SmallRng;
+use rand::{RngExt, SeedableRng};
+use turmoil::Sim;
+
+use crate::broker::{BROKERS, CLIENT, World, host};
+
+/// How long a journal's syncs take, mostly, and on a disk that stalls.
+const SYNC: Duration = Duration::from_millis(1);
+const STALL: Duration = Duration::from_millis(1300);
+
+/// What is to happen later.
+#[derive(Clone, Copy, Debug)]
+enum Later {
+    Repair(u32, u32),
+    Release(u32, u32),
+    /// What is left of a killed process goes.
+    Bury(u32),
+    /// The next process starts.
+    Boot(u32),
+    /// The disk is itself again.
+    Unstall(u32),
+}
+
+/// The one who does it.
+pub(crate) struct Faults {
+    world: World,
+    rng: SmallRng,
+    next_ms: u64,
+    later: BTreeMap<(u64, u64), Later>,
+    laters: u64,
+}
+
+impl Faults {
+    pub(crate) fn new(world: World, seed: u64) -> Self {
+        let rng = SmallRng::seed_from_u64(seed ^ 0xfa17);
+        Self { world, rng, next_ms: 0, later: BTreeMap::new(), laters: 0 }
+    }
+
+    fn note(&self, what: impl std::fmt::Display) {
+        self.world.trace.note("fault", what);
+    }
+
+    fn ms(&mut self, from: u64, to: u64) -> u64 {
+        self.rng.random_range(from..to)
+    }
+
+    fn plan(&mut self, after_ms: u64, later: Later) {
+        self.laters += 1;
+        self.later.insert((self.world.trace.now_ms() + after_ms, self.laters), later);
+    }
+
+    /// Before each step: what is due ends, and processes that ended are started again.
+    pub(crate) fn step(&mut self, sim: &mut Sim<'_>) {
+        let now = self.world.trace.now_ms();
+        while let Some(due) = self.later.first_entry().filter(|due| due.key().0 <= now) {
+            let later = due.remove();
+            self.end(sim, later);
+        }
+        let ended = std::mem::take(&mut *self.world.ended.lock());
+        for (broker, life) in ended {
+            if self.world.is_alive(broker, life) {
+                self.kill(broker);
+            }
+        }
+    }
+
+    /// Before a step in which something may go wrong.
+    pub(crate) fn step_and_strike(&mut self, sim: &mut Sim<'_>) {
+        self.step(sim);
+        let now = self.world.trace.now_ms();
+        if now >= self.next_ms {
+            self.strike(sim);
+            self.next_ms = now + self.ms(100, 600);
+        }
+    }
+
+    /// Every fault ends within the next steps.
+    pub(crate) fn heal(&mut self) {
+        self.note("heal");
+        for ((due_ms, _), later) in std::mem::take(&mut self.later) {
+            let left = due_ms.saturating_sub(self.world.trace.now_ms());
+            self.plan(if matches!(later, Later::Bury(_)) { left } else { 5 }, later);
+        }
+    }
+
+    /// The power of all machines at once.
+    pub(crate) fn black_out(&mut self, sim: &mut Sim<'_>) {
+        for broker in 1..=BROKERS {
+            self.power_off(sim, broker, 5);
+        }
+    }
+
+    fn strike(&mut self, sim: &mut Sim<'_>) {
+        let broker = self.rng.random_range(1..=BROKERS);
+        let other = (broker + self.rng.random_range(0..BROKERS - 1)) % BROKERS + 1;
+        let busy = self.later.values().any(|later| match later {
+            Later::Repair(one, two) | Later::Release(one, two) => [one, two].contains(&&broker),
+            Later::Bury(off) | Later::Boot(off) | Later::Unstall(off) => *off == broker,
+        });
+        if busy {
+            return;
+        }
+        match self.rng.random_range(0..8) {
+            0 => {
+                let off_ms = self.ms(20, 2000);
+                self.power_off(sim, broker, off_ms);
+            }
+            1 => self.kill(broker),
+            2 => {
+                self.note(format_args!("partition {broker} {other}"));
+                sim.partition(host(broker), host(other));
+                let after = self.ms(1300, 2500);
+                self.plan(after, Later::Repair(broker, other));
+            }
+            3 => {
+                self.note(format_args!("partition {broker} from all"));
+                for other in (1..=BROKERS).filter(|other| *other != broker) {
+                    sim.partition(host(broker), host(other));
+                }
+                let after = self.ms(1300, 3000);
+                for other in (1..=BROKERS).filter(|other| *other != broker) {
+                    self.plan(after, Later::Repair(broker, other));
+                }
+            }
+            4 => {
+                self.note(format_args!("one-way partition {broker} to {other}"));
+                sim.partition_oneway(host(broker), host(other));
+                let after = self.ms(1300, 2500);
+                self.plan(after, Later::Repair(broker, other));
+            }
+            5 => {
+                self.note(format_args!("hold {broker} {other}"));
+                sim.hold(host(broker), host(other));
+                let after = self.ms(20, 1800);
+                self.plan(after, Later::Release(broker, other));
+            }
+            6 => {
+                self.note(format_args!("stall {broker}"));
+                self.world.starts.lock()[&broker].disk.slow_syncs("", STALL);
+                let after = self.ms(500, 2500);
+                self.plan(after, Later::Unstall(broker));
+            }
+            _ => {
+                self.note(format_args!("sync error {broker}"));
+                self.world.starts.lock()[&broker].disk.fail_next_sync("", true);
+            }
+        }
+    }
+
+    fn end(&mut self, sim: &mut Sim<'_>, later: Later) {
+        self.note(format_args!("{later:?}"));
+        match later {
+            Later::Repair(one, two) => sim.repair(host(one), host(two)),
+            Later::Release(one, two) => sim.release(host(one), host(two)),
+            Later::Bury(broker) => sim.crash(host(broker)),
+            Later::Boot(broker) => sim.bounce(host(broker)),
+            Later::Unstall(broker) => self.world.starts.lock()[&broker].disk.slow_syncs("", SYNC),
+        }
+    }
+
+    /// kill -9: the machine stays up, so that its connections close and new ones are refused until the process is back.
+    fn kill(&mut self, broker: u32) {
+        self.note(format_args!("kill {broker}"));
+        let after = Duration::from_millis(self.ms(10, 1500));
+        self.next_life(broker, |start| {
+            start.disk = start.disk.kill();
+            start.after = after;
+        });
+        self.plan(1, Later::Bury(broker));
+        self.plan(1, Later::Boot(broker));
+    }
+
+    /// Nothing that it did not sync survives for certain; its connections do not close, they fall silent.
+    fn power_off(&mut self, sim: &mut Sim<'_>, broker: u32, off_ms: u64) {
+        self.note(format_args!("power off {broker}"));
+        self.next_life(broker, |start| {
+            start.disk = start.disk.crash();
+            start.after = Duration::ZERO;
+        });
+        self.plan(1, Later::Bury(broker));
+        for other in (1..=CLIENT).filter(|other| *other != broker) {
+            sim.partition(host(broker), host(other));
+            self.plan(off_ms, Later::Repair(broker, other));
+        }
+        self.plan(off_ms, Later::Boot(broker));
+    }
+
+    fn next_life(&self, broker: u32, change: impl FnOnce(&mut crate::broker::Start)) {
+        let mut starts = self.world.starts.lock();
+        let start = starts.get_mut(&broker).expect("a broker");
+        start.life += 1;
+        change(start);
+    }
+}
+
+/// A disk's usual pace.
+pub(crate) fn usual_pace(disk: &pontoon_raft::disk::sim::SimDisk) {
+    disk.slow_syncs("", SYNC);
+}

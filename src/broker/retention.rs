@@ -1,0 +1,140 @@
+//! Retention on this broker: now and then each partition here is looked at, and what its topic's configuration asks for is done.
+//!
+//! On every replica: segments are closed at their size and age, and those below the log start go. On leaders besides: where the
+//! log starts is decided ([`crate::partition::retention`]) and goes through the log, so that all replicas agree (RULES.md
+//! O7). The configuration is read from the catalog's newest copy each time; a change of it is a reason to look at once.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::{StreamExt, stream};
+use pontoon_raft::types::GroupId;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until};
+
+use super::routing::Hosted;
+use super::shared::Shared;
+use crate::catalog::state::{CatalogState, TopicId, TopicRecord};
+use crate::catalog::topic_config::TopicConfig;
+use crate::partition::retention::{RetentionPolicy, is_old, plan};
+
+/// Most partitions that are looked at at a time: each may write a snapshot and wait for the disk.
+const CONCURRENT: usize = 8;
+/// After one look the next comes no sooner than this, whatever changes.
+const GATHER: Duration = Duration::from_secs(1);
+/// How long a leader waits until its decision is committed. If it never is, the next look decides again.
+const PROPOSE_TIMEOUT: Duration = Duration::from_secs(10);
+/// A time is noted at most so often within `retention.ms`: a segment is kept this much longer than asked for.
+const NOTES_PER_RETENTION: u64 = 16;
+
+/// What time it is, in ms since 1970. Only for ages of records: no promise rests on it.
+pub(super) type Clock = fn() -> i64;
+
+/// Looks after every partition here until `stop` says so.
+pub(super) async fn run(shared: Arc<Shared>, clock: Clock, mut stop: watch::Receiver<bool>) {
+    let interval = shared.config.retention_check_interval;
+    let mut changes = shared.catalog.watch();
+    let mut seen = shared.catalog.state();
+    let mut noted = BTreeMap::new();
+    let mut last = Instant::now();
+    let mut due = last + interval;
+    loop {
+        tokio::select! {
+            biased;
+            _ = stop.wait_for(|stop| *stop) => return,
+            () = sleep_until(due) => {}
+            changed = changes.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+                let state = shared.catalog.state();
+                if configuration_changed(&seen, &state) {
+                    due = due.min(last + GATHER);
+                }
+                seen = state;
+                continue;
+            }
+        }
+        tokio::select! {
+            biased;
+            _ = stop.wait_for(|stop| *stop) => return,
+            () = shared.retain_all(&mut noted, clock()) => {}
+        }
+        last = Instant::now();
+        due = last + interval;
+    }
+}
+
+/// Whether a topic that was there has another configuration now.
+fn configuration_changed(seen: &CatalogState, now: &CatalogState) -> bool {
+    let changed = |(id, topic): (&TopicId, &Arc<TopicRecord>)| {
+        let before = seen.topics().get(id);
+        before.is_some_and(|before| !Arc::ptr_eq(before, topic) && before.config != topic.config)
+    };
+    now.topics().iter().any(changed)
+}
+
+impl Shared {
+    /// `noted`: when the time was last written down, by group.
+    async fn retain_all(&self, noted: &mut BTreeMap<GroupId, Instant>, now: i64) {
+        let state = self.catalog.state();
+        let mut configs = BTreeMap::new();
+        let mut looked_at = Vec::new();
+        for (group, hosted) in self.routing.all_hosted() {
+            let Some(home) = state.group(group) else { continue };
+            let Some(topic) = state.topics().get(&home.topic) else { continue };
+            let resolve = || Arc::new(TopicConfig::resolve(&topic.config, &self.config.log));
+            let config = configs.entry(home.topic).or_insert_with(resolve).clone();
+            looked_at.push((group, hosted, config));
+        }
+        noted.retain(|group, _| state.group(*group).is_some());
+        let before = &*noted;
+        let looks = looked_at.into_iter().map(|(group, hosted, config)| async move {
+            let spacing = Duration::from_millis(config.retention_ms.unwrap_or(0) / NOTES_PER_RETENTION);
+            let may_note = before.get(&group).is_none_or(|at| at.elapsed() >= spacing);
+            retain(&hosted, &config, may_note, now).await.then_some(group)
+        });
+        let wrote: Vec<_> =
+            stream::iter(looks).buffer_unordered(CONCURRENT).filter_map(std::future::ready).collect().await;
+        noted.extend(wrote.into_iter().map(|group| (group, Instant::now())));
+    }
+}
+
+/// Looks after one partition. Returns whether the time was written down in its log.
+async fn retain(hosted: &Hosted, config: &TopicConfig, may_note: bool, now: i64) -> bool {
+    let (group, log) = (&hosted.group, hosted.group.log());
+    log.set_segment_bytes_max(config.segment_bytes);
+    match log.segment_age().await {
+        Ok(Some(age)) if is_old(age.first_timestamp, age.open_for, config.segment_ms, now) => log.roll(),
+        Ok(_) => {}
+        // Whoever reads these records says so too.
+        Err(error) => tracing::debug!(group = %group.group(), %error, "a segment's age is not known"),
+    }
+    let mut wrote = false;
+    if hosted.leads() {
+        let policy = RetentionPolicy { retention_ms: config.retention_ms, retention_bytes: config.retention_bytes };
+        let log_start = log.log_start_offset();
+        let plan = plan(&log.segments(), log_start, log.high_watermark(), &policy, now);
+        if plan.log_start.is_some() || (plan.note_time && may_note) {
+            let start = plan.log_start.map_or(log_start, Into::into);
+            match hosted.partition.start_log_at(start, now, PROPOSE_TIMEOUT).await {
+                Ok(start) => {
+                    tracing::debug!(group = %group.group(), %start, "the log starts");
+                    wrote = true;
+                }
+                Err(error) => tracing::debug!(group = %group.group(), %error, "the log start was not moved"),
+            }
+        }
+    }
+    if let Err(error) = group.trim().await {
+        tracing::debug!(group = %group.group(), %error, "segments below the log start stay until the next look");
+    }
+    wrote
+}
+
+/// The machine's clock.
+pub(super) fn wall_clock() -> i64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+}
