@@ -153,6 +153,11 @@ async fn a_corrupt_replica_that_was_deleted_does_not_come_back() {
     });
     tokio::time::sleep(Duration::from_secs(1)).await;
     store.checkpoint().await.unwrap();
+    // It is being moved aside, and its deletion not on record yet.
+    let half = open(&disk.fork().crash(), small(), SnapshotAt::Boundary).await;
+    assert_eq!((half.corrupt().len(), half.replicas().len(), half.unknown_folders().len()), (1, 0, 0));
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    store.checkpoint().await.unwrap();
     let store = open(&disk.crash(), small(), SnapshotAt::Boundary).await;
     assert_eq!((store.corrupt(), store.replicas().len(), store.unknown_folders().len()), (Vec::new(), 0, 0));
     assert_eq!(store.quarantined(), [Path::new("/data/groups/quarantined-4-40")]);
