@@ -101,6 +101,8 @@ codes! {
     OffsetOutOfRange = "OFFSET_OUT_OF_RANGE", 416, false;
     #[doc = " Too many requests or bytes in flight; wait for `retry_after_ms`."]
     TooManyRequests = "TOO_MANY_REQUESTS", 429, true;
+    #[doc = " The request's head (first line and headers) is larger than the limit, or has too many headers."]
+    HeadersTooLarge = "HEADERS_TOO_LARGE", 431, false;
     #[doc = " A defect of Pontoon. The log has the details."]
     Internal = "INTERNAL", 500, false;
     #[doc = " The records are corrupt on this replica. They are not served; repair from a peer is under way or needed."]

@@ -9,6 +9,7 @@ pub mod config;
 pub mod controller;
 pub mod error;
 pub mod http;
+pub mod kafka;
 pub mod partition;
 pub mod record_batch;
 pub mod telemetry;

@@ -185,13 +185,14 @@ async fn following_prints_what_comes_and_a_closed_pipe_is_quiet() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn dev_runs_three_brokers_and_says_how_to_use_them() {
-    let http = free_ports_in_a_row(6);
-    let peers = http + 3;
+    let http = free_ports_in_a_row(9);
+    let (kafka, peers) = (http + 3, http + 6);
     let dir = tempfile::tempdir().unwrap();
     let data = dir.path().join("dev");
-    let (http_port, peer_port) = (http.to_string(), peers.to_string());
-    let args = ["dev", "--data", data.to_str().unwrap(), "--http-port", &http_port, "--peer-port", &peer_port];
-    let mut dev = Killed(pontoon().args(args).stderr(Stdio::piped()).spawn().unwrap());
+    let [http_port, kafka_port, peer_port] = [http, kafka, peers].map(|port| port.to_string());
+    let ports = ["--http-port", &http_port, "--kafka-port", &kafka_port, "--peer-port", &peer_port];
+    let args = [&["dev", "--data", data.to_str().unwrap()][..], &ports].concat();
+    let mut dev = Killed(pontoon().args(&args).stderr(Stdio::piped()).spawn().unwrap());
     let mut said = BufReader::new(dev.0.stderr.take().unwrap());
     let mut text = String::new();
     let deadline = Instant::now() + PATIENCE;

@@ -7,6 +7,7 @@ mod exactly_once;
 mod hostile;
 mod http;
 mod lifecycle;
+mod observability;
 mod repair;
 mod retention;
 mod support;

@@ -5,21 +5,25 @@
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use clap::{Parser, Subcommand};
 
+use crate::campaign::{self, Course};
 use crate::checkers::CHECKERS;
 use crate::checkers::workloads::{TABLE, Workload};
 use crate::nemesis::kind::KINDS;
+use crate::nemesis::scenario::{self, SCENARIOS, Scenario};
 use crate::plan::Plan;
 use crate::report::Report;
 use crate::run_dir::{self, REPORT_HTML, RESULTS_JSON};
 use crate::start::{self, StartError};
-use crate::verdict::judge;
+use crate::verdict::{Judgement, Run, Verdict, judge};
 
 /// Exit code for a call that makes no sense.
 const USAGE: u8 = 2;
+/// How many clients a campaign's runs have.
+const CAMPAIGN_CLIENTS: usize = 10;
 /// Exit code for a machine that lacks something.
 const MACHINE: u8 = 4;
 
@@ -54,6 +58,9 @@ struct RunArgs {
     /// Which faults: names or families of `list`, `all`, `none` [default: all]
     #[arg(long, value_name = "LIST")]
     nemesis: Option<String>,
+    /// A scenario of `list`, which decides about faults, brokers and clients
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["nemesis", "nodes", "workload"])]
+    scenario: Option<String>,
     /// What the clients do: single or mixed [default: single]
     #[arg(long, value_name = "NAME", value_parser = clap::builder::PossibleValuesParser::new(["single", "mixed"]))]
     workload: Option<String>,
@@ -73,21 +80,25 @@ struct RunArgs {
 
 impl RunArgs {
     fn asks_for_a_run(&self) -> bool {
-        let words = [&self.nodes, &self.nemesis, &self.workload];
+        let words = [&self.nodes, &self.nemesis, &self.workload, &self.scenario];
         words.iter().any(|word| word.is_some()) || self.time.is_some() || self.seed.is_some() || self.out.is_some()
     }
 
     fn plan(&self, binary: PathBuf) -> Plan {
+        let scenario = self.scenario.as_deref().and_then(scenario::find);
         let (nodes, faults) = (self.nodes.as_deref().unwrap_or("5"), self.nemesis.as_deref().unwrap_or("all"));
         let mixed = self.workload.as_deref() == Some("mixed");
         let clock = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let nodes = scenario.map_or(if nodes == "3" { 3 } else { 5 }, |scenario| scenario.nodes);
+        let workload = if mixed { Workload::Mixed } else { Workload::Single };
         Plan {
-            name: format!("{faults} on {nodes} brokers"),
-            workload: if mixed { Workload::Mixed } else { Workload::Single },
+            name: format!("{} on {nodes} brokers", self.scenario.as_deref().unwrap_or(faults)),
+            workload: scenario.map_or(workload, |scenario| scenario.workload),
             seed: self.seed.unwrap_or(clock),
-            nodes: if nodes == "3" { 3 } else { 5 },
+            nodes,
             time_s: self.time.unwrap_or(300),
             faults: vec![faults.to_owned()],
+            scenario: self.scenario.clone(),
             clients: self.clients as usize,
             rate: self.rate,
             binary,
@@ -97,8 +108,35 @@ impl RunArgs {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// What is checked, what each workload may show, and which faults there are
+    /// What is checked, what each workload may show, which faults and scenarios there are
     List,
+    /// Many runs one after another, with a tally; goes on where it was
+    Campaign {
+        /// The campaign's folder
+        #[arg(long, value_name = "DIR", default_value = "jepsen-runs/campaign")]
+        out: PathBuf,
+        /// Stop after so many runs in this sitting
+        #[arg(long, value_name = "N")]
+        runs: Option<u64>,
+        /// Begin no further run after so many minutes of this sitting
+        #[arg(long, value_name = "MINUTES")]
+        minutes: Option<u64>,
+        /// How long faults go on in a run, in seconds
+        #[arg(long, value_name = "SECONDS", default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+        time: u64,
+        /// The first run's seed
+        #[arg(long, value_name = "N", default_value_t = 1)]
+        seed: u64,
+        /// How many operations a second clients begin together, at most
+        #[arg(long, value_name = "N", default_value_t = 150, value_parser = clap::value_parser!(u64).range(1..=10_000))]
+        rate: u64,
+        /// The broker's binary [default: that of this checkout, built for release]
+        #[arg(long, value_name = "FILE", env = "PONTOON_BIN")]
+        bin: Option<PathBuf>,
+        /// Only say how it stands
+        #[arg(long)]
+        tally: bool,
+    },
     /// The inner half of a run; only the outer half calls it
     #[command(hide = true)]
     Inside {
@@ -112,6 +150,14 @@ pub fn run(args: &Args, out: &mut impl Write, err: &mut impl Write) -> u8 {
     let done = match (&args.replay, &args.command) {
         (Some(dir), None) => replay(dir, out),
         (None, Some(Command::List)) => list(out).map(|()| 0).map_err(Failure::Output),
+        (None, Some(Command::Campaign { out: dir, tally: true, .. })) => campaign_tally(dir, out),
+        (None, Some(Command::Campaign { out: dir, runs, minutes, time, seed, rate, bin, .. })) => {
+            let course = |binary| Course { seed: *seed, time_s: *time, clients: CAMPAIGN_CLIENTS, rate: *rate, binary };
+            start::binary(bin.as_deref(), err).map_err(Failure::Start).and_then(|binary| {
+                let until = minutes.map(|minutes| Instant::now() + Duration::from_secs(60 * minutes));
+                campaign(dir, &course(binary), runs.unwrap_or(u64::MAX), until, out, err)
+            })
+        }
         (None, Some(Command::Inside { dir })) => return inside(dir, err),
         (None, None) if args.run.asks_for_a_run() => one_run(&args.run, out, err),
         _ => Err(Failure::Usage("--replay DIR, list, or a run: --nodes, --time, --seed, --nemesis".to_owned())),
@@ -143,13 +189,52 @@ fn one_run(args: &RunArgs, out: &mut impl Write, err: &mut impl Write) -> Result
     start::check_machine(&plan)?;
     plan.binary = start::binary(args.bin.as_deref(), err)?;
     let clock = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    let words = plan.faults.join("-").replace([',', ' '], "-");
+    let words = plan.scenario.clone().unwrap_or_else(|| plan.faults.join("-").replace([',', ' '], "-"));
     let dir = args.out.clone().unwrap_or_else(|| {
         PathBuf::from("jepsen-runs").join(format!("{}n-{words}-seed{}-{clock}", plan.nodes, plan.seed))
     });
     let _ = writeln!(err, "{}, seed {}, about {} s, in {}", plan.name, plan.seed, plan.time_s, dir.display());
     start::run(&plan, &dir)?;
     replay(&dir, out)
+}
+
+fn campaign_tally(dir: &Path, out: &mut impl Write) -> Result<u8, Failure> {
+    let entries = campaign::load(dir).map_err(|error| Failure::Campaign(dir.display().to_string(), error))?;
+    write!(out, "{}", campaign::tally(&entries)).map_err(Failure::Output)?;
+    let all_valid = entries.iter().all(|entry| entry.verdict == Verdict::Valid.name());
+    Ok(if all_valid { 0 } else { 1 })
+}
+
+/// Runs until it was enough, or it is interrupted. The exit code is that of the tally.
+fn campaign(
+    dir: &Path,
+    course: &Course,
+    runs: u64,
+    until: Option<Instant>,
+    out: &mut impl Write,
+    err: &mut impl Write,
+) -> Result<u8, Failure> {
+    let fail = |error: io::Error| Failure::Campaign(dir.display().to_string(), error);
+    std::fs::create_dir_all(dir).map_err(fail)?;
+    let first = campaign::load(dir).map_err(fail)?.len() as u64;
+    for number in first..first.saturating_add(runs) {
+        if until.is_some_and(|until| Instant::now() >= until) {
+            break;
+        }
+        let (plan, folder) = (course.plan(number), campaign::folder(dir, number));
+        start::check_machine(&plan)?;
+        let run_dir = dir.join(&folder);
+        let _ = writeln!(err, "== run {number}: {}, seed {}, in {}", plan.name, plan.seed, run_dir.display());
+        if start::run(&plan, &run_dir)? {
+            let _ = writeln!(err, "interrupted: run {number} will be done again");
+            break;
+        }
+        let run = run_dir::load(&run_dir)?;
+        let judgement = tell(&run_dir, &run, out)?;
+        campaign::add(dir, &campaign::entry(number, &folder, &plan, &run, &judgement)).map_err(fail)?;
+        campaign::tidy(&run_dir, judgement.verdict).map_err(fail)?;
+    }
+    campaign_tally(dir, out)
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -162,18 +247,23 @@ enum Failure {
     RunDir(#[from] run_dir::RunDirError),
     #[error(transparent)]
     Start(#[from] StartError),
+    #[error("{0}: {1}")]
+    Campaign(String, io::Error),
     #[error("cannot write results: {0}")]
     Results(#[from] serde_json::Error),
 }
 
 fn replay(dir: &Path, out: &mut impl Write) -> Result<u8, Failure> {
-    let run = run_dir::load(dir)?;
-    let judgement = judge(&run);
-    let report = Report::new(&run, &judgement)?;
+    tell(dir, &run_dir::load(dir)?, out).map(|judgement| judgement.verdict.exit_code())
+}
+
+/// Judges a run, writes its results and says the most important of it.
+fn tell(dir: &Path, run: &Run, out: &mut impl Write) -> Result<Judgement, Failure> {
+    let judgement = judge(run);
+    let report = Report::new(run, &judgement)?;
     run_dir::replace(dir, RESULTS_JSON, report.results_json.as_bytes())?;
     run_dir::replace(dir, REPORT_HTML, report.html.as_bytes())?;
-    let code = judgement.verdict.exit_code();
-    let mut tell = || -> io::Result<()> {
+    let mut say = || -> io::Result<()> {
         writeln!(out, "{}: {}", run.info.name, judgement.verdict.name())?;
         for outcome in judgement.outcomes.iter().filter(|outcome| outcome.findings.count > 0) {
             let allowed = if outcome.allowed { " (allowed)" } else { "" };
@@ -182,14 +272,15 @@ fn replay(dir: &Path, out: &mut impl Write) -> Result<u8, Failure> {
                 writeln!(out, "      {}", case.message)?;
             }
         }
+        judgement.accusations.iter().try_for_each(|what| writeln!(out, "  accused: {what}"))?;
         judgement.unknowns.iter().try_for_each(|why| writeln!(out, "  unknown: {why}"))?;
         judgement.rejections.iter().try_for_each(|why| writeln!(out, "  rejected: {why}"))?;
         writeln!(out, "  {}", dir.join(REPORT_HTML).display())
     };
     // The verdict is in the exit code and on disk; a reader of the output that left early changes neither.
-    match tell() {
+    match say() {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Failure::Output(error)),
-        _ => Ok(code),
+        _ => Ok(judgement),
     }
 }
 
@@ -205,5 +296,8 @@ fn list(out: &mut impl Write) -> io::Result<()> {
         writeln!(out, "  {:<22} {}\n  {:<22} may show: {allowed}", row.name, row.summary, "")?;
     }
     writeln!(out, "\nfaults")?;
-    KINDS.iter().try_for_each(|row| writeln!(out, "  {:<22} {}", row.name, row.summary))
+    KINDS.iter().try_for_each(|row| writeln!(out, "  {:<22} {}", row.name, row.summary))?;
+    writeln!(out, "\nscenarios, and who had the bug")?;
+    let line = |row: &Scenario| writeln!(out, "  {:<32} {}\n  {:<32} {}", row.name, row.summary, "", row.found_in);
+    SCENARIOS.iter().try_for_each(line)
 }

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::checkers::workloads::Workload;
 use crate::client::http::Place;
 use crate::nemesis::kind::{self, Kind};
+use crate::nemesis::scenario::{self, Scenario};
 use crate::nemesis::schedule::{self, Period};
 use crate::random::Random;
 use crate::run_dir::{self, PLAN_JSON, RUN_JSON, RunDirError};
@@ -34,6 +35,9 @@ pub struct Plan {
     pub time_s: u64,
     /// The names of the kinds of faults.
     pub faults: Vec<String>,
+    /// A scenario, which then decides about faults, nodes and workload.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scenario: Option<String>,
     /// How many clients at once.
     pub clients: usize,
     /// How many operations a second they begin together, at most.
@@ -43,8 +47,19 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// The scenario, if it is one.
+    pub fn scenario(&self) -> Result<Option<&'static Scenario>, String> {
+        let Some(name) = &self.scenario else { return Ok(None) };
+        scenario::find(name)
+            .map(Some)
+            .ok_or_else(|| format!("there is no scenario {name:?}; `list` tells what there is"))
+    }
+
     /// The kinds of faults.
     pub fn kinds(&self) -> Result<Vec<Kind>, String> {
+        if let Some(scenario) = self.scenario()? {
+            return Ok(scenario.kinds.to_vec());
+        }
         kind::parse(&self.faults.join(","))
     }
 
@@ -148,6 +163,7 @@ mod tests {
             nodes,
             time_s: 300,
             faults: vec![faults.to_owned()],
+            scenario: None,
             clients: 8,
             rate: 100,
             binary: "pontoon".into(),

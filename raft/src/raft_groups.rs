@@ -17,6 +17,7 @@ use tokio::sync::broadcast;
 use crate::config::RaftConfig;
 use crate::elections::Elections;
 use crate::error::Stopped;
+use crate::instruments::GroupInstruments;
 use crate::log_store::LogStore;
 use crate::raft_group::{Raft, RaftGroup};
 use crate::repair;
@@ -65,6 +66,7 @@ pub(crate) struct Hosted {
     events: broadcast::Sender<GroupEvent>,
     pub(crate) elections: Elections,
     lifecycle: Vec<tokio::sync::Mutex<()>>,
+    pub(crate) instruments: Arc<GroupInstruments>,
     closed: AtomicBool,
 }
 
@@ -76,6 +78,7 @@ impl RaftGroups {
         let openraft = openraft_config(&config).map_err(|error| Stopped(error.to_string().into()))?;
         let hosted = Arc::new_cyclic(|weak: &Weak<Hosted>| Hosted {
             elections: Elections::new(weak.clone(), transport.clone(), config.clone()),
+            instruments: Arc::new(GroupInstruments::new(transport.broker())),
             store,
             transport,
             config,
@@ -250,7 +253,8 @@ impl Hosted {
             }
         };
         replica.log.hold_readers();
-        let group = RaftGroup::new(self.transport.broker(), replica, raft, self.config.clone());
+        let group =
+            RaftGroup::new(self.transport.broker(), replica, raft, self.config.clone(), self.instruments.clone());
         self.groups.write().insert(id, group.clone());
         tokio::spawn(supervision::supervise(Arc::downgrade(&self), group.clone()));
         Ok(group)

@@ -55,6 +55,7 @@ pub(crate) async fn supervise(hosted: Weak<Hosted>, group: RaftGroup) {
             match hosted.restart(&group).await {
                 None => return,
                 Some(Ok(())) => {
+                    hosted.instruments.restarts.increment(1);
                     hosted.tell(GroupEvent::Restarted(group.group(), why));
                     break;
                 }
@@ -95,6 +96,9 @@ async fn watch_core(hosted: &Weak<Hosted>, group: &RaftGroup) -> String {
         group.publish();
         if let Some(term) = group.leading_term().filter(|term| *term != led_term) {
             led_term = term;
+            if let Some(hosted) = hosted.upgrade() {
+                hosted.instruments.elections_won.increment(1);
+            }
             let group = group.clone();
             tokio::spawn(async move { group.repair_membership().await });
         }
@@ -151,7 +155,7 @@ pub(crate) async fn hand_over_when_stalled(hosted: Weak<Hosted>) {
         let lasts = hosted.store.stalled_for();
         if lasts > ROUND_MAX {
             tracing::warn!(seconds = lasts.as_secs_f64(), "a journal round is stalled: leaderships are handed over");
-            metrics::counter!("pontoon_raft_stalled_hand_overs_total").increment(1);
+            hosted.instruments.stalled_hand_overs.increment(1);
             hosted.hand_over_all(AWAY_WAIT).await;
             sleep(AWAY_WAIT).await;
         }

@@ -25,6 +25,7 @@ mod control;
 mod leadership;
 mod lifecycle;
 mod membership;
+pub mod observe;
 mod peer;
 mod retention;
 mod routing;
@@ -47,6 +48,19 @@ pub struct TopicSpec {
     pub replicas: Option<u32>,
     /// Its configuration, by Kafka's names.
     pub config: BTreeMap<String, String>,
+}
+
+/// One key of a topic's effective configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigEntry {
+    /// Its name, Kafka's.
+    pub name: &'static str,
+    /// What the topic says, if anything.
+    pub topic: Option<String>,
+    /// What this broker's `log.*` says, if anything.
+    pub broker: Option<String>,
+    /// What counts if neither does.
+    pub built_in: &'static str,
 }
 
 /// What has to be known of a topic before records are divided between its partitions.
@@ -97,6 +111,8 @@ pub struct BrokerDescription {
     pub broker_id: BrokerId,
     /// Where clients reach it over HTTP, `host:port`.
     pub http_address: String,
+    /// Where Kafka clients reach it; `None` if they do not, or if it has not been heard of since the answering broker started.
+    pub kafka_address: Option<String>,
     /// Where brokers reach it.
     pub peer_address: String,
     /// Whether the answering broker's detector holds it alive.
@@ -178,6 +194,11 @@ impl Broker {
         self.shared.create_topic(spec, timeout).await
     }
 
+    /// What [`Self::create_topic`] would refuse, as far as this broker can tell. Creates nothing.
+    pub fn check_topic(&self, spec: &TopicSpec) -> Result<()> {
+        self.shared.check_topic(spec)
+    }
+
     /// All topics, by name.
     pub fn topics(&self) -> Vec<TopicDescription> {
         self.shared.topics()
@@ -191,6 +212,16 @@ impl Broker {
     /// A topic's effective configuration: its own values over this broker's `log.*` over the built-in ones. `UNKNOWN_TOPIC`.
     pub fn topic_config(&self, name: &str) -> Result<TopicConfig> {
         self.shared.topic_config(name)
+    }
+
+    /// The topic of this id (see [`TopicDescription::topic_id`]).
+    pub fn topic_by_id(&self, topic_id: u128) -> Result<TopicDescription> {
+        self.shared.topic_by_id(topic_id)
+    }
+
+    /// Every key of a topic's configuration, set or not. `UNKNOWN_TOPIC`.
+    pub fn topic_config_entries(&self, name: &str) -> Result<Vec<ConfigEntry>> {
+        self.shared.topic_config_entries(name)
     }
 
     /// Changes configuration (`None` resets a key) and grows the number of partitions.

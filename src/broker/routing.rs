@@ -58,6 +58,7 @@ struct Speaker {
     incarnation: u64,
     sequence: u64,
     stopping: bool,
+    kafka_address: Option<String>,
     claims: BTreeSet<GroupId>,
 }
 
@@ -132,6 +133,11 @@ impl Routing {
         self.claims.read().by_broker.get(&broker).is_some_and(|speaker| speaker.stopping)
     }
 
+    /// Where a broker last said that Kafka clients reach it.
+    pub(super) fn kafka_address(&self, broker: BrokerId) -> Option<String> {
+        self.claims.read().by_broker.get(&broker)?.kafka_address.clone()
+    }
+
     /// Takes in what a broker leads: all of it. An older message than the last is passed over.
     pub(super) fn take_summary(&self, from: BrokerId, summary: Summary) {
         let mut claims = self.claims.write();
@@ -151,6 +157,7 @@ impl Routing {
             incarnation: summary.incarnation,
             sequence: summary.sequence,
             stopping: summary.stopping,
+            kafka_address: summary.kafka_address,
             claims: now,
         };
         let mut moved = false;
@@ -188,7 +195,10 @@ mod tests {
     }
 
     fn say(routing: &Routing, broker: u32, incarnation: u64, sequence: u64, led: Vec<Led>) {
-        routing.take_summary(BrokerId(broker), Summary { incarnation, sequence, stopping: false, led });
+        routing.take_summary(
+            BrokerId(broker),
+            Summary { incarnation, sequence, stopping: false, kafka_address: None, led },
+        );
     }
 
     fn leader(routing: &Routing, group: u64) -> Option<(u32, u64)> {

@@ -13,6 +13,7 @@ use tokio::sync::{Notify, Semaphore, watch};
 
 use super::control::Reports;
 use super::lifecycle::Work;
+use super::observe::BrokerInstruments;
 use super::peer::Hello;
 use super::routing::Routing;
 use super::topics::ProducerIds;
@@ -39,6 +40,7 @@ pub(super) struct Shared {
     /// Random for each process.
     pub(super) incarnation: u64,
     pub(super) config: Config,
+    pub(super) instruments: BrokerInstruments,
     pub(super) http_address: String,
     pub(super) peer_address: String,
     pub(super) store: Arc<Store>,
@@ -77,6 +79,13 @@ impl Shared {
     /// Whether a broker is alive, as far as this one knows.
     pub(super) fn alive(&self, broker: BrokerId) -> bool {
         broker == self.broker || self.transport().liveness(broker) == Liveness::Alive
+    }
+
+    /// Where Kafka clients reach this broker, if they do. The listener is bound, and its port known, before the broker starts.
+    pub(super) fn kafka_address(&self) -> Option<String> {
+        let kafka = &self.config.kafka;
+        let address = || kafka.listener.advertised.clone().unwrap_or_else(|| kafka.listener.listen.clone());
+        kafka.enabled.then(address)
     }
 
     /// Every other broker in the catalog.

@@ -17,6 +17,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout, timeout_at};
 
+use super::observe::BrokerInstruments;
 use super::peer::{Hello, Peers};
 use super::shared::{Progress, Shared};
 use super::{Broker, StartError, bootstrap, control, leadership, lifecycle, retention, summary};
@@ -118,6 +119,7 @@ fn share(
     Arc::new_cyclic(|weak: &Weak<Shared>| Shared {
         broker: config.broker_id,
         incarnation: random_u64(),
+        instruments: BrokerInstruments::new(config.broker_id),
         http_address,
         peer_address,
         controller: Controller::new(config.broker_id, groups.clone(), catalog.clone(), probe(weak.clone())),

@@ -36,6 +36,8 @@ pub(super) struct Summary {
     pub(super) sequence: u64,
     /// The broker is about to stop: give it nothing to lead.
     pub(super) stopping: bool,
+    /// Where Kafka clients reach it, `host:port`, if they do.
+    pub(super) kafka_address: Option<String>,
     /// Every partition it leads.
     pub(super) led: Vec<Led>,
 }
@@ -119,6 +121,7 @@ pub(super) async fn run(shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
         incarnation: shared.incarnation,
         sequence: 0,
         stopping: false,
+        kafka_address: shared.kafka_address(),
         led: Vec::new(),
     }));
     let mut history = History::default();
@@ -131,7 +134,10 @@ pub(super) async fn run(shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
             let changed = summary.led != led || summary.stopping != stopping;
             if changed {
                 let sequence = summary.sequence + 1;
-                *summary = Arc::new(Summary { incarnation: shared.incarnation, sequence, stopping, led: led.clone() });
+                let kafka_address = summary.kafka_address.clone();
+                let led = led.clone();
+                *summary =
+                    Arc::new(Summary { incarnation: shared.incarnation, sequence, stopping, kafka_address, led });
                 // Its own claims stand in the table like everybody's.
                 shared.routing.take_summary(shared.broker, (**summary).clone());
             }

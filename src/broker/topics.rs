@@ -11,10 +11,12 @@ use tokio::time::{Instant, timeout_at};
 use super::routing::Hosted;
 use super::shared::{Progress, Shared};
 use super::{
-    BrokerDescription, ClusterDescription, PartitionDescription, Route, TopicDescription, TopicShape, TopicSpec,
+    BrokerDescription, ClusterDescription, ConfigEntry, PartitionDescription, Route, TopicDescription, TopicShape,
+    TopicSpec,
 };
+use crate::catalog::command::PARTITIONS_MAX;
 use crate::catalog::names::check_topic_name;
-use crate::catalog::state::{PartitionRecord, TopicRecord};
+use crate::catalog::state::{PartitionRecord, TopicId, TopicRecord};
 use crate::catalog::topic_config::{self, TopicConfig};
 use crate::controller::Controller;
 use crate::controller::requests::{ControlAnswer, ControlRequest};
@@ -55,10 +57,7 @@ impl Shared {
     pub(super) async fn create_topic(&self, spec: TopicSpec, timeout: Duration) -> Result<TopicDescription> {
         let deadline = Instant::now() + timeout;
         self.check_registered()?;
-        check_topic_name(&spec.name).map_err(|why| Error::new(Code::InvalidTopicName, why))?;
-        for (key, value) in &spec.config {
-            topic_config::check(key, value).map_err(|why| Error::new(Code::InvalidConfig, why))?;
-        }
+        check_names(&spec)?;
         let topic = Controller::random_topic_id();
         let request = ControlRequest::CreateTopic {
             topic,
@@ -80,6 +79,26 @@ impl Shared {
                 return Ok(self.describe(record));
             }
         }
+    }
+
+    pub(super) fn check_topic(&self, spec: &TopicSpec) -> Result<()> {
+        self.check_registered()?;
+        check_names(spec)?;
+        let state = self.catalog.state();
+        if let Some(existing) = state.colliding_topic(&spec.name) {
+            let code = if existing.name == spec.name { Code::TopicExists } else { Code::TopicNameCollision };
+            return Err(Error::new(code, format!("topic {:?} exists", existing.name)));
+        }
+        let brokers = state.brokers().len();
+        if spec.replicas.is_some_and(|replicas| replicas == 0 || replicas as usize > brokers) {
+            let why = format!("{} replicas asked for; there are {brokers} brokers", spec.replicas.unwrap_or_default());
+            return Err(Error::new(Code::InvalidReplicationFactor, why));
+        }
+        if !(1..=PARTITIONS_MAX).contains(&spec.partitions) {
+            let why = format!("a topic has 1 to {PARTITIONS_MAX} partitions, not {}", spec.partitions);
+            return Err(Error::new(Code::InvalidPartitions, why));
+        }
+        Ok(())
     }
 
     /// As many as there are brokers, but at most [`REPLICAS_DEFAULT`]. Brokers that the configuration promises count even
@@ -120,7 +139,7 @@ impl Shared {
     }
 
     /// The topic of this name, asking the controller how far the catalog is before saying that there is none.
-    async fn find_topic(&self, name: &str, deadline: Instant) -> Result<crate::catalog::state::TopicId> {
+    async fn find_topic(&self, name: &str, deadline: Instant) -> Result<TopicId> {
         self.check_registered()?;
         if self.catalog.state().topic(name).is_none() {
             self.catch_up(deadline).await?;
@@ -260,6 +279,28 @@ impl Shared {
         state.topic(name).map(|topic| self.describe(topic)).ok_or_else(|| unknown_topic(name))
     }
 
+    pub(super) fn topic_by_id(&self, topic_id: u128) -> Result<TopicDescription> {
+        self.check_registered()?;
+        let state = self.catalog.state();
+        let topic = state.topics().get(&TopicId(topic_id));
+        topic
+            .map(|topic| self.describe(topic))
+            .ok_or_else(|| Error::new(Code::UnknownTopic, format!("there is no topic of id {}", TopicId(topic_id))))
+    }
+
+    pub(super) fn topic_config_entries(&self, name: &str) -> Result<Vec<ConfigEntry>> {
+        self.check_registered()?;
+        let state = self.catalog.state();
+        let topic = state.topic(name).ok_or_else(|| unknown_topic(name))?;
+        let entry = |(key, built_in)| ConfigEntry {
+            name: key,
+            topic: topic.config.get(key).cloned(),
+            broker: self.config.log.get(key).cloned(),
+            built_in,
+        };
+        Ok(topic_config::keys().map(entry).collect())
+    }
+
     pub(super) fn topic_config(&self, name: &str) -> Result<TopicConfig> {
         self.check_registered()?;
         let state = self.catalog.state();
@@ -319,6 +360,10 @@ impl Shared {
         let brokers = state.brokers().values().map(|known| BrokerDescription {
             broker_id: known.broker,
             http_address: known.http_address.clone(),
+            kafka_address: match known.broker == self.broker {
+                true => self.kafka_address(),
+                false => self.routing.kafka_address(known.broker),
+            },
             peer_address: known.peer_address.clone(),
             alive: self.alive(known.broker),
             leads: count(&leads, known.broker),
@@ -331,6 +376,14 @@ impl Shared {
             brokers: brokers.collect(),
         }
     }
+}
+
+fn check_names(spec: &TopicSpec) -> Result<()> {
+    check_topic_name(&spec.name).map_err(|why| Error::new(Code::InvalidTopicName, why))?;
+    for (key, value) in &spec.config {
+        topic_config::check(key, value).map_err(|why| Error::new(Code::InvalidConfig, why))?;
+    }
+    Ok(())
 }
 
 fn unknown_topic(name: &str) -> Error {

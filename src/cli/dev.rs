@@ -28,6 +28,9 @@ pub(super) struct DevArgs {
     /// The first of three HTTP ports
     #[arg(long, value_name = "PORT", default_value_t = 8090, value_parser = clap::value_parser!(u16).range(1..=65533))]
     http_port: u16,
+    /// The first of three ports for Kafka clients
+    #[arg(long, value_name = "PORT", default_value_t = 9092, value_parser = clap::value_parser!(u16).range(1..=65533))]
+    kafka_port: u16,
     /// The first of three ports that the brokers use among themselves
     #[arg(long, value_name = "PORT", default_value_t = 7090, value_parser = clap::value_parser!(u16).range(1..=65533))]
     peer_port: u16,
@@ -42,6 +45,9 @@ impl DevArgs {
             let mut config = Config::new(BrokerId(u32::from(at) + 1), self.data.join(format!("broker-{}", at + 1)));
             config.bootstrap = bootstrap.clone();
             config.http.listen = format!("127.0.0.1:{}", self.http_port + at);
+            config.kafka.listener.listen = format!("127.0.0.1:{}", self.kafka_port + at);
+            config.kafka.auto_create_topics = true;
+            config.kafka.num_partitions = 4;
             config.peer.listen = peer(at);
             config
         };
@@ -70,7 +76,7 @@ pub(super) async fn run(args: DevArgs) -> Result<(), Failure> {
         }
     };
     let running: Vec<Running> =
-        servers.into_iter().zip(brokers).map(|(server, broker)| Running { server, broker }).collect();
+        servers.into_iter().zip(brokers).map(|(server, broker)| Running { listeners: server, broker }).collect();
     let end = tokio::select! {
         why = one_failed(&running) => Err(Failure::Failed(why)),
         never = welcome(&running, &args.data) => match never {},
@@ -86,9 +92,9 @@ pub(super) async fn run(args: DevArgs) -> Result<(), Failure> {
 
 fn with_port_hint(failure: Failure) -> Failure {
     match failure {
-        Failure::Failed(why) if why.contains("in use") && why.contains("listen") => {
-            Failure::Failed(format!("{why}; is another pontoon running? --http-port and --peer-port choose others"))
-        }
+        Failure::Failed(why) if why.contains("in use") && why.contains("listen") => Failure::Failed(format!(
+            "{why}; is another pontoon running? --http-port, --kafka-port and --peer-port choose others"
+        )),
         other => other,
     }
 }
@@ -106,15 +112,17 @@ async fn welcome(running: &[Running], data: &Path) -> std::convert::Infallible {
             tokio::time::sleep(READY_CHECK).await;
         }
     }
-    let addresses: Vec<&str> = running.iter().map(|one| one.server.address()).collect();
+    let addresses: Vec<&str> = running.iter().map(|one| one.listeners.http.address()).collect();
+    let kafka: Vec<&str> = running.iter().filter_map(|one| Some(one.listeners.kafka.as_ref()?.address())).collect();
     let [first, second, third] = addresses[..] else { return std::future::pending().await };
     output::say(&format!(
-        "three brokers are ready: http://{first} http://{second} http://{third}\n\
+        "three brokers are ready: http://{first} http://{second} http://{third}, Kafka clients at {}\n\
          data is in {} and stays there; Ctrl-C stops\n\
          \n  curl -X POST http://{first}/v1/topics -H 'content-type: application/json' -d '{{\"name\":\"greetings\"}}'\
          \n  curl -X POST http://{second}/v1/topics/greetings/partitions/0/records -H 'content-type: text/plain' -d 'hello'\
          \n  curl http://{third}/v1/topics/greetings/partitions/0/records\n\
          \n  pontoon produce greetings < file      pontoon consume greetings      pontoon status",
+        kafka.join(","),
         data.display()
     ));
     std::future::pending().await
@@ -126,7 +134,7 @@ mod tests {
 
     #[test]
     fn the_three_are_valid_and_on_the_documented_ports() {
-        let args = DevArgs { data: "d".into(), http_port: 8090, peer_port: 7090 };
+        let args = DevArgs { data: "d".into(), http_port: 8090, kafka_port: 9092, peer_port: 7090 };
         let configs = args.configs();
         let listen: Vec<_> = configs.iter().map(|c| (c.http.listen.as_str(), c.peer.listen.as_str())).collect();
         assert_eq!(

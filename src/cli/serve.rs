@@ -13,6 +13,7 @@ use crate::cli::Failure;
 use crate::cli::signals::Signals;
 use crate::config::{Config, load};
 use crate::http::Server;
+use crate::kafka;
 
 /// Longest that the broker may take to hand over and close; with [`CLOSE_TIMEOUT`] it stays below 30 s.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(22);
@@ -42,6 +43,12 @@ pub(super) struct ServeArgs {
     /// The address that clients are told
     #[arg(long, value_name = "HOST:PORT")]
     http_advertised: Option<String>,
+    /// Where Kafka clients are served, or off [default: 127.0.0.1:9092]
+    #[arg(long, value_name = "HOST:PORT")]
+    kafka_listen: Option<String>,
+    /// The address that Kafka clients are told
+    #[arg(long, value_name = "HOST:PORT")]
+    kafka_advertised: Option<String>,
     /// Where brokers are served [default: as bootstrap says]
     #[arg(long, value_name = "HOST:PORT")]
     peer_listen: Option<String>,
@@ -70,6 +77,8 @@ impl ServeArgs {
             ("bootstrap", &self.bootstrap),
             ("http.listen", &self.http_listen),
             ("http.advertised", &self.http_advertised),
+            ("kafka.listen", &self.kafka_listen),
+            ("kafka.advertised", &self.kafka_advertised),
             ("peer.listen", &self.peer_listen),
             ("peer.advertised", &self.peer_advertised),
         ];
@@ -91,15 +100,15 @@ pub(super) async fn run(args: ServeArgs) -> Result<(), Failure> {
     }
     raise_file_limit(&[&config])?;
     let mut signals = Signals::catch()?;
-    let server = bind(&config).await?;
+    let listeners = bind(&config).await?;
     let broker = tokio::select! {
-        broker = start(config, &server) => broker?,
+        broker = start(config, &listeners) => broker?,
         name = signals.next() => {
             info!("{name} while the data directory was being opened");
             return Ok(());
         }
     };
-    let running = Running { server, broker };
+    let running = Running { listeners, broker };
     let end = tokio::select! {
         why = running.broker.failed() => Err(Failure::Failed(why)),
         name = signals.next() => {
@@ -128,42 +137,73 @@ fn environment() -> Result<impl Iterator<Item = (String, String)>, Failure> {
     Ok(variables.into_iter())
 }
 
-/// Listens for HTTP. A taken port is named, with the key that changes it.
-pub(super) async fn bind(config: &Config) -> Result<Server, Failure> {
-    Server::bind(config).await.map_err(|error| {
-        let address = &config.http.listen;
-        Failure::Failed(format!("cannot listen for HTTP on {address} (http.listen): {error}"))
-    })
+/// Where clients are served.
+pub(super) struct Listeners {
+    pub(super) http: Server,
+    pub(super) kafka: Option<kafka::Server>,
 }
 
-/// Opens the broker behind the server.
-pub(super) async fn start(config: Config, server: &Server) -> Result<Arc<Broker>, Failure> {
+/// Listens for HTTP and Kafka. A taken port is named, with the key that changes it.
+pub(super) async fn bind(config: &Config) -> Result<Listeners, Failure> {
+    let cannot = |what: &str, address: &str, key: &str, error: std::io::Error| {
+        Failure::Failed(format!("cannot listen for {what} on {address} ({key}): {error}"))
+    };
+    let address = &config.http.listen;
+    let http = Server::bind(config).await.map_err(|error| cannot("HTTP", address, "http.listen", error))?;
+    let kafka = match config.kafka.enabled {
+        true => {
+            let address = &config.kafka.listener.listen;
+            let bound = kafka::Server::bind(config).await;
+            Some(bound.map_err(|error| cannot("Kafka clients", address, "kafka.listen", error))?)
+        }
+        false => None,
+    };
+    Ok(Listeners { http, kafka })
+}
+
+/// Opens the broker behind the listeners.
+pub(super) async fn start(mut config: Config, listeners: &Listeners) -> Result<Arc<Broker>, Failure> {
     let id = config.broker_id;
-    let broker = Broker::start(config, server.advertised().to_owned()).await.map_err(|error| {
+    if let Some(kafka) = &listeners.kafka {
+        config.kafka.listener.advertised = Some(kafka.advertised().to_owned());
+    }
+    let broker = Broker::start(config, listeners.http.advertised().to_owned()).await.map_err(|error| {
         let hint = if matches!(error, StartError::Listen { .. }) { " (peer.listen)" } else { "" };
         Failure::Failed(format!("broker {id}: {error}{hint}"))
     })?;
-    server.open(Arc::clone(&broker));
-    info!(broker = %id, http = server.address(), "started");
+    listeners.http.open(Arc::clone(&broker));
+    let kafka = listeners.kafka.as_ref().map_or("off", kafka::Server::address);
+    info!(broker = %id, http = listeners.http.address(), kafka, "started");
+    if let Some(kafka) = &listeners.kafka {
+        kafka.open(Arc::clone(&broker));
+    }
     Ok(broker)
 }
 
-/// A broker and its server.
+/// A broker and its listeners.
 pub(super) struct Running {
-    pub(super) server: Server,
+    pub(super) listeners: Listeners,
     pub(super) broker: Arc<Broker>,
 }
 
 impl Running {
     /// Hands over, closes, and lets requests finish meanwhile.
     pub(super) async fn stop(self) {
-        self.server.stopping();
+        self.listeners.http.stopping();
+        if let Some(kafka) = &self.listeners.kafka {
+            kafka.stopping();
+        }
         // The broker bounds itself; this is for a broker that does not.
         let shutdown = self.broker.shutdown(SHUTDOWN_TIMEOUT);
         if tokio::time::timeout(SHUTDOWN_TIMEOUT + Duration::from_secs(2), shutdown).await.is_err() {
             warn!("the broker did not close in {SHUTDOWN_TIMEOUT:?}; what it acknowledged is safe all the same");
         }
-        self.server.close(CLOSE_TIMEOUT).await;
+        let kafka = async {
+            if let Some(kafka) = &self.listeners.kafka {
+                kafka.close(CLOSE_TIMEOUT).await;
+            }
+        };
+        tokio::join!(self.listeners.http.close(CLOSE_TIMEOUT), kafka);
     }
 }
 

@@ -135,6 +135,7 @@ mod tests {
         let broker = |(at, alive): (usize, bool)| BrokerDescription {
             broker_id: BrokerId(at as u32 + 1),
             http_address: format!("h:{at}"),
+            kafka_address: None,
             peer_address: format!("p:{at}"),
             alive,
             leads: 1,

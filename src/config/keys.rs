@@ -48,6 +48,12 @@ keys! {
     "http.listen", "127.0.0.1:8090", "Where clients are served over HTTP. Port 0 lets the kernel choose." => |c, t| c.http.listen = address(t)?;
     "http.advertised", "", "The HTTP address that clients and other brokers are told. Unless set: `http.listen`." => |c, t| c.http.advertised = Some(address(t)?);
     "http.hosts", "", "Further names under which clients may address this broker (`Host`), separated by commas; its own addresses always count." => |c, t| c.http_hosts = list(t).map(str::to_ascii_lowercase).collect();
+    "kafka.listen", "127.0.0.1:9092", "Where Kafka clients are served; `off`: nowhere. Port 0 lets the kernel choose." => |c, t| listen_or_off(c, t)?;
+    "kafka.advertised", "", "The address that Kafka clients are told. Unless set: `kafka.listen`." => |c, t| c.kafka.listener.advertised = Some(address(t)?);
+    "kafka.idle_timeout_ms", "600000", "A Kafka connection on which nothing is asked for so long is closed." => |c, t| c.kafka.idle_timeout = millis(t)?;
+    "kafka.inflight_requests_max", "16", "Most requests of one Kafka connection being worked on or waiting to be." => |c, t| c.kafka.inflight_requests_max = at_least(t, 1)?;
+    "auto.create.topics.enable", "false", "Whether a Kafka client that asks for a topic that does not exist creates it. `dev`: true." => |c, t| c.kafka.auto_create_topics = boolean(t)?;
+    "num.partitions", "1", "Partitions of a topic that a Kafka client creates without naming a number. `dev`: 4." => |c, t| c.kafka.num_partitions = at_least(t, 1)?;
     "peer.listen", "127.0.0.1:7090", "Where other brokers are served. Unless set: this broker's address in `bootstrap`." => |c, t| c.peer.listen = address(t)?;
     "peer.advertised", "", "The peer address that other brokers are told. Unless set: `peer.listen`." => |c, t| c.peer.advertised = Some(address(t)?);
     "limits.record_bytes_max", "1048576", "Largest record: key, value and headers together. A topic's `max.message.bytes` takes its place." => |c, t| c.limits.record_bytes_max = at_least(t, 1)?;
@@ -105,6 +111,14 @@ pub fn names() -> impl Iterator<Item = String> {
 /// The known name that is nearest to a wrong one.
 pub fn nearest(wrong: &str, names: impl Iterator<Item = String>) -> Option<String> {
     names.min_by_key(|name| strsim::damerau_levenshtein(wrong, name))
+}
+
+fn listen_or_off(config: &mut Config, text: &str) -> Result<(), String> {
+    config.kafka.enabled = text != "off";
+    if config.kafka.enabled {
+        config.kafka.listener.listen = address(text).map_err(|why| format!("{why}, nor off"))?;
+    }
+    Ok(())
 }
 
 fn number<T: FromStr>(text: &str) -> Result<T, String> {
@@ -276,6 +290,20 @@ mod tests {
         ] {
             assert!(set(name, text).is_err(), "{name} = {text}");
         }
+    }
+
+    #[test]
+    fn the_kafka_listener_can_be_turned_off_and_on() {
+        let set = |config: &mut Config, text: &str| {
+            let key = KEYS.iter().find(|key| key.name == "kafka.listen").unwrap();
+            (key.set)(config, text)
+        };
+        let mut config = config();
+        set(&mut config, "off").unwrap();
+        assert!(!config.kafka.enabled);
+        set(&mut config, "127.0.0.1:9").unwrap();
+        assert!(config.kafka.enabled && config.kafka.listener.listen == "127.0.0.1:9");
+        assert!(set(&mut config, "no").unwrap_err().contains("off"));
     }
 
     #[test]

@@ -67,6 +67,36 @@ impl Default for Limits {
     }
 }
 
+/// The Kafka listener and what it does of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KafkaConfig {
+    /// Where. Default: 127.0.0.1:9092.
+    pub listener: ListenConfig,
+    /// Whether there is a Kafka listener at all (`kafka.listen = "off"`). Default: yes.
+    pub enabled: bool,
+    /// `auto.create.topics.enable`: a client that asks for a topic that does not exist creates it. Default: no (`dev`: yes).
+    pub auto_create_topics: bool,
+    /// `num.partitions`: of a topic whose creator names no number. Default: 1 (`dev`: 4).
+    pub num_partitions: u32,
+    /// A connection on which nothing is asked for so long is closed. Default: 10 min.
+    pub idle_timeout: Duration,
+    /// Most requests of one connection being worked on or waiting to be. Default: 16.
+    pub inflight_requests_max: usize,
+}
+
+impl Default for KafkaConfig {
+    fn default() -> Self {
+        Self {
+            listener: ListenConfig { listen: "127.0.0.1:9092".into(), advertised: None },
+            enabled: true,
+            auto_create_topics: false,
+            num_partitions: 1,
+            idle_timeout: Duration::from_secs(600),
+            inflight_requests_max: 16,
+        }
+    }
+}
+
 /// One broker's configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
@@ -80,6 +110,8 @@ pub struct Config {
     pub http: ListenConfig,
     /// Further names under which clients may address this broker (`Host`); its own addresses always count.
     pub http_hosts: Vec<String>,
+    /// The Kafka protocol.
+    pub kafka: KafkaConfig,
     /// Broker to broker.
     pub peer: ListenConfig,
     /// Listen on other addresses than loopback without security.
@@ -103,6 +135,7 @@ impl Config {
             bootstrap: BTreeMap::new(),
             http: ListenConfig { listen: "127.0.0.1:8090".into(), advertised: None },
             http_hosts: Vec::new(),
+            kafka: KafkaConfig::default(),
             peer: ListenConfig { listen: "127.0.0.1:7090".into(), advertised: None },
             allow_insecure: false,
             limits: Limits::default(),
@@ -118,6 +151,9 @@ impl Config {
         let mut warnings = Vec::new();
         for (name, listener) in [("http", &self.http), ("peer", &self.peer)] {
             warnings.extend(self.check_listener(name, listener)?);
+        }
+        if self.kafka.enabled {
+            warnings.extend(self.check_listener("kafka", &self.kafka.listener)?);
         }
         self.check_limits()?;
         self.check_raft()?;

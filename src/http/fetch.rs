@@ -18,8 +18,8 @@ use crate::api::{self, OffsetsAnswer};
 use crate::error::Code;
 use crate::http::leader::{AtLeader, Passable, Repeat};
 use crate::http::refusal::Refusal;
-use crate::http::request::{Params, Target, accept, reserve};
-use crate::http::{Shared, metrics, tail};
+use crate::http::request::{Params, Target, accept};
+use crate::http::{Shared, tail};
 use crate::partition::{Consistency, Fetch, FetchFrom, Fetched, Partition};
 use crate::record_batch::BatchHeader;
 
@@ -180,7 +180,7 @@ impl AtLeader for FetchWork<'_> {
             }
         };
         match self.form {
-            None => Ok(batches(fetched, permit)),
+            None => Ok(self.batches(fetched, permit)),
             Some(form) => self.records(form, fetched, permit).await,
         }
     }
@@ -209,17 +209,23 @@ impl FetchWork<'_> {
         self.read_at_once(partition, Fetch { from, ..at_once }).await
     }
 
+    fn batches(&self, mut fetched: Fetched, permit: OwnedSemaphorePermit) -> Response {
+        let batches = std::mem::take(&mut fetched.batches);
+        self.shared.metrics.partitions.served(records_in(&batches), batches.iter().map(Bytes::len).sum());
+        with_cursor(BATCHES, &fetched, fetched.next_offset, batches, permit)
+    }
+
     async fn read_at_once(
         &self,
         partition: &Partition,
         fetch: Fetch,
     ) -> Result<(Fetched, OwnedSemaphorePermit), Refusal> {
-        let mut permit = reserve(&self.shared.answer_bytes, fetch.bytes_max)?;
+        let mut permit = self.shared.answer_bytes.reserve(fetch.bytes_max)?;
         let fetched = partition.fetch(fetch).await?;
         // A single batch may be larger than what was asked for; most answers are smaller.
         let found: usize = fetched.batches.iter().map(Bytes::len).sum();
         match found.checked_sub(permit.num_permits()) {
-            Some(more) => permit.merge(reserve(&self.shared.answer_bytes, more)?),
+            Some(more) => permit.merge(self.shared.answer_bytes.reserve(more)?),
             None => drop(permit.split(permit.num_permits() - found)),
         }
         Ok((fetched, permit))
@@ -241,7 +247,8 @@ impl FetchWork<'_> {
             // A large answer takes a while to write down; others get their turn.
             tokio::task::yield_now().await;
         }
-        metrics::fetched(json.count() as u64, fetched.batches.iter().map(Bytes::len).sum());
+        let bytes = fetched.batches.iter().map(Bytes::len).sum();
+        self.shared.metrics.partitions.served(json.count() as u64, bytes);
         if form.framing == Framing::Lines {
             let next = json.next_offset(complete.then_some(fetched.next_offset));
             return Ok(with_cursor(LINES, &fetched, next, vec![json.into_records()], permit));
@@ -253,12 +260,6 @@ impl FetchWork<'_> {
         ];
         Ok((headers, chunks(vec![head, records], permit)).into_response())
     }
-}
-
-fn batches(mut fetched: Fetched, permit: OwnedSemaphorePermit) -> Response {
-    let batches = std::mem::take(&mut fetched.batches);
-    metrics::fetched(records_in(&batches), batches.iter().map(Bytes::len).sum());
-    with_cursor(BATCHES, &fetched, fetched.next_offset, batches, permit)
 }
 
 /// An answer whose cursor is in its headers.
@@ -318,10 +319,10 @@ mod tests {
 
     #[tokio::test]
     async fn a_body_gives_its_share_back_when_it_is_gone() {
-        let budget = Arc::new(tokio::sync::Semaphore::new(10));
-        let body = chunks(vec![Bytes::from_static(b"ab"), Bytes::from_static(b"c")], reserve(&budget, 7).unwrap());
-        assert_eq!(budget.available_permits(), 3);
+        let budget = crate::http::budget::Budget::new(10);
+        let body = chunks(vec![Bytes::from_static(b"ab"), Bytes::from_static(b"c")], budget.reserve(7).unwrap());
+        assert_eq!(budget.held(), 7);
         assert_eq!(&axum::body::to_bytes(body, 10).await.unwrap()[..], b"abc");
-        assert_eq!(budget.available_permits(), 10);
+        assert_eq!(budget.held(), 0);
     }
 }

@@ -6,11 +6,13 @@
 //! A [`Server`] listens before its broker is open, so that `/healthz` and `/readyz` can tell about a long recovery, and
 //! goes on while the broker hands its leaderships over, passing requests on to where they went.
 
+mod budget;
 mod deadlines;
 mod fetch;
 mod keyed;
 mod leader;
-mod metrics;
+pub mod metrics;
+mod openapi;
 mod partitioner;
 mod produce;
 mod refusal;
@@ -19,6 +21,7 @@ mod router;
 mod stall;
 mod tail;
 mod topics;
+mod wire;
 
 use std::io;
 use std::sync::{Arc, OnceLock};
@@ -28,23 +31,32 @@ use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinHandle;
 use tracing::{Instrument, debug, debug_span, warn};
 
 use crate::broker::Broker;
 use crate::config::{Config, Limits, host_of};
 use crate::error::Code;
+use budget::Budget;
 use deadlines::Deadlines;
 use partitioner::RoundRobin;
 use refusal::Refusal;
+use stall::Stall;
+use wire::{Busy, Wire};
 
 /// How long a connection to another broker may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Idle connections to other brokers are dropped before those close them (`limits.header_timeout_ms`).
 const PEER_IDLE: Duration = Duration::from_secs(15);
+
+/// How many connections too many are told so at a time; the others are closed without a word.
+const TURNED_AWAY_MAX: usize = 64;
+
+/// How much of their requests is read before that.
+const TURNED_AWAY_BYTES: u64 = 1 << 20;
 
 /// How far along its life a server is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,15 +77,16 @@ struct Shared {
     /// Names under which this broker may be addressed, in lower case.
     hosts: Vec<String>,
     /// Room for requests' bytes.
-    request_bytes: Arc<Semaphore>,
+    request_bytes: Arc<Budget>,
     /// Room for the bytes of answers to fetches; apart, so that readers cannot starve writers.
-    answer_bytes: Arc<Semaphore>,
+    answer_bytes: Arc<Budget>,
     /// Room for what tails have not taken yet; apart, so that those who never read hold up none but each other.
-    tail_bytes: Arc<Semaphore>,
+    tail_bytes: Arc<Budget>,
     /// When waits end.
     deadlines: Deadlines,
     /// Connections to other brokers' HTTP.
     peers: reqwest::Client,
+    metrics: Arc<metrics::Metrics>,
     /// Which partition is next for records without a key.
     turns: RoundRobin,
 }
@@ -98,7 +111,7 @@ impl Shared {
     }
 
     fn request_bytes_in_flight(&self) -> usize {
-        self.limits.inflight_bytes_max.saturating_sub(self.request_bytes.available_permits())
+        self.request_bytes.held()
     }
 }
 
@@ -127,7 +140,7 @@ impl Server {
             .pool_idle_timeout(PEER_IDLE.min(config.limits.header_timeout / 2))
             .build()
             .map_err(io::Error::other)?;
-        let budget = || Arc::new(Semaphore::new(config.limits.inflight_bytes_max.min(Semaphore::MAX_PERMITS)));
+        let budget = || Budget::new(config.limits.inflight_bytes_max);
         let shared = Arc::new(Shared {
             broker: OnceLock::new(),
             stage: watch::Sender::new(Stage::Serving),
@@ -138,9 +151,9 @@ impl Server {
             tail_bytes: budget(),
             deadlines: Deadlines::start(),
             peers,
+            metrics: Arc::new(metrics::Metrics::new(config.broker_id)),
             turns: RoundRobin::default(),
         });
-        metrics::handle();
         let closing = watch::Sender::new(false);
         let accepting = tokio::spawn(accept(listener, Arc::clone(&shared), closing.subscribe()));
         Ok(Server { shared, address, advertised, closing, accepting })
@@ -185,6 +198,7 @@ fn bracketed(host: &str) -> String {
 /// Accepts until told to close, then waits for the connections' current requests.
 async fn accept(listener: TcpListener, shared: Arc<Shared>, mut closing: watch::Receiver<bool>) {
     let room = Arc::new(Semaphore::new(shared.limits.connections_max.min(Semaphore::MAX_PERMITS)));
+    let turning_away = Arc::new(Semaphore::new(TURNED_AWAY_MAX));
     let router = router::router(Arc::clone(&shared));
     let connections = GracefulShutdown::new();
     loop {
@@ -202,16 +216,19 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>, mut closing: watch::
             }
         };
         let Ok(place) = Arc::clone(&room).try_acquire_owned() else {
-            tokio::spawn(turn_away(stream, shared.limits.connections_max));
+            if let Ok(place) = Arc::clone(&turning_away).try_acquire_owned() {
+                tokio::spawn(turn_away(stream, Arc::clone(&shared), place));
+            }
             continue;
         };
         let _ = stream.set_nodelay(true);
-        let io = TokioIo::new(stall::Stall::new(stream, shared.limits.write_timeout));
-        let service = TowerToHyperService::new(router.clone());
+        let (io, busy) = wrapped(stream, &shared);
+        let service = service(router.clone(), busy);
         let connection = builder(&shared.limits).serve_connection(io, service);
         let connection = connections.watch(connection);
+        let open = shared.metrics.open_connection();
         let serving = async move {
-            let _open = (place, metrics::OpenConnection::new());
+            let _open = (place, open);
             if let Err(error) = connection.await {
                 debug!(%error, "an HTTP connection ended");
             }
@@ -222,25 +239,54 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>, mut closing: watch::
     connections.shutdown().await;
 }
 
+/// What lies between hyper and the socket.
+fn wrapped(stream: TcpStream, shared: &Shared) -> (TokioIo<Wire<Stall<TcpStream>>>, Busy) {
+    let budgets = [Arc::clone(&shared.answer_bytes), Arc::clone(&shared.tail_bytes)];
+    let busy = Busy::default();
+    let stall = Stall::new(stream, shared.limits.write_timeout, budgets);
+    (TokioIo::new(Wire::new(stall, busy.clone(), shared.limits.header_bytes_max, Arc::clone(&shared.metrics))), busy)
+}
+
+/// The router, for one connection.
+fn service(
+    router: axum::Router,
+    busy: Busy,
+) -> impl hyper::service::Service<
+    hyper::Request<hyper::body::Incoming>,
+    Response = hyper::Response<wire::Answer>,
+    Error = std::convert::Infallible,
+    Future: Send,
+> {
+    let router = TowerToHyperService::new(router);
+    hyper::service::service_fn(move |request| {
+        busy.begin();
+        let (answering, busy) = (hyper::service::Service::call(&router, request), busy.clone());
+        async move { Ok(answering.await?.map(|body| busy.until_sent(body))) }
+    })
+}
+
 fn builder(limits: &Limits) -> http1::Builder {
     let mut builder = http1::Builder::new();
     builder.timer(TokioTimer::new());
     builder.header_read_timeout(limits.header_timeout);
+    // The one bounds what is buffered, the other a head that arrives in one piece.
     builder.max_buf_size(limits.header_bytes_max);
+    builder.max_header_size(limits.header_bytes_max);
     builder
 }
 
 /// One connection too many gets a short word and is closed; it never becomes one of ours.
-async fn turn_away(mut stream: TcpStream, max: usize) {
+async fn turn_away(mut stream: TcpStream, shared: Arc<Shared>, _place: OwnedSemaphorePermit) {
+    let max = shared.limits.connections_max;
     let error = crate::error::Error::new(Code::TooManyRequests, format!("there are {max} connections already"));
-    let body = serde_json::to_string(&crate::api::ErrorBody::from(&error)).unwrap_or_default();
-    let answer = format!(
-        "HTTP/1.1 429 Too Many Requests\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\
-         retry-after: 1\r\nconnection: close\r\n\r\n{body}",
-        body.len()
-    );
-    let _ = tokio::time::timeout(Duration::from_secs(1), stream.write_all(answer.as_bytes())).await;
-    let _ = stream.shutdown().await;
+    shared.metrics.refused(error.code);
+    let telling = async {
+        stream.write_all(&wire::closing_answer(&error)).await?;
+        stream.shutdown().await?;
+        // Closing over an unread request would take the answer back.
+        tokio::io::copy(&mut (&mut stream).take(TURNED_AWAY_BYTES), &mut tokio::io::sink()).await
+    };
+    let _ = tokio::time::timeout(Duration::from_secs(1), telling).await;
 }
 
 #[cfg(test)]

@@ -6,7 +6,6 @@ use axum::response::{IntoResponse, Response};
 
 use crate::api::{ErrorBody, RecordResult, TopicErrorBody};
 use crate::error::{Code, Error};
-use crate::http::metrics;
 use crate::partition::Offsets;
 
 /// An error on its way to the client.
@@ -18,6 +17,8 @@ pub(super) struct Refusal {
     pub(super) offsets: Option<Offsets>,
     /// Of a produce by key: what became of each record.
     pub(super) results: Option<Vec<RecordResult>>,
+    /// The rest of the body is still on its way: nothing further can be read off this connection.
+    pub(super) close: bool,
 }
 
 impl Refusal {
@@ -25,11 +26,17 @@ impl Refusal {
     pub(super) fn invalid(message: impl Into<String>) -> Self {
         Error::new(Code::InvalidRequest, message).into()
     }
+
+    /// The same, and the connection is closed.
+    pub(super) fn and_close(mut self) -> Self {
+        self.close = true;
+        self
+    }
 }
 
 impl From<Error> for Refusal {
     fn from(error: Error) -> Self {
-        Self { error, offsets: None, results: None }
+        Self { error, offsets: None, results: None, close: false }
     }
 }
 
@@ -42,7 +49,6 @@ impl From<(Code, String)> for Refusal {
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
         let code = self.error.code;
-        metrics::refused(code);
         let mut body = ErrorBody::from(&self.error);
         body.log_start_offset = self.offsets.map(|offsets| offsets.log_start_offset.0);
         body.high_watermark = self.offsets.map(|offsets| offsets.high_watermark.0);
@@ -52,13 +58,13 @@ impl IntoResponse for Refusal {
             None => (status, Json(body)).into_response(),
             Some(results) => (status, Json(TopicErrorBody { error: body, results })).into_response(),
         };
+        response.extensions_mut().insert(code); // The router counts it.
         if let Some(ms) = retry_after_ms {
             // The header knows whole seconds only; the body has the exact figure.
             let seconds = HeaderValue::from(ms.div_ceil(1000).max(1));
             response.headers_mut().insert(header::RETRY_AFTER, seconds);
         }
-        if code == Code::RequestTimeout || code == Code::RequestTooLarge {
-            // The rest of the body is still on its way: nothing further can be read off this connection.
+        if self.close {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         response

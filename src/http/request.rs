@@ -4,7 +4,6 @@
 use std::fmt::Display;
 use std::ops::RangeInclusive;
 use std::str::FromStr;
-use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
@@ -14,12 +13,14 @@ use axum::http::request::Parts;
 use axum::http::{HeaderMap, Uri, header};
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError};
+use hyper::body::Frame;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
 use crate::api;
 use crate::config::Limits;
 use crate::error::Code;
+use crate::http::budget::Budget;
 use crate::http::refusal::Refusal;
 
 /// The partition a path names.
@@ -257,61 +258,110 @@ pub(super) struct Received {
     _share: OwnedSemaphorePermit,
 }
 
-/// Reads a whole body: at most the limit, in time, and only while there is room for it among all others.
+/// Bytes a body gets room for at first, and by how much that grows: half a body holds no more than a few times what came.
+const BODY_BYTES_MIN: usize = 64 << 10;
+const BODY_GROWTH: usize = 4;
+/// How long a body may make no haste while others find no room.
+const BODY_PATIENCE: Duration = Duration::from_secs(1);
+/// What haste is: bytes a second.
+const BODY_RATE_MIN: usize = 64 << 10;
+
+/// Reads a whole body: at most the limit, in time, and only while there is room for it among all others. Who sends slowly
+/// while others are refused for lack of room makes way.
 pub(super) async fn read_body(
     headers: &HeaderMap,
     body: Body,
     limits: &Limits,
-    in_flight: &Arc<Semaphore>,
+    budget: &Budget,
 ) -> Result<Received, Refusal> {
     let max = limits.request_bytes_max;
     let announced: usize = number_header(headers, header::CONTENT_LENGTH.as_str(), 0..=usize::MAX)?.unwrap_or(0);
     if announced > max {
         return Err(too_large(announced, max));
     }
-    let mut permit = reserve(in_flight, announced)?;
+    // Of what was announced only the beginning gets room at once: announcing costs nothing.
+    let mut share = budget.reserve(announced.min(BODY_BYTES_MIN))?;
+    let mut received = BytesMut::with_capacity(share.num_permits());
     let deadline = Instant::now() + limits.body_timeout;
+    let mut pace = Pace { since: Instant::now(), received: 0 };
     let mut body = body;
-    // The announced size is within the budget: what is kept of a body takes no more room than the body.
-    let mut received = BytesMut::with_capacity(announced);
-    loop {
-        let frame = tokio::time::timeout_at(deadline, body.frame()).await.map_err(|_| {
-            let waited = limits.body_timeout.as_millis();
-            Refusal::from((Code::RequestTimeout, format!("{} body bytes arrived in {waited} ms", received.len())))
-        })?;
-        let Some(frame) = frame else { break };
-        let frame = frame.map_err(|error| Refusal::invalid(format!("the body broke off: {error}")))?;
+    while let Some(frame) = next_frame(&mut body, received.len(), &mut pace, deadline, budget).await? {
         let Ok(data) = frame.into_data() else { continue };
         let total = received.len() + data.len();
         if total > max {
             return Err(too_large(total, max));
         }
-        if let Some(more) = total.checked_sub(permit.num_permits()).filter(|more| *more > 0) {
-            permit.merge(reserve(in_flight, more)?);
+        if total > share.num_permits() {
+            // More than it needs now, so that it is not moved with every piece; but only as long as there is room.
+            let ahead = (share.num_permits() * BODY_GROWTH).min(if announced > 0 { announced } else { max });
+            let held = share.num_permits();
+            share.merge(match budget.try_reserve(ahead.max(total) - held) {
+                Some(more) => more,
+                None => budget.reserve(total - held).map_err(Refusal::and_close)?,
+            });
+            received.reserve(share.num_permits() - received.len());
         }
         received.extend_from_slice(&data);
     }
-    Ok(Received { bytes: received.freeze(), _share: permit })
+    Ok(Received { bytes: received.freeze(), _share: share })
+}
+
+/// The next piece of a body; `None` at its end.
+async fn next_frame(
+    body: &mut Body,
+    received: usize,
+    pace: &mut Pace,
+    deadline: Instant,
+    budget: &Budget,
+) -> Result<Option<Frame<Bytes>>, Refusal> {
+    loop {
+        let look = (Instant::now() + BODY_PATIENCE).min(deadline);
+        let frame = tokio::time::timeout_at(look, body.frame()).await;
+        let late = if pace.is_slow(received) && budget.short() {
+            "slowly, and others need the room"
+        } else {
+            match frame {
+                Ok(None) => return Ok(None),
+                Ok(Some(Ok(frame))) => return Ok(Some(frame)),
+                Ok(Some(Err(error))) => {
+                    return Err(Refusal::invalid(format!("the body broke off: {error}")).and_close());
+                }
+                Err(_) if Instant::now() < deadline => continue,
+                Err(_) => "and no more in time",
+            }
+        };
+        let why = format!("{received} body bytes arrived, {late}");
+        return Err(Refusal::from((Code::RequestTimeout, why)).and_close());
+    }
+}
+
+/// How fast a body comes, looked at every [`BODY_PATIENCE`].
+struct Pace {
+    since: Instant,
+    received: usize,
+}
+
+impl Pace {
+    fn is_slow(&mut self, received: usize) -> bool {
+        let elapsed = self.since.elapsed();
+        if elapsed < BODY_PATIENCE {
+            return false;
+        }
+        let slow = ((received - self.received) as f64) < BODY_RATE_MIN as f64 * elapsed.as_secs_f64();
+        *self = Self { since: Instant::now(), received };
+        slow
+    }
 }
 
 fn too_large(found: usize, max: usize) -> Refusal {
-    (Code::RequestTooLarge, format!("the body has {found} bytes or more; the limit is {max}")).into()
-}
-
-/// Takes a share of a budget of bytes, or refuses: a queue would only hide that there is too much.
-pub(super) fn reserve(budget: &Arc<Semaphore>, bytes: usize) -> Result<OwnedSemaphorePermit, Refusal> {
-    let share = u32::try_from(bytes).unwrap_or(u32::MAX);
-    Arc::clone(budget).try_acquire_many_owned(share).map_err(|error| match error {
-        TryAcquireError::NoPermits => {
-            (Code::TooManyRequests, format!("no room for {bytes} more bytes in flight; wait and try again")).into()
-        }
-        TryAcquireError::Closed => (Code::NotReady, "the broker is stopping".to_owned()).into(),
-    })
+    Refusal::from((Code::RequestTooLarge, format!("the body has {found} bytes or more; the limit is {max}")))
+        .and_close()
 }
 
 #[cfg(test)]
 mod tests {
     use axum::http::HeaderValue;
+    use futures_util::StreamExt;
 
     use super::*;
 
@@ -404,33 +454,88 @@ mod tests {
 
     #[tokio::test]
     async fn a_body_that_is_too_large_is_refused_before_it_is_read() {
-        let budget = Arc::new(Semaphore::new(100));
+        let budget = Budget::new(100);
         let announced = headers(&[("content-length", "11")]);
         let refusal = read_body(&announced, Body::empty(), &limits(), &budget).await.err().unwrap();
         assert_eq!(refusal.error.code, Code::RequestTooLarge);
         let refusal = read_body(&headers(&[]), Body::from("12345678901"), &limits(), &budget).await.err().unwrap();
         assert_eq!(refusal.error.code, Code::RequestTooLarge);
-        assert_eq!(budget.available_permits(), 100);
+        assert_eq!(budget.held(), 0);
     }
 
     #[tokio::test]
     async fn bytes_in_flight_are_bounded_and_given_back() {
-        let budget = Arc::new(Semaphore::new(15));
+        let budget = Budget::new(15);
         let first = read_body(&headers(&[]), Body::from("1234567890"), &limits(), &budget).await.ok().unwrap();
-        assert_eq!((&first.bytes[..], budget.available_permits()), (&b"1234567890"[..], 5));
+        assert_eq!((&first.bytes[..], budget.held()), (&b"1234567890"[..], 10));
         let refusal = read_body(&headers(&[]), Body::from("123456"), &limits(), &budget).await.err().unwrap();
         assert_eq!(refusal.error.code, Code::TooManyRequests);
         assert!(refusal.error.retry_after_ms.is_some());
         drop(first);
         assert!(read_body(&headers(&[]), Body::from("123456"), &limits(), &budget).await.is_ok());
-        assert_eq!(budget.available_permits(), 15);
+        assert_eq!(budget.held(), 0);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_body_that_does_not_come_times_out() {
-        let budget = Arc::new(Semaphore::new(15));
+        let budget = Budget::new(15);
         let body = Body::from_stream(futures_util::stream::pending::<Result<Bytes, std::io::Error>>());
         let refusal = read_body(&headers(&[]), body, &limits(), &budget).await.err().unwrap();
         assert_eq!(refusal.error.code, Code::RequestTimeout);
+    }
+
+    /// A body that sends these pieces and then nothing more.
+    fn half(pieces: &'static [&'static [u8]]) -> Body {
+        let pieces = pieces.iter().map(|piece| Ok::<_, std::io::Error>(Bytes::from_static(piece)));
+        Body::from_stream(futures_util::stream::iter(pieces).chain(futures_util::stream::pending()))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn announcing_a_large_body_takes_no_room() {
+        let budget = Budget::new(1 << 20);
+        let limits = Limits { request_bytes_max: 1 << 20, ..Limits::default() };
+        let announced = headers(&[("content-length", "1048576")]);
+        let mut reading: Vec<_> =
+            (0..10).map(|_| Box::pin(read_body(&announced, half(&[b"only this"]), &limits, &budget))).collect();
+        for reading in &mut reading {
+            assert!(futures_util::poll!(reading).is_pending());
+        }
+        assert_eq!(budget.held(), 10 * BODY_BYTES_MIN);
+        drop(reading);
+        assert_eq!(budget.held(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn half_a_body_makes_way_for_others_before_its_time_is_over() {
+        let budget = Budget::new(100);
+        let limits = Limits { request_bytes_max: 100, body_timeout: Duration::from_secs(60), ..Limits::default() };
+        let stuck = headers(&[("content-length", "90")]);
+        let mut stuck = Box::pin(read_body(&stuck, half(&[b"only this"]), &limits, &budget));
+        assert!(futures_util::poll!(&mut stuck).is_pending());
+        // Nobody needs the room: it may take its time.
+        assert!(tokio::time::timeout(Duration::from_secs(10), &mut stuck).await.is_err());
+        let refusal = read_body(&headers(&[]), Body::from(vec![1; 50]), &limits, &budget).await.err().unwrap();
+        assert_eq!(refusal.error.code, Code::TooManyRequests);
+        let refusal = tokio::time::timeout(BODY_PATIENCE * 2, stuck).await.unwrap().err().unwrap();
+        assert_eq!(refusal.error.code, Code::RequestTimeout);
+        assert!(refusal.error.message.contains("9 body bytes"), "{}", refusal.error.message);
+        assert!(read_body(&headers(&[]), Body::from(vec![1; 50]), &limits, &budget).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_large_body_in_pieces_arrives_whole() {
+        let budget = Budget::new(8 << 20);
+        let pieces = (0..300).map(|at| Ok::<_, std::io::Error>(Bytes::from(vec![at as u8; 10_000])));
+        let limits = Limits::default();
+        for announced in [headers(&[]), headers(&[("content-length", "3000000")])] {
+            let body = Body::from_stream(futures_util::stream::iter(pieces.clone().collect::<Vec<_>>()));
+            let received = read_body(&announced, body, &limits, &budget).await.ok().unwrap();
+            assert_eq!(received.bytes.len(), 3_000_000);
+            assert!(
+                received.bytes.chunks(10_000).zip(0..).all(|(piece, at)| piece.iter().all(|byte| *byte == at as u8))
+            );
+            assert!(budget.held() >= 3_000_000);
+        }
+        assert_eq!(budget.held(), 0);
     }
 }

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use axum::Router;
 use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderMap, Uri, header};
-use axum::middleware::{Next, from_fn, from_fn_with_state};
+use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::MethodRouter;
 use futures_util::FutureExt;
 use tokio::time::Instant;
 use tracing::{debug, error};
@@ -17,26 +17,44 @@ use crate::config::host_of;
 use crate::error::Code;
 use crate::http::refusal::Refusal;
 use crate::http::request::{check_path, text_header};
-use crate::http::{Shared, fetch, keyed, metrics, produce, topics};
+use crate::http::{Shared, fetch, keyed, openapi, produce, topics};
 
-/// The whole API (API.md).
+/// One table: the router, and [`ROUTES`] to hold the API's description to.
+macro_rules! routes {
+    ($($path:literal => $($method:ident $handler:path),+;)+) => {
+        /// Every path, and the methods it has.
+        #[cfg(test)]
+        pub(super) const ROUTES: &[(&str, &[&str])] = &[$(($path, &[$(stringify!($method)),+])),+];
+
+        fn routes() -> Router<Arc<Shared>> {
+            Router::new()$(.route($path, MethodRouter::new()$(.$method($handler))+))+
+        }
+    };
+}
+
+// The whole API (API.md). What is added here is described in openapi.json.
+routes! {
+    "/v1/topics" => get topics::list, post topics::create;
+    "/v1/topics/{topic}" => get topics::describe, patch topics::alter, delete topics::delete;
+    "/v1/topics/{topic}/records" => post keyed::produce;
+    "/v1/topics/{topic}/partitions/{partition}/records" => get fetch::fetch, post produce::produce;
+    "/v1/topics/{topic}/partitions/{partition}/offsets" => get fetch::offsets;
+    "/v1/producers" => post topics::create_producer;
+    "/v1/cluster" => get topics::cluster;
+    "/v1/brokers" => get topics::brokers;
+    "/healthz" => get topics::healthz;
+    "/readyz" => get topics::readyz;
+    "/metrics" => get topics::show_metrics;
+    "/openapi.json" => get openapi::show;
+}
+
+/// The API, with what every request passes.
 pub(super) fn router(shared: Arc<Shared>) -> Router {
-    Router::new()
-        .route("/v1/topics", get(topics::list).post(topics::create))
-        .route("/v1/topics/{topic}", get(topics::describe).patch(topics::alter).delete(topics::delete))
-        .route("/v1/topics/{topic}/records", post(keyed::produce))
-        .route("/v1/topics/{topic}/partitions/{partition}/records", get(fetch::fetch).post(produce::produce))
-        .route("/v1/topics/{topic}/partitions/{partition}/offsets", get(fetch::offsets))
-        .route("/v1/producers", post(topics::create_producer))
-        .route("/v1/cluster", get(topics::cluster))
-        .route("/v1/brokers", get(topics::brokers))
-        .route("/healthz", get(topics::healthz))
-        .route("/readyz", get(topics::readyz))
-        .route("/metrics", get(topics::show_metrics))
+    routes()
         .fallback(topics::not_found)
         .method_not_allowed_fallback(topics::method_not_allowed)
         .layer(from_fn_with_state(Arc::clone(&shared), guard))
-        .layer(from_fn(observe))
+        .layer(from_fn_with_state(Arc::clone(&shared), observe))
         .with_state(shared)
 }
 
@@ -72,23 +90,25 @@ fn own_host(named: &str, hosts: &[String]) -> bool {
 }
 
 /// Counts and times every request, and answers 500 where a handler panicked: one defect is one request's.
-async fn observe(request: Request, next: Next) -> Response {
+async fn observe(State(shared): State<Arc<Shared>>, request: Request, next: Next) -> Response {
     let began = Instant::now();
-    let method = request.method().clone();
-    let path = request.uri().path().to_owned();
-    let route = request.extensions().get::<MatchedPath>().map_or("other", MatchedPath::as_str).to_owned();
+    // Shared with the request, not copied.
+    let (method, uri) = (request.method().clone(), request.uri().clone());
+    let route = request.extensions().get::<MatchedPath>().cloned();
     let response = match AssertUnwindSafe(next.run(request)).catch_unwind().await {
         Ok(response) => response,
         Err(_) => {
-            error!(%method, path, "a request handler panicked");
+            error!(%method, path = uri.path(), "a request handler panicked");
             Refusal::from((Code::Internal, "the request met a defect of Pontoon; see the broker's log".to_owned()))
                 .into_response()
         }
     };
     let (status, took) = (response.status().as_u16(), began.elapsed());
-    debug!(%method, path, status, ?took, "answered");
-    let known = matches!(method.as_str(), "GET" | "HEAD" | "POST" | "PUT" | "PATCH" | "DELETE" | "OPTIONS");
-    metrics::answered(&route, if known { method.as_str() } else { "other" }, status, took);
+    debug!(%method, path = uri.path(), status, ?took, "answered");
+    if let Some(code) = response.extensions().get::<Code>() {
+        shared.metrics.refused(*code);
+    }
+    shared.metrics.answered(route.as_ref().map_or("other", MatchedPath::as_str), &method, status, took);
     response
 }
 

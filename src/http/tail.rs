@@ -17,7 +17,7 @@ use axum::http::{Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use bytes::{Buf, Bytes};
 use pontoon_raft::types::Offset;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
 use crate::api::fetched::{Framing, RecordsForm, RecordsJson, ValueFormat};
@@ -25,9 +25,10 @@ use crate::api::{self, ErrorBody, OffsetsAnswer};
 use crate::error::Code;
 use crate::http::fetch::{self, BATCHES, EVENTS, FetchWork, OffsetsWork};
 use crate::http::leader::{AtLeader, Passable, Repeat};
+use crate::http::metrics::Open;
 use crate::http::refusal::Refusal;
 use crate::http::request::{Params, Target, number_header};
-use crate::http::{Shared, Stage, metrics};
+use crate::http::{Shared, Stage};
 use crate::partition::{Consistency, Fetch, FetchFrom, Partition};
 
 /// A comment is sent when there was nothing else for so long.
@@ -72,15 +73,8 @@ pub(super) async fn tail(
         Err(refusal) if is_gap(&refusal, next) => Found { next, events: error_event(refusal), last: true },
         Err(refusal) => return Err(refusal),
     };
-    let tail = Tail {
-        source,
-        values,
-        next,
-        first: Some(first),
-        pause: PAUSE_MIN,
-        over: false,
-        _open: metrics::OpenTail::new(),
-    };
+    let open = Open::new(&source.shared.metrics.door.tails);
+    let tail = Tail { source, values, next, first: Some(first), pause: PAUSE_MIN, over: false, _open: open };
     let events = futures_util::stream::unfold(tail, |mut tail| async {
         let chunk = tail.chunk().await?;
         Some((Ok::<_, Infallible>(chunk), tail))
@@ -123,7 +117,7 @@ struct Tail {
     first: Option<Found>,
     pause: Duration,
     over: bool,
-    _open: metrics::OpenTail,
+    _open: Open,
 }
 
 impl Tail {
@@ -235,9 +229,7 @@ impl Source {
         if announced == 0 {
             return Ok(Found { next: end.unwrap_or(next), events: Bytes::new(), last: false });
         }
-        // Another broker may take larger batches than this one has room for: the whole room is enough then.
-        let room = announced.min(self.shared.limits.inflight_bytes_max);
-        let share = share(&self.shared.tail_bytes, room).await?;
+        let share = self.shared.tail_bytes.wait(announced).await?;
         let batches = self.whole(answer, announced).await?;
         self.write(next, end, values, batches, share)
     }
@@ -293,13 +285,6 @@ impl AtLeader for Here {
     async fn run(&self, _: &Partition, _: Duration) -> Result<Response, Refusal> {
         Ok(StatusCode::OK.into_response())
     }
-}
-
-/// Waits for room among all tails, in turn.
-async fn share(budget: &Arc<Semaphore>, bytes: usize) -> Result<OwnedSemaphorePermit, Refusal> {
-    let share = u32::try_from(bytes).unwrap_or(u32::MAX);
-    let closed = |_| Refusal::from((Code::NotReady, "the broker is stopping".to_owned()));
-    Arc::clone(budget).acquire_many_owned(share).await.map_err(closed)
 }
 
 /// Text on its way to a socket, and its share of the room for such.
@@ -383,13 +368,13 @@ mod tests {
 
     #[tokio::test]
     async fn text_gives_its_room_back_once_it_is_sent() {
-        let budget = Arc::new(Semaphore::new(100));
-        let held = share(&budget, 60).await.unwrap();
+        let budget = crate::http::budget::Budget::new(100);
+        let held = budget.wait(60).await.unwrap();
         let text = Bytes::from_owner(Sending { text: Bytes::from_static(b"abc"), _share: held });
         let part = text.slice(1..);
         drop(text);
-        assert_eq!((budget.available_permits(), &part[..]), (40, &b"bc"[..]));
+        assert_eq!((budget.held(), &part[..]), (60, &b"bc"[..]));
         drop(part);
-        assert_eq!(budget.available_permits(), 100);
+        assert_eq!(budget.held(), 0);
     }
 }

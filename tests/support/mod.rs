@@ -32,6 +32,7 @@ pub fn pontoon() -> Command {
 #[derive(Clone, Copy, Debug)]
 struct Ports {
     http: u16,
+    kafka: u16,
     peer: u16,
 }
 
@@ -153,8 +154,9 @@ impl Cluster {
     /// Lays the cluster out, ports and folders, without starting any broker: see [`Self::spawn`].
     pub fn prepare(count: u32, args: &[&str]) -> Self {
         let dir = tempfile::Builder::new().prefix("pontoon-test-").tempdir().unwrap();
-        let ports = free_ports(2 * count as usize);
-        let ports: Vec<Ports> = ports.chunks(2).map(|pair| Ports { http: pair[0], peer: pair[1] }).collect();
+        let ports = free_ports(3 * count as usize);
+        let ports = ports.chunks(3).map(|three| Ports { http: three[0], kafka: three[1], peer: three[2] });
+        let ports: Vec<Ports> = ports.collect();
         let bootstrap: Vec<String> =
             ports.iter().zip(1..).map(|(ports, id)| format!("{id}@127.0.0.1:{}", ports.peer)).collect();
         let bootstrap = bootstrap.join(",");
@@ -185,6 +187,11 @@ impl Cluster {
     /// `127.0.0.1:PORT` of a broker's HTTP listener.
     pub fn address(&self, id: u32) -> String {
         format!("127.0.0.1:{}", self.broker(id).ports.http)
+    }
+
+    /// A broker's Kafka listener, `host:port`.
+    pub fn kafka_address(&self, id: u32) -> String {
+        format!("127.0.0.1:{}", self.broker(id).ports.kafka)
     }
 
     /// All brokers' URLs, as `--server` takes them.
@@ -373,6 +380,7 @@ fn broker(dir: &Path, id: u32, ports: Ports, bootstrap: &str, extra: &[&str]) ->
     let mut args: Vec<String> = vec!["serve".into(), "--broker-id".into(), id.to_string()];
     args.extend(["--data-dir".into(), data.display().to_string(), "--bootstrap".into(), bootstrap.into()]);
     args.extend(["--http-listen".into(), format!("127.0.0.1:{}", ports.http)]);
+    args.extend(["--kafka-listen".into(), format!("127.0.0.1:{}", ports.kafka)]);
     args.extend(["--peer-listen".into(), format!("127.0.0.1:{}", ports.peer)]);
     args.extend(extra.iter().map(|arg| (*arg).to_owned()));
     BrokerProcess { id, ports, args, data, log: dir.join(format!("broker-{id}.log")), child: None }

@@ -1,6 +1,7 @@
-//! The calls that need `unsafe`: two ioctls that no safe library offers. This is the only such file of the crate.
+//! The calls that need `unsafe`: two ioctls that no safe library offers, and watching a descriptor. This is the only such file of the
+//! crate.
 
-#![allow(unsafe_code, reason = "ioctls; each says what it relies on")]
+#![allow(unsafe_code, reason = "each says what it relies on")]
 
 use std::fs::File;
 use std::io;
@@ -8,6 +9,7 @@ use std::os::fd::AsFd as _;
 use std::path::Path;
 
 use rustix::ioctl::{self, Setter};
+use tokio::io::unix::AsyncFd;
 
 /// `EXT4_IOC_SHUTDOWN`, `_IOR('X', 125, u32)`.
 const SHUTDOWN: ioctl::Opcode = 0x8004_587d;
@@ -45,4 +47,10 @@ pub fn open_tun(name: &str) -> io::Result<File> {
     // SAFETY: the opcode reads one `struct ifreq`, whose layout this is and which outlives the call.
     unsafe { ioctl::ioctl(device.as_fd(), Setter::<TUN_SET_INTERFACE, InterfaceRequest>::new(request)) }?;
     Ok(device)
+}
+
+/// Lets the runtime watch a device. It must not block.
+pub fn watch(device: File) -> io::Result<AsyncFd<File>> {
+    // SAFETY: a `File` owns its descriptor, keeps it open and never changes it; nothing takes it out.
+    unsafe { AsyncFd::register(device) }.map_err(io::Error::from)
 }

@@ -2,7 +2,7 @@
 //!
 //! [`preflight`] says whether this machine can do it and what to install. [`isolation`] starts the harness anew inside namespaces of its
 //! own, so that the kernel takes everything away when it ends, however it ends. [`network`], [`disk`] and [`broker`] are the three
-//! parts of a host, [`admin`] asks the brokers how they are. Nothing here chooses what to break.
+//! parts of a host, [`netem`] and [`tracer`] make its links and its fsyncs bad, [`admin`] asks the brokers how they are. Nothing here chooses what to break.
 
 pub mod admin;
 pub mod broker;
@@ -11,8 +11,10 @@ pub mod disk;
 pub mod host;
 pub mod isolation;
 pub mod kernel;
+pub mod netem;
 pub mod network;
 pub mod preflight;
+pub mod tracer;
 
 use std::fmt;
 

@@ -1,27 +1,28 @@
-//! Each fault: done, seen to have happened, taken back.
+//! Faults as such: chosen, injected, confirmed, healed. What each one does is in [`super::hosts`], [`super::links`] and [`super::disks`].
 //!
-//! Seeing is by other means than having asked: a process's status, a counter of dropped packets, a file that is gone.
+//! A fault counts as seen only by other means than having asked for it: a process's status, a counter of dropped packets, a file
+//! that is gone.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::kind::{Kind, Pick, Shape};
+use super::rot::Rot;
 use super::{Nemesis, names, targets, way_names};
 use crate::client::Connector;
 use crate::cluster::Harness;
-use crate::cluster::network::{self, Way};
+use crate::cluster::netem::{self, Netem};
+use crate::cluster::network::Way;
+use crate::cluster::tracer::{SyncFault, Tracer};
 use crate::timeline::Entry;
 
 /// Percent of packets that are lost.
 const LOSS_PERCENT: u8 = 20;
-/// A paused broker must not answer for so long.
-const NO_ANSWER: Duration = Duration::from_millis(300);
-/// How long a fault may take to show.
-const LOOKS: usize = 50;
-/// Between two looks.
-const LOOK: Duration = Duration::from_millis(20);
+/// How much longer slow fsyncs take.
+const SLOW: Duration = Duration::from_millis(300);
+/// Between two looks at a fault that does not show yet.
+const LOOK: Duration = Duration::from_millis(200);
 
 /// A fault that lasts.
-#[derive(Debug)]
 pub struct Open {
     /// Its number in the timeline.
     pub id: u64,
@@ -29,6 +30,10 @@ pub struct Open {
     pub kind: Kind,
     /// To whom.
     pub hit: Hit,
+    /// What keeps it up.
+    pub(super) means: Means,
+    /// It was seen to have happened.
+    pub(super) seen: bool,
 }
 
 /// Who is hit.
@@ -38,6 +43,16 @@ pub enum Hit {
     Hosts(Vec<usize>),
     /// These ways between hosts.
     Ways(Vec<Way>),
+}
+
+/// What keeps a fault up until it is healed.
+pub(super) enum Means {
+    /// Nothing more than what was done.
+    Done,
+    /// Packets go through here.
+    Netem(Netem),
+    /// Brokers are traced: by host.
+    Traced(Vec<(usize, Tracer)>),
 }
 
 impl Open {
@@ -57,7 +72,7 @@ impl<C: Connector> Nemesis<C> {
         self.inject_at(kind, hit).await
     }
 
-    async fn choose(&mut self, kind: Kind, _taken: &[usize]) -> Hit {
+    async fn choose(&mut self, kind: Kind, taken: &[usize]) -> Hit {
         let hosts = self.hosts();
         match kind {
             Kind::Kill(pick) | Kind::Pause(pick) | Kind::Power(pick) => {
@@ -70,9 +85,17 @@ impl<C: Connector> Nemesis<C> {
                 let leader = self.random.pick(&leaders).copied();
                 Hit::Ways(targets::cut(shape, hosts, leader, &mut self.random))
             }
-            Kind::Loss => {
+            Kind::Loss | Kind::Delay | Kind::Unruly => {
                 let all = (0..hosts).flat_map(|from| (0..hosts).map(move |to| Way { from, to }));
                 Hit::Ways(all.filter(|way| way.from != way.to).collect())
+            }
+            // A disk that lies may take what only it and one more have: one at a time.
+            Kind::FailedFsync | Kind::RotStopped | Kind::RotRunning | Kind::RotTruncated => {
+                Hit::Hosts(targets::hosts(Pick::One, hosts, &[], &mut self.random))
+            }
+            Kind::ClockJump | Kind::ClockRate | Kind::DiskFull | Kind::SlowFsync | Kind::LyingFsync => {
+                let most = targets::minority(hosts).max(1);
+                Hit::Hosts(targets::free(1 + self.random.below(most), hosts, taken, &mut self.random))
             }
         }
     }
@@ -84,126 +107,132 @@ impl<C: Connector> Nemesis<C> {
             Hit::Hosts(hosts) => names(hosts),
             Hit::Ways(ways) => way_names(ways),
         };
-        self.say(&format!("{} {}", kind.name(), targets.join(" ")));
+        self.say(&format!("{} {}", kind.name(), brief(&targets)));
         let id = self.recorder.start_fault(kind.name(), targets);
-        let open = Open { id, kind, hit };
-        let seen = match (kind, &open.hit) {
-            (Kind::Kill(_), Hit::Hosts(hosts)) => self.kill(&hosts.clone()).await?,
-            (Kind::Pause(_), Hit::Hosts(hosts)) => self.pause(&hosts.clone()).await?,
-            (Kind::Power(_), Hit::Hosts(hosts)) => self.cut_power(&hosts.clone()).await?,
-            (Kind::Partition(_), Hit::Ways(ways)) => self.lose(&ways.clone(), 100).await?,
-            (Kind::Loss, Hit::Ways(ways)) => self.lose(&ways.clone(), LOSS_PERCENT).await?,
-            _ => None,
+        if kind.breaks_disks()
+            && let Hit::Hosts(hosts) = &hit
+        {
+            self.fragile.extend(hosts);
+        }
+        let mut means = Means::Done;
+        let seen = match &hit {
+            Hit::Hosts(hosts) => self.hit_hosts(kind, hosts, &mut means).await?,
+            Hit::Ways(ways) => self.hit_ways(kind, ways, &mut means).await?,
         };
-        self.seen(id, seen);
+        let mut open = Open { id, kind, hit, means, seen: false };
+        self.seen(&mut open, seen);
         Ok(open)
     }
 
-    /// Writes down what was seen of a fault.
-    fn seen(&mut self, fault: u64, evidence: Option<String>) {
-        if let Some(evidence) = evidence {
-            self.say(&format!("  {evidence}"));
-            self.recorder.tell(|time_ns| Entry::Confirmed { time_ns, fault, evidence });
+    async fn hit_hosts(&mut self, kind: Kind, hosts: &[usize], means: &mut Means) -> Harness<Option<String>> {
+        match kind {
+            Kind::Kill(_) => self.kill(hosts).await,
+            Kind::Pause(_) => self.pause(hosts).await,
+            Kind::Power(_) => self.cut_power(hosts).await,
+            Kind::ClockJump => self.set_clocks(hosts, false),
+            Kind::ClockRate => self.set_clocks(hosts, true),
+            Kind::DiskFull => self.fill_disks(hosts),
+            Kind::SlowFsync => self.trace(hosts, SyncFault::Slow(SLOW), means).await,
+            Kind::FailedFsync => self.trace(hosts, SyncFault::Fails, means).await,
+            Kind::LyingFsync => self.trace(hosts, SyncFault::Lies, means).await,
+            Kind::RotStopped => self.rot(hosts, Rot::Flip, true).await,
+            Kind::RotRunning => self.rot(hosts, Rot::Flip, false).await,
+            Kind::RotTruncated => self.rot(hosts, Rot::Truncate, true).await,
+            Kind::Partition(_) | Kind::Loss | Kind::Delay | Kind::Unruly => Ok(None),
         }
     }
 
-    async fn kill(&mut self, hosts: &[usize]) -> Harness<Option<String>> {
-        use std::os::unix::process::ExitStatusExt as _;
-        let mut killed = Vec::new();
-        for host in hosts {
-            let status = self.cluster.kill(*host).await?;
-            if status.and_then(|status| status.signal()) == Some(9) {
-                killed.push(*host);
-            }
+    async fn hit_ways(&mut self, kind: Kind, ways: &[Way], means: &mut Means) -> Harness<Option<String>> {
+        // What it does shows later, by its counters.
+        match kind {
+            Kind::Partition(_) => self.cluster.network.lose(ways, 100).await?,
+            Kind::Loss => self.cluster.network.lose(ways, LOSS_PERCENT).await?,
+            Kind::Delay => *means = self.slow_links(netem::DELAY).await?,
+            Kind::Unruly => *means = self.slow_links(netem::UNRULY).await?,
+            _ => {}
         }
-        Ok((killed == hosts).then(|| format!("{} ended by signal 9", names(hosts).join(", "))))
-    }
-
-    async fn pause(&mut self, hosts: &[usize]) -> Harness<Option<String>> {
-        for host in hosts {
-            self.cluster.pause(*host)?;
-        }
-        for host in hosts {
-            let mut looks = 0;
-            while !self.cluster.broker(*host).is_some_and(|broker| broker.stands_still()) {
-                looks += 1;
-                if looks > LOOKS {
-                    return Ok(None);
-                }
-                tokio::time::sleep(LOOK).await;
-            }
-            if self.cluster.admin.answers(*host, NO_ANSWER).await {
-                return Ok(None);
-            }
-        }
-        Ok(Some(format!("all threads of {} stand still and answer nothing", names(hosts).join(", "))))
-    }
-
-    /// Cuts the power. A broker may still run for a moment then, with a dead disk, or stand still before; both happen.
-    async fn cut_power(&mut self, hosts: &[usize]) -> Harness<Option<String>> {
-        self.fragile.extend(hosts);
-        let at_once = self.random.percent(50);
-        for host in hosts.iter().filter(|_| at_once) {
-            self.cluster.pause(*host)?;
-        }
-        for host in hosts {
-            self.cluster.hosts[*host].disk.cut_power()?;
-        }
-        for host in hosts {
-            self.cluster.kill(*host).await?;
-        }
-        let mut evidence = Vec::new();
-        for host in hosts {
-            let disk = &mut self.cluster.hosts[*host].disk;
-            disk.unmount().await?;
-            disk.mount().await?;
-            match disk.power_was_cut() {
-                Ok(seen) => evidence.push(format!("{}: {seen}", network::name(*host))),
-                Err(why) => {
-                    self.say(&format!("{}: no power loss: {why}", network::name(*host)));
-                    return Ok(None);
-                }
-            }
-        }
-        Ok(Some(evidence.join("; ")))
-    }
-
-    /// What it does shows later, by its counters.
-    async fn lose(&mut self, ways: &[Way], percent: u8) -> Harness<Option<String>> {
-        self.cluster.network.lose(ways, percent).await?;
         Ok(None)
     }
 
-    /// Sees what only time shows.
-    pub async fn confirm(&mut self, open: &mut Open) -> Harness<()> {
-        if let (Kind::Partition(_) | Kind::Loss, Hit::Ways(ways)) = (open.kind, &open.hit) {
-            let lost = self.cluster.network.lost().await?;
-            let on_these: u64 = ways.iter().filter_map(|way| lost.get(way)).sum();
-            let silent = ways.iter().filter(|way| lost.get(way).is_none_or(|count| *count == 0)).count();
-            let evidence =
-                format!("{on_these} packets were dropped, on {} of {} ways", ways.len() - silent, ways.len());
-            self.seen(open.id, (on_these > 0).then_some(evidence));
+    async fn slow_links(&mut self, manner: netem::Manner) -> Harness<Means> {
+        let random = self.random.split();
+        Netem::start(self.hosts(), manner, random).await.map(Means::Netem)
+    }
+
+    /// Writes down what was seen of a fault.
+    fn seen(&mut self, open: &mut Open, evidence: Option<String>) {
+        if let Some(evidence) = evidence {
+            self.say(&format!("  {evidence}"));
+            let fault = open.id;
+            self.recorder.tell(|time_ns| Entry::Confirmed { time_ns, fault, evidence });
+            open.seen = true;
+        }
+    }
+
+    /// Sees what only time shows. Looks again for a while if there is nothing to be seen yet.
+    pub async fn confirm(&mut self, open: &mut Open, patience: Duration) -> Harness<()> {
+        let deadline = Instant::now() + patience;
+        while !open.seen {
+            let evidence = self.look(open).await?;
+            self.seen(open, evidence);
+            if Instant::now() >= deadline {
+                break;
+            }
+            tokio::time::sleep(LOOK).await;
         }
         Ok(())
+    }
+
+    async fn look(&mut self, open: &Open) -> Harness<Option<String>> {
+        Ok(match (open.kind, &open.hit, &open.means) {
+            (Kind::Partition(_) | Kind::Loss, Hit::Ways(ways), _) => self.packets_lost(ways).await?,
+            (_, _, Means::Netem(netem)) => netem.counters.evidence(),
+            (_, _, Means::Traced(traced)) => Self::calls_hit(traced),
+            (Kind::ClockJump | Kind::ClockRate, Hit::Hosts(hosts), _) => self.clocks_off(hosts).await,
+            _ => None,
+        })
     }
 
     /// Takes a fault back.
     pub async fn heal(&mut self, open: Open) -> Harness<()> {
-        match (open.kind, &open.hit) {
-            (Kind::Kill(_) | Kind::Power(_), Hit::Hosts(hosts)) => {
+        match (open.kind, open.hit, open.means) {
+            (Kind::Kill(_) | Kind::Power(_), Hit::Hosts(hosts), _) => {
                 for host in hosts {
-                    self.cluster.start(*host)?;
+                    self.cluster.start(host)?;
                 }
             }
-            (Kind::Pause(_), Hit::Hosts(hosts)) => {
+            (Kind::Pause(_), Hit::Hosts(hosts), _) => {
                 for host in hosts {
-                    self.cluster.resume(*host)?;
+                    self.cluster.resume(host)?;
                 }
             }
-            (_, Hit::Ways(ways)) => self.cluster.network.heal(ways).await?,
-            _ => {}
+            (Kind::ClockJump | Kind::ClockRate, Hit::Hosts(hosts), _) => {
+                for host in hosts {
+                    self.cluster.set_clock(host, "+0")?;
+                }
+            }
+            (Kind::DiskFull, Hit::Hosts(hosts), _) => {
+                for host in hosts {
+                    self.cluster.hosts[host].disk.drain()?;
+                }
+            }
+            (kind, Hit::Hosts(_), Means::Traced(traced)) => self.release(traced, kind == Kind::FailedFsync).await?,
+            (Kind::RotStopped | Kind::RotRunning | Kind::RotTruncated, Hit::Hosts(hosts), _) => {
+                self.see_to_disks(&hosts, open.kind == Kind::RotRunning).await?;
+            }
+            (_, _, Means::Netem(netem)) => drop(netem),
+            (_, Hit::Ways(ways), _) => self.cluster.network.heal(&ways).await?,
+            (_, Hit::Hosts(_), _) => {}
         }
         self.recorder.tell(|time_ns| Entry::Stop { time_ns, fault: open.id });
         Ok(())
+    }
+}
+
+/// The first few of many names.
+fn brief(names: &[String]) -> String {
+    match names {
+        [first, .., last] if names.len() > 8 => format!("{first} … {last}, {} in all", names.len()),
+        _ => names.join(" "),
     }
 }

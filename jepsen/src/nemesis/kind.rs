@@ -51,6 +51,28 @@ pub enum Kind {
     Partition(Shape),
     /// A fifth of all packets between hosts is lost.
     Loss,
+    /// Packets between hosts take their time.
+    Delay,
+    /// Packets between hosts overtake each other, come twice or garbled.
+    Unruly,
+    /// Clocks are wrong by minutes.
+    ClockJump,
+    /// Clocks run too fast.
+    ClockRate,
+    /// A disk is full to the last block.
+    DiskFull,
+    /// fsyncs take 300 ms longer.
+    SlowFsync,
+    /// One fsync fails.
+    FailedFsync,
+    /// fsyncs do nothing. Not a fault that anybody survives: only for the harness's test of itself.
+    LyingFsync,
+    /// A stopped broker's file has a bit flipped, and it starts again.
+    RotStopped,
+    /// A running broker's file has a bit flipped under its feet.
+    RotRunning,
+    /// A stopped broker's file is cut short, and it starts again.
+    RotTruncated,
 }
 
 /// How kinds exclude each other.
@@ -100,12 +122,28 @@ pub const KINDS: &[Row] = &[
     row(Kind::Partition(Shape::Leader), "partition-leader", "a leader cut off"),
     row(Kind::Partition(Shape::OneWay), "partition-oneway", "a leader is not heard, but hears"),
     row(Kind::Loss, "loss", "20 % of packets lost between hosts"),
+    row(Kind::Delay, "delay", "packets between hosts take 50 ± 10 ms"),
+    row(Kind::Unruly, "unruly", "packets between hosts are reordered, doubled, garbled"),
+    row(Kind::ClockJump, "clock-jump", "clocks of some hosts are wrong by up to 288 s"),
+    row(Kind::ClockRate, "clock-rate", "clocks of some hosts run several times too fast"),
+    row(Kind::DiskFull, "disk-full", "a disk has no block left"),
+    row(Kind::SlowFsync, "disk-slow", "each fsync of a broker takes 300 ms longer"),
+    row(Kind::FailedFsync, "disk-failed", "an fsync of a broker fails once with EIO"),
+    row(Kind::RotStopped, "rot-stopped", "a bit flipped in a file of a broker that is down"),
+    row(Kind::RotRunning, "rot-running", "a bit flipped in a file of a broker that runs"),
+    row(Kind::RotTruncated, "rot-truncated", "a file of a broker that is down cut short"),
 ];
+
+/// What no broker survives; never part of `all`.
+const LYING_FSYNC: Row = row(Kind::LyingFsync, "disk-lies", "fsyncs do nothing: the harness's test of itself");
 
 impl Kind {
     /// Its line of the table.
     pub fn row(self) -> &'static Row {
-        // Every kind stands in the table; a test holds it.
+        if self == Self::LyingFsync {
+            return &LYING_FSYNC;
+        }
+        // Every other kind stands in the table; a test holds it.
         KINDS.iter().find(|row| row.kind == self).unwrap_or(&KINDS[0])
     }
 
@@ -118,7 +156,9 @@ impl Kind {
     pub fn class(self) -> Class {
         match self {
             Self::Kill(_) | Self::Pause(_) | Self::Power(_) => Class::Host,
-            Self::Partition(_) | Self::Loss => Class::Net,
+            Self::FailedFsync | Self::RotStopped | Self::RotRunning | Self::RotTruncated => Class::Host,
+            Self::Partition(_) | Self::Loss | Self::Delay | Self::Unruly => Class::Net,
+            Self::ClockJump | Self::ClockRate | Self::DiskFull | Self::SlowFsync | Self::LyingFsync => Class::Side,
         }
     }
 
@@ -127,9 +167,31 @@ impl Kind {
         matches!(self, Self::Kill(Pick::All) | Self::Pause(Pick::All) | Self::Power(Pick::All))
     }
 
+    /// Brokers may end by themselves, or panic, before the recovery: something was done to their disks.
+    pub fn breaks_disks(self) -> bool {
+        matches!(
+            self,
+            Self::Power(_)
+                | Self::FailedFsync
+                | Self::LyingFsync
+                | Self::RotStopped
+                | Self::RotRunning
+                | Self::RotTruncated
+        )
+    }
+
+    /// Files are not what they should be afterwards.
+    pub fn rots(self) -> bool {
+        matches!(self, Self::RotStopped | Self::RotRunning | Self::RotTruncated)
+    }
+
     /// What the machine must have for it.
     pub fn needs(self) -> Needs {
-        Needs::default()
+        Needs {
+            strace: matches!(self, Self::SlowFsync | Self::FailedFsync | Self::LyingFsync),
+            faketime: matches!(self, Self::ClockJump | Self::ClockRate),
+            tun: matches!(self, Self::Delay | Self::Unruly),
+        }
     }
 }
 

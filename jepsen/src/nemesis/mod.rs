@@ -1,13 +1,18 @@
 //! What is done to the brokers.
 //!
-//! [`kind`] is the table of faults, [`schedule`] which happen when, [`targets`] to whom; [`faults`] does each, sees that it really
-//! happened, and takes it back; [`recovery`] waits until the cluster is itself again. What happened goes into the timeline. It judges
+//! [`kind`] is the table of faults, [`schedule`] which happen when, [`scenario`] those that are told by hand, [`targets`] to whom;
+//! [`faults`] does each, sees that it really happened, and takes it back; [`recovery`] waits until the cluster is itself again. What happened goes into the timeline. It judges
 //! nothing: a fault that was not seen to happen, or a cluster that does not recover, is left out of the timeline, and the checkers
 //! reject the run.
 
+mod disks;
 pub mod faults;
+mod hosts;
 pub mod kind;
+mod links;
 pub mod recovery;
+pub mod rot;
+pub mod scenario;
 pub mod schedule;
 pub mod targets;
 
@@ -28,6 +33,9 @@ use faults::Open;
 use recovery::Probe;
 use schedule::Period;
 
+/// How long a fault may take to show, once it should.
+const SEEN_PATIENCE: Duration = Duration::from_secs(8);
+
 /// Does things to a cluster.
 pub struct Nemesis<C: Connector> {
     /// To this one.
@@ -42,6 +50,8 @@ pub struct Nemesis<C: Connector> {
     pub stop: watch::Receiver<bool>,
     /// Tells people what happens.
     pub progress: fn(&Recorder, &str),
+    /// Which kinds of files rot; none named: any.
+    pub rot_kinds: &'static [&'static str],
     probe: Probe<C>,
     /// Hosts whose brokers may end by themselves, or panic, until the next recovery: something was done to their disks.
     fragile: Vec<usize>,
@@ -59,7 +69,7 @@ impl<C: Connector> Nemesis<C> {
         progress: fn(&Recorder, &str),
     ) -> Self {
         let probe = Probe::new(recorder.clone(), connector, values);
-        Self { cluster, recorder, random, places, stop, progress, probe, fragile: Vec::new() }
+        Self { cluster, recorder, random, places, stop, progress, rot_kinds: &[], probe, fragile: Vec::new() }
     }
 
     /// How many hosts there are.
@@ -110,13 +120,16 @@ impl<C: Connector> Nemesis<C> {
         Ok(())
     }
 
-    /// Sees what was still to be seen of these faults, takes them back and waits for the recovery.
+    /// Sees what was still to be seen of these faults, takes them back and waits for the recovery. Hosts come back first: perhaps nobody
+    /// was there to send packets that could be dropped.
     pub async fn end(&mut self, mut open: Vec<Open>) -> Harness<()> {
-        for fault in &mut open {
-            self.confirm(fault).await?;
-        }
+        open.sort_by_key(|fault| fault.kind.class());
         let ids: Vec<u64> = open.iter().map(|fault| fault.id).collect();
-        for fault in open {
+        for fault in &mut open {
+            self.confirm(fault, Duration::ZERO).await?;
+        }
+        for mut fault in open {
+            self.confirm(&mut fault, SEEN_PATIENCE).await?;
             self.heal(fault).await?;
         }
         if !ids.is_empty() {
@@ -151,7 +164,7 @@ impl<C: Connector> Nemesis<C> {
                 let broker = network::name(host);
                 self.say(&format!("{broker}: {what}"));
                 if !self.fragile.contains(&host) {
-                    self.recorder.tell(|time_ns| Entry::BrokerEnded { time_ns, broker, what });
+                    self.recorder.tell(|time_ns| Entry::Accused { time_ns, broker, what });
                     // One that ends again and again until the next recovery says nothing new.
                     self.fragile.push(host);
                 }

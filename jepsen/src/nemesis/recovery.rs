@@ -13,10 +13,13 @@ use crate::history::Key;
 use crate::recorder::Recorder;
 use crate::timeline::Entry;
 use crate::workload::Values;
+use crate::workload::final_reads::read_everything;
 use crate::workload::steps::{Ended, Life};
 
 /// How long the cluster may take.
 const PATIENCE: Duration = Duration::from_secs(90);
+/// How long it may take to read everything.
+const READ_PATIENCE: Duration = Duration::from_secs(30);
 /// After a probe that did not work.
 const PAUSE: Duration = Duration::from_millis(50);
 
@@ -60,6 +63,13 @@ impl<C: Connector> Probe<C> {
 }
 
 impl<C: Connector> Nemesis<C> {
+    /// Reads every key from its beginning, at this broker.
+    pub async fn read_from(&mut self, broker: usize) {
+        let (recorder, connector) = (self.recorder.clone(), self.probe.connector.clone());
+        let reached = read_everything(&recorder, &connector, broker, self.places.len(), READ_PATIENCE).await;
+        self.say(if reached { "  everything is read" } else { "  NOT EVERYTHING COULD BE READ" });
+    }
+
     /// Waits until the cluster has recovered from these faults, and says so. If it does not in time, the run makes no sense any more: the
     /// error says what was missing.
     pub async fn recover(&mut self, faults: &[u64]) -> Harness<()> {

@@ -30,6 +30,17 @@ pub fn hosts(pick: Pick, hosts: usize, leaders: &[usize], random: &mut Random) -
     of
 }
 
+/// So many hosts, ascending, those first that are not `taken`; at least one.
+pub fn free(count: usize, hosts: usize, taken: &[usize], random: &mut Random) -> Vec<usize> {
+    let mut of: Vec<usize> = (0..hosts).collect();
+    random.shuffle(&mut of);
+    of.sort_by_key(|host| taken.contains(host));
+    let untaken = of.iter().filter(|host| !taken.contains(host)).count();
+    of.truncate(count.min(untaken).max(1));
+    of.sort_unstable();
+    of
+}
+
 /// The ways that a partition cuts.
 pub fn cut(shape: Shape, hosts: usize, leader: Option<usize>, random: &mut Random) -> Vec<Way> {
     let mut order: Vec<usize> = (0..hosts).collect();
@@ -98,6 +109,17 @@ mod tests {
                 assert!(leaders.iter().all(|host| [1, 2].contains(host)) && !leaders.is_empty(), "{leaders:?}");
             }
             assert_eq!(hosts(Pick::Leaders, hosts_count, &[], &mut random).len(), 1);
+        }
+    }
+
+    #[test]
+    fn what_is_free_leaves_others_alone() {
+        let mut random = Random::new(9);
+        for _ in 0..20 {
+            let found = free(2, 5, &[0, 1, 2], &mut random);
+            assert_eq!(found, [3, 4]);
+            assert_eq!(free(2, 3, &[0, 2], &mut random), [1]);
+            assert_eq!(free(2, 3, &[0, 1, 2], &mut random).len(), 1);
         }
     }
 

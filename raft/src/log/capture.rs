@@ -13,9 +13,9 @@ use super::segment::{self, SegmentFile};
 use super::{Folder, Log, LogContext};
 use crate::checkpoint::ReplicaState;
 use crate::disk::{replace_file, sync_failed};
-use crate::error::ReadError;
 use crate::journal::{Lsn, SegmentName};
 use crate::payload::SnapshotAt;
+use crate::types::LogId;
 
 /// Tells whether a log has changed since a checkpoint in a way that the next one must show.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -132,8 +132,9 @@ impl Log {
     }
 
     /// After a recovery: what is applied, and the high watermark, follow from the recovered commit, or from the applied state
-    /// where that survives.
-    pub(crate) async fn restore_applied(&self) -> Result<(), ReadError> {
+    /// where that survives. Where the log cannot be read there (rot), from the beginning of that segment: what follows is applied
+    /// again when the group starts, which is the place to find out whether it can be.
+    pub(crate) async fn restore_applied(&self) {
         let applied = match self.application.snapshot_at() {
             SnapshotAt::Boundary => self.committed_log_id(),
             SnapshotAt::Applied => self.application.applied(),
@@ -142,28 +143,24 @@ impl Log {
             let state = self.state.lock();
             (state.purged, state.log_start_offset)
         };
-        let offset = match applied {
-            Some(applied) if Some(applied) > purged => match self.offset_after(applied).await {
-                // Rot must not keep a directory from opening. What is known without reading is a lower bound, which the
-                // next entry that is applied makes good.
-                Err(error) => {
-                    let known = self.offset_known_at(applied.index).max(start);
-                    tracing::warn!(group = %self.group, %error, known, "the high watermark begins further back");
-                    known
-                }
-                Ok(offset) => offset,
-            },
-            _ => start,
+        let Some(last) = applied.filter(|applied| Some(*applied) > purged) else {
+            return self.set_applied(applied, start);
         };
-        self.set_applied(applied, offset);
-        Ok(())
+        match self.offset_after(last).await {
+            Ok(offset) => self.set_applied(applied, offset),
+            Err(error) => {
+                tracing::error!(group = %self.group, replica = %self.replica, %error, "the high watermark cannot be read");
+                let (previous, offset) = self.before_segment_of(last.index + 1);
+                let is_boundary = self.application.snapshot_at() == SnapshotAt::Boundary;
+                self.set_applied(if is_boundary { previous.max(purged) } else { applied }, offset.max(start));
+            }
+        }
     }
 
-    /// The next offset before the segment that holds this entry: it needs no reading.
-    fn offset_known_at(&self, index: u64) -> u64 {
+    /// The log's last entry, and the next offset, before the segment that holds this index.
+    fn before_segment_of(&self, index: u64) -> (Option<LogId>, u64) {
         let state = self.state.lock();
-        let at = state.segment_of(index).or(state.segments.len().checked_sub(1));
-        at.map_or(0, |at| state.segments[at].base_offset)
+        state.segment_of(index).map_or((None, 0), |at| (state.segments[at].previous, state.segments[at].base_offset))
     }
 
     /// Gives back what a checkpoint that failed has taken.
@@ -185,13 +182,15 @@ impl Log {
         state.tail.shed(bytes, written)
     }
 
-    /// Closes files and forgets indexes of closed segments that nobody has read since the last call.
+    /// Closes files and forgets indexes of closed segments that nobody has read since the last call. Not of one whose last bytes
+    /// are not in its file yet: its index could not be made anew.
     pub(crate) fn rest(&self) {
         let interval = self.context.config.index_interval_bytes;
         let mut state = self.state.lock();
+        let unwritten = state.tail.first_unwritten(state.appends_written).unwrap_or(u64::MAX);
         let closed = state.segments.len().saturating_sub(1);
         for segment in state.segments.iter_mut().take(closed) {
-            if segment.file.rest() && segment.base.is_none() {
+            if segment.last.index < unwritten && segment.file.rest() && segment.base.is_none() {
                 segment.index = SparseIndex::new(segment.bytes, interval);
             }
         }

@@ -14,6 +14,7 @@ use tokio::sync::{Notify, oneshot, watch};
 use crate::config::RaftConfig;
 use crate::disk::Disk;
 use crate::error::{ReadError, Stopped};
+use crate::instruments::LogInstruments;
 use crate::journal::{Journal, Lsn, Op};
 use crate::payload::Application;
 use crate::segment_writer::SegmentWriter;
@@ -53,6 +54,7 @@ pub(crate) struct LogContext {
     pub(crate) writer: Arc<SegmentWriter>,
     pub(crate) budget: Arc<TailBudget>,
     pub(crate) stop: StopSignal,
+    pub(crate) instruments: LogInstruments,
     /// Bytes given to the journal since the last checkpoint began.
     pub(crate) journalled_bytes: AtomicU64,
     /// Told when that is enough for the next one.
@@ -188,10 +190,16 @@ impl Log {
         self.read_offsets(from.0, limit.0, bytes_max).await
     }
 
-    /// The first offset below `limit` whose frame's max timestamp is at or after `timestamp` (ms); `None` if there is none.
-    /// (The exact record is found by the caller inside the batch.)
-    pub async fn offset_for_timestamp(&self, timestamp: i64, limit: Offset) -> Result<Option<Offset>, ReadError> {
-        Ok(self.find_timestamp(timestamp, limit.0).await?.map(Offset))
+    /// From the frame that holds `from` (at least the log start) on, the base offset of the first frame below `limit` whose max
+    /// timestamp is at or after `timestamp` (ms); `None` if there is none. (The exact record is found by the caller inside
+    /// the batch.) By the time column of the sparse index: one stretch of a segment is read, and no other that cannot hold it.
+    pub async fn offset_for_timestamp(
+        &self,
+        timestamp: i64,
+        from: Offset,
+        limit: Offset,
+    ) -> Result<Option<Offset>, ReadError> {
+        Ok(self.find_timestamp(timestamp, from.0, limit.0).await?.map(Offset))
     }
 
     /// Reads every frame of every segment and checks it. Returns the bytes read; `Corrupt` names the first bad place.

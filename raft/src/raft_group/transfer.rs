@@ -63,6 +63,7 @@ impl RaftGroup {
             *transferring = Some((to, term));
         }
         let _announced = Announced(self);
+        self.inner.instruments.transfers.increment(1);
         self.raft().trigger().transfer_leader(to).await.map_err(|fatal| self.stopped_error(fatal))?;
         if self.other_leader_within(term, self.inner.config.transfer_timeout).await {
             return Ok(());
@@ -108,6 +109,7 @@ impl RaftGroup {
                 // Only a leader of that same term is stuck. Otherwise elections go their own way.
                 Some(standing) if standing.leads && standing.vote.leader_id.term == term => {
                     tracing::warn!(group = self.group().0, %to, term, "leadership transfer undone");
+                    self.inner.instruments.transfers_undone.increment(1);
                     self.step_through(&standing, to).await;
                 }
                 _ => return,

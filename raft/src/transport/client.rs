@@ -244,6 +244,7 @@ struct InFlight {
     prev: Option<LogId>,
     last: Option<LogId>,
     bytes: usize,
+    since: Instant,
     /// Its share of the peer's window.
     _permit: OwnedSemaphorePermit,
 }
@@ -336,6 +337,7 @@ where
         };
         self.ended = !matches!(outcome, Ok(Ok(_)));
         if self.ended {
+            self.network.shared.instruments.errors.increment(1);
             // The peer is told before the window is given back.
             self.lane = None;
             self.in_flight.clear();
@@ -402,11 +404,17 @@ where
             return Err(unreachable("not connected"));
         };
         lane.append(pieces).map_err(unreachable)?;
+        let since = Instant::now();
         if self.in_flight.is_empty() {
-            self.progress.0 = Instant::now();
+            self.progress.0 = since;
             self.stall.as_mut().reset(self.progress.0 + self.soft_ttl);
         }
-        self.in_flight.push_back(InFlight { prev, last, bytes, _permit: permit });
+        if prev != last {
+            let instruments = &self.network.shared.instruments;
+            instruments.requests.increment(1);
+            instruments.bytes.increment(bytes as u64);
+        }
+        self.in_flight.push_back(InFlight { prev, last, bytes, since, _permit: permit });
         self.in_flight_bytes += bytes;
         Ok(())
     }
@@ -417,7 +425,13 @@ where
         let Some(asked) = self.in_flight.pop_front() else { return Err(network("an answer to nothing")) };
         self.in_flight_bytes -= asked.bytes;
         match message::decode_appended(&answer, asked.prev, asked.last) {
-            Ok(Ok(result)) => Ok(result),
+            Ok(Ok(result)) => {
+                if asked.prev != asked.last {
+                    let took = self.progress.0.duration_since(asked.since);
+                    self.network.shared.instruments.seconds.record(took.as_secs_f64());
+                }
+                Ok(result)
+            }
             Ok(Err(Refusal::NotHere)) => Err(unreachable(Refusal::NotHere)),
             Ok(Err(refusal)) => Err(unreachable(refusal)),
             Err(error) => {

@@ -32,6 +32,7 @@ use self::peer::{DialError, Peer};
 use self::requests::{Client, RequestError};
 use self::wire::Kind;
 use crate::config::RaftConfig;
+use crate::instruments::{Instrument, OF_PEERS, ReplicationInstruments};
 use crate::runtime;
 use crate::types::{BrokerId, ClusterId, GroupId, ReplicaId, TypeConfig, Vote};
 
@@ -269,6 +270,7 @@ pub(crate) struct Shared {
     peers: Mutex<BTreeMap<BrokerId, Arc<Peer>>>,
     accepted: Mutex<BTreeMap<(BrokerId, ConnectionKind), Arc<Connection>>>,
     detector: Detector,
+    instruments: ReplicationInstruments,
     ended: watch::Sender<bool>,
 }
 
@@ -335,6 +337,7 @@ impl Transport {
         config: RaftConfig,
         service: Arc<dyn PeerService>,
     ) -> std::io::Result<Transport> {
+        OF_PEERS.iter().for_each(Instrument::describe);
         let listener = network.listen(listen).await?;
         let address = listener.local_address();
         let shared = Arc::new(Shared {
@@ -344,6 +347,7 @@ impl Transport {
             started: Instant::now(),
             cluster: watch::Sender::new(identity.cluster),
             detector: Detector::new(config.silence_max),
+            instruments: ReplicationInstruments::new(identity.broker),
             config,
             service,
             raft: Mutex::default(),
@@ -436,7 +440,7 @@ impl Transport {
             Ok(Err(error)) => return Err(CallError::Unreachable(somebody, error.to_string())),
             Err(_) => return Err(CallError::Unreachable(somebody, "no connection within the time given".into())),
         };
-        let client = Client::new(welcome.broker, ConnectionKind::Call);
+        let client = Client::new((self.shared.broker, welcome.broker), ConnectionKind::Call);
         let request = client.request(Kind::Call, vec![body], deadline);
         let answer = tokio::select! {
             biased;

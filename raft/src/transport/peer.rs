@@ -16,6 +16,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 use super::handshake::{ConnectionKind, HANDSHAKE_BYTES, Hello, PROTOCOL_VERSION, Turned, Welcome};
 use super::requests::{Client, Heard};
 use super::{Shared, Stream};
+use crate::instruments::peer_labels;
 use crate::types::BrokerId;
 
 /// Calls and reports to one peer that may be unanswered.
@@ -231,9 +232,10 @@ impl Peer {
 
     /// Carries one connection from its handshake to its end; returns why it ended.
     async fn carry(&self, shared: &Arc<Shared>, link: &Link, stream: Box<dyn Stream>, welcome: Welcome) -> String {
-        metrics::counter!("pontoon_peer_connects_total", "peer" => self.broker.to_string(), "connection" => link.kind.name())
-            .increment(1);
-        let client = Client::new(self.broker, link.kind);
+        let [broker, peer] = peer_labels(shared.broker, self.broker);
+        let labels = [broker, peer, ("connection", link.kind.name().to_owned())];
+        metrics::counter!("pontoon_peer_connects_total", &labels).increment(1);
+        let client = Client::new((shared.broker, self.broker), link.kind);
         let is_control = link.kind == ConnectionKind::Control;
         if is_control {
             shared.detector.connected(self.broker, welcome.incarnation);
@@ -320,7 +322,7 @@ pub(crate) async fn dial(
 
 fn heard_by(shared: &Arc<Shared>, broker: BrokerId) -> Heard {
     let shared = shared.clone();
-    let seconds = metrics::histogram!("pontoon_peer_ping_seconds", "peer" => broker.to_string());
+    let seconds = metrics::histogram!("pontoon_peer_ping_seconds", &peer_labels(shared.broker, broker));
     Box::new(move |took| {
         seconds.record(took.as_secs_f64());
         shared.detector.heard(broker);

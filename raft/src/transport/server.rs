@@ -135,7 +135,7 @@ async fn serve(shared: Arc<Shared>, stream: Box<dyn Stream>, hello: Hello) {
     // A connection between brokers of one cluster may carry Raft; any other may only call.
     let ours = *cluster.borrow_and_update();
     let raft = ours.is_some() && ours == hello.cluster && hello.kind != ConnectionKind::Call;
-    let connection = Connection::new(hello.broker, hello.kind, raft);
+    let connection = Connection::new((shared.broker, hello.broker), hello.kind, raft);
     let (held_max, is_control) = match hello.kind {
         ConnectionKind::Data => {
             (WINDOW_BYTES_TOTAL + APPEND_BYTES_MAX + SNAPSHOTS_MAX * Kind::Snapshot.bytes_max(), false)

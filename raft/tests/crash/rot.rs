@@ -104,6 +104,43 @@ fn a_flipped_bit_in_a_segment_is_noticed_and_never_served() {
     });
 }
 
+/// Where the high watermark was is looked up in the log at each start. Rot there costs that replica, not the directory.
+#[test]
+fn rot_at_the_commit_does_not_keep_the_directory_from_opening() {
+    for behind in 0..4 {
+        let disk = SimDisk::new(3);
+        run(async {
+            let mut driver = Driver::new(disk.clone(), None);
+            driver.open().await.unwrap();
+            for key in [A, B] {
+                driver.create(key).await.unwrap();
+                driver.vote(key, 1).await.unwrap();
+                driver.write(key, Append::Membership).await.unwrap();
+                for _ in 0..6 {
+                    driver.write(key, Append::Proposals(1, &[900, 700, 41])).await.unwrap();
+                }
+                let last = driver.last(key);
+                driver.apply(key, last - behind).await.unwrap();
+            }
+            driver.rest(1).await;
+            driver.close().await.unwrap();
+            let committed = replica(&open(&disk.fork().kill()).await.unwrap(), A).await.unwrap().log.high_watermark();
+            for (path, bytes) in files(&disk.fork(), A, ".segment").await {
+                for position in [5, bytes / 2, bytes - 1] {
+                    let disk = disk.fork().kill();
+                    disk.flip_bit(&path, position, (position % 8) as u8);
+                    let store = open(&disk).await.unwrap_or_else(|error| panic!("{behind}: {error}"));
+                    assert_eq!(store.corrupt(), Vec::new());
+                    let log = replica(&store, A).await.unwrap().log;
+                    // What it says is committed is; it may say less.
+                    assert!(log.high_watermark() <= committed);
+                    assert_eq!(replica(&store, B).await.unwrap().log.high_watermark(), committed);
+                }
+            }
+        });
+    }
+}
+
 #[test]
 fn a_rotten_index_is_made_anew() {
     let (disk, founds) = closed();

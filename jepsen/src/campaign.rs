@@ -1,0 +1,290 @@
+//! Many runs, one after another, over several sittings: what is gathered is counted in a tally.
+//!
+//! Each finished run is one line of `campaign.jsonl`, with what the tally needs of it; the next run's number is the number of lines. So
+//! a campaign that was interrupted goes on where it was, and a run that did not finish is done again, in a folder of its own. Of valid runs
+//! the history and the logs are thrown away unless they are to be kept; of all others everything stays.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, BufRead as _, BufReader, Write as _};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::checkers::workloads::Workload;
+use crate::history::Kind;
+use crate::nemesis::scenario;
+use crate::plan::Plan;
+use crate::run_dir::HISTORY_EDN;
+use crate::verdict::{Judgement, Run, Verdict};
+
+/// The file with a line for each finished run.
+pub const CAMPAIGN_JSONL: &str = "campaign.jsonl";
+/// The most lines that are read.
+const RUNS_MAX: usize = 1_000_000;
+
+/// A finished run, as far as the tally goes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Entry {
+    /// Its number.
+    pub number: u64,
+    /// Its folder, below the campaign's.
+    pub folder: String,
+    /// What it was.
+    pub name: String,
+    /// Its seed.
+    pub seed: u64,
+    /// How many brokers.
+    pub nodes: usize,
+    /// How long it took.
+    pub seconds: u64,
+    /// What its clients did that had an end, by how it ended: ok, fail, info.
+    pub operations: [u64; 3],
+    /// How often each kind of fault was seen to happen.
+    pub faults: BTreeMap<String, u64>,
+    /// How many hosts lost their power.
+    pub power_losses: u64,
+    /// What it was worth.
+    pub verdict: String,
+    /// Why it was not valid, in a few words.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub why: Vec<String>,
+}
+
+/// What runs a campaign goes through, again and again.
+#[derive(Clone, Debug)]
+pub struct Course {
+    /// Added to each run's number to make its seed.
+    pub seed: u64,
+    /// How long faults go on in a run, in seconds.
+    pub time_s: u64,
+    /// As in [`Plan`].
+    pub clients: usize,
+    /// As in [`Plan`].
+    pub rate: u64,
+    /// As in [`Plan`].
+    pub binary: PathBuf,
+}
+
+impl Course {
+    /// The plan of a run: of six runs two have all faults on five brokers and one on three, one has mixed operations, two are scenarios,
+    /// each in its turn.
+    pub fn plan(&self, number: u64) -> Plan {
+        let scenario = match number % 6 {
+            2 => Some(2 * (number / 6)),
+            5 => Some(2 * (number / 6) + 1),
+            _ => None,
+        };
+        let scenario = scenario.and_then(|turn| scenario::sound().nth(turn as usize % scenario::sound().count()));
+        let (nodes, workload) = match number % 6 {
+            1 => (3, Workload::Single),
+            3 => (if number % 12 == 3 { 5 } else { 3 }, Workload::Mixed),
+            _ => (5, Workload::Single),
+        };
+        let nodes = scenario.map_or(nodes, |scenario| scenario.nodes);
+        let what = scenario.map_or("all", |scenario| scenario.name);
+        let mixed = if workload == Workload::Mixed { ", mixed operations" } else { "" };
+        Plan {
+            name: format!("{what} on {nodes} brokers{mixed}"),
+            workload,
+            seed: self.seed + number,
+            nodes,
+            time_s: if scenario.is_some() { (self.time_s / 2).max(1) } else { self.time_s },
+            faults: vec!["all".to_owned()],
+            scenario: scenario.map(|scenario| scenario.name.to_owned()),
+            clients: self.clients,
+            rate: self.rate,
+            binary: self.binary.clone(),
+        }
+    }
+}
+
+/// Reads what is finished. A last line that is cut short (the machine stopped) does not count.
+pub fn load(dir: &Path) -> io::Result<Vec<Entry>> {
+    let file = match File::open(dir.join(CAMPAIGN_JSONL)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        file => file?,
+    };
+    let mut entries = Vec::new();
+    for line in BufReader::new(file).lines().take(RUNS_MAX) {
+        match serde_json::from_str(&line?) {
+            Ok(entry) => entries.push(entry),
+            Err(error) => return Err(io::Error::other(format!("line {}: {error}", entries.len() + 1))),
+        }
+    }
+    Ok(entries)
+}
+
+/// Adds a finished run.
+pub fn add(dir: &Path, entry: &Entry) -> io::Result<()> {
+    let mut file = File::options().create(true).append(true).open(dir.join(CAMPAIGN_JSONL))?;
+    writeln!(file, "{}", serde_json::to_string(entry)?)?;
+    file.sync_all()
+}
+
+/// A folder for a run that is not there yet.
+pub fn folder(dir: &Path, number: u64) -> String {
+    let name = |attempt: u32| match attempt {
+        0 => format!("run-{number:05}"),
+        _ => format!("run-{number:05}-{attempt}"),
+    };
+    (0..).map(name).find(|name| !dir.join(name).exists()).unwrap_or_default()
+}
+
+/// What the tally needs of a judged run.
+pub fn entry(number: u64, folder: &str, plan: &Plan, run: &Run, judgement: &Judgement) -> Entry {
+    let mut operations = [0; 3];
+    let history = run.history.as_ref().ok();
+    for operation in history.into_iter().flat_map(|history| history.operations()) {
+        let place = match operation.outcome {
+            Kind::Ok => 0,
+            Kind::Fail => 1,
+            Kind::Info | Kind::Invoke => 2,
+        };
+        operations[place] += 1;
+    }
+    let mut faults: BTreeMap<String, u64> = BTreeMap::new();
+    let mut power_losses = 0;
+    let timeline = run.timeline.as_ref().ok();
+    for fault in timeline.into_iter().flat_map(|timeline| &timeline.faults).filter(|fault| fault.confirmed.is_some()) {
+        *faults.entry(fault.kind.clone()).or_default() += 1;
+        power_losses += if fault.kind.starts_with("power-") { fault.targets.len() as u64 } else { 0 };
+    }
+    let anomalies = judgement.outcomes.iter().filter(|outcome| !outcome.allowed && outcome.findings.count > 0);
+    let anomalies = anomalies.map(|outcome| format!("{} × {}", outcome.findings.count, outcome.anomaly.name()));
+    let others = judgement.accusations.iter().chain(&judgement.unknowns).chain(&judgement.rejections).cloned();
+    let end_ns = timeline.and_then(|timeline| timeline.end_ns);
+    Entry {
+        number,
+        folder: folder.to_owned(),
+        name: plan.name.clone(),
+        seed: plan.seed,
+        nodes: plan.nodes,
+        seconds: end_ns.or(history.map(|history| history.end_ns())).unwrap_or(0) / 1_000_000_000,
+        operations,
+        faults,
+        power_losses,
+        verdict: judgement.verdict.name().to_owned(),
+        why: anomalies.chain(others).take(8).collect(),
+    }
+}
+
+/// Throws away what nobody will want of a valid run.
+pub fn tidy(dir: &Path, verdict: Verdict) -> io::Result<()> {
+    if verdict != Verdict::Valid {
+        return Ok(());
+    }
+    for file in fs::read_dir(dir)? {
+        let path = file?.path();
+        let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        if name == HISTORY_EDN || name.ends_with(".log") {
+            fs::remove_file(path)?;
+        }
+    }
+    Ok(())
+}
+
+/// The tally, for people.
+pub fn tally(entries: &[Entry]) -> String {
+    let mut text = String::new();
+    let sum = |of: &dyn Fn(&Entry) -> u64| entries.iter().map(of).sum::<u64>();
+    let hours = |nodes: usize| sum(&|entry| if entry.nodes == nodes { entry.seconds } else { 0 }) as f64 / 3600.0;
+    let mut verdicts: BTreeMap<&str, u64> = BTreeMap::new();
+    let mut faults: BTreeMap<&str, u64> = BTreeMap::new();
+    for entry in entries {
+        *verdicts.entry(&entry.verdict).or_default() += 1;
+        entry.faults.iter().for_each(|(kind, count)| *faults.entry(kind).or_default() += count);
+    }
+    let counted = |counts: &BTreeMap<&str, u64>| {
+        counts.iter().map(|(name, count)| format!("{count} {name}")).collect::<Vec<_>>().join(", ")
+    };
+    text.push_str(&format!("runs         {} ({})\n", entries.len(), counted(&verdicts)));
+    text.push_str(&format!("hours        {:.2} on five brokers, {:.2} on three\n", hours(5), hours(3)));
+    let operations = [0, 1, 2].map(|place| sum(&|entry| entry.operations[place]));
+    text.push_str(&format!("operations   {} ok, {} failed, {} unknown\n", operations[0], operations[1], operations[2]));
+    text.push_str(&format!("faults       {} ({})\n", faults.values().sum::<u64>(), counted(&faults)));
+    text.push_str(&format!("power losses {} hosts\n", sum(&|entry| entry.power_losses)));
+    for entry in entries.iter().filter(|entry| entry.verdict != Verdict::Valid.name()) {
+        text.push_str(&format!("{} {}, seed {}: {}: ", entry.folder, entry.name, entry.seed, entry.verdict));
+        text.push_str(&format!("{}\n", entry.why.first().map_or("", String::as_str)));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn course() -> Course {
+        Course { seed: 1000, time_s: 60, clients: 4, rate: 50, binary: "pontoon".into() }
+    }
+
+    fn sample(number: u64, verdict: Verdict) -> Entry {
+        Entry {
+            number,
+            folder: folder(Path::new("/nowhere"), number),
+            name: "all on 5 brokers".into(),
+            seed: number,
+            nodes: 5,
+            seconds: 1800,
+            operations: [100, 10, 1],
+            faults: BTreeMap::from([("power-all".to_owned(), 2), ("loss".to_owned(), 1)]),
+            power_losses: 10,
+            verdict: verdict.name().into(),
+            why: if verdict == Verdict::Valid { vec![] } else { vec!["1 × lost-write".into()] },
+        }
+    }
+
+    #[test]
+    fn every_scenario_and_both_sizes_have_their_turn() {
+        let plans: Vec<Plan> = (0..60).map(|number| course().plan(number)).collect();
+        for scenario in scenario::sound() {
+            assert!(plans.iter().any(|plan| plan.scenario.as_deref() == Some(scenario.name)), "{}", scenario.name);
+        }
+        for (nodes, workload) in
+            [(3, Workload::Single), (5, Workload::Single), (3, Workload::Mixed), (5, Workload::Mixed)]
+        {
+            assert!(
+                plans.iter().any(|plan| plan.nodes == nodes && plan.workload == workload && plan.scenario.is_none())
+            );
+        }
+        assert_eq!((plans[3].seed, &plans[3]), (1003, &course().plan(3)));
+    }
+
+    #[test]
+    fn a_campaign_goes_on_where_it_was() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(load(dir.path()).unwrap(), []);
+        for (number, verdict) in [(0, Verdict::Valid), (1, Verdict::Anomalies)] {
+            add(dir.path(), &sample(number, verdict)).unwrap();
+        }
+        let entries = load(dir.path()).unwrap();
+        assert_eq!((entries.len(), entries[1].verdict.as_str()), (2, "anomalies"));
+        fs::create_dir(dir.path().join(folder(dir.path(), 2))).unwrap();
+        assert_eq!(folder(dir.path(), 2), "run-00002-1");
+    }
+
+    #[test]
+    fn the_tally_adds_up_and_names_what_was_wrong() {
+        let text = tally(&[sample(0, Verdict::Valid), sample(1, Verdict::Anomalies)]);
+        assert!(text.contains("runs         2 (1 anomalies, 1 valid)\n"), "{text}");
+        assert!(text.contains("1.00 on five brokers, 0.00 on three"), "{text}");
+        assert!(text.contains("200 ok, 20 failed, 2 unknown") && text.contains("20 hosts"), "{text}");
+        assert!(text.contains("faults       6 (2 loss, 4 power-all)"), "{text}");
+        assert!(text.contains("run-00001 all on 5 brokers, seed 1: anomalies: 1 × lost-write\n"), "{text}");
+    }
+
+    #[test]
+    fn only_valid_runs_lose_their_histories() {
+        let dir = tempfile::tempdir().unwrap();
+        let left = || fs::read_dir(dir.path()).unwrap().count();
+        for name in [HISTORY_EDN, "n1.log", "results.json"] {
+            fs::write(dir.path().join(name), "x").unwrap();
+        }
+        tidy(dir.path(), Verdict::Rejected).unwrap();
+        assert_eq!(left(), 3);
+        tidy(dir.path(), Verdict::Valid).unwrap();
+        assert_eq!(left(), 1);
+    }
+}

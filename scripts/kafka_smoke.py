@@ -1,0 +1,334 @@
+"""What scripts/kafka-smoke runs: scenarios by real Kafka clients against three `pontoon serve` processes."""
+
+import asyncio
+import base64
+import json
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka import TopicPartition as AioPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient, ConfigResource, NewPartitions, NewTopic, OffsetSpec
+
+CODECS = ["none", "gzip", "snappy", "lz4", "zstd"]
+ACKS = ["0", "1", "all"]
+PATIENCE = 60
+
+
+def free_ports(count):
+    """Below the range from which the kernel takes ports for outgoing connections."""
+    held, port = [], 11000 + (int(time.time()) * 37) % 15000
+    while len(held) < count:
+        port += 1
+        sock = socket.socket()
+        try:
+            sock.bind(("127.0.0.1", port))
+            held.append((sock, port))
+        except OSError:
+            sock.close()
+    for sock, _ in held:
+        sock.close()
+    return [port for _, port in held]
+
+
+class Cluster:
+    def __init__(self, binary):
+        self.binary, self.dir = binary, tempfile.mkdtemp(prefix="pontoon-kafka-")
+        ports = free_ports(9)
+        self.http, self.kafka, self.peer = ports[:3], ports[3:6], ports[6:]
+        self.running = {}
+        for broker in (1, 2, 3):
+            self.start(broker)
+        for broker in (1, 2, 3):
+            self.await_ready(broker)
+
+    def start(self, broker):
+        at = broker - 1
+        bootstrap = ",".join(f"{n + 1}@127.0.0.1:{port}" for n, port in enumerate(self.peer))
+        log = open(f"{self.dir}/broker-{broker}.log", "ab")
+        self.running[broker] = subprocess.Popen(
+            [self.binary, "serve", "--broker-id", str(broker), "--data-dir", f"{self.dir}/data-{broker}",
+             "--bootstrap", bootstrap, "--http-listen", f"127.0.0.1:{self.http[at]}",
+             "--kafka-listen", f"127.0.0.1:{self.kafka[at]}", "--peer-listen", f"127.0.0.1:{self.peer[at]}",
+             "--set", "auto.create.topics.enable=true", "--set", "num.partitions=4"],
+            stdout=log, stderr=log)
+
+    def await_ready(self, broker):
+        deadline = time.time() + PATIENCE
+        while time.time() < deadline:
+            try:
+                self.ask(broker, "/readyz")
+                return
+            except (urllib.error.URLError, ConnectionError, OSError):
+                time.sleep(0.1)
+        raise AssertionError(f"broker {broker} is not ready: {open(f'{self.dir}/broker-{broker}.log').read()[-2000:]}")
+
+    def ask(self, broker, path, body=None, method=None):
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(f"http://127.0.0.1:{self.http[broker - 1]}{path}", data, method=method)
+        request.add_header("content-type", "application/json")
+        return json.load(urllib.request.urlopen(request, timeout=30))
+
+    def kill(self, broker):
+        process = self.running.pop(broker)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+
+    def leader(self, topic, partition):
+        deadline = time.time() + PATIENCE
+        while time.time() < deadline:
+            broker = next(iter(self.running))
+            found = self.ask(broker, f"/v1/topics/{topic}")["partitions"][partition]["leader"]
+            if found in self.running:
+                return found
+            time.sleep(0.1)
+        raise AssertionError(f"{topic}/{partition} has no leader")
+
+    @property
+    def bootstrap(self):
+        return ",".join(f"127.0.0.1:{port}" for port in self.kafka)
+
+    def close(self, keep):
+        for process in self.running.values():
+            process.kill()
+            process.wait()
+        if keep:
+            print(f"data and logs are kept in {self.dir}", file=sys.stderr)
+        else:
+            shutil.rmtree(self.dir)
+
+
+def equal(found, expected, what):
+    assert found == expected, f"{what}: {found!r} is not {expected!r}"
+
+
+def produce(cluster, topic, records, **config):
+    """Produces (partition, key, value, headers, timestamp) and returns the offsets, in the order of the records."""
+    offsets, failed = {}, []
+
+    def delivered(number):
+        def done(error, message):
+            if error:
+                failed.append(str(error))
+            else:
+                offsets[number] = message.offset()
+        return done
+
+    producer = Producer({"bootstrap.servers": cluster.bootstrap, **config})
+    for number, (partition, key, value, headers, timestamp) in enumerate(records):
+        while True:
+            try:
+                producer.produce(topic, partition=partition, key=key, value=value, headers=headers,
+                                 timestamp=timestamp, on_delivery=delivered(number))
+                break
+            except BufferError:
+                producer.poll(0.1)
+        producer.poll(0)
+    equal(producer.flush(PATIENCE), 0, "records left")
+    equal(failed, [], "delivery reports")
+    return [offsets[number] for number in range(len(records))]
+
+
+def consume(cluster, topic, partitions, **config):
+    """All records of these partitions, by assignment, each as the client shows it."""
+    consumer = Consumer({"bootstrap.servers": cluster.bootstrap, "group.id": "unused", "enable.auto.commit": False,
+                         "enable.partition.eof": True, "auto.offset.reset": "error", "check.crcs": True, **config})
+    consumer.assign([TopicPartition(topic, partition, 0) for partition in partitions])
+    found, ended, deadline = [], set(), time.time() + PATIENCE
+    while ended != set(partitions):
+        assert time.time() < deadline, f"{len(found)} records after {PATIENCE} s; ended: {ended}"
+        message = consumer.poll(1)
+        if message is None:
+            continue
+        if message.error() is None:
+            found.append(message)
+        elif message.error().code() == KafkaError._PARTITION_EOF:
+            ended.add(message.partition())
+        else:
+            raise KafkaException(message.error())
+    consumer.close()
+    return found
+
+
+def create(cluster, topic):
+    client = AdminClient({"bootstrap.servers": cluster.bootstrap})
+    client.create_topics([NewTopic(topic, 1, 3)])[topic].result(PATIENCE)
+
+
+def admin(cluster):
+    client = AdminClient({"bootstrap.servers": cluster.bootstrap})
+    done = lambda futures: [future.result(PATIENCE) for future in futures.values()]
+    done(client.create_topics([NewTopic("admin", 2, 3, config={"retention.ms": "86400000"})]))
+    try:
+        done(client.create_topics([NewTopic("admin", 2, 3)]))
+        raise AssertionError("created twice")
+    except KafkaException as error:
+        equal(error.args[0].code(), KafkaError.TOPIC_ALREADY_EXISTS, "second creation")
+    done(client.create_partitions([NewPartitions("admin", 3)]))
+    metadata = client.list_topics("admin", timeout=PATIENCE)
+    equal(len(metadata.topics["admin"].partitions), 3, "partitions")
+    equal(sorted(metadata.brokers), [1, 2, 3], "brokers")
+    (config,) = done(client.describe_configs([ConfigResource("topic", "admin")]))
+    equal(config["retention.ms"].value, "86400000", "retention.ms")
+    assert "admin" in client.list_topics(timeout=PATIENCE).topics
+    # Another client: this one would create it again by asking for what it knows.
+    done(client.delete_topics(["admin"]))
+    del client
+    assert "admin" not in AdminClient({"bootstrap.servers": cluster.bootstrap}).list_topics(timeout=PATIENCE).topics
+
+
+def codecs(cluster):
+    """Each codec with each ack level: offsets are dense, and everything comes back as it went."""
+    create(cluster, "codecs")
+    expected = []
+    for codec in CODECS:
+        for acks in ACKS:
+            records = [(0, f"{codec}-{number}", f"{number} {acks} " * 20,
+                        [("twice", b"1"), ("twice", b"2"), ("null", None)], 1_600_000_000_000 + len(expected) + number)
+                       for number in range(50)]
+            offsets = produce(cluster, "codecs", records, **{"compression.type": codec, "acks": acks, "linger.ms": 5})
+            if acks != "0":
+                equal(offsets, list(range(len(expected), len(expected) + 50)), f"offsets of {codec} with acks={acks}")
+            expected += records
+    produce(cluster, "codecs", [(0, "tombstone", None, None, 1_600_000_001_000)])
+    found = consume(cluster, "codecs", [0])
+    equal([message.offset() for message in found], list(range(len(expected) + 1)), "offsets")
+    for message, (_, key, value, headers, timestamp) in zip(found, expected):
+        shown = (message.key().decode(), message.value().decode(), message.headers(), message.timestamp()[1])
+        equal(shown, (key, value, headers, timestamp), f"the record at {message.offset()}")
+    equal(found[-1].value(), None, "the tombstone's value")
+
+
+def times(cluster):
+    """Seeking by time finds the first record at or after it; latest and earliest are what they say."""
+    consumer = Consumer({"bootstrap.servers": cluster.bootstrap, "group.id": "unused"})
+    at = lambda ms: consumer.offsets_for_times([TopicPartition("codecs", 0, ms)], timeout=PATIENCE)[0].offset
+    equal([at(1_600_000_000_000), at(1_600_000_000_123), at(1_600_000_000_749)], [0, 123, 749], "offsets by time")
+    equal(at(1_700_000_000_000), -1, "a time after the end")
+    equal(consumer.get_watermark_offsets(TopicPartition("codecs", 0), timeout=PATIENCE), (0, 751), "watermarks")
+    consumer.close()
+    client = AdminClient({"bootstrap.servers": cluster.bootstrap})
+    found = client.list_offsets({TopicPartition("codecs", 0): OffsetSpec.max_timestamp()})
+    (result,) = [future.result(PATIENCE) for future in found.values()]
+    equal((result.offset, result.timestamp), (750, 1_600_000_001_000), "the largest timestamp")
+
+
+def leader_kill(cluster):
+    """An idempotent producer loses nothing and doubles nothing while its leader is killed, twice."""
+    create(cluster, "exact")
+    failed, acknowledged = [], {}
+
+    def done(error, message):
+        if error:
+            failed.append(str(error))
+        else:
+            acknowledged[message.value().decode()] = message.offset()
+
+    producer = Producer({"bootstrap.servers": cluster.bootstrap, "enable.idempotence": True, "linger.ms": 1,
+                         "delivery.timeout.ms": 60_000})
+    killed = None
+    for number in range(6000):
+        producer.produce("exact", partition=0, value=str(number), on_delivery=done)
+        producer.poll(0)
+        if number in (1500, 4000):
+            if killed:
+                cluster.start(killed)
+                cluster.await_ready(killed)
+            producer.poll(0.05)
+            killed = cluster.leader("exact", 0)
+            cluster.kill(killed)
+        if number % 50 == 0:
+            time.sleep(0.005)
+    equal(producer.flush(PATIENCE), 0, "records left")
+    equal(failed, [], "delivery reports")
+    cluster.start(killed)
+    cluster.await_ready(killed)
+    values = [message.value().decode() for message in consume(cluster, "exact", [0])]
+    equal(values, [str(number) for number in range(6000)], "every record once, in order")
+    equal([acknowledged[value] for value in values], list(range(6000)), "acknowledged offsets")
+
+
+def crossing(cluster):
+    """What HTTP wrote a Kafka client reads, and the other way round."""
+    cluster.ask(1, "/v1/topics", {"name": "crossing"})
+    sent = {"records": [{"key": "k", "value": "v", "headers": [["h", "1"], ["h", None], ["g", "2"]], "timestamp": 77},
+                        {"key_base64": base64.b64encode(b"\xff\x00").decode(), "value": None, "timestamp": 78}]}
+    answer = cluster.ask(2, "/v1/topics/crossing/partitions/0/records", sent)
+    equal(answer["base_offset"], 0, "HTTP's offset")
+    produce(cluster, "crossing", [(0, "from-kafka", b"\xfe", [("a", b"x"), ("a", b"y")], 79)], **{"compression.type": "lz4"})
+    first, second, third = consume(cluster, "crossing", [0])
+    equal((first.key(), first.value(), first.headers(), first.timestamp()[1]),
+          (b"k", b"v", [("h", b"1"), ("h", None), ("g", b"2")], 77), "the first record")
+    equal((second.key(), second.value(), third.key()), (b"\xff\x00", None, b"from-kafka"), "the others")
+    read = cluster.ask(3, "/v1/topics/crossing/partitions/0/records?offset=2")["records"][0]
+    equal((read["key"], read["value_base64"], read["timestamp"]), ("from-kafka", "/g==", 79), "HTTP's view")
+    equal(read["headers"], [["a", "x"], ["a", "y"]], "HTTP's view of headers")
+
+
+def auto_create(cluster):
+    produce(cluster, "made-by-asking", [(number % 4, None, str(number), None, 1) for number in range(8)])
+    equal(len(consume(cluster, "made-by-asking", [0, 1, 2, 3])), 8, "records")
+
+
+async def aio(cluster):
+    producer = AIOKafkaProducer(bootstrap_servers=cluster.bootstrap, enable_idempotence=True, compression_type="gzip")
+    await producer.start()
+    sent = [await producer.send_and_wait("aio", f"{number}".encode(), partition=0) for number in range(20)]
+    await producer.stop()
+    equal([metadata.offset for metadata in sent], list(range(20)), "offsets")
+    consumer = AIOKafkaConsumer(bootstrap_servers=cluster.bootstrap, enable_auto_commit=False, group_id=None)
+    await consumer.start()
+    partition = AioPartition("aio", 0)
+    consumer.assign([partition])
+    await consumer.seek_to_beginning(partition)
+    found = [await asyncio.wait_for(consumer.getone(), PATIENCE) for _ in range(20)]
+    await consumer.stop()
+    equal([record.value for record in found], [f"{number}".encode() for number in range(20)], "values")
+
+
+def kcat(cluster):
+    if not shutil.which("kcat"):
+        print("  kcat is not installed: skipped")
+        return
+    run = lambda *args, **more: subprocess.run(["kcat", "-b", cluster.bootstrap, *args], check=True, timeout=PATIENCE,
+                                               capture_output=True, **more).stdout.decode()
+    for codec in CODECS:
+        lines = "".join(f"{number}:{codec} {number}\n" for number in range(100))
+        run("-P", "-t", f"kcat-{codec}", "-p", "0", "-K:", "-z", codec, input=lines.encode())
+        equal(run("-C", "-t", f"kcat-{codec}", "-p", "0", "-e", "-q", "-K:", "-o", "beginning"), lines, f"{codec}'s lines")
+        equal(run("-C", "-t", f"kcat-{codec}", "-p", "0", "-e", "-q", "-o", "-3"), f"{codec} 97\n{codec} 98\n{codec} 99\n",
+              f"{codec}'s last three")
+
+
+SCENARIOS = [admin, codecs, times, crossing, auto_create, aio, kcat, leader_kill]
+
+
+def main():
+    cluster, failed = Cluster(sys.argv[1]), 0
+    try:
+        for scenario in SCENARIOS:
+            began = time.time()
+            try:
+                done = scenario(cluster)
+                if asyncio.iscoroutine(done):
+                    asyncio.run(done)
+                print(f"ok      {scenario.__name__} ({time.time() - began:.1f} s)", flush=True)
+            except Exception as error:  # each scenario is told about
+                failed += 1
+                print(f"FAILED  {scenario.__name__}: {type(error).__name__}: {error}", flush=True)
+    finally:
+        cluster.close(keep=failed > 0)
+    print(f"kafka-smoke: {'ok' if not failed else f'{failed} failed'}")
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+//! DescribeConfigs: topics by their own keys, brokers by the few that tools look for.
+
+use super::messages::{
+    ConfigSynonym, DescribeConfigsRequest, DescribeConfigsResource, DescribeConfigsResponse, DescribeConfigsResult,
+    DescribedConfig, Response,
+};
+use super::topics::Refused;
+use super::{Door, ErrorCode};
+use crate::broker::ConfigEntry;
+
+/// Kinds of resources.
+pub(super) const TOPIC: i8 = 2;
+pub(super) const BROKER: i8 = 4;
+
+/// Where a value comes from.
+const SOURCE_TOPIC: i8 = 1;
+const SOURCE_STATIC_BROKER: i8 = 4;
+const SOURCE_DEFAULT: i8 = 5;
+
+/// What a value is.
+const KIND_BOOLEAN: i8 = 1;
+const KIND_STRING: i8 = 2;
+const KIND_INT: i8 = 3;
+const KIND_LONG: i8 = 5;
+const KIND_LIST: i8 = 7;
+
+/// What counts of an entry, and where it comes from.
+pub(super) fn effective(entry: &ConfigEntry) -> (&str, i8) {
+    let topic = entry.topic.as_deref().map(|value| (value, SOURCE_TOPIC));
+    let broker = entry.broker.as_deref().map(|value| (value, SOURCE_STATIC_BROKER));
+    topic.or(broker).unwrap_or((entry.built_in, SOURCE_DEFAULT))
+}
+
+/// DescribeConfigs.
+pub(super) fn describe(door: &Door, request: DescribeConfigsRequest) -> Response {
+    let synonyms = request.include_synonyms;
+    let results = request.resources.into_iter().map(|resource| {
+        let DescribeConfigsResource { resource_type, resource_name, configuration_keys } = resource;
+        let found = match resource_type {
+            TOPIC => topic(door, &resource_name, synonyms),
+            BROKER => broker(door, &resource_name),
+            other => Err(Refused(ErrorCode::InvalidRequest, format!("resource type {other} has no configuration"))),
+        };
+        let wanted =
+            |config: &DescribedConfig| configuration_keys.as_ref().is_none_or(|keys| keys.contains(&config.name));
+        let (configs, error) = match found {
+            Ok(configs) => (configs.into_iter().filter(wanted).collect(), None),
+            Err(refused) => (Vec::new(), Some(refused)),
+        };
+        DescribeConfigsResult {
+            error_code: error.as_ref().map_or(0, |Refused(code, _)| code.number()),
+            error_message: error.map(|Refused(_, message)| message),
+            resource_type,
+            resource_name,
+            configs,
+        }
+    });
+    let results = results.collect();
+    Response::DescribeConfigs(DescribeConfigsResponse { results, ..Default::default() })
+}
+
+fn topic(door: &Door, name: &str, synonyms: bool) -> Result<Vec<DescribedConfig>, Refused> {
+    let entries = door.broker.topic_config_entries(name)?;
+    Ok(entries.iter().map(|entry| describe_entry(entry, synonyms)).collect())
+}
+
+fn describe_entry(entry: &ConfigEntry, synonyms: bool) -> DescribedConfig {
+    let (value, source) = effective(entry);
+    let layers = [
+        (entry.topic.as_deref(), SOURCE_TOPIC, entry.name.to_owned()),
+        (entry.broker.as_deref(), SOURCE_STATIC_BROKER, format!("log.{}", entry.name)),
+        (Some(entry.built_in), SOURCE_DEFAULT, format!("log.{}", entry.name)),
+    ];
+    let synonym = |(value, source, name): (Option<&str>, i8, String)| {
+        value.map(|value| ConfigSynonym { name, value: Some(value.to_owned()), source })
+    };
+    DescribedConfig {
+        name: entry.name.to_owned(),
+        value: Some(value.to_owned()),
+        config_source: source,
+        synonyms: if synonyms { layers.into_iter().filter_map(synonym).collect() } else { Vec::new() },
+        config_type: kind(entry.name, entry.built_in),
+        ..Default::default()
+    }
+}
+
+/// What kind of value a key takes, by what its default looks like.
+fn kind(name: &str, default: &str) -> i8 {
+    match (name, default) {
+        ("cleanup.policy", _) => KIND_LIST,
+        (_, "true" | "false") => KIND_BOOLEAN,
+        (name, default) if default.parse::<i64>().is_ok() => {
+            if name.ends_with("bytes") && name != "retention.bytes" {
+                KIND_INT
+            } else {
+                KIND_LONG
+            }
+        }
+        _ => KIND_STRING,
+    }
+}
+
+/// A broker is described by itself only: another does not know its configuration.
+fn broker(door: &Door, name: &str) -> Result<Vec<DescribedConfig>, Refused> {
+    let own = door.broker.id().0.to_string();
+    if !name.is_empty() && name != own {
+        return Err(Refused(ErrorCode::InvalidRequest, format!("this is broker {own}: ask broker {name} itself")));
+    }
+    let config = door.broker.config();
+    let entry = |name: &str, value: String, config_type| DescribedConfig {
+        name: name.to_owned(),
+        value: Some(value),
+        read_only: true,
+        config_source: SOURCE_STATIC_BROKER,
+        config_type,
+        ..Default::default()
+    };
+    let advertised = config.kafka.listener.advertised.as_ref().unwrap_or(&config.kafka.listener.listen);
+    Ok(vec![
+        entry("advertised.listeners", format!("PLAINTEXT://{advertised}"), KIND_STRING),
+        entry("auto.create.topics.enable", config.kafka.auto_create_topics.to_string(), KIND_BOOLEAN),
+        entry("broker.id", own, KIND_INT),
+        entry("connections.max.idle.ms", config.kafka.idle_timeout.as_millis().to_string(), KIND_LONG),
+        entry("listeners", format!("PLAINTEXT://{}", config.kafka.listener.listen), KIND_STRING),
+        entry("log.dirs", config.data_dir.display().to_string(), KIND_LIST),
+        entry("message.max.bytes", config.limits.record_bytes_max.to_string(), KIND_INT),
+        entry("num.partitions", config.kafka.num_partitions.to_string(), KIND_INT),
+        entry("socket.request.max.bytes", config.limits.request_bytes_max.to_string(), KIND_INT),
+    ])
+}

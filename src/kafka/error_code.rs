@@ -1,0 +1,138 @@
+//! Kafka's error numbers, and which of them each of our codes is.
+//!
+//! What matters is what clients do with a number: retry, look for another leader, give up. `http` has the other such table.
+
+use crate::error::{Code, Error};
+use crate::record_batch::BatchError;
+
+macro_rules! numbers {
+    ($($name:ident = $number:literal,)+) => {
+        /// An error as Kafka's clients know it.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum ErrorCode { $(#[doc = concat!("Number ", $number, " of Kafka's protocol guide.")] $name,)+ }
+
+        impl ErrorCode {
+            /// Its number.
+            pub fn number(self) -> i16 {
+                match self { $(Self::$name => $number,)+ }
+            }
+
+            #[cfg(test)]
+            const ALL: &'static [Self] = &[$(Self::$name,)+];
+        }
+    };
+}
+
+numbers! {
+    UnknownServerError = -1,
+    None = 0,
+    OffsetOutOfRange = 1,
+    CorruptMessage = 2,
+    UnknownTopicOrPartition = 3,
+    LeaderNotAvailable = 5,
+    NotLeaderOrFollower = 6,
+    RequestTimedOut = 7,
+    MessageTooLarge = 10,
+    CoordinatorLoadInProgress = 14,
+    InvalidTopic = 17,
+    NotEnoughReplicas = 19,
+    NotEnoughReplicasAfterAppend = 20,
+    InvalidRequiredAcks = 21,
+    UnsupportedVersion = 35,
+    TopicAlreadyExists = 36,
+    InvalidPartitions = 37,
+    InvalidReplicationFactor = 38,
+    InvalidReplicaAssignment = 39,
+    InvalidConfig = 40,
+    NotController = 41,
+    InvalidRequest = 42,
+    UnsupportedForMessageFormat = 43,
+    OutOfOrderSequenceNumber = 45,
+    InvalidProducerEpoch = 47,
+    StorageError = 56,
+    UnknownProducerId = 59,
+    FetchSessionIdNotFound = 70,
+    FencedLeaderEpoch = 74,
+    UnknownLeaderEpoch = 75,
+    InvalidRecord = 87,
+    ThrottlingQuotaExceeded = 89,
+    UnknownTopicId = 100,
+}
+
+impl From<Code> for ErrorCode {
+    fn from(code: Code) -> Self {
+        match code {
+            Code::UnknownTopic | Code::UnknownPartition => Self::UnknownTopicOrPartition,
+            Code::OffsetOutOfRange => Self::OffsetOutOfRange,
+            Code::CorruptBatch => Self::CorruptMessage,
+            // Not a leader here, not yet, or not now: clients ask for the metadata again, and come back.
+            Code::NoLeader | Code::NotLeader | Code::NotReady => Self::NotLeaderOrFollower,
+            Code::OutcomeUnknown | Code::RequestTimeout => Self::RequestTimedOut,
+            Code::RecordTooLarge | Code::RequestTooLarge => Self::MessageTooLarge,
+            Code::InvalidTopicName | Code::TopicNameCollision => Self::InvalidTopic,
+            Code::NotEnoughReplicas => Self::NotEnoughReplicas,
+            Code::NotEnoughReplicasAfterAppend => Self::NotEnoughReplicasAfterAppend,
+            Code::TopicExists => Self::TopicAlreadyExists,
+            Code::InvalidPartitions => Self::InvalidPartitions,
+            Code::InvalidReplicationFactor => Self::InvalidReplicationFactor,
+            Code::InvalidConfig => Self::InvalidConfig,
+            Code::InvalidRequest
+            | Code::ForeignOrigin
+            | Code::NotFound
+            | Code::MethodNotAllowed
+            | Code::NotAcceptable
+            | Code::UnsupportedMediaType => Self::InvalidRequest,
+            Code::OutOfOrderSequence => Self::OutOfOrderSequenceNumber,
+            Code::ProducerFenced => Self::InvalidProducerEpoch,
+            Code::UnknownProducer => Self::UnknownProducerId,
+            Code::StorageFull | Code::CorruptLog => Self::StorageError,
+            Code::TooManyRequests => Self::ThrottlingQuotaExceeded,
+            Code::OffsetMismatch | Code::HeadersTooLarge | Code::Internal => Self::UnknownServerError,
+        }
+    }
+}
+
+impl From<&Error> for ErrorCode {
+    fn from(error: &Error) -> Self {
+        error.code.into()
+    }
+}
+
+/// What is wrong with a batch, more exactly than [`Code`] has it: clients send the others again.
+impl From<&BatchError> for ErrorCode {
+    fn from(error: &BatchError) -> Self {
+        match error {
+            BatchError::Magic(_) => Self::UnsupportedForMessageFormat,
+            BatchError::Attributes { .. } | BatchError::Empty | BatchError::Producer { .. } => Self::InvalidRecord,
+            other => Error::from(other.clone()).code.into(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_refusal_looks_like_success() {
+        for code in Code::ALL {
+            assert_ne!(ErrorCode::from(*code).number(), 0, "{code}");
+        }
+    }
+
+    #[test]
+    fn each_number_stands_once() {
+        let mut numbers: Vec<i16> = ErrorCode::ALL.iter().map(|code| code.number()).collect();
+        numbers.dedup();
+        assert!(numbers.is_sorted() && numbers.len() == ErrorCode::ALL.len());
+    }
+
+    #[test]
+    fn what_may_have_been_written_is_never_called_refused() {
+        // Clients take these for "nothing was written": they must not stand for an unknown outcome.
+        for unknown in [Code::OutcomeUnknown, Code::NotEnoughReplicasAfterAppend] {
+            let number = ErrorCode::from(unknown);
+            assert!(matches!(number, ErrorCode::RequestTimedOut | ErrorCode::NotEnoughReplicasAfterAppend));
+        }
+    }
+}

@@ -1,0 +1,238 @@
+//! Fetch: record batches of many partitions, waiting for them if there are none.
+//!
+//! A fetch looks at all its partitions; if there is less than it wants it follows them all under one timer, looks again only
+//! at those that have changed, and reads everything once there is enough. While it waits it holds no records. Whole batches
+//! are passed on as they are stored, the first may begin before the offset asked for, and one is returned however large it is.
+//!
+//! Fetch sessions (KIP-227) are declined: every answer has session 0, which tells clients to go on naming all partitions.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use pontoon_raft::types::Offset;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::{Instant, sleep_until};
+
+use super::connection::{Client, reserve};
+use super::dispatch::Handled;
+use super::messages::{FetchPartition, FetchRequest, FetchResponse, FetchedPartition, FetchedTopic, Response};
+use super::metadata::{Leaders, TopicName, epoch};
+use super::produce::{leading, moved};
+use super::wire::RecordData;
+use super::{Door, ErrorCode, metrics};
+use crate::partition::{Consistency, Fetch, FetchFrom, Follow, Partition};
+use crate::record_batch::BatchHeader;
+
+/// Most bytes of records in one answer, but for a first batch that is larger.
+const ANSWER_BYTES_MAX: usize = 16 << 20;
+/// Longest that a fetch may wait, whatever it asks for.
+const WAIT_MAX: Duration = Duration::from_secs(300);
+
+/// One partition of a fetch.
+struct Slot {
+    topic: usize,
+    asked: FetchPartition,
+    /// Where to read, or why not.
+    from: Result<Arc<Partition>, ErrorCode>,
+    follow: Option<Follow>,
+    /// Bytes that were there at the last look.
+    seen_bytes: usize,
+}
+
+impl Slot {
+    /// Reads what there is, up to `bytes_max`.
+    async fn read(&self, bytes_max: usize) -> Result<FetchedPartition, ErrorCode> {
+        let partition = self.from.as_ref().map_err(|code| *code)?;
+        check_epoch(partition, self.asked.current_leader_epoch)?;
+        // A negative offset is below every log start.
+        let from = u64::try_from(self.asked.fetch_offset).map_err(|_| ErrorCode::OffsetOutOfRange)?;
+        let fetched = partition
+            .fetch(Fetch {
+                from: FetchFrom::Offset(Offset(from)),
+                bytes_max: bytes_max.min(self.asked.partition_max_bytes.max(0) as usize),
+                wait: Duration::ZERO,
+                consistency: Consistency::Committed,
+            })
+            .await
+            .map_err(|error| ErrorCode::from(&error))?;
+        Ok(FetchedPartition {
+            partition: self.asked.partition,
+            high_watermark: fetched.high_watermark.0 as i64,
+            // Nothing is open for long without transactions.
+            last_stable_offset: fetched.high_watermark.0 as i64,
+            log_start_offset: fetched.log_start_offset.0 as i64,
+            records: RecordData::some(fetched.batches),
+            ..Default::default()
+        })
+    }
+
+    fn failed(&self, code: ErrorCode) -> FetchedPartition {
+        FetchedPartition {
+            partition: self.asked.partition,
+            error_code: code.number(),
+            records: RecordData::some(Vec::new()),
+            ..Default::default()
+        }
+    }
+}
+
+/// Compares the epoch a client believes in with the leader's (KIP-320); -1 is none.
+pub(super) fn check_epoch(partition: &Partition, believed: i32) -> Result<(), ErrorCode> {
+    let leads = epoch(partition.leader_epoch().map_err(|error| ErrorCode::from(&error))?);
+    match believed {
+        -1 => Ok(()),
+        older if older < leads => Err(ErrorCode::FencedLeaderEpoch),
+        newer if newer > leads => Err(ErrorCode::UnknownLeaderEpoch),
+        _ => Ok(()),
+    }
+}
+
+fn record_bytes(partition: &FetchedPartition) -> usize {
+    partition.records.0.iter().flatten().map(Bytes::len).sum()
+}
+
+/// Fetch.
+pub(super) async fn fetch(door: &Arc<Door>, client: &Client, request: FetchRequest, version: i16) -> Handled {
+    // We never gave out a session: a client that goes on with one has it from a broker of before.
+    if request.session_id != 0 && request.session_epoch > 0 {
+        let error_code = ErrorCode::FetchSessionIdNotFound.number();
+        return Response::Fetch(FetchResponse { error_code, ..Default::default() }).into();
+    }
+    let deadline = Instant::now() + Duration::from_millis(request.max_wait_ms.max(0) as u64).min(WAIT_MAX);
+    let bytes_max = (request.max_bytes.max(1) as usize).min(ANSWER_BYTES_MAX);
+    let bytes_min = (request.min_bytes.max(0) as usize).min(bytes_max);
+    let mut topics = Vec::with_capacity(request.topics.len());
+    let mut slots = Vec::new();
+    for topic in request.topics {
+        let name = TopicName::resolve(door, topic.topic, topic.topic_id, version >= 13);
+        for asked in topic.partitions {
+            let from = match name.error {
+                Some(code) => Err(code),
+                None => leading(door, &name.name, asked.partition).map_err(|error| ErrorCode::from(&error)),
+            };
+            slots.push(Slot { topic: topics.len(), asked, from, follow: None, seen_bytes: 0 });
+        }
+        topics.push(name);
+    }
+    for slot in &mut slots {
+        slot.follow = slot.from.as_ref().ok().map(|partition| partition.follow());
+    }
+    let (mut found, mut permit) = read_all(door, &mut slots, bytes_max).await;
+    let enough = |slots: &[Slot]| slots.iter().map(|slot| slot.seen_bytes).sum::<usize>() >= bytes_min;
+    let failed = found.iter().any(|partition| partition.error_code != 0);
+    if !failed && !enough(&slots) && !slots.is_empty() && Instant::now() < deadline {
+        drop((found, permit));
+        tokio::select! {
+            () = wait_for(&mut slots, bytes_min) => {}
+            () = sleep_until(deadline) => {}
+            // Better an empty answer than a broken connection: the client asks again, elsewhere.
+            () = door.stopping() => {}
+            () = client.gone() => return Handled::Silence,
+        }
+        (found, permit) = read_all(door, &mut slots, bytes_max).await;
+    }
+    respond(door, topics, &slots, found, permit)
+}
+
+/// Reads every slot, as far as the answer has room. At least one batch, if there is any.
+async fn read_all(door: &Door, slots: &mut [Slot], bytes_max: usize) -> (Vec<FetchedPartition>, OwnedSemaphorePermit) {
+    let mut permit = reserve(&door.answer_bytes, bytes_max).await;
+    let (mut found, mut left, mut any) = (Vec::with_capacity(slots.len()), bytes_max, false);
+    for slot in slots.iter_mut() {
+        // The reader returns a batch however little room there is: behind the first, better none than one too many.
+        let read = match left {
+            0 => slot.read_nothing(),
+            left => slot.read(left).await,
+        };
+        let mut partition = read.unwrap_or_else(|code| slot.failed(code));
+        let bytes = record_bytes(&partition);
+        if any && bytes > left {
+            partition.records = RecordData::some(Vec::new());
+            left = 0;
+        } else {
+            left = left.saturating_sub(bytes);
+            any |= bytes > 0;
+            slot.seen_bytes = bytes;
+        }
+        found.push(partition);
+    }
+    drop(permit.split(left));
+    (found, permit)
+}
+
+impl Slot {
+    /// An answer without records, for a partition that has no room in it: not an error, the client comes back.
+    fn read_nothing(&self) -> Result<FetchedPartition, ErrorCode> {
+        let partition = self.from.as_ref().map_err(|code| *code)?;
+        check_epoch(partition, self.asked.current_leader_epoch)?;
+        let high_watermark = partition.high_watermark().0 as i64;
+        Ok(FetchedPartition {
+            partition: self.asked.partition,
+            high_watermark,
+            last_stable_offset: high_watermark,
+            log_start_offset: partition.log_start_offset().0 as i64,
+            records: RecordData::some(Vec::new()),
+            ..Default::default()
+        })
+    }
+}
+
+/// Waits until there are `bytes_min` in all, or something is wrong with a partition.
+async fn wait_for(slots: &mut [Slot], bytes_min: usize) {
+    let mut bytes: usize = slots.iter().map(|slot| slot.seen_bytes).sum();
+    let mut changes = FuturesUnordered::new();
+    for (at, slot) in slots.iter_mut().enumerate() {
+        if let Some(follow) = slot.follow.take() {
+            changes.push(changed(at, follow));
+        }
+    }
+    while let Some((at, follow)) = changes.next().await {
+        let slot = &mut slots[at];
+        let Ok(partition) = slot.read(bytes_min).await else { return };
+        if partition.error_code != 0 {
+            return;
+        }
+        bytes = bytes - slot.seen_bytes + record_bytes(&partition);
+        slot.seen_bytes = record_bytes(&partition);
+        if bytes >= bytes_min {
+            return;
+        }
+        changes.push(changed(at, follow));
+    }
+}
+
+async fn changed(at: usize, mut follow: Follow) -> (usize, Follow) {
+    follow.changed().await;
+    (at, follow)
+}
+
+fn respond(
+    door: &Door,
+    names: Vec<TopicName>,
+    slots: &[Slot],
+    found: Vec<FetchedPartition>,
+    permit: OwnedSemaphorePermit,
+) -> Handled {
+    let (mut records, mut bytes) = (0, 0);
+    for batch in found.iter().flat_map(|partition| partition.records.0.iter().flatten()) {
+        bytes += batch.len();
+        records += BatchHeader::read(batch).map_or(0, |header| header.record_count.max(0) as u64);
+    }
+    metrics::fetched(records, bytes);
+    let mut leaders = Leaders::new(door);
+    let mut topics: Vec<FetchedTopic> = names
+        .iter()
+        .map(|name| FetchedTopic { topic: name.name.clone(), topic_id: name.id, partitions: Vec::new() })
+        .collect();
+    for (slot, mut partition) in slots.iter().zip(found) {
+        if moved(partition.error_code) {
+            partition.current_leader = leaders.of(&names[slot.topic].name, partition.partition);
+        }
+        topics[slot.topic].partitions.push(partition);
+    }
+    let response = FetchResponse { topics, node_endpoints: leaders.endpoints(), ..Default::default() };
+    Handled::Holding(Response::Fetch(response), permit)
+}

@@ -1,0 +1,245 @@
+//! Metadata and DescribeCluster: brokers, topics, who leads what; and the names and hints other handlers need of that.
+//!
+//! Brokers are listed with the address they advertise to Kafka's clients, if they are alive. Authorised operations are not
+//! computed: there is no security yet.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::messages::{
+    DescribeClusterRequest, DescribeClusterResponse, DescribedBroker, LeaderIdAndEpoch, MetadataBroker,
+    MetadataPartition, MetadataRequest, MetadataResponse, MetadataTopic, MetadataTopicName, NodeEndpoint, Response,
+};
+use super::wire::Uuid;
+use super::{Door, ErrorCode};
+use crate::broker::{BrokerDescription, TopicDescription, TopicSpec};
+use crate::config::{host_of, port_of};
+use crate::error::{Code, Error};
+
+/// Longest that a client waits for a topic that its asking for creates.
+const AUTO_CREATE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A topic as a request names it: by name, or by id from some version on.
+#[derive(Clone, Debug)]
+pub(super) struct TopicName {
+    pub(super) name: String,
+    pub(super) id: Uuid,
+    pub(super) error: Option<ErrorCode>,
+}
+
+impl TopicName {
+    /// Finds the name, if the request has an id.
+    pub(super) fn resolve(door: &Door, name: String, id: Uuid, by_id: bool) -> Self {
+        if !by_id {
+            return Self { name, id, error: None };
+        }
+        match door.broker.topic_by_id(id.0) {
+            Ok(topic) => Self { name: topic.name, id, error: None },
+            Err(error) if error.code == Code::UnknownTopic => {
+                Self { name: String::new(), id, error: Some(ErrorCode::UnknownTopicId) }
+            }
+            Err(error) => Self { name: String::new(), id, error: Some(ErrorCode::from(&error)) },
+        }
+    }
+}
+
+/// A topic's id on the wire.
+pub(super) fn topic_uuid(topic: &TopicDescription) -> Uuid {
+    Uuid(u128::from_str_radix(&topic.topic_id, 16).unwrap_or_default())
+}
+
+/// Who leads the partitions that a request has asked the wrong broker for (KIP-951).
+pub(super) struct Leaders<'a> {
+    door: &'a Door,
+    topics: BTreeMap<String, Option<TopicDescription>>,
+    named: Vec<i32>,
+}
+
+impl<'a> Leaders<'a> {
+    pub(super) fn new(door: &'a Door) -> Self {
+        Self { door, topics: BTreeMap::new(), named: Vec::new() }
+    }
+
+    /// The leader, if it is known.
+    pub(super) fn of(&mut self, topic: &str, partition: i32) -> Option<LeaderIdAndEpoch> {
+        let described = match self.topics.get(topic) {
+            Some(known) => known,
+            None => self.topics.entry(topic.to_owned()).or_insert(self.door.broker.topic(topic).ok()),
+        };
+        let partition = described.as_ref()?.partitions.get(usize::try_from(partition).ok()?)?;
+        let leader_id = partition.leader?.0 as i32;
+        if !self.named.contains(&leader_id) {
+            self.named.push(leader_id);
+        }
+        Some(LeaderIdAndEpoch { leader_id, leader_epoch: epoch(partition.leader_epoch) })
+    }
+
+    /// Where those that were named are.
+    pub(super) fn endpoints(&self) -> Option<Vec<NodeEndpoint>> {
+        if self.named.is_empty() {
+            return None;
+        }
+        let brokers = brokers(&self.door.broker.cluster().brokers);
+        let named = brokers.into_iter().filter(|broker| self.named.contains(&broker.node_id));
+        let endpoint = |broker: MetadataBroker| NodeEndpoint {
+            node_id: broker.node_id,
+            host: broker.host,
+            port: broker.port,
+            rack: None,
+        };
+        Some(named.map(endpoint).collect())
+    }
+}
+
+/// A term as Kafka's 32-bit leader epoch, as batches are stamped with it.
+pub(super) fn epoch(term: u64) -> i32 {
+    i32::try_from(term).unwrap_or(i32::MAX)
+}
+
+/// The brokers that clients can be sent to.
+pub(super) fn brokers(known: &[BrokerDescription]) -> Vec<MetadataBroker> {
+    let listed = |broker: &BrokerDescription| {
+        let address = broker.kafka_address.as_deref().filter(|_| broker.alive)?;
+        Some(MetadataBroker {
+            node_id: broker.broker_id.0 as i32,
+            host: host_of(address).to_owned(),
+            port: i32::from(port_of(address)?),
+            rack: None,
+        })
+    };
+    known.iter().filter_map(listed).collect()
+}
+
+/// Metadata.
+pub(super) async fn metadata(door: &Arc<Door>, request: MetadataRequest, version: i16) -> Response {
+    let wanted = match request.topics {
+        // In version 0 an empty list means all.
+        Some(topics) if version > 0 || !topics.is_empty() => Some(topics),
+        _ => None,
+    };
+    let mut topics = Vec::new();
+    match wanted {
+        Some(wanted) => {
+            for topic in wanted {
+                topics.push(wanted_topic(door, topic, request.allow_auto_topic_creation).await);
+            }
+        }
+        None => topics.extend(door.broker.topics().into_iter().map(Ok)),
+    }
+    let cluster = door.broker.cluster();
+    let brokers = brokers(&cluster.brokers);
+    let reachable = |id: i32| brokers.iter().any(|broker| broker.node_id == id);
+    let topics = topics.into_iter().map(|topic| match topic {
+        Ok(topic) => describe(&topic, reachable),
+        Err(missing) => missing,
+    });
+    let topics = topics.collect();
+    let controller_id = cluster.controller.map_or(-1, |controller| controller.0 as i32);
+    Response::Metadata(MetadataResponse {
+        topics,
+        // Clients send the controller's requests there; any broker takes them, so one that can be reached will do.
+        controller_id: Some(controller_id).filter(|id| reachable(*id)).unwrap_or(door.broker.id().0 as i32),
+        brokers,
+        cluster_id: Some(cluster.cluster_id),
+        ..Default::default()
+    })
+}
+
+/// One topic that was asked for; `Err` is what to say if it is not there.
+async fn wanted_topic(
+    door: &Arc<Door>,
+    wanted: MetadataTopicName,
+    may_create: bool,
+) -> Result<TopicDescription, MetadataTopic> {
+    let missing = |code: ErrorCode, name: Option<String>| MetadataTopic {
+        error_code: code.number(),
+        name,
+        topic_id: wanted.topic_id,
+        ..Default::default()
+    };
+    let Some(name) = wanted.name else {
+        return door.broker.topic_by_id(wanted.topic_id.0).map_err(|error| match error.code {
+            Code::UnknownTopic => missing(ErrorCode::UnknownTopicId, None),
+            _ => missing(ErrorCode::LeaderNotAvailable, None),
+        });
+    };
+    let found = match door.broker.topic(&name) {
+        Err(error) if error.code == Code::UnknownTopic && may_create && door.config.auto_create_topics => {
+            auto_create(door, &name).await
+        }
+        found => found,
+    };
+    found.map_err(|error| match error.code {
+        // Not now: the client asks again.
+        Code::NotReady | Code::NoLeader | Code::OutcomeUnknown | Code::NotEnoughReplicas => {
+            missing(ErrorCode::LeaderNotAvailable, Some(name))
+        }
+        _ => missing(ErrorCode::from(&error), Some(name)),
+    })
+}
+
+async fn auto_create(door: &Arc<Door>, name: &str) -> Result<TopicDescription, Error> {
+    let spec = TopicSpec {
+        name: name.to_owned(),
+        partitions: door.config.num_partitions,
+        replicas: None,
+        config: BTreeMap::new(),
+    };
+    match door.broker.create_topic(spec, AUTO_CREATE_TIMEOUT).await {
+        // Somebody else was quicker.
+        Err(error) if error.code == Code::TopicExists => door.broker.topic(name),
+        created => created,
+    }
+}
+
+fn describe(topic: &TopicDescription, reachable: impl Fn(i32) -> bool) -> MetadataTopic {
+    let ids = |brokers: &[pontoon_raft::types::BrokerId]| brokers.iter().map(|broker| broker.0 as i32).collect();
+    let partitions = topic.partitions.iter().map(|partition| {
+        let leader = partition.leader.map(|leader| leader.0 as i32).filter(|leader| reachable(*leader));
+        let replicas: Vec<i32> = ids(&partition.replicas);
+        MetadataPartition {
+            error_code: if leader.is_some() { ErrorCode::None } else { ErrorCode::LeaderNotAvailable }.number(),
+            partition_index: partition.partition as i32,
+            leader_id: leader.unwrap_or(-1),
+            leader_epoch: leader.map_or(-1, |_| epoch(partition.leader_epoch)),
+            isr_nodes: ids(&partition.in_sync),
+            offline_replicas: replicas.iter().copied().filter(|replica| !reachable(*replica)).collect(),
+            replica_nodes: replicas,
+        }
+    });
+    MetadataTopic {
+        name: Some(topic.name.clone()),
+        topic_id: topic_uuid(topic),
+        is_internal: topic.name.starts_with("__"),
+        partitions: partitions.collect(),
+        ..Default::default()
+    }
+}
+
+/// DescribeCluster.
+pub(super) fn describe_cluster(door: &Door, request: DescribeClusterRequest) -> Response {
+    const BROKERS: i8 = 1;
+    if request.endpoint_type != BROKERS {
+        return Response::DescribeCluster(DescribeClusterResponse {
+            error_code: ErrorCode::InvalidRequest.number(),
+            error_message: Some("there are no controllers apart from brokers".to_owned()),
+            endpoint_type: request.endpoint_type,
+            ..Default::default()
+        });
+    }
+    let cluster = door.broker.cluster();
+    let broker = |broker: MetadataBroker| DescribedBroker {
+        broker_id: broker.node_id,
+        host: broker.host,
+        port: broker.port,
+        rack: None,
+        is_fenced: false,
+    };
+    Response::DescribeCluster(DescribeClusterResponse {
+        cluster_id: cluster.cluster_id,
+        controller_id: cluster.controller.map_or(-1, |controller| controller.0 as i32),
+        brokers: brokers(&cluster.brokers).into_iter().map(broker).collect(),
+        ..Default::default()
+    })
+}

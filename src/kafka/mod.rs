@@ -1,0 +1,191 @@
+//! The Kafka door: Kafka's wire protocol to calls of [`Broker`] and its partitions, and back.
+//!
+//! It knows messages, topics, partitions and record batches; it never knows openraft, segments or the catalog's tables, and
+//! never passes a request on: Kafka's clients find the leader themselves.
+//!
+//! - [`wire`]: primitive types, bounded. [`messages`]: the APIs, field by field. `error_code`: errors as numbers.
+//! - `connection`: frames, limits, the order of answers. `dispatch`: from a request to its handler.
+//! - `produce`, `fetch`, `offsets`, `metadata`, `topics`, `configs`: the handlers.
+
+mod configs;
+mod connection;
+mod dispatch;
+mod error_code;
+mod fetch;
+pub mod messages;
+mod metadata;
+mod metrics;
+mod offsets;
+mod produce;
+mod topics;
+pub mod wire;
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, watch};
+use tokio::task::{JoinHandle, JoinSet};
+use tracing::{Instrument, debug, debug_span, warn};
+
+use crate::broker::Broker;
+use crate::config::{Config, KafkaConfig, Limits, host_of};
+
+pub use error_code::ErrorCode;
+
+/// How far along its life a server is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// Bound; connections wait until the broker is there.
+    Bound,
+    /// Answers.
+    Serving,
+    /// Answers, and waits for nothing.
+    Stopping,
+    /// Closes every connection after the request it is at.
+    Closed,
+}
+
+/// What all connections share.
+struct Door {
+    broker: Arc<Broker>,
+    config: KafkaConfig,
+    limits: Limits,
+    stage: watch::Receiver<Stage>,
+    /// Room for requests' bytes.
+    request_bytes: Arc<Semaphore>,
+    /// Room for the bytes of answers to fetches; apart, so that readers cannot starve writers.
+    answer_bytes: Arc<Semaphore>,
+}
+
+impl Door {
+    /// Resolves when waiting requests should be answered with what there is.
+    async fn stopping(&self) {
+        let _ = self.stage.clone().wait_for(|stage| *stage >= Stage::Stopping).await;
+    }
+
+    /// Resolves when connections should end.
+    async fn closed(&self) {
+        let _ = self.stage.clone().wait_for(|stage| *stage == Stage::Closed).await;
+    }
+}
+
+impl PartialOrd for Stage {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        (*self as u8).partial_cmp(&(*other as u8))
+    }
+}
+
+/// A listening Kafka server.
+pub struct Server {
+    listener: parking_lot::Mutex<Option<TcpListener>>,
+    address: String,
+    advertised: String,
+    stage: watch::Sender<Stage>,
+    config: KafkaConfig,
+    limits: Limits,
+    accepting: parking_lot::Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Server {
+    /// Takes the port. Who connects waits until [`Self::open`].
+    pub async fn bind(config: &Config) -> io::Result<Server> {
+        let listen = &config.kafka.listener.listen;
+        let listener = TcpListener::bind(listen).await?;
+        let host = host_of(listen);
+        let host = if host.contains(':') { format!("[{host}]") } else { host.to_owned() };
+        let address = format!("{host}:{}", listener.local_addr()?.port());
+        let advertised = config.kafka.listener.advertised.clone().unwrap_or_else(|| address.clone());
+        Ok(Server {
+            listener: Some(listener).into(),
+            address,
+            advertised,
+            stage: watch::Sender::new(Stage::Bound),
+            config: config.kafka.clone(),
+            limits: config.limits.clone(),
+            accepting: None.into(),
+        })
+    }
+
+    /// `host:port` it listens on.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// `host:port` that clients are told.
+    pub fn advertised(&self) -> &str {
+        &self.advertised
+    }
+
+    /// From now on requests are answered, by this broker. A second call does nothing.
+    pub fn open(&self, broker: Arc<Broker>) {
+        let Some(listener) = self.listener.lock().take() else { return };
+        let budget = || Arc::new(Semaphore::new(self.limits.inflight_bytes_max.min(Semaphore::MAX_PERMITS)));
+        let door = Arc::new(Door {
+            broker,
+            config: self.config.clone(),
+            limits: self.limits.clone(),
+            stage: self.stage.subscribe(),
+            request_bytes: budget(),
+            answer_bytes: budget(),
+        });
+        metrics::describe();
+        self.stage.send_replace(Stage::Serving);
+        *self.accepting.lock() = Some(tokio::spawn(accept(listener, door)));
+    }
+
+    /// Waiting fetches are answered from now on; the broker is about to hand over.
+    pub fn stopping(&self) {
+        self.stage.send_replace(Stage::Stopping);
+    }
+
+    /// Stops listening, lets requests finish for at most `grace`, closes. The broker is shut down already.
+    pub async fn close(&self, grace: Duration) {
+        self.stage.send_replace(Stage::Closed);
+        let Some(accepting) = self.accepting.lock().take() else { return };
+        let abort = accepting.abort_handle();
+        if tokio::time::timeout(grace, accepting).await.is_err() {
+            debug!("some Kafka connections were still busy after {grace:?}");
+            abort.abort();
+        }
+    }
+}
+
+/// Accepts until told to close, then waits for the connections' current requests.
+async fn accept(listener: TcpListener, door: Arc<Door>) {
+    let room = Arc::new(Semaphore::new(door.limits.connections_max.min(Semaphore::MAX_PERMITS)));
+    let mut connections = JoinSet::new();
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = door.closed() => break,
+            Some(_) = connections.join_next() => continue,
+        };
+        let (stream, peer) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                // Out of file descriptors, mostly: trying at once would only spin.
+                warn!(%error, "cannot accept a Kafka connection");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let Ok(place) = Arc::clone(&room).try_acquire_owned() else {
+            debug!(%peer, max = door.limits.connections_max, "a Kafka connection too many is closed");
+            continue;
+        };
+        let _ = stream.set_nodelay(true);
+        let door = Arc::clone(&door);
+        let serving = async move {
+            let _open = (place, metrics::OpenConnection::new());
+            connection::serve(stream, peer, door).await;
+        };
+        connections.spawn(serving.instrument(debug_span!("kafka", %peer)));
+    }
+    drop(listener);
+    while connections.join_next().await.is_some() {}
+}
+
+#[cfg(test)]
+mod tests;

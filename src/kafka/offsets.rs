@@ -1,0 +1,204 @@
+//! ListOffsets and OffsetForLeaderEpoch: where a partition begins and ends, by time and by epoch.
+//!
+//! The end is confirmed by a majority before it is told (RULES.md R2): a client that seeks to it must not miss what was
+//! acknowledged before it asked. Epochs are found in the batches themselves, which carry the one they were appended in.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use pontoon_raft::types::Offset;
+
+use super::fetch::check_epoch;
+use super::messages::{
+    EpochEndPartition, EpochEndTopic, LeaderEpochPartition, ListOffsetsPartition, ListOffsetsRequest,
+    ListOffsetsResponse, ListedOffsetsPartition, ListedOffsetsTopic, OffsetForLeaderEpochRequest,
+    OffsetForLeaderEpochResponse, Response,
+};
+use super::metadata::epoch;
+use super::produce::leading;
+use super::{Door, ErrorCode};
+use crate::error::{Code, Error};
+use crate::partition::{Consistency, Fetch, FetchFrom, Fetched, Partition};
+use crate::record_batch::{BatchHeader, RecordBatch};
+
+const LATEST: i64 = -1;
+const EARLIEST: i64 = -2;
+const MAX_TIMESTAMP: i64 = -3;
+/// The earliest that is on a broker's own disk; there is no other.
+const EARLIEST_LOCAL: i64 = -4;
+/// The latest that is in tiered storage; there is none.
+const LATEST_TIERED: i64 = -5;
+
+/// An offset and what is known of the record there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Found {
+    offset: i64,
+    timestamp: i64,
+    epoch: i32,
+}
+
+const NOTHING: Found = Found { offset: -1, timestamp: -1, epoch: -1 };
+
+/// ListOffsets.
+pub(super) async fn list(door: &Arc<Door>, request: ListOffsetsRequest) -> Response {
+    let mut topics = Vec::with_capacity(request.topics.len());
+    for topic in request.topics {
+        let mut partitions = Vec::with_capacity(topic.partitions.len());
+        for asked in topic.partitions {
+            let found = list_one(door, &topic.name, &asked).await;
+            let code = found.as_ref().err().copied().unwrap_or(ErrorCode::None);
+            let Found { offset, timestamp, epoch } = found.unwrap_or(NOTHING);
+            partitions.push(ListedOffsetsPartition {
+                partition: asked.partition,
+                error_code: code.number(),
+                timestamp,
+                offset,
+                leader_epoch: epoch,
+            });
+        }
+        topics.push(ListedOffsetsTopic { name: topic.name, partitions });
+    }
+    Response::ListOffsets(ListOffsetsResponse { topics, ..Default::default() })
+}
+
+async fn list_one(door: &Door, topic: &str, asked: &ListOffsetsPartition) -> Result<Found, ErrorCode> {
+    let partition = leading(door, topic, asked.partition).map_err(|error| ErrorCode::from(&error))?;
+    check_epoch(&partition, asked.current_leader_epoch)?;
+    let found = match asked.timestamp {
+        LATEST => latest(&partition).await,
+        EARLIEST | EARLIEST_LOCAL => earliest(&partition).await,
+        MAX_TIMESTAMP => max_timestamp(&partition).await,
+        LATEST_TIERED => Ok(NOTHING),
+        timestamp if timestamp >= 0 => by_time(&partition, timestamp).await,
+        _ => return Err(ErrorCode::InvalidRequest),
+    };
+    found.map_err(|error| ErrorCode::from(&error))
+}
+
+async fn latest(partition: &Partition) -> Result<Found, Error> {
+    let offsets = partition.offsets(Consistency::Linearizable).await?;
+    let epoch = epoch(partition.leader_epoch()?);
+    Ok(Found { offset: offsets.high_watermark.0 as i64, timestamp: -1, epoch })
+}
+
+async fn earliest(partition: &Partition) -> Result<Found, Error> {
+    let offset = partition.log_start_offset();
+    let epoch = match first_batch(partition, offset).await? {
+        Some(batch) => batch.leader_epoch,
+        None => epoch(partition.leader_epoch()?),
+    };
+    Ok(Found { offset: offset.0 as i64, timestamp: -1, epoch })
+}
+
+/// Reads one batch, if `from` is not the end.
+async fn read_one(partition: &Partition, from: Offset) -> Result<Fetched, Error> {
+    let from = FetchFrom::Offset(from);
+    partition.fetch(Fetch { from, bytes_max: 1, wait: Duration::ZERO, consistency: Consistency::Committed }).await
+}
+
+async fn first_batch(partition: &Partition, from: Offset) -> Result<Option<BatchHeader>, Error> {
+    match read_one(partition, from).await {
+        Ok(fetched) => fetched.batches.first().map(|batch| Ok(BatchHeader::read(batch)?)).transpose(),
+        // Retention took it meanwhile.
+        Err(error) if error.code == Code::OffsetOutOfRange => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// The first record at or after a time; nothing if there is none.
+async fn by_time(partition: &Partition, timestamp: i64) -> Result<Found, Error> {
+    // Linearizable: "there is none" claims an end.
+    partition.offsets(Consistency::Linearizable).await?;
+    let at = partition.offset_for_timestamp(timestamp).await?;
+    let fetched = match read_one(partition, at).await {
+        Ok(fetched) => fetched,
+        Err(error) if error.code == Code::OffsetOutOfRange => return Ok(NOTHING),
+        Err(error) => return Err(error),
+    };
+    let Some(batch) = fetched.batches.into_iter().next() else { return Ok(NOTHING) };
+    let batch = RecordBatch::stored(batch)?;
+    let epoch = batch.header().leader_epoch;
+    for record in batch.records(partition.limits().decompressed_bytes_max)? {
+        let record = record?;
+        if record.offset >= at.0 && record.timestamp >= timestamp {
+            return Ok(Found { offset: record.offset as i64, timestamp: record.timestamp, epoch });
+        }
+    }
+    Ok(NOTHING)
+}
+
+/// A record with the largest timestamp (KIP-734). The time index answers "is there a record at or after t", so the largest t
+/// is found by halving: 63 looks at most, for a question that tools ask now and then.
+async fn max_timestamp(partition: &Partition) -> Result<Found, Error> {
+    let mut best = by_time(partition, 0).await?;
+    let (mut low, mut high) = (best.timestamp.max(0), i64::MAX);
+    while best != NOTHING && low < high {
+        let middle = low + (high - low) / 2 + 1;
+        match by_time_committed(partition, middle).await? {
+            found if found == NOTHING => high = middle - 1,
+            found => {
+                low = found.timestamp.max(middle);
+                best = found;
+            }
+        }
+    }
+    Ok(best)
+}
+
+async fn by_time_committed(partition: &Partition, timestamp: i64) -> Result<Found, Error> {
+    let end = partition.offsets(Consistency::Committed).await?.high_watermark;
+    if partition.offset_for_timestamp(timestamp).await? >= end {
+        Ok(NOTHING)
+    } else {
+        by_time(partition, timestamp).await
+    }
+}
+
+/// OffsetForLeaderEpoch.
+pub(super) async fn for_leader_epoch(door: &Arc<Door>, request: OffsetForLeaderEpochRequest) -> Response {
+    let mut topics = Vec::with_capacity(request.topics.len());
+    for topic in request.topics {
+        let mut partitions = Vec::with_capacity(topic.partitions.len());
+        for asked in topic.partitions {
+            let found = epoch_end(door, &topic.topic, &asked).await;
+            let code = found.as_ref().err().copied().unwrap_or(ErrorCode::None);
+            let (leader_epoch, end_offset) = found.unwrap_or((-1, -1));
+            let partition = asked.partition;
+            partitions.push(EpochEndPartition { error_code: code.number(), partition, leader_epoch, end_offset });
+        }
+        topics.push(EpochEndTopic { topic: topic.topic, partitions });
+    }
+    Response::OffsetForLeaderEpoch(OffsetForLeaderEpochResponse { topics, ..Default::default() })
+}
+
+/// The largest epoch up to the one asked for that has records, and the offset behind its last one.
+async fn epoch_end(door: &Door, topic: &str, asked: &LeaderEpochPartition) -> Result<(i32, i64), ErrorCode> {
+    let failed = |error: Error| ErrorCode::from(&error);
+    let partition = leading(door, topic, asked.partition).map_err(failed)?;
+    check_epoch(&partition, asked.current_leader_epoch)?;
+    let current = epoch(partition.leader_epoch().map_err(failed)?);
+    if asked.leader_epoch < 0 || asked.leader_epoch > current {
+        return Ok((-1, -1));
+    }
+    let offsets = partition.offsets(Consistency::Committed).await.map_err(failed)?;
+    if asked.leader_epoch == current {
+        return Ok((current, offsets.high_watermark.0 as i64));
+    }
+    // Epochs rise with offsets: the first batch of a later one is found by halving.
+    let (mut low, mut high) = (offsets.log_start_offset.0, offsets.high_watermark.0);
+    let mut found = -1;
+    while low < high {
+        let middle = low + (high - low) / 2;
+        let Some(batch) = first_batch(&partition, Offset(middle)).await.map_err(failed)? else {
+            low = middle + 1; // Retention is past it.
+            continue;
+        };
+        if batch.leader_epoch <= asked.leader_epoch {
+            found = batch.leader_epoch;
+            low = batch.last_offset() + 1;
+        } else {
+            high = batch.base_offset.min(middle);
+        }
+    }
+    Ok(if found < 0 { (-1, -1) } else { (found, low as i64) })
+}

@@ -1,0 +1,219 @@
+//! CreateTopics, DeleteTopics, CreatePartitions. Any broker takes them and has the controller do it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::messages::{
+    CreatableTopic, CreatePartitionsRequest, CreatePartitionsResponse, CreateTopicsRequest, CreateTopicsResponse,
+    CreatedConfig, CreatedTopic, DeletableTopic, DeleteTopicsRequest, DeleteTopicsResponse, DeletedTopic,
+    MorePartitions, MorePartitionsResult, Response,
+};
+use super::metadata::topic_uuid;
+use super::wire::Uuid;
+use super::{Door, ErrorCode, configs};
+use crate::broker::{TopicDescription, TopicSpec};
+use crate::error::{Code, Error};
+
+/// Longest that such a request may take, whatever it asks for.
+const TIMEOUT_MAX: Duration = Duration::from_secs(120);
+
+/// A refusal: the number and a word for people.
+pub(super) struct Refused(pub(super) ErrorCode, pub(super) String);
+
+impl From<Error> for Refused {
+    fn from(error: Error) -> Self {
+        let code = match error.code {
+            // Of a topic as a whole, not of a partition: there is no other leader to look for.
+            Code::NotReady | Code::NoLeader => ErrorCode::RequestTimedOut,
+            Code::NotEnoughReplicas => ErrorCode::InvalidReplicationFactor,
+            code => code.into(),
+        };
+        Self(code, error.message)
+    }
+}
+
+pub(super) fn timeout(ms: i32) -> Duration {
+    Duration::from_millis(ms.max(1) as u64).min(TIMEOUT_MAX)
+}
+
+/// CreateTopics.
+pub(super) async fn create(door: &Arc<Door>, request: CreateTopicsRequest) -> Response {
+    let mut names = BTreeSet::new();
+    let twice: BTreeSet<_> = request
+        .topics
+        .iter()
+        .filter(|topic| !names.insert(topic.name.clone()))
+        .map(|topic| topic.name.clone())
+        .collect();
+    let mut topics = Vec::new();
+    for topic in request.topics {
+        if topics.iter().any(|done: &CreatedTopic| done.name == topic.name) {
+            continue;
+        }
+        let name = topic.name.clone();
+        let created = if twice.contains(&name) {
+            Err(Refused(ErrorCode::InvalidRequest, "the topic is named twice".to_owned()))
+        } else {
+            create_one(door, topic, timeout(request.timeout_ms), request.validate_only).await
+        };
+        topics.push(created.unwrap_or_else(|Refused(code, message)| CreatedTopic {
+            name,
+            error_code: code.number(),
+            error_message: Some(message),
+            ..Default::default()
+        }));
+    }
+    Response::CreateTopics(CreateTopicsResponse { topics, ..Default::default() })
+}
+
+async fn create_one(
+    door: &Arc<Door>,
+    topic: CreatableTopic,
+    timeout: Duration,
+    validate_only: bool,
+) -> Result<CreatedTopic, Refused> {
+    let spec = spec(door, topic)?;
+    if validate_only {
+        let (partitions, replicas) = (spec.partitions, spec.replicas);
+        door.broker.check_topic(&spec)?;
+        return Ok(CreatedTopic {
+            name: spec.name,
+            num_partitions: partitions as i32,
+            replication_factor: replicas.map_or(-1, |replicas| replicas as i16),
+            ..Default::default()
+        });
+    }
+    let created = door.broker.create_topic(spec, timeout).await?;
+    Ok(describe(door, &created))
+}
+
+fn describe(door: &Door, topic: &TopicDescription) -> CreatedTopic {
+    let configs = door.broker.topic_config_entries(&topic.name).unwrap_or_default();
+    let configs = configs.iter().map(|entry| {
+        let (value, source) = configs::effective(entry);
+        CreatedConfig {
+            name: entry.name.to_owned(),
+            value: Some(value.to_owned()),
+            read_only: false,
+            config_source: source,
+            is_sensitive: false,
+        }
+    });
+    CreatedTopic {
+        name: topic.name.clone(),
+        topic_id: topic_uuid(topic),
+        num_partitions: topic.partitions.len() as i32,
+        replication_factor: topic.partitions.first().map_or(-1, |first| first.replicas.len() as i16),
+        configs: Some(configs.collect()),
+        ..Default::default()
+    }
+}
+
+/// What a request asks for, in the broker's words.
+fn spec(door: &Door, topic: CreatableTopic) -> Result<TopicSpec, Refused> {
+    if !topic.assignments.is_empty() {
+        let why = "replicas are placed by the cluster; name a number of partitions and replicas instead".to_owned();
+        return Err(Refused(ErrorCode::InvalidReplicaAssignment, why));
+    }
+    let partitions = match topic.num_partitions {
+        -1 => door.config.num_partitions,
+        number => u32::try_from(number).ok().filter(|number| *number > 0).ok_or_else(|| {
+            Refused(ErrorCode::InvalidPartitions, format!("{number} partitions: at least 1, or -1 for the default"))
+        })?,
+    };
+    let replicas = match topic.replication_factor {
+        -1 => None,
+        number => Some(u32::try_from(number).ok().filter(|number| *number > 0).ok_or_else(|| {
+            Refused(
+                ErrorCode::InvalidReplicationFactor,
+                format!("{number} replicas: at least 1, or -1 for the default"),
+            )
+        })?),
+    };
+    let mut config = BTreeMap::new();
+    for entry in topic.configs {
+        let value = entry.value.ok_or_else(|| {
+            Refused(ErrorCode::InvalidConfig, format!("{} has no value; leave it out for the default", entry.name))
+        })?;
+        config.insert(entry.name, value);
+    }
+    Ok(TopicSpec { name: topic.name, partitions, replicas, config })
+}
+
+/// DeleteTopics.
+pub(super) async fn delete(door: &Arc<Door>, request: DeleteTopicsRequest, version: i16) -> Response {
+    let named = |name: String| DeletableTopic { name: Some(name), topic_id: Uuid::default() };
+    let wanted = match version {
+        ..=5 => request.topic_names.into_iter().map(named).collect(),
+        _ => request.topics,
+    };
+    let mut topics = Vec::with_capacity(wanted.len());
+    for DeletableTopic { name, topic_id } in wanted {
+        topics.push(match delete_one(door, name.clone(), topic_id, timeout(request.timeout_ms)).await {
+            Ok((name, topic_id)) => DeletedTopic { name: Some(name), topic_id, ..Default::default() },
+            Err(Refused(code, message)) => {
+                DeletedTopic { name, topic_id, error_code: code.number(), error_message: Some(message) }
+            }
+        });
+    }
+    Response::DeleteTopics(DeleteTopicsResponse { topics, ..Default::default() })
+}
+
+async fn delete_one(
+    door: &Arc<Door>,
+    name: Option<String>,
+    topic_id: Uuid,
+    timeout: Duration,
+) -> Result<(String, Uuid), Refused> {
+    let name = match name {
+        Some(name) => name,
+        None => match door.broker.topic_by_id(topic_id.0) {
+            Ok(topic) => topic.name,
+            Err(error) if error.code == Code::UnknownTopic => {
+                return Err(Refused(ErrorCode::UnknownTopicId, error.message));
+            }
+            Err(error) => return Err(error.into()),
+        },
+    };
+    let id = door.broker.topic(&name).map(|topic| topic_uuid(&topic)).unwrap_or(topic_id);
+    door.broker.delete_topic(&name, timeout).await?;
+    Ok((name, id))
+}
+
+/// CreatePartitions.
+pub(super) async fn create_partitions(door: &Arc<Door>, request: CreatePartitionsRequest) -> Response {
+    let mut results = Vec::with_capacity(request.topics.len());
+    for topic in request.topics {
+        let name = topic.name.clone();
+        let done = more_partitions(door, topic, timeout(request.timeout_ms), request.validate_only).await;
+        results.push(match done {
+            Ok(()) => MorePartitionsResult { name, ..Default::default() },
+            Err(Refused(code, message)) => {
+                MorePartitionsResult { name, error_code: code.number(), error_message: Some(message) }
+            }
+        });
+    }
+    Response::CreatePartitions(CreatePartitionsResponse { results, ..Default::default() })
+}
+
+async fn more_partitions(
+    door: &Arc<Door>,
+    topic: MorePartitions,
+    timeout: Duration,
+    validate_only: bool,
+) -> Result<(), Refused> {
+    if topic.assignments.is_some_and(|assignments| !assignments.is_empty()) {
+        let why = "replicas are placed by the cluster; name a number of partitions instead".to_owned();
+        return Err(Refused(ErrorCode::InvalidReplicaAssignment, why));
+    }
+    let has = door.broker.topic(&topic.name)?.partitions.len();
+    let count = u32::try_from(topic.count).ok().filter(|count| *count as usize > has).ok_or_else(|| {
+        let why = format!("topic {:?} has {has} partitions; {} are not more", topic.name, topic.count);
+        Refused(ErrorCode::InvalidPartitions, why)
+    })?;
+    if !validate_only {
+        door.broker.alter_topic(&topic.name, Some(count), BTreeMap::new(), timeout).await?;
+    }
+    Ok(())
+}
