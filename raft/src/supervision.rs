@@ -69,6 +69,7 @@ pub(crate) async fn supervise(hosted: Weak<Hosted>, group: RaftGroup) {
 async fn bury(hosted: &Weak<Hosted>, group: &RaftGroup, why: &str) {
     tracing::error!(why, "the group's core ended");
     group.set_stopped(why.to_owned());
+    group.log().release_readers();
     let _ = group.raft().shutdown().await;
     if let (Some(term), Some(hosted)) = (group.own_term(), hosted.upgrade()) {
         hosted.elections.renounce(&[(group.clone(), term)]).await;
