@@ -2,7 +2,7 @@
 //!
 //! - `bootstrap`: becoming part of a cluster. `lifecycle`, `membership`: making this directory what the catalog says.
 //! - `routing`, `summary`: who leads what. `leadership`: giving leaderships back. `topics`: what clients ask for.
-//! - `control`: asking the controller. `peer`: the calls between brokers. `start`: opening and closing all of it.
+//! - `coordination`: consumer groups. `control`: asking the controller. `peer`: the calls between brokers. `start`: opening and closing all of it.
 //!
 //! It knows no HTTP, no segment and no openraft; what a record is it leaves to [`crate::partition`].
 
@@ -17,12 +17,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::catalog::topic_config::TopicConfig;
 use crate::config::Config;
+use crate::coordinator::Coordinator;
 use crate::error::Result;
 use crate::partition::Partition;
 use crate::record_batch::BatchLimits;
 
 mod bootstrap;
 mod control;
+mod coordination;
 mod leadership;
 mod lifecycle;
 mod membership;
@@ -187,6 +189,7 @@ pub enum Route {
 /// clean way.
 pub struct Broker {
     shared: Arc<Shared>,
+    coordinator: Coordinator,
     tasks: start::Tasks,
 }
 
@@ -230,6 +233,12 @@ impl Broker {
     /// What [`Self::create_topic`] would refuse, as far as this broker can tell. Creates nothing.
     pub fn check_topic(&self, spec: &TopicSpec) -> Result<()> {
         self.shared.check_topic(spec)
+    }
+
+    /// What [`Self::alter_topic`] would refuse of these changes. Changes nothing.
+    pub fn check_topic_changes(&self, name: &str, config: &BTreeMap<String, Option<String>>) -> Result<()> {
+        self.shared.topic(name)?;
+        topics::check_changes(config)
     }
 
     /// All topics, by name.

@@ -21,7 +21,7 @@ use tracing::Instrument;
 use super::observe::BrokerInstruments;
 use super::peer::{Hello, Peers};
 use super::shared::{Progress, Shared};
-use super::{Broker, StartError, bootstrap, control, leadership, lifecycle, retention, summary};
+use super::{Broker, StartError, bootstrap, control, coordination, leadership, lifecycle, retention, summary};
 use crate::catalog::Catalog;
 use crate::catalog::tables::Tables;
 use crate::catalog::tables::sled_tables::SledTables;
@@ -83,7 +83,8 @@ impl Broker {
         let shared = share(config, http_address, store, groups, catalog);
         peers.open(&shared);
         let tasks = Tasks::start(&shared);
-        Ok(Arc::new(Broker { shared, tasks }))
+        let coordinator = coordination::coordinator(&shared);
+        Ok(Arc::new(Broker { shared, coordinator, tasks }))
     }
 }
 

@@ -118,11 +118,7 @@ impl Shared {
     ) -> Result<TopicDescription> {
         let deadline = Instant::now() + timeout;
         let topic = self.find_topic(name, deadline).await?;
-        for (key, value) in &config {
-            let check =
-                value.as_ref().map_or_else(|| topic_config::check_key(key), |value| topic_config::check(key, value));
-            check.map_err(|why| Error::new(Code::InvalidConfig, why))?;
-        }
+        check_changes(&config)?;
         self.change(ControlRequest::AlterTopic { topic, partitions, config }, deadline).await?;
         let state = self.catalog.state();
         let record = state.topics().get(&topic).ok_or_else(|| unknown_topic(name))?;
@@ -391,6 +387,16 @@ impl Shared {
             brokers: brokers.collect(),
         }
     }
+}
+
+/// Checks keys and values of a change; `None` resets a key.
+pub(super) fn check_changes(config: &BTreeMap<String, Option<String>>) -> Result<()> {
+    for (key, value) in config {
+        let check =
+            value.as_ref().map_or_else(|| topic_config::check_key(key), |value| topic_config::check(key, value));
+        check.map_err(|why| Error::new(Code::InvalidConfig, why))?;
+    }
+    Ok(())
 }
 
 fn check_names(spec: &TopicSpec) -> Result<()> {

@@ -5,13 +5,14 @@
 //!
 //! - [`wire`]: primitive types, bounded. [`messages`]: the APIs, field by field. `error_code`: errors as numbers.
 //! - `connection`: frames, limits, the order of answers. `dispatch`: from a request to its handler.
-//! - `produce`, `fetch`, `offsets`, `metadata`, `topics`, `configs`: the handlers.
+//! - `produce`, `fetch`, `offsets`, `metadata`, `topics`, `configs`, `groups`: the handlers.
 
 mod configs;
 mod connection;
 mod dispatch;
 mod error_code;
 mod fetch;
+mod groups;
 pub mod messages;
 mod metadata;
 pub mod metrics;

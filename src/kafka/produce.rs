@@ -18,6 +18,7 @@ use super::messages::{
 use super::metadata::{Leaders, TopicName};
 use super::{Door, ErrorCode};
 use crate::broker::Route;
+use crate::coordinator::OFFSETS_TOPIC;
 use crate::partition::{Acks, Partition};
 use crate::record_batch::RecordBatch;
 
@@ -114,6 +115,8 @@ async fn produce_one(
     let records = records.0.and_then(|mut records| records.pop()).unwrap_or_default();
     let done = match (refusal, topic.error) {
         (Some(refused), _) => Err(refused),
+        // Its records are the coordinators' own.
+        (None, None) if topic.name == OFFSETS_TOPIC => Err(ErrorCode::InvalidTopic.into()),
         (None, Some(code)) => Err(code.into()),
         (None, None) => append(door, &topic.name, index, records, acks, timeout).await,
     };
