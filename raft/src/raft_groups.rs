@@ -13,10 +13,12 @@ use futures_util::StreamExt;
 use futures_util::stream;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::broadcast;
+use tracing::Instrument;
 
 use crate::config::RaftConfig;
 use crate::elections::Elections;
 use crate::error::Stopped;
+use crate::instruments::GroupInstruments;
 use crate::log_store::LogStore;
 use crate::raft_group::{Raft, RaftGroup};
 use crate::state_machine::StateMachine;
@@ -25,6 +27,7 @@ use crate::supervision;
 use crate::transport::Transport;
 use crate::types::{GroupId, ReplicaId};
 
+mod backlog;
 mod door;
 mod hand_over;
 
@@ -62,6 +65,7 @@ pub(crate) struct Hosted {
     events: broadcast::Sender<GroupEvent>,
     pub(crate) elections: Elections,
     lifecycle: Vec<tokio::sync::Mutex<()>>,
+    pub(crate) instruments: Arc<GroupInstruments>,
     closed: AtomicBool,
 }
 
@@ -73,6 +77,7 @@ impl RaftGroups {
         let openraft = openraft_config(&config).map_err(|error| Stopped(error.to_string().into()))?;
         let hosted = Arc::new_cyclic(|weak: &Weak<Hosted>| Hosted {
             elections: Elections::new(weak.clone(), transport.clone(), config.clone()),
+            instruments: Arc::new(GroupInstruments::new(transport.broker())),
             store,
             transport,
             config,
@@ -85,6 +90,11 @@ impl RaftGroups {
         });
         for corrupt in hosted.store.corrupt() {
             hosted.report_lost(corrupt.group, corrupt.replica, corrupt.why);
+            #[cfg(any(test, feature = "simulation"))]
+            if crate::sabotage::on(crate::sabotage::Sabotage::ReuseReplicaIds) {
+                hosted.store.delete(corrupt.group, corrupt.replica).await?;
+                hosted.store.create(corrupt.group, corrupt.replica).await?;
+            }
         }
         let starts = stream::iter(hosted.store.replicas()).map(|replica| hosted.clone().host(replica));
         starts.buffer_unordered(STARTS).collect::<Vec<_>>().await;
@@ -192,11 +202,22 @@ impl Hosted {
 
     /// A core over a replica's log and state.
     async fn start_core(&self, replica: &Replica) -> Result<Raft, String> {
-        let network = self.transport.raft_network(replica.group);
+        let network = self.transport.raft_network(replica.group).paced_by(replica.log.clone());
         let log = LogStore::new(replica.log.clone());
         let machine = StateMachine::new(replica);
         let core = Raft::new(replica.replica, self.openraft.clone(), network, log, machine);
-        core.await.map_err(|fatal| fatal.to_string())
+        // The core's task takes the span over that it is started in.
+        core.instrument(self.span(replica)).await.map_err(|fatal| fatal.to_string())
+    }
+
+    /// What every log line of a group's own tasks says.
+    fn span(&self, replica: &Replica) -> tracing::Span {
+        tracing::info_span!(
+            "group",
+            broker = self.transport.broker().0,
+            group = replica.group.0,
+            replica = replica.replica.0
+        )
     }
 
     /// Starts a replica and its supervision.
@@ -209,9 +230,11 @@ impl Hosted {
                 return Err(why);
             }
         };
-        let group = RaftGroup::new(self.transport.broker(), replica, raft, self.config.clone());
+        let span = self.span(&replica);
+        let group =
+            RaftGroup::new(self.transport.broker(), replica, raft, self.config.clone(), self.instruments.clone());
         self.groups.write().insert(id, group.clone());
-        tokio::spawn(supervision::supervise(Arc::downgrade(&self), group.clone()));
+        tokio::spawn(supervision::supervise(Arc::downgrade(&self), group.clone()).instrument(span));
         Ok(group)
     }
 

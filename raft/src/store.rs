@@ -13,6 +13,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 use crate::checkpoint::ReplicaState;
 use crate::checkpointer::{CheckpointFailed, Checkpointer};
@@ -20,6 +21,7 @@ use crate::config::RaftConfig;
 use crate::data_dir::DataDir;
 use crate::disk::{Disk, create_dir_durably};
 use crate::error::{OpenError, Stopped};
+use crate::instruments::{JournalInstruments, LogInstruments};
 use crate::journal::{Journal, JournalConfig, Op, UnwrittenBytes};
 use crate::log::base::Base;
 use crate::log::capture::move_folder;
@@ -84,6 +86,23 @@ pub struct CorruptReplica {
     pub why: String,
 }
 
+/// A data directory at one moment, for metrics. See [`Store::usage`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StoreUsage {
+    /// Free bytes, as last measured.
+    pub available_bytes: u64,
+    /// Bytes of journal files in use.
+    pub journal_bytes: u64,
+    /// Since the last checkpoint was begun. It grows while nothing is written, too.
+    pub checkpoint_age: Duration,
+    /// Bytes of frames in the tail caches.
+    pub tail_cache_bytes: u64,
+    /// Replicas that are open.
+    pub replicas: usize,
+    /// Replicas that are corrupt, or rotten in places.
+    pub corrupt: usize,
+}
+
 /// Every replica of a directory.
 #[derive(Default)]
 struct Registry {
@@ -134,6 +153,8 @@ pub struct Store {
     unknown_folders: Vec<PathBuf>,
     measured: Measured,
     findings: Arc<Findings>,
+    /// When the last checkpoint was begun.
+    checkpointed: Mutex<Instant>,
     tasks: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -165,7 +186,8 @@ impl Store {
         // The log bounds what it has outstanding before the journal sees it.
         let unwritten = Arc::new(UnwrittenBytes::new(usize::MAX));
         let journal = Journal::start(disk.clone(), identity, scan, JournalConfig::from(&config), unwritten).await?;
-        let context = context(disk, config, Arc::new(journal), budget);
+        journal.observe(JournalInstruments::new(broker));
+        let context = context(disk, config, Arc::new(journal), budget, LogInstruments::new(broker));
         let checkpointer = Checkpointer::new(&path, data_dir.identity().directory, context.clone());
         let store = Arc::new(Self {
             data_dir,
@@ -176,6 +198,7 @@ impl Store {
             unknown_folders,
             measured: Measured::default(),
             findings: Arc::new(Findings::default()),
+            checkpointed: Mutex::new(Instant::now()),
             tasks: Mutex::new(Vec::new()),
         });
         store.measure().await.map_err(|error| OpenError::Io { path: path.clone(), error })?;
@@ -378,7 +401,24 @@ impl Store {
     }
 
     async fn try_checkpoint(&self) -> Result<(), CheckpointFailed> {
-        self.checkpointer.take(|| self.registry.logs(), || self.registry.corrupt_states()).await
+        let began = Instant::now();
+        self.checkpointer.take(|| self.registry.logs(), || self.registry.corrupt_states()).await?;
+        self.context.instruments.checkpoints.increment(1);
+        self.context.instruments.checkpoint_seconds.record(began.elapsed().as_secs_f64());
+        *self.checkpointed.lock() = began;
+        Ok(())
+    }
+
+    /// What the directory holds and how far behind its parts are, at this moment.
+    pub fn usage(&self) -> StoreUsage {
+        StoreUsage {
+            available_bytes: self.available_bytes(),
+            journal_bytes: self.context.journal.live_bytes(),
+            checkpoint_age: self.checkpointed.lock().elapsed(),
+            tail_cache_bytes: self.context.budget.used() as u64,
+            replicas: self.registry.open.lock().len(),
+            corrupt: self.registry.corrupt.lock().len() + self.findings.list().len(),
+        }
     }
 
     /// Checkpoints, seals the journal and closes. Groups must have been shut down. If the checkpoint takes too long (the disk
@@ -404,7 +444,6 @@ impl Store {
         let accepted = self.context.accepted_bytes.load(Ordering::Relaxed);
         let available = self.context.disk.available_bytes(self.data_dir.path()).await?;
         self.measured.note(available, accepted);
-        metrics::gauge!("pontoon_disk_available_bytes").set(available as f64);
         Ok(())
     }
 
@@ -434,7 +473,13 @@ impl Drop for Store {
     }
 }
 
-fn context(disk: Arc<dyn Disk>, config: RaftConfig, journal: Arc<Journal>, budget: Arc<TailBudget>) -> Arc<LogContext> {
+fn context(
+    disk: Arc<dyn Disk>,
+    config: RaftConfig,
+    journal: Arc<Journal>,
+    budget: Arc<TailBudget>,
+    instruments: LogInstruments,
+) -> Arc<LogContext> {
     let stop = StopSignal::new(journal.clone());
     let writer = SegmentWriter::new(disk.clone(), config.unwritten_bytes_max, stop.clone());
     Arc::new(LogContext {
@@ -444,6 +489,7 @@ fn context(disk: Arc<dyn Disk>, config: RaftConfig, journal: Arc<Journal>, budge
         writer,
         budget,
         stop,
+        instruments,
         journalled_bytes: AtomicU64::new(0),
         checkpoint_due: Notify::new(),
         accepted_bytes: AtomicU64::new(0),

@@ -2,12 +2,14 @@
 //! a test. [`RaftGroup`] is the one that runs; nothing is decided here.
 
 use std::future::Future;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use pontoon_raft::error::{ProposeError, ReadError};
 use pontoon_raft::log::frame::Frame;
 use pontoon_raft::raft_group::{GroupStatus, Leader, RaftGroup};
+use pontoon_raft::stages::Stages;
 use pontoon_raft::types::{Appended, Offset, ReplicaId};
 use tokio::sync::{oneshot, watch};
 
@@ -28,6 +30,16 @@ pub trait ReplicatedLog: Clone + Send + Sync + 'static {
         payload: Bytes,
         flushed: Option<oneshot::Sender<Appended>>,
     ) -> impl Future<Output = Result<Appended, ProposeError>> + Send;
+
+    /// See [`RaftGroup::propose_staged`]. Whoever has no stages to note makes a plain proposal.
+    fn propose_staged(
+        &self,
+        payload: Bytes,
+        flushed: Option<oneshot::Sender<Appended>>,
+        _stages: Arc<Stages>,
+    ) -> impl Future<Output = Result<Appended, ProposeError>> + Send {
+        self.propose(payload, flushed)
+    }
 
     /// See [`RaftGroup::await_every`].
     fn await_every(
@@ -61,6 +73,7 @@ pub trait ReplicatedLog: Clone + Send + Sync + 'static {
     fn offset_for_timestamp(
         &self,
         timestamp: i64,
+        from: Offset,
         limit: Offset,
     ) -> impl Future<Output = Result<Option<Offset>, ReadError>> + Send;
 }
@@ -84,6 +97,15 @@ impl ReplicatedLog for RaftGroup {
         flushed: Option<oneshot::Sender<Appended>>,
     ) -> Result<Appended, ProposeError> {
         self.propose(payload, flushed).await
+    }
+
+    async fn propose_staged(
+        &self,
+        payload: Bytes,
+        flushed: Option<oneshot::Sender<Appended>>,
+        stages: Arc<Stages>,
+    ) -> Result<Appended, ProposeError> {
+        self.propose_staged(payload, flushed, Some(stages)).await
     }
 
     async fn await_every(&self, index: u64, term: u64, timeout: Duration) -> Result<(), ProposeError> {
@@ -110,7 +132,12 @@ impl ReplicatedLog for RaftGroup {
         self.log().read(from, limit, bytes_max).await
     }
 
-    async fn offset_for_timestamp(&self, timestamp: i64, limit: Offset) -> Result<Option<Offset>, ReadError> {
-        self.log().offset_for_timestamp(timestamp, limit).await
+    async fn offset_for_timestamp(
+        &self,
+        timestamp: i64,
+        from: Offset,
+        limit: Offset,
+    ) -> Result<Option<Offset>, ReadError> {
+        self.log().offset_for_timestamp(timestamp, from, limit).await
     }
 }

@@ -10,10 +10,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot, watch};
+use tokio::time::Instant;
 
 use crate::config::RaftConfig;
 use crate::disk::Disk;
 use crate::error::{ReadError, Stopped};
+use crate::instruments::LogInstruments;
 use crate::journal::{Journal, Lsn, Op};
 use crate::payload::Application;
 use crate::segment_writer::SegmentWriter;
@@ -28,6 +30,7 @@ pub mod entry;
 pub mod frame;
 pub(crate) mod head;
 pub mod index;
+mod lag;
 mod read;
 mod retention;
 pub(crate) mod segment;
@@ -38,6 +41,7 @@ mod tests;
 pub(crate) mod write;
 
 use frame::Frame;
+pub use lag::Lag;
 use state::{LogState, SnapshotRef};
 use tail::TailBudget;
 
@@ -49,6 +53,7 @@ pub(crate) struct LogContext {
     pub(crate) writer: Arc<SegmentWriter>,
     pub(crate) budget: Arc<TailBudget>,
     pub(crate) stop: StopSignal,
+    pub(crate) instruments: LogInstruments,
     /// Bytes given to the journal since the last checkpoint began.
     pub(crate) journalled_bytes: AtomicU64,
     /// Told when that is enough for the next one.
@@ -180,10 +185,16 @@ impl Log {
         self.read_offsets(from.0, limit.0, bytes_max).await
     }
 
-    /// The first offset below `limit` whose frame's max timestamp is at or after `timestamp` (ms); `None` if there is none.
-    /// (The exact record is found by the caller inside the batch.)
-    pub async fn offset_for_timestamp(&self, timestamp: i64, limit: Offset) -> Result<Option<Offset>, ReadError> {
-        Ok(self.find_timestamp(timestamp, limit.0).await?.map(Offset))
+    /// From the frame that holds `from` (at least the log start) on, the base offset of the first frame below `limit` whose max
+    /// timestamp is at or after `timestamp` (ms); `None` if there is none. (The exact record is found by the caller inside
+    /// the batch.) By the time column of the sparse index: one stretch of a segment is read, and no other that cannot hold it.
+    pub async fn offset_for_timestamp(
+        &self,
+        timestamp: i64,
+        from: Offset,
+        limit: Offset,
+    ) -> Result<Option<Offset>, ReadError> {
+        Ok(self.find_timestamp(timestamp, from.0, limit.0).await?.map(Offset))
     }
 
     /// Reads every frame of every segment and checks it. Returns the bytes read; `Corrupt` names the first bad place.
@@ -242,6 +253,13 @@ impl Log {
     #[cfg(any(test, feature = "simulation"))]
     pub fn append_state(&self) -> bytes::Bytes {
         self.state.lock().head.append_state.save()
+    }
+
+    /// The frames of these indexes, whatever their kind, committed or not, until `bytes_max` is reached. For simulations: what
+    /// openraft would be given.
+    #[cfg(any(test, feature = "simulation"))]
+    pub async fn frames(&self, from_index: u64, to_index: u64, bytes_max: usize) -> Result<Vec<Frame>, ReadError> {
+        self.read_indexes(from_index, to_index, bytes_max).await
     }
 
     pub(crate) fn dir(&self) -> &Path {
@@ -314,7 +332,10 @@ impl Log {
     /// Remembers what is committed. Memory only: it reaches the disk with the next append or checkpoint (RULES.md J16).
     pub(crate) fn set_committed(&self, committed: Option<LogId>) {
         let mut state = self.state.lock();
-        state.committed = state.committed.max(committed);
+        if state.committed < committed {
+            state.committed = committed;
+            state.committed_at = Instant::now();
+        }
     }
 
     /// Hands an operation to the journal. Must be called with the state's lock held, so that the journal's order is the

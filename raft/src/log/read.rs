@@ -64,16 +64,26 @@ impl Log {
             let plan = self.plan(&self.state.lock(), from, to, bytes_max, purged);
             match plan {
                 Plan::Nothing => return Ok(Vec::new()),
-                Plan::Cached(frames) => return Ok(frames),
+                Plan::Cached(frames) => {
+                    self.context.instruments.tail_hits.increment(1);
+                    return Ok(frames);
+                }
                 Plan::Index(name) => self.load_index(name).await?,
                 Plan::File { file, position, end, until, generation } => {
                     let read = read_file_frames(&file, position, end, (from, until), bytes_max).await;
                     if self.still_valid(from, generation, purged) {
+                        self.note_miss(&read);
                         return read;
                     }
                 }
             }
         }
+    }
+
+    fn note_miss(&self, read: &Result<Vec<Frame>, ReadError>) {
+        let bytes = read.iter().flatten().map(|frame| frame.header.frame_bytes()).sum();
+        self.context.instruments.tail_misses.increment(1);
+        self.context.instruments.segment_read_bytes.increment(bytes);
     }
 
     fn plan(&self, state: &LogState, from: u64, to: u64, bytes_max: usize, purged: bool) -> Plan {
@@ -162,10 +172,17 @@ impl Log {
         })
     }
 
-    pub(super) async fn find_timestamp(&self, timestamp: i64, limit: u64) -> Result<Option<u64>, ReadError> {
+    pub(super) async fn find_timestamp(
+        &self,
+        timestamp: i64,
+        from_offset: u64,
+        limit: u64,
+    ) -> Result<Option<u64>, ReadError> {
         let mut from = self.state.lock().first_index();
         loop {
-            let found = self.locate_timestamp(&self.state.lock(), from, timestamp);
+            // Retention may move it meanwhile.
+            let start = from_offset.max(self.state.lock().log_start_offset);
+            let found = self.locate_timestamp(&self.state.lock(), from, start, timestamp);
             let (first, until) = match found {
                 Some(Ok(stretch)) => stretch,
                 Some(Err(name)) => {
@@ -184,8 +201,8 @@ impl Log {
                     if header.base_offset >= limit {
                         return Ok(None);
                     }
-                    if header.kind == FrameKind::Records && header.offset_span > 0 && header.max_timestamp >= timestamp
-                    {
+                    let holds = header.kind == FrameKind::Records && header.offset_span > 0;
+                    if holds && header.max_timestamp >= timestamp && header.next_offset() > start {
                         return Ok(Some(header.base_offset));
                     }
                 }
@@ -194,13 +211,19 @@ impl Log {
         }
     }
 
-    /// From the Raft index `from` on, the first stretch of indexes that may hold the timestamp; or the segment that must
-    /// be indexed to know.
-    fn locate_timestamp(&self, state: &LogState, from: u64, timestamp: i64) -> Option<Result<(u64, u64), SegmentName>> {
+    /// From the Raft index `from` and the offset `start` on, the first stretch of indexes that may hold the timestamp; or the
+    /// segment that must be indexed to know.
+    fn locate_timestamp(
+        &self,
+        state: &LogState,
+        from: u64,
+        start: u64,
+        timestamp: i64,
+    ) -> Option<Result<(u64, u64), SegmentName>> {
         let from = from.max(state.first_index());
         let mut segments = state.segments.iter();
         segments.find_map(|segment| {
-            if segment.last.index < from || segment.max_timestamp < timestamp {
+            if segment.last.index < from || segment.next_offset <= start || segment.max_timestamp < timestamp {
                 return None;
             }
             if !segment.index.is_complete() {

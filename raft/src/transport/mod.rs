@@ -31,9 +31,11 @@ use self::peer::{DialError, Peer};
 use self::requests::{Client, RequestError};
 use self::wire::Kind;
 use crate::config::RaftConfig;
+use crate::instruments::{Instrument, OF_PEERS, ReplicationInstruments};
 use crate::runtime;
 use crate::types::{BrokerId, ClusterId, GroupId, ReplicaId, TypeConfig, Vote};
 
+pub mod catch_up;
 pub mod client;
 mod connection;
 pub mod handshake;
@@ -247,6 +249,8 @@ pub(crate) struct Shared {
     peers: Mutex<BTreeMap<BrokerId, Arc<Peer>>>,
     accepted: Mutex<BTreeMap<(BrokerId, ConnectionKind), Arc<Connection>>>,
     detector: Detector,
+    pace: Arc<catch_up::Pace>,
+    instruments: ReplicationInstruments,
     ended: watch::Sender<bool>,
 }
 
@@ -313,6 +317,7 @@ impl Transport {
         config: RaftConfig,
         service: Arc<dyn PeerService>,
     ) -> std::io::Result<Transport> {
+        OF_PEERS.iter().for_each(Instrument::describe);
         let listener = network.listen(listen).await?;
         let address = listener.local_address();
         let shared = Arc::new(Shared {
@@ -322,6 +327,8 @@ impl Transport {
             started: Instant::now(),
             cluster: watch::Sender::new(identity.cluster),
             detector: Detector::new(config.silence_max),
+            pace: Arc::new(catch_up::Pace::new(config.catch_up_bytes_per_second)),
+            instruments: ReplicationInstruments::new(identity.broker),
             config,
             service,
             raft: Mutex::default(),
@@ -414,7 +421,7 @@ impl Transport {
             Ok(Err(error)) => return Err(CallError::Unreachable(somebody, error.to_string())),
             Err(_) => return Err(CallError::Unreachable(somebody, "no connection within the time given".into())),
         };
-        let client = Client::new(welcome.broker, ConnectionKind::Call);
+        let client = Client::new((self.shared.broker, welcome.broker), ConnectionKind::Call);
         let request = client.request(Kind::Call, vec![body], deadline);
         let answer = tokio::select! {
             biased;

@@ -62,7 +62,7 @@ async fn fresh(config: RaftConfig) -> (SimDisk, Arc<Store>, Arc<Log>) {
 }
 
 fn proposal(index: u64, term: u64, payload: Bytes) -> NewEntry {
-    NewEntry::Proposed(log_id(term, index), Proposal { payload, flushed: None })
+    NewEntry::Proposed(log_id(term, index), Proposal { payload, flushed: None, stages: None })
 }
 
 /// Appends without waiting.

@@ -16,6 +16,7 @@ use crate::raft_groups::door::Door;
 use crate::transport::{RaftService, Target, TransferLeaderRequest, VoteRequest};
 use crate::types::{BrokerId, GroupId, Outcome, ReplicaHome, ReplicaId, vote};
 
+mod catch_up;
 mod cluster;
 mod retention;
 
@@ -191,6 +192,25 @@ async fn a_transfer_that_fails_is_undone_and_the_leader_serves_again() {
     propose(&group, "record 1").await.unwrap();
     cluster.network.heal_all();
     cluster.shows(2, 1, &names(2)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_replica_that_runs_by_force_ends_the_leadership_and_no_core() {
+    let cluster = Cluster::start(3).await;
+    cluster.create(1).await;
+    for round in 0..4 {
+        let leader = cluster.leader(1, &[1, 2, 3]).await;
+        for other in (1..=3).filter(|broker| *broker != leader) {
+            let group = cluster.group(other, 1);
+            let standing = group.standing().await.unwrap();
+            group.step_through(&standing).await;
+        }
+        let leader = cluster.leader(1, &[1, 2, 3]).await;
+        propose(&cluster.group(leader, 1), &format!("{round}")).await.unwrap();
+        for broker in 1..=3 {
+            assert_eq!(cluster.group(broker, 1).status().stopped, None);
+        }
+    }
 }
 
 #[tokio::test(start_paused = true)]
