@@ -20,6 +20,8 @@ pub mod raft_group;
 pub mod raft_groups;
 mod recovery;
 pub mod runtime;
+#[cfg(any(test, feature = "simulation"))]
+pub mod sabotage;
 mod scrub;
 mod segment_writer;
 pub mod stages;

@@ -29,6 +29,7 @@ pub mod entry;
 pub mod frame;
 pub(crate) mod head;
 pub mod index;
+mod lag;
 mod read;
 mod retention;
 pub(crate) mod segment;
@@ -39,6 +40,7 @@ mod tests;
 pub(crate) mod write;
 
 use frame::Frame;
+pub use lag::Lag;
 use state::{LogState, SnapshotRef};
 use tail::TailBudget;
 
@@ -250,6 +252,13 @@ impl Log {
     #[cfg(any(test, feature = "simulation"))]
     pub fn append_state(&self) -> bytes::Bytes {
         self.state.lock().head.append_state.save()
+    }
+
+    /// The frames of these indexes, whatever their kind, committed or not, until `bytes_max` is reached. For simulations: what
+    /// openraft would be given.
+    #[cfg(any(test, feature = "simulation"))]
+    pub async fn frames(&self, from_index: u64, to_index: u64, bytes_max: usize) -> Result<Vec<Frame>, ReadError> {
+        self.read_indexes(from_index, to_index, bytes_max).await
     }
 
     pub(crate) fn dir(&self) -> &Path {

@@ -194,6 +194,25 @@ async fn a_transfer_that_fails_is_undone_and_the_leader_serves_again() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_replica_that_runs_by_force_ends_the_leadership_and_no_core() {
+    let cluster = Cluster::start(3).await;
+    cluster.create(1).await;
+    for round in 0..4 {
+        let leader = cluster.leader(1, &[1, 2, 3]).await;
+        for other in (1..=3).filter(|broker| *broker != leader) {
+            let group = cluster.group(other, 1);
+            let standing = group.standing().await.unwrap();
+            group.step_through(&standing).await;
+        }
+        let leader = cluster.leader(1, &[1, 2, 3]).await;
+        propose(&cluster.group(leader, 1), &format!("{round}")).await.unwrap();
+        for broker in 1..=3 {
+            assert_eq!(cluster.group(broker, 1).status().stopped, None);
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_clean_stop_spreads_its_leaderships() {
     let mut cluster = Cluster::start(3).await;
     for id in 1..=30 {
