@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot, watch};
+use tokio::time::Instant;
 
 use crate::config::RaftConfig;
 use crate::disk::Disk;
@@ -25,10 +26,13 @@ pub(crate) mod append;
 pub mod base;
 mod bases;
 pub(crate) mod capture;
+pub(crate) mod damage;
 pub mod entry;
 pub mod frame;
 pub(crate) mod head;
 pub mod index;
+mod lag;
+pub(crate) mod mend;
 mod read;
 mod retention;
 pub(crate) mod segment;
@@ -38,7 +42,10 @@ pub(crate) mod tail;
 mod tests;
 pub(crate) mod write;
 
+use damage::Damage;
+pub use damage::Rot;
 use frame::Frame;
+pub use lag::Lag;
 use state::{LogState, SnapshotRef};
 use tail::TailBudget;
 
@@ -55,6 +62,8 @@ pub(crate) struct LogContext {
     pub(crate) journalled_bytes: AtomicU64,
     /// Told when that is enough for the next one.
     pub(crate) checkpoint_due: Notify,
+    /// Told when rot was found in some log.
+    pub(crate) rot_found: Notify,
     /// Bytes of frames appended since the directory was opened. What free space was measured without is told by it.
     pub(crate) accepted_bytes: AtomicU64,
 }
@@ -115,6 +124,7 @@ pub struct Log {
     folder: tokio::sync::Mutex<Folder>,
     /// One writer at a time (append, truncate, purge, install); openraft's own order makes it uncontended.
     writing: tokio::sync::Mutex<()>,
+    damage: Damage,
 }
 
 /// For reading outside the group's own tasks.
@@ -140,6 +150,7 @@ impl Log {
             high_watermark: watch::Sender::new(Offset(high_watermark)),
             folder: tokio::sync::Mutex::new(Folder::Unsure),
             writing: tokio::sync::Mutex::new(()),
+            damage: Damage::default(),
         })
     }
 
@@ -252,6 +263,13 @@ impl Log {
         self.state.lock().head.append_state.save()
     }
 
+    /// The frames of these indexes, whatever their kind, committed or not, until `bytes_max` is reached. For simulations: what
+    /// openraft would be given.
+    #[cfg(any(test, feature = "simulation"))]
+    pub async fn frames(&self, from_index: u64, to_index: u64, bytes_max: usize) -> Result<Vec<Frame>, ReadError> {
+        self.read_indexes(from_index, to_index, bytes_max).await
+    }
+
     pub(crate) fn dir(&self) -> &Path {
         &self.dir
     }
@@ -285,6 +303,11 @@ impl Log {
 
     pub(crate) fn contains(&self, id: LogId) -> bool {
         self.state.lock().log_id_at(id.index) == Some(id)
+    }
+
+    /// The log id of an entry, without reading it.
+    pub(crate) fn log_id_at(&self, index: u64) -> Option<LogId> {
+        self.state.lock().log_id_at(index)
     }
 
     pub(crate) fn key_log_ids(&self, from: u64, to: u64) -> Vec<LogId> {
@@ -322,7 +345,10 @@ impl Log {
     /// Remembers what is committed. Memory only: it reaches the disk with the next append or checkpoint (RULES.md J16).
     pub(crate) fn set_committed(&self, committed: Option<LogId>) {
         let mut state = self.state.lock();
-        state.committed = state.committed.max(committed);
+        if state.committed < committed {
+            state.committed = committed;
+            state.committed_at = Instant::now();
+        }
     }
 
     /// Hands an operation to the journal. Must be called with the state's lock held, so that the journal's order is the

@@ -40,6 +40,10 @@ impl Log {
             self.submit(&mut state, Op::Vote(vote), |_, _| {});
             Self::last_submitted(&mut state)
         };
+        #[cfg(any(test, feature = "simulation"))]
+        if crate::sabotage::on(crate::sabotage::Sabotage::AnswerBeforeSync) {
+            return Ok(());
+        }
         self.durable(told).await?;
         Ok(())
     }
@@ -60,10 +64,16 @@ impl Log {
                 return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
             }
         }
-        let (head, cut) = self.head_at(last.map(|last| last.index)).await.map_err(io::Error::other)?;
+        #[allow(unused_mut)] // Only a simulation's mistake changes it.
+        let (mut head, cut) = self.head_at(last.map(|last| last.index)).await.map_err(io::Error::other)?;
         self.persist_base_at_start(head.base()).await?;
         let mut state = self.state.lock();
         let dropped = cut_segments(&mut state, last, cut);
+        #[cfg(any(test, feature = "simulation"))]
+        if crate::sabotage::on(crate::sabotage::Sabotage::TruncationKeepsTheTable) {
+            std::mem::swap(&mut head.append_state, &mut state.head.append_state);
+        }
+        tracing::debug!(group = %self.group, ?last, end = ?state.head.last, "truncated");
         state.head = head;
         state.roll = true;
         state.generation += 1;
@@ -95,6 +105,10 @@ impl Log {
         self.persist_base_after(upto).await?;
         let mut state = self.state.lock();
         let dropped = self.purge_locked(&mut state, upto, log_start_offset);
+        #[cfg(any(test, feature = "simulation"))]
+        if crate::sabotage::on(crate::sabotage::Sabotage::PurgeResetsTheWatermark) {
+            self.high_watermark.send_replace(crate::types::Offset(log_start_offset));
+        }
         self.submit(&mut state, Op::Purge(upto), move |log, result| {
             if result.is_ok() {
                 log.context.writer.push(Job::Remove { log_dir: log.dir.clone(), files: dropped });
@@ -124,6 +138,10 @@ impl Log {
     pub(super) async fn offset_after(&self, upto: LogId) -> io::Result<u64> {
         let (inside, end, start) = {
             let state = self.state.lock();
+            // At a segment's start nothing need be read.
+            if let Some(next) = state.segments.iter().find(|segment| segment.previous == Some(upto)) {
+                return Ok(next.base_offset);
+            }
             (state.contains(upto.index + 1), state.head.next_index(), state.log_start_offset)
         };
         if upto.index >= end || upto.index + 1 == end {
@@ -132,7 +150,7 @@ impl Log {
         if !inside {
             return Ok(start);
         }
-        let frames = self.read_some(upto.index + 1, upto.index + 2, 1, false).await.map_err(io::Error::other)?;
+        let frames = self.read_some_mended(upto.index + 1, upto.index + 2, 1, false).await.map_err(io::Error::other)?;
         frames.first().map(|frame| frame.header.base_offset).ok_or_else(|| io::Error::other("the log has a hole"))
     }
 

@@ -8,7 +8,7 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::config::RaftConfig;
-use crate::disk::sim::{EIO, Fault, OpKind, SimDisk};
+use crate::disk::sim::{Fault, OpKind, SimDisk};
 use crate::error::ProposeError;
 use crate::raft_group::RaftGroup;
 use crate::raft_groups::GroupEvent;
@@ -16,8 +16,10 @@ use crate::raft_groups::door::Door;
 use crate::transport::{RaftService, Target, TransferLeaderRequest, VoteRequest};
 use crate::types::{BrokerId, GroupId, Outcome, ReplicaHome, ReplicaId, vote};
 
+mod catch_up;
 mod cluster;
 mod retention;
+mod rot;
 
 use cluster::{Cluster, config, offset, propose};
 
@@ -191,6 +193,25 @@ async fn a_transfer_that_fails_is_undone_and_the_leader_serves_again() {
     propose(&group, "record 1").await.unwrap();
     cluster.network.heal_all();
     cluster.shows(2, 1, &names(2)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_replica_that_runs_by_force_ends_the_leadership_and_no_core() {
+    let cluster = Cluster::start(3).await;
+    cluster.create(1).await;
+    for round in 0..4 {
+        let leader = cluster.leader(1, &[1, 2, 3]).await;
+        for other in (1..=3).filter(|broker| *broker != leader) {
+            let group = cluster.group(other, 1);
+            let standing = group.standing().await.unwrap();
+            group.step_through(&standing).await;
+        }
+        let leader = cluster.leader(1, &[1, 2, 3]).await;
+        propose(&cluster.group(leader, 1), &format!("{round}")).await.unwrap();
+        for broker in 1..=3 {
+            assert_eq!(cluster.group(broker, 1).status().stopped, None);
+        }
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -571,7 +592,8 @@ fn from_files() -> RaftConfig {
 fn fail_reads(disk: &SimDisk, count: u64) {
     for skip in 0..count {
         let path_contains = "groups/1-11".to_owned();
-        disk.inject(Fault { kind: OpKind::Read, path_contains, skip, errno: EIO, loses_data: false });
+        // Too many open files: unlike EIO, no sign of rot.
+        disk.inject(Fault { kind: OpKind::Read, path_contains, skip, errno: 24, loses_data: false });
     }
 }
 
