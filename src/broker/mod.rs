@@ -99,10 +99,42 @@ pub struct PartitionDescription {
     pub replicas: Vec<BrokerId>,
     /// The brokers whose replica is alive and not behind.
     pub in_sync: Vec<BrokerId>,
+    /// The replicas that are behind, what they lack, and why, as last reported by the leader.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub lagging: Vec<LaggingReplica>,
     /// Oldest readable offset, as last reported by the leader.
     pub log_start_offset: Offset,
     /// High watermark, as last reported by the leader.
     pub high_watermark: Offset,
+}
+
+/// A replica that is behind its leader.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LaggingReplica {
+    /// Its broker.
+    pub broker: BrokerId,
+    /// Records that it lacks, about.
+    pub records: u64,
+    /// Bytes that it lacks, about.
+    pub bytes: u64,
+    /// Why.
+    pub reason: LagReason,
+}
+
+/// Why a replica is behind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LagReason {
+    /// Its broker is dead.
+    Dead,
+    /// Its files are lost; it waits for a replacement.
+    Lost,
+    /// It was placed there lately and is being filled.
+    New,
+    /// It takes records, and has not all of them yet.
+    CatchingUp,
+    /// Its broker lives and has taken nothing for some seconds: its disk may be full or slow.
+    Stalled,
 }
 
 /// A broker, described.

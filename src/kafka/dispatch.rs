@@ -13,7 +13,7 @@ use tracing::trace;
 use super::connection::Client;
 use super::messages::{APIS, Api, ApiVersion, ApiVersionsResponse, Request, Response};
 use super::wire::{Field, Malformed, Reader, Writer};
-use super::{Door, ErrorCode, configs, fetch, metadata, metrics, offsets, produce, topics};
+use super::{Door, ErrorCode, configs, fetch, metadata, offsets, produce, topics};
 
 const API_VERSIONS: i16 = 18;
 
@@ -127,7 +127,7 @@ pub(super) async fn handle(door: Arc<Door>, client: Client, incoming: Incoming) 
     let (api, version) = (header.api, header.version);
     trace!(peer = %client.peer, client = header.client_id, api = api.name, version, "a Kafka request");
     let handled = route(&door, &client, version, request).await;
-    metrics::answered(api.name, began.elapsed());
+    door.metrics.answered(api.name, began.elapsed());
     let (response, permit) = match handled {
         Handled::Response(response) => (response, None),
         Handled::Holding(response, permit) => (response, Some(permit)),

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot, watch};
+use tokio::time::Instant;
 
 use crate::config::RaftConfig;
 use crate::disk::Disk;
@@ -29,6 +30,7 @@ pub mod entry;
 pub mod frame;
 pub(crate) mod head;
 pub mod index;
+mod lag;
 mod read;
 mod retention;
 pub(crate) mod segment;
@@ -39,6 +41,7 @@ mod tests;
 pub(crate) mod write;
 
 use frame::Frame;
+pub use lag::Lag;
 use state::{LogState, SnapshotRef};
 use tail::TailBudget;
 
@@ -329,7 +332,10 @@ impl Log {
     /// Remembers what is committed. Memory only: it reaches the disk with the next append or checkpoint (RULES.md J16).
     pub(crate) fn set_committed(&self, committed: Option<LogId>) {
         let mut state = self.state.lock();
-        state.committed = state.committed.max(committed);
+        if state.committed < committed {
+            state.committed = committed;
+            state.committed_at = Instant::now();
+        }
     }
 
     /// Hands an operation to the journal. Must be called with the state's lock held, so that the journal's order is the

@@ -16,6 +16,7 @@ use crate::raft_groups::door::Door;
 use crate::transport::{RaftService, Target, TransferLeaderRequest, VoteRequest};
 use crate::types::{BrokerId, GroupId, Outcome, ReplicaHome, ReplicaId, vote};
 
+mod catch_up;
 mod cluster;
 mod retention;
 
