@@ -19,6 +19,7 @@ pub mod payload;
 pub mod raft_group;
 pub mod raft_groups;
 mod recovery;
+mod repair;
 pub mod runtime;
 #[cfg(any(test, feature = "simulation"))]
 pub mod sabotage;

@@ -106,7 +106,7 @@ async fn observe(State(shared): State<Arc<Shared>>, request: Request, next: Next
     let (status, took) = (response.status().as_u16(), began.elapsed());
     debug!(%method, path = uri.path(), status, ?took, "answered");
     if let Some(code) = response.extensions().get::<Code>() {
-        shared.metrics.refused(*code);
+        shared.metrics.refusals.count(*code);
     }
     shared.metrics.answered(route.as_ref().map_or("other", MatchedPath::as_str), &method, status, took);
     response

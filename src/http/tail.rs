@@ -25,11 +25,11 @@ use crate::api::{self, ErrorBody, OffsetsAnswer};
 use crate::error::Code;
 use crate::http::fetch::{self, BATCHES, EVENTS, FetchWork, OffsetsWork};
 use crate::http::leader::{AtLeader, Passable, Repeat};
-use crate::http::metrics::Open;
 use crate::http::refusal::Refusal;
 use crate::http::request::{Params, Target, number_header};
 use crate::http::{Shared, Stage};
 use crate::partition::{Consistency, Fetch, FetchFrom, Partition};
+use crate::telemetry::recorder::Open;
 
 /// A comment is sent when there was nothing else for so long.
 const COMMENT_INTERVAL: Duration = Duration::from_secs(15);

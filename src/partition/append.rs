@@ -70,6 +70,9 @@ impl<L: ReplicatedLog> Partition<L> {
         if !(self.options.storage_has_room)() {
             return Err(self.error(Code::StorageFull, "this broker's disk is full; reads go on"));
         }
+        if let Some(why) = self.log.beyond_repair() {
+            return Err(self.error(Code::CorruptLog, why));
+        }
         let deadline = Instant::now() + timeout;
         let header = *batch.header();
         let payload = proposal::wrap(batch, if_match);

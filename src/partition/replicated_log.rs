@@ -52,6 +52,12 @@ pub trait ReplicatedLog: Clone + Send + Sync + 'static {
     /// See [`RaftGroup::read_index`].
     fn read_index(&self) -> impl Future<Output = Result<(), ProposeError>> + Send;
 
+    /// Why nothing may be appended though this replica leads: its log is rotten and there is no other replica to repair it
+    /// from (RULES.md R7).
+    fn beyond_repair(&self) -> Option<String> {
+        None
+    }
+
     /// Oldest readable offset.
     fn log_start_offset(&self) -> Offset;
 
@@ -114,6 +120,10 @@ impl ReplicatedLog for RaftGroup {
 
     async fn read_index(&self) -> Result<(), ProposeError> {
         self.read_index().await
+    }
+
+    fn beyond_repair(&self) -> Option<String> {
+        self.beyond_repair()
     }
 
     fn log_start_offset(&self) -> Offset {

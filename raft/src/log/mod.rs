@@ -26,10 +26,13 @@ pub(crate) mod append;
 pub mod base;
 mod bases;
 pub(crate) mod capture;
+pub(crate) mod damage;
 pub mod entry;
 pub mod frame;
 pub(crate) mod head;
 pub mod index;
+mod lag;
+pub(crate) mod mend;
 mod read;
 mod retention;
 pub(crate) mod segment;
@@ -39,7 +42,10 @@ pub(crate) mod tail;
 mod tests;
 pub(crate) mod write;
 
+use damage::Damage;
+pub use damage::Rot;
 use frame::Frame;
+pub use lag::Lag;
 use state::{LogState, SnapshotRef};
 use tail::TailBudget;
 
@@ -56,6 +62,8 @@ pub(crate) struct LogContext {
     pub(crate) journalled_bytes: AtomicU64,
     /// Told when that is enough for the next one.
     pub(crate) checkpoint_due: Notify,
+    /// Told when rot was found in some log.
+    pub(crate) rot_found: Notify,
     /// Bytes of frames appended since the directory was opened. What free space was measured without is told by it.
     pub(crate) accepted_bytes: AtomicU64,
 }
@@ -116,6 +124,7 @@ pub struct Log {
     folder: tokio::sync::Mutex<Folder>,
     /// One writer at a time (append, truncate, purge, install); openraft's own order makes it uncontended.
     writing: tokio::sync::Mutex<()>,
+    damage: Damage,
 }
 
 /// For reading outside the group's own tasks.
@@ -141,6 +150,7 @@ impl Log {
             high_watermark: watch::Sender::new(Offset(high_watermark)),
             folder: tokio::sync::Mutex::new(Folder::Unsure),
             writing: tokio::sync::Mutex::new(()),
+            damage: Damage::default(),
         })
     }
 
@@ -293,6 +303,11 @@ impl Log {
 
     pub(crate) fn contains(&self, id: LogId) -> bool {
         self.state.lock().log_id_at(id.index) == Some(id)
+    }
+
+    /// The log id of an entry, without reading it.
+    pub(crate) fn log_id_at(&self, index: u64) -> Option<LogId> {
+        self.state.lock().log_id_at(index)
     }
 
     pub(crate) fn key_log_ids(&self, from: u64, to: u64) -> Vec<LogId> {

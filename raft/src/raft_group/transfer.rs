@@ -138,6 +138,11 @@ impl RaftGroup {
 
     /// Tells the core that the leader it follows is no more and who shall lead. If that is this replica it runs, now.
     pub(crate) async fn elect(&self, standing: &Standing, winner: ReplicaId) {
+        // It votes, and is passed over (RULES.md R7).
+        if winner == self.replica() && !self.may_lead() {
+            tracing::info!(group = self.group().0, "the log is rotten here: does not run for leadership");
+            return;
+        }
         // Without the last log id: the caller has compared the logs, and after a restart openraft's flush progress knows
         // none, so that it would wait for one in vain. The voters check the log again.
         let request = TransferLeaderRequest::new(standing.vote, winner, None);

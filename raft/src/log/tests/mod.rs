@@ -19,6 +19,7 @@ use crate::testing::{TestProducers, test_applications, test_payload};
 use crate::types::{Appended, BrokerId, GroupId, LogId, Offset, Outcome, Proposal, ReplicaId, Vote, log_id, vote};
 
 mod disk;
+mod mending;
 mod model;
 mod reading;
 mod retention;
