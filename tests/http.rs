@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use crate::support::{Cluster, PATIENCE, read};
 
 mod by_key;
+mod contract;
 mod forms;
 mod limits;
 mod openapi;
@@ -379,7 +380,10 @@ async fn cluster_and_brokers_are_described() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     let text = cluster.send(1, Method::GET, "/metrics", None).await.text().await.unwrap();
-    assert!(text.contains("pontoon_ready 1") && text.contains("pontoon_broker_replicas 3"), "{text}");
+    assert!(
+        text.contains("pontoon_ready{broker=\"1\"} 1") && text.contains("pontoon_broker_replicas{broker=\"1\"} 3"),
+        "{text}"
+    );
 }
 
 #[tokio::test]

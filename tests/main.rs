@@ -7,6 +7,8 @@ mod exactly_once;
 mod hostile;
 mod http;
 mod lifecycle;
+mod observability;
+mod operator;
 mod repair;
 mod retention;
 mod support;

@@ -91,3 +91,93 @@ async fn any_file_is_shown_and_judged_offline() {
     fs::write(&foreign, b"nothing of ours").unwrap();
     assert_eq!(run(&["log", "verify", foreign.to_str().unwrap()], b"").await.status.code(), Some(1));
 }
+
+/// The partition's segment with the most bytes in a broker's directory.
+fn partition_segment(data: &Path) -> PathBuf {
+    let of_partitions = |path: &PathBuf| !path.to_string_lossy().contains("/groups/0-");
+    let found = files(data, ".segment").into_iter().filter(of_partitions);
+    found.max_by_key(|path| fs::metadata(path).unwrap().len()).unwrap()
+}
+
+/// Position of the frame that holds an entry.
+async fn position(segment: &Path, index: u64) -> u64 {
+    let dumped = run(&["log", "dump", segment.to_str().unwrap(), "--json"], b"").await;
+    let items = lines(&dumped.stdout);
+    items.iter().find(|item| item["index"] == index).unwrap()["position"].as_u64().unwrap()
+}
+
+async fn sound(path: &Path) -> bool {
+    run(&["log", "verify", path.to_str().unwrap()], b"").await.status.success()
+}
+
+fn values(records: &[Value]) -> Vec<String> {
+    records.iter().map(|record| record["value"].as_str().unwrap().to_owned()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_of_three_that_rot_in_different_places_lose_nothing() {
+    let mut cluster = Cluster::start(3).await;
+    cluster.create_topic(1, "t", 1).await;
+    let mut written: Vec<String> = (0..60).map(|at| format!("value {at}")).collect();
+    for value in &written {
+        cluster.produce_text(1, "t", 0, value).await;
+    }
+    for broker in 1..=3 {
+        assert!(cluster.stop(broker).success());
+    }
+    let segments = [1, 2].map(|broker| partition_segment(cluster.data_dir(broker)));
+    for (number, segment) in segments.iter().enumerate() {
+        for index in [10, 30] {
+            flip(segment, position(segment, index + number as u64 * 5).await + 64);
+        }
+        assert!(!sound(segment).await);
+    }
+    // The third is gone for good.
+    fs::remove_dir_all(cluster.data_dir(3)).unwrap();
+    for broker in [1, 2] {
+        cluster.spawn(broker);
+    }
+    for broker in [1, 2] {
+        cluster.wait_ready(broker).await;
+    }
+    // Each leads in turn and so reads everything.
+    for turn in 0..2 {
+        let leader = cluster.leader(1, "t", 0).await;
+        assert_eq!(values(&cluster.fetch_all(leader, "t", 0).await), written, "broker {leader}");
+        let value = format!("after {turn}");
+        cluster.produce_text(leader, "t", 0, &value).await;
+        written.push(value);
+        cluster.stop(leader);
+        cluster.restart(leader).await;
+    }
+    for broker in [1, 2] {
+        assert!(!cluster.log(broker).contains("replica lost"), "{}", cluster.log(broker));
+    }
+    let repaired = (1..=2).filter(|broker| cluster.log(*broker).contains("rotten segment repaired")).count();
+    assert!(repaired > 0, "the leader has read what was rotten");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_only_replica_serves_around_a_lost_segment_and_takes_nothing_more() {
+    let mut cluster = Cluster::start_with(1, &["--set", "raft.segment_bytes_max=4096"]).await;
+    cluster.create_topic(1, "t", 1).await;
+    for at in 0..100 {
+        cluster.produce_text(1, "t", 0, &format!("value {at}")).await;
+    }
+    assert!(cluster.stop(1).success());
+    let segments = files(cluster.data_dir(1), ".segment");
+    let segments: Vec<_> = segments.iter().filter(|path| !path.to_string_lossy().contains("/groups/0-")).collect();
+    assert!(segments.len() > 3, "{segments:?}");
+    fs::remove_file(segments[1]).unwrap();
+    cluster.restart(1).await;
+    let path = "/v1/topics/t/partitions/0/records";
+    let (status, good) = cluster.get(1, &format!("{path}?offset=0&max_bytes=1000000")).await;
+    assert_eq!(status, 200, "{good}");
+    let before = good["records"].as_array().unwrap();
+    assert!(!before.is_empty() && before.len() < 60);
+    let (status, last) = cluster.get(1, &format!("{path}?offset=99")).await;
+    assert_eq!((status.as_u16(), &last["records"][0]["value"]), (200, &"value 99".into()));
+    let (status, refused) = cluster.post(1, path, serde_json::json!({"records": [{"value": "more"}]})).await;
+    assert_eq!((status.as_u16(), &refused["error"], &refused["outcome"]), (500, &"CORRUPT_LOG".into(), &"none".into()));
+    assert!(refused["message"].as_str().unwrap().contains("recover"), "{refused}");
+}

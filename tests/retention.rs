@@ -118,12 +118,15 @@ async fn until_in_sync(cluster: &Cluster, id: u32, topic: &str) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_too_old_goes_on_every_replica_and_the_disk_has_its_room_back() {
     let mut cluster = Cluster::start_with(3, &QUICK).await;
-    create(&cluster, "t", 2, json!({"retention.ms": "1500", "segment.bytes": "65536"})).await;
+    create(&cluster, "t", 2, json!({"retention.ms": "-1", "segment.bytes": "65536"})).await;
     for partition in 0..2 {
         fill(&cluster, "t", partition, 0, 60, 30_000).await;
     }
     let begun = partition_bytes(cluster.data_dir(1));
     assert!(begun > 1 << 20, "{begun} bytes for 3.6 MB");
+    let shorter = json!({"config": {"retention.ms": "1500"}});
+    let (status, body) = cluster.ask(1, reqwest::Method::PATCH, "/v1/topics/t", Some(shorter)).await;
+    assert_eq!(status.as_u16(), 200, "{body}");
     for partition in 0..2 {
         until_starts(&cluster, 2, "t", partition, |start| start == 60).await;
         assert_eq!(cluster.fetch_all(3, "t", partition).await, [] as [Value; 0]);
@@ -270,4 +273,107 @@ async fn a_deleted_topic_gives_its_room_back() {
         assert_eq!(folders, 2, "broker {id}: the catalog and one partition");
     }
     assert_eq!(cluster.fetch_all(3, "kept", 0).await.len(), 5);
+}
+
+/// What was produced to a partition, by offset: its timestamps.
+struct Times(Vec<i64>);
+
+impl Times {
+    /// Asks a broker for times all over the place, and compares each answer with the list.
+    async fn compare(&self, cluster: &Cluster, id: u32, seed: usize) {
+        let (first, last) = (self.0.iter().min().unwrap(), self.0.iter().max().unwrap());
+        let some = (0..25).map(|at| self.0[(seed + at * 7919) % self.0.len()] + [0, 1, -1][at % 3]);
+        for time in some.chain([*first - 1, *first, *last, *last + 1]) {
+            self.compare_one(cluster, id, time).await;
+        }
+    }
+
+    async fn compare_one(&self, cluster: &Cluster, id: u32, time: i64) {
+        loop {
+            let (start, end) = offsets(cluster, id, "t", 0).await;
+            assert_eq!(end as usize, self.0.len());
+            let path = format!("/v1/topics/t/partitions/0/offsets?timestamp={time}");
+            let (_, by_offsets) = cluster.get(id, &path).await;
+            let path = format!("/v1/topics/t/partitions/0/records?offset=timestamp:{time}&max_records=1");
+            let (_, by_fetch) = cluster.get(id, &path).await;
+            if offsets(cluster, id, "t", 0).await.0 != start {
+                continue; // Retention has moved on under way.
+            }
+            let mut kept = self.0.iter().enumerate().skip(start as usize);
+            let expected = kept.find(|(_, at)| **at >= time).map_or(end, |(offset, _)| offset as u64);
+            assert_eq!(by_offsets["offset"], json!(expected), "{time} of {start}..{end}: {by_offsets}");
+            let found = by_fetch["records"].as_array().unwrap().first().map(|record| record["offset"].clone());
+            assert_eq!(found, (expected < end).then(|| json!(expected)), "{time} of {start}..{end}: {by_fetch}");
+            return;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn times_are_found_to_the_record_after_restarts_retention_and_a_snapshot() {
+    let mut cluster = Cluster::start_with(3, &QUICK).await;
+    create(&cluster, "t", 1, json!({"segment.bytes": "8192", "retention.ms": "-1"})).await;
+    let mut times = Times(Vec::new());
+    let begin = 1_700_000_000_000_i64;
+    let mut more = async |cluster: &Cluster, batches: usize| {
+        for _ in 0..batches {
+            let next = times.0.len() as i64;
+            // Rising on the whole, not within a batch, and with one clock that is an hour ahead.
+            let ahead = if next % 11 == 3 { 3_600_000 } else { 0 };
+            let batch: Vec<i64> = [40, 10, 30, 0, 20].map(|off| begin + next * 1000 + off + ahead).into();
+            let value = format!("{next:08} {}", "x".repeat(150));
+            let records: Vec<_> = batch.iter().map(|time| (value.as_str(), Some(*time))).collect();
+            assert_eq!(produce(cluster, 1, "t", 0, &records).await, next as u64);
+            times.0.extend(batch);
+        }
+        Times(times.0.clone())
+    };
+    more(&cluster, 20).await.compare(&cluster, 1, 1).await;
+    cluster.kill(3);
+    let all = more(&cluster, 80).await;
+    all.compare(&cluster, 2, 2).await;
+    // Retention takes the front away, in the middle of a batch or not.
+    let change = json!({"config": {"retention.bytes": "40000"}});
+    assert_eq!(cluster.ask(2, Method::PATCH, "/v1/topics/t", Some(change)).await.0, StatusCode::OK);
+    until_starts(&cluster, 1, "t", 0, |start| start > 100).await;
+    all.compare(&cluster, 1, 3).await;
+    // A follower that gets a snapshot and what follows, then everybody after kill -9: indexes are made anew.
+    cluster.restart(3).await;
+    until_in_sync(&cluster, 1, "t").await;
+    let all = more(&cluster, 10).await;
+    for id in 1..=3 {
+        cluster.kill(id);
+    }
+    for folder in fs::read_dir(cluster.data_dir(2).join("groups")).unwrap().flatten() {
+        for file in fs::read_dir(folder.path()).unwrap().flatten() {
+            if file.path().extension().is_some_and(|extension| extension == "index") {
+                fs::write(file.path(), b"rotten").unwrap();
+            }
+        }
+    }
+    for id in 1..=3 {
+        cluster.spawn(id);
+    }
+    for id in 1..=3 {
+        cluster.wait_ready(id).await;
+    }
+    until_in_sync(&cluster, 1, "t").await;
+    // Whoever leads: each in turn, as the others are stopped and come back.
+    let mut led = std::collections::BTreeSet::new();
+    for round in 0..6 {
+        let leader = cluster.leader(1 + round % 3, "t", 0).await;
+        all.compare(&cluster, leader, 5 + round as usize).await;
+        led.insert(leader);
+        if led.len() == 3 {
+            break;
+        }
+        cluster.stop(leader);
+        let other = if leader == 1 { 2 } else { 1 };
+        let next = cluster.leader(other, "t", 0).await;
+        all.compare(&cluster, next, 40 + round as usize).await;
+        led.insert(next);
+        cluster.restart(leader).await;
+        until_in_sync(&cluster, other, "t").await;
+    }
+    assert!(led.len() >= 2, "only {led:?} ever led");
 }

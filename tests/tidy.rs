@@ -18,13 +18,13 @@ const HOMES: &[(&str, &[&str])] = &[
             "raft/src/supervision.rs",
             "raft/src/log/entry.rs",
             "raft/src/testing",
-            "src/telemetry.rs", // the name of its log lines
+            "src/telemetry", // the name of its log lines
         ],
     ),
     ("sled::", &["src/catalog/tables"]),
     ("axum::", &["src/http"]),
     ("bincode::", &["raft/src/codec.rs"]),
-    ("std::fs", &["raft/src/disk", "src/config", "src/cli", "src/catalog/tables", "jepsen/src"]),
+    ("std::fs", &["raft/src/disk", "src/config", "src/cli", "src/telemetry", "src/catalog/tables", "jepsen/src"]),
     ("tokio::fs", &["raft/src/disk", "src/cli"]),
     ("rustix::fs", &["raft/src/disk", "jepsen/src"]),
     ("std::thread", &["raft/src/disk", "src/catalog/tables", "jepsen/src"]),
@@ -37,6 +37,20 @@ const HOMES: &[(&str, &[&str])] = &[
 const WALLS: &[(&str, &[&str])] = &[
     ("raft/src", &["pontoon::"]),
     ("src/http", &["crate::cli", "crate::kafka", "crate::catalog", "crate::controller", "pontoon_raft::log"]),
+    (
+        "src/coordinator",
+        &[
+            "crate::http",
+            "crate::kafka",
+            "crate::catalog",
+            "crate::controller",
+            "crate::broker",
+            "crate::cli",
+            "crate::api",
+            "pontoon_raft::log",
+            "pontoon_raft::raft_group",
+        ],
+    ),
     (
         "src/kafka",
         &[

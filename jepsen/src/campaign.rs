@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::checkers::workloads::Workload;
 use crate::history::Kind;
-use crate::nemesis::scenario::SCENARIOS;
+use crate::nemesis::scenario;
 use crate::plan::Plan;
 use crate::run_dir::HISTORY_EDN;
 use crate::verdict::{Judgement, Run, Verdict};
@@ -76,7 +76,7 @@ impl Course {
             5 => Some(2 * (number / 6) + 1),
             _ => None,
         };
-        let scenario = scenario.map(|turn| &SCENARIOS[turn as usize % SCENARIOS.len()]);
+        let scenario = scenario.and_then(|turn| scenario::sound().nth(turn as usize % scenario::sound().count()));
         let (nodes, workload) = match number % 6 {
             1 => (3, Workload::Single),
             3 => (if number % 12 == 3 { 5 } else { 3 }, Workload::Mixed),
@@ -153,7 +153,7 @@ pub fn entry(number: u64, folder: &str, plan: &Plan, run: &Run, judgement: &Judg
     }
     let anomalies = judgement.outcomes.iter().filter(|outcome| !outcome.allowed && outcome.findings.count > 0);
     let anomalies = anomalies.map(|outcome| format!("{} × {}", outcome.findings.count, outcome.anomaly.name()));
-    let others = judgement.unknowns.iter().chain(&judgement.rejections).cloned();
+    let others = judgement.accusations.iter().chain(&judgement.unknowns).chain(&judgement.rejections).cloned();
     let end_ns = timeline.and_then(|timeline| timeline.end_ns);
     Entry {
         number,
@@ -239,7 +239,7 @@ mod tests {
     #[test]
     fn every_scenario_and_both_sizes_have_their_turn() {
         let plans: Vec<Plan> = (0..60).map(|number| course().plan(number)).collect();
-        for scenario in SCENARIOS {
+        for scenario in scenario::sound() {
             assert!(plans.iter().any(|plan| plan.scenario.as_deref() == Some(scenario.name)), "{}", scenario.name);
         }
         for (nodes, workload) in

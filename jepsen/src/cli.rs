@@ -272,6 +272,7 @@ fn tell(dir: &Path, run: &Run, out: &mut impl Write) -> Result<Judgement, Failur
                 writeln!(out, "      {}", case.message)?;
             }
         }
+        judgement.accusations.iter().try_for_each(|what| writeln!(out, "  accused: {what}"))?;
         judgement.unknowns.iter().try_for_each(|why| writeln!(out, "  unknown: {why}"))?;
         judgement.rejections.iter().try_for_each(|why| writeln!(out, "  rejected: {why}"))?;
         writeln!(out, "  {}", dir.join(REPORT_HTML).display())

@@ -3,7 +3,7 @@
 //! It writes the history, the timeline and the brokers' logs, and judges nothing. What it cannot do itself goes into the timeline as an
 //! error of the harness, which makes the run unknown.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,9 +15,11 @@ use crate::cluster::{Cluster, Doing as _, Harness, HarnessError, Tuning, isolati
 use crate::nemesis::Nemesis;
 use crate::plan::Plan;
 use crate::recorder::Recorder;
+use crate::replicas;
 use crate::run_dir;
 use crate::timeline::Entry;
 use crate::verdict::{Verdict, judge};
+use crate::workload::churn::Churn;
 use crate::workload::worker::Worker;
 use crate::workload::{Values, final_reads, record_bytes};
 
@@ -26,7 +28,7 @@ const START_PATIENCE: Duration = Duration::from_secs(60);
 /// Without faults, before and after them.
 const CALM: Duration = Duration::from_secs(3);
 /// How long a final reader may take.
-const READ_PATIENCE: Duration = Duration::from_secs(120);
+const READ_PATIENCE: Duration = Duration::from_secs(60);
 /// How many final readers there are, each at another broker.
 const READERS: usize = 2;
 /// How long a run that was asked to stop may take to do so.
@@ -110,6 +112,8 @@ async fn play(
     phase(recorder, "faults");
     let (halt, halted) = watch::channel(false);
     let mut workers = start_workers(plan, recorder, &connector, &values, &halted);
+    let churn = Churn::new(Cluster::urls(plan.nodes), recorder.clone(), plan.random(4));
+    let churn = tokio::spawn(churn.run(halted.clone()));
     workers.spawn(tell_progress(recorder.clone(), halted));
     nemesis.wait(CALM).await;
     let faults = match plan.scenario().map_err(HarnessError)? {
@@ -123,6 +127,7 @@ async fn play(
     while let Some(ended) = workers.join_next().await {
         ended.doing("a client")?;
     }
+    let churn = churn.await.doing("the client of topics")?;
     faults?;
     if nemesis.stopping() {
         return Err(HarnessError("interrupted".to_owned()));
@@ -130,10 +135,38 @@ async fn play(
     phase(recorder, "final reads");
     nemesis.recover(&[]).await?;
     read_everything(recorder, &connector, &values).await?;
+    let (came, went) = churn.last_look().await;
+    progress(recorder, &format!("  {came} topics came, {went} went"));
     phase(recorder, "stop");
     nemesis.note_ends()?;
     stop_all(&mut nemesis.cluster, recorder).await?;
-    nemesis.note_ends()
+    nemesis.note_ends()?;
+    compare_disks(plan, &nemesis.cluster, recorder).await
+}
+
+/// With everything stopped: every replica has the same log, and every file is sound (unless files were made to rot).
+async fn compare_disks(plan: &Plan, cluster: &Cluster, recorder: &Arc<Recorder>) -> Harness<()> {
+    if !replicas::can_tell(&plan.binary).await {
+        progress(recorder, "  disks are not compared: this broker has no `log dump`");
+        return Ok(());
+    }
+    let disks: Vec<(String, PathBuf)> =
+        cluster.hosts.iter().map(|host| (network::name(host.number), host.disk.data())).collect();
+    let mut accusations = Vec::new();
+    let rotten = plan.kinds().map_err(HarnessError)?.iter().any(|kind| kind.rots());
+    for (name, data) in disks.iter().filter(|_| !rotten) {
+        accusations.extend(replicas::unsound(&plan.binary, name, data).await?);
+    }
+    let (disagreements, entries) = replicas::disagreements(&plan.binary, &disks).await?;
+    if entries == 0 {
+        return Err(HarnessError("the disks have no entries in common: nothing was compared".to_owned()));
+    }
+    accusations.extend(disagreements);
+    progress(recorder, &format!("  {entries} entries compared between disks: {} disagreements", accusations.len()));
+    for what in accusations {
+        recorder.tell(|time_ns| Entry::Accused { time_ns, broker: "disks".to_owned(), what });
+    }
+    Ok(())
 }
 
 /// Starts the brokers and makes the topics.
@@ -212,7 +245,7 @@ async fn stop_all(cluster: &mut Cluster, recorder: &Arc<Recorder>) -> Harness<()
         if let Some(what) = cluster.stop(host).await? {
             let broker = network::name(host);
             progress(recorder, &format!("  {what}"));
-            recorder.tell(|time_ns| Entry::BrokerEnded { time_ns, broker, what });
+            recorder.tell(|time_ns| Entry::Accused { time_ns, broker, what });
         }
     }
     Ok(())

@@ -10,7 +10,7 @@
 //! {"event":"recovered","time_ns":15400000000,"fault":0,"evidence":"every partition took a produce"}
 //! {"event":"phase","time_ns":60000000000,"name":"final reads"}
 //! {"event":"harness-error","time_ns":61000000000,"message":"client 3 panicked"}
-//! {"event":"broker-ended","time_ns":62000000000,"broker":"n3","what":"it ended by itself: exit status: 1"}
+//! {"event":"accused","time_ns":62000000000,"broker":"n3","what":"it ended by itself: exit status: 1"}
 //! {"event":"end","time_ns":70000000000}
 //! ```
 //!
@@ -82,8 +82,9 @@ pub enum Entry {
         /// In words.
         message: String,
     },
-    /// A broker ended without having been told to, or panicked.
-    BrokerEnded {
+    /// A broker did what it never may, whatever clients saw: it ended without having been told to, it panicked, its files disagree
+    /// with another's.
+    Accused {
         /// When it was noticed.
         time_ns: u64,
         /// Which.
@@ -149,8 +150,8 @@ pub struct Timeline {
     pub phases: Vec<(u64, String)>,
     /// What the harness failed at: when, and in words.
     pub harness_errors: Vec<(u64, String)>,
-    /// Brokers that ended when they should not have: when, and in words.
-    pub broker_ends: Vec<(u64, String)>,
+    /// What brokers did that they never may: when, and in words.
+    pub accusations: Vec<(u64, String)>,
     /// When the run was over. `None`: it never was.
     pub end_ns: Option<u64>,
 }
@@ -208,9 +209,7 @@ impl Timeline {
             }
             Entry::Phase { time_ns, name } => self.phases.push((time_ns, name)),
             Entry::HarnessError { time_ns, message } => self.harness_errors.push((time_ns, message)),
-            Entry::BrokerEnded { time_ns, broker, what } => {
-                self.broker_ends.push((time_ns, format!("{broker}: {what}")))
-            }
+            Entry::Accused { time_ns, broker, what } => self.accusations.push((time_ns, format!("{broker}: {what}"))),
             Entry::End { time_ns } => self.end_ns = Some(time_ns),
         }
         Ok(())
@@ -245,7 +244,7 @@ mod tests {
             Entry::Recovered { time_ns: 26, fault: 0, evidence: "produced".into() },
             Entry::Phase { time_ns: 30, name: "final reads".into() },
             Entry::HarnessError { time_ns: 31, message: "client 3 panicked".into() },
-            Entry::BrokerEnded { time_ns: 32, broker: "n3".into(), what: "exit status: 1".into() },
+            Entry::Accused { time_ns: 32, broker: "n3".into(), what: "exit status: 1".into() },
             Entry::End { time_ns: 40 },
         ]
     }
@@ -265,7 +264,7 @@ mod tests {
         assert_eq!((pause.id, pause.start_ns, pause.stop_ns, pause.time_to_recover_ns()), (1, 11, None, None));
         assert_eq!(timeline.phases, [(30, "final reads".to_owned())]);
         assert_eq!(timeline.harness_errors, [(31, "client 3 panicked".to_owned())]);
-        assert_eq!(timeline.broker_ends, [(32, "n3: exit status: 1".to_owned())]);
+        assert_eq!(timeline.accusations, [(32, "n3: exit status: 1".to_owned())]);
         assert_eq!(timeline.end_ns, Some(40));
     }
 

@@ -2,7 +2,7 @@
 //!
 //! | verdict | when | exit code |
 //! |---|---|---|
-//! | anomalies | an anomaly that the workload does not allow | 1 |
+//! | anomalies | an anomaly that the workload does not allow, or a broker that was accused in the timeline | 1 |
 //! | unknown | else, if the harness failed, the history cannot be trusted, or the final read is missing | 3 |
 //! | rejected | else, if a planned fault or a recovery did not really happen | 3 |
 //! | valid | else | 0 |
@@ -89,6 +89,8 @@ pub struct Judgement {
     pub verdict: Verdict,
     /// What each checker found; empty if the history could not be judged.
     pub outcomes: Vec<Outcome>,
+    /// What brokers did that they never may, whatever clients saw.
+    pub accusations: Vec<String>,
     /// Why it is unknown.
     pub unknowns: Vec<String>,
     /// Why it is rejected.
@@ -118,14 +120,17 @@ pub fn judge(run: &Run) -> Judgement {
     // A run that broke off before its final reads leaves things unread that nobody lost.
     let broke_off = timeline.end_ns.is_none() || !timeline.harness_errors.is_empty();
     let counts = |outcome: &&Outcome| !(outcome.allowed || broke_off && outcome.anomaly == Anomaly::Unseen);
-    let wrong = outcomes.iter().filter(counts).any(|outcome| outcome.findings.count > 0);
+    let accused = timeline.accusations.iter();
+    let accusations: Vec<String> =
+        accused.map(|(time_ns, what)| format!("at {:.3} s, {what}", *time_ns as f64 / 1e9)).collect();
+    let wrong = !accusations.is_empty() || outcomes.iter().filter(counts).any(|outcome| outcome.findings.count > 0);
     let verdict = match (wrong, unknowns.is_empty(), rejections.is_empty()) {
         (true, ..) => Verdict::Anomalies,
         (false, false, _) => Verdict::Unknown,
         (false, true, false) => Verdict::Rejected,
         (false, true, true) => Verdict::Valid,
     };
-    Judgement { verdict, outcomes, unknowns, rejections }
+    Judgement { verdict, outcomes, accusations, unknowns, rejections }
 }
 
 #[cfg(test)]
@@ -178,6 +183,17 @@ mod tests {
         assert_eq!(verdict(&unseen), Verdict::Unknown);
         unseen.timeline = Ok(Timeline::default());
         assert_eq!(verdict(&unseen), Verdict::Unknown);
+    }
+
+    #[test]
+    fn an_accused_broker_is_an_anomaly_whatever_clients_saw() {
+        let mut accused = run(simple_log(1));
+        accused.timeline.as_mut().unwrap().accusations.push((1_500_000_000, "n2: it panicked".to_owned()));
+        let judged = judge(&accused);
+        assert_eq!(
+            (judged.verdict, judged.accusations),
+            (Verdict::Anomalies, vec!["at 1.500 s, n2: it panicked".to_owned()])
+        );
     }
 
     #[test]

@@ -40,6 +40,12 @@ impl LogStore {
         &self.log
     }
 
+    /// The log id of an entry that is applied here and cannot be read, because its segment is rotten.
+    fn known_id(&self, index: u64) -> Option<LogId> {
+        let applied = self.log.applied().is_some_and(|applied| index <= applied.index);
+        (applied && self.log.is_rotten()).then(|| self.log.log_id_at(index)).flatten()
+    }
+
     fn bytes_max(&self) -> usize {
         self.log.context().config.append_bytes_max.max(1)
     }
@@ -55,7 +61,7 @@ impl LogStore {
         stream::try_unfold(from.max(log.first_index()), move |from| {
             let log = log.clone();
             async move {
-                let frames = log.read_indexes(from, to, bytes_max).await.map_err(read_error)?;
+                let frames = log.read_mended(from, to, bytes_max).await.map_err(read_error)?;
                 let Some(last) = frames.last() else { return Ok(None) };
                 let next = last.header.index + 1;
                 let entries: Result<Vec<Entry>, io::Error> = frames.into_iter().map(entry).collect();
@@ -102,7 +108,17 @@ impl RaftLogReader<TypeConfig> for LogStore {
     where
         RB: RangeBounds<u64> + Clone + Debug + Send,
     {
-        self.chunks(range).try_concat().await
+        let one = match (range.start_bound(), range.end_bound()) {
+            (Bound::Included(from), Bound::Included(to)) if from == to => Some(*from),
+            _ => None,
+        };
+        let read = self.chunks(range).try_concat().await;
+        // In this form openraft asks for an entry only to learn its log id (`RaftLogReaderExt::get_log_id`), first of all when a
+        // core starts. Raft's knowledge is enough for that: rot must not keep a replica from voting (RULES.md R7).
+        match (one.and_then(|index| self.known_id(index)), read) {
+            (Some(id), Err(_)) => Ok(vec![Entry { log_id: id, payload: EntryPayload::Blank }]),
+            (_, read) => read,
+        }
     }
 
     async fn read_vote(&mut self) -> Result<Option<Vote>, io::Error> {
@@ -110,7 +126,7 @@ impl RaftLogReader<TypeConfig> for LogStore {
     }
 
     async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> Result<Vec<Entry>, io::Error> {
-        let frames = self.log.read_indexes(start, end, self.bytes_max()).await.map_err(read_error)?;
+        let frames = self.log.read_mended(start, end, self.bytes_max()).await.map_err(read_error)?;
         if frames.is_empty() && start < end {
             // openraft would take nothing for a heartbeat and go round in circles.
             let (first, last) = (self.log.first_index(), self.log.last_log_id());

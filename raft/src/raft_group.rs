@@ -34,8 +34,10 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::config::RaftConfig;
 use crate::error::ProposeError;
+use crate::instruments::GroupInstruments;
 use crate::log::Log;
 use crate::payload::Application;
+use crate::stages::Stages;
 use crate::state_machine::StateMachine;
 use crate::store::Replica;
 use crate::types::{Appended, BrokerId, EntryData, GroupId, Proposal, ReplicaHome, ReplicaId, TypeConfig};
@@ -107,6 +109,7 @@ struct Inner {
     broker: BrokerId,
     replica: Replica,
     config: Arc<RaftConfig>,
+    instruments: Arc<GroupInstruments>,
     /// Replaced when the core is started again.
     raft: RwLock<Raft>,
     /// Held here, so that `watch_leader` outlives a restart of the core.
@@ -130,11 +133,18 @@ struct Inner {
 }
 
 impl RaftGroup {
-    pub(crate) fn new(broker: BrokerId, replica: Replica, raft: Raft, config: Arc<RaftConfig>) -> Self {
+    pub(crate) fn new(
+        broker: BrokerId,
+        replica: Replica,
+        raft: Raft,
+        config: Arc<RaftConfig>,
+        instruments: Arc<GroupInstruments>,
+    ) -> Self {
         let inner = Inner {
             broker,
             replica,
             config,
+            instruments,
             raft: RwLock::new(raft),
             leader: watch::Sender::new(None),
             stopped: Mutex::new(None),
@@ -181,11 +191,21 @@ impl RaftGroup {
         payload: Bytes,
         flushed: Option<oneshot::Sender<Appended>>,
     ) -> Result<Appended, ProposeError> {
+        self.propose_staged(payload, flushed, None).await
+    }
+
+    /// [`Self::propose`], noting when the entry passes each stage here.
+    pub async fn propose_staged(
+        &self,
+        payload: Bytes,
+        flushed: Option<oneshot::Sender<Appended>>,
+        stages: Option<Arc<Stages>>,
+    ) -> Result<Appended, ProposeError> {
         self.touch();
         let term = self.settled().await?;
         let mut leader = self.watch_leader();
         let (responder, mut answer) = ProgressResponder::<TypeConfig, ClientWriteResult<TypeConfig>>::complete_only();
-        let data = EntryData::Proposed(Proposal { payload, flushed });
+        let data = EntryData::Proposed(Proposal { payload, flushed, stages });
         // A closed mailbox: nothing was appended.
         self.raft().client_write_ff(data, Some(responder)).await.map_err(|fatal| self.stopped_error(fatal))?;
         let answered = tokio::select! {

@@ -13,18 +13,22 @@ use futures_util::StreamExt;
 use futures_util::stream;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::broadcast;
+use tracing::Instrument;
 
 use crate::config::RaftConfig;
 use crate::elections::Elections;
 use crate::error::Stopped;
+use crate::instruments::GroupInstruments;
 use crate::log_store::LogStore;
 use crate::raft_group::{Raft, RaftGroup};
+use crate::repair;
 use crate::state_machine::StateMachine;
 use crate::store::{Replica, Store};
 use crate::supervision;
 use crate::transport::Transport;
 use crate::types::{GroupId, ReplicaId};
 
+mod backlog;
 mod door;
 mod hand_over;
 
@@ -59,9 +63,12 @@ pub(crate) struct Hosted {
     openraft: Arc<openraft::Config>,
     groups: RwLock<BTreeMap<GroupId, RaftGroup>>,
     lost: Mutex<BTreeMap<GroupId, (ReplicaId, String)>>,
+    /// Replicas that cannot be started before they are repaired.
+    opening: Mutex<BTreeMap<GroupId, ReplicaId>>,
     events: broadcast::Sender<GroupEvent>,
     pub(crate) elections: Elections,
     lifecycle: Vec<tokio::sync::Mutex<()>>,
+    pub(crate) instruments: Arc<GroupInstruments>,
     closed: AtomicBool,
 }
 
@@ -73,12 +80,14 @@ impl RaftGroups {
         let openraft = openraft_config(&config).map_err(|error| Stopped(error.to_string().into()))?;
         let hosted = Arc::new_cyclic(|weak: &Weak<Hosted>| Hosted {
             elections: Elections::new(weak.clone(), transport.clone(), config.clone()),
+            instruments: Arc::new(GroupInstruments::new(transport.broker())),
             store,
             transport,
             config,
             openraft: Arc::new(openraft),
             groups: RwLock::default(),
             lost: Mutex::default(),
+            opening: Mutex::default(),
             events: broadcast::Sender::new(EVENTS),
             lifecycle: (0..LIFECYCLE_LOCKS).map(|_| tokio::sync::Mutex::default()).collect(),
             closed: AtomicBool::new(false),
@@ -97,6 +106,7 @@ impl RaftGroups {
         tokio::spawn(hosted.elections.clone().run());
         tokio::spawn(supervision::stop_with_the_store(Arc::downgrade(&hosted)));
         tokio::spawn(supervision::hand_over_when_stalled(Arc::downgrade(&hosted)));
+        tokio::spawn(repair::run(Arc::downgrade(&hosted)));
         Ok(RaftGroups { hosted })
     }
 
@@ -116,6 +126,11 @@ impl RaftGroups {
         lost.iter().map(|(group, (replica, why))| (*group, *replica, why.clone())).collect()
     }
 
+    /// Whether a replica of this group is here that will run once it is repaired (RULES.md R7).
+    pub fn is_opening(&self, group: GroupId) -> bool {
+        self.hosted.opening.lock().contains_key(&group)
+    }
+
     /// Creates an empty replica and starts it. If this broker hosts another replica of the group, that one is shut down
     /// and deleted first. One that is hosted already is returned as it is.
     pub async fn create(&self, group: GroupId, replica: ReplicaId) -> Result<RaftGroup, Stopped> {
@@ -130,6 +145,10 @@ impl RaftGroups {
         let lost = hosted.lost.lock().get(&group).map(|(lost, _)| *lost);
         if let Some(lost) = lost {
             hosted.drop_replica(group, lost).await?;
+        }
+        let opening = hosted.opening.lock().get(&group).copied();
+        if let Some(opening) = opening {
+            hosted.drop_replica(group, opening).await?;
         }
         let created = hosted.store.create(group, replica).await?;
         match hosted.clone().host(created).await {
@@ -197,11 +216,42 @@ impl Hosted {
 
     /// A core over a replica's log and state.
     async fn start_core(&self, replica: &Replica) -> Result<Raft, String> {
-        let network = self.transport.raft_network(replica.group);
+        let network = self.transport.raft_network(replica.group).paced_by(replica.log.clone());
         let log = LogStore::new(replica.log.clone());
         let machine = StateMachine::new(replica);
         let core = Raft::new(replica.replica, self.openraft.clone(), network, log, machine);
-        core.await.map_err(|fatal| fatal.to_string())
+        // The core's task takes the span over that it is started in.
+        core.instrument(self.span(replica)).await.map_err(|fatal| fatal.to_string())
+    }
+
+    /// What every log line of a group's own tasks says.
+    fn span(&self, replica: &Replica) -> tracing::Span {
+        tracing::info_span!(
+            "group",
+            broker = self.transport.broker().0,
+            group = replica.group.0,
+            replica = replica.replica.0
+        )
+    }
+
+    /// Starts a replica that had to be repaired first, unless it was dropped meanwhile.
+    pub(crate) async fn host_mended(self: Arc<Self>, replica: Replica) {
+        let _alone = self.lifecycle_of(replica.group).lock().await;
+        let waits = self.take_opening(replica.group, replica.replica);
+        if waits && !self.is_closed() && self.clone().host(replica).await.is_ok() {
+            tracing::info!("a repaired replica is open");
+        }
+    }
+
+    /// The replica does not wait to be repaired any more. Returns whether it did.
+    pub(crate) fn take_opening(&self, group: GroupId, replica: ReplicaId) -> bool {
+        let mut opening = self.opening.lock();
+        opening.get(&group) == Some(&replica) && opening.remove(&group).is_some()
+    }
+
+    /// Whether this replica waits to be repaired before it can run.
+    pub(crate) fn is_opening(&self, group: GroupId, replica: ReplicaId) -> bool {
+        self.opening.lock().get(&group) == Some(&replica)
     }
 
     /// Starts a replica and its supervision.
@@ -209,14 +259,23 @@ impl Hosted {
         let (id, incarnation) = (replica.group, replica.replica);
         let raft = match self.start_core(&replica).await {
             Ok(raft) => raft,
+            Err(why) if replica.log.is_rotten() => {
+                tracing::warn!(group = id.0, replica = incarnation.0, why, "the replica waits to be repaired");
+                self.opening.lock().insert(id, incarnation);
+                tokio::spawn(repair::open_when_mended(Arc::downgrade(&self), replica));
+                return Err(why);
+            }
             Err(why) => {
                 self.report_lost(id, incarnation, why.clone());
                 return Err(why);
             }
         };
-        let group = RaftGroup::new(self.transport.broker(), replica, raft, self.config.clone());
+        let span = self.span(&replica);
+        replica.log.hold_readers();
+        let group =
+            RaftGroup::new(self.transport.broker(), replica, raft, self.config.clone(), self.instruments.clone());
         self.groups.write().insert(id, group.clone());
-        tokio::spawn(supervision::supervise(Arc::downgrade(&self), group.clone()));
+        tokio::spawn(supervision::supervise(Arc::downgrade(&self), group.clone()).instrument(span));
         Ok(group)
     }
 
@@ -235,6 +294,7 @@ impl Hosted {
             let _ = raft.shutdown().await;
             return None;
         }
+        group.log().hold_readers();
         group.replace_raft(raft);
         Some(Ok(()))
     }
@@ -259,6 +319,7 @@ impl Hosted {
             self.elections.forget(group);
             self.end(&[running], "the replica is deleted").await;
         }
+        self.take_opening(group, replica);
         self.lost.lock().retain(|lost_group, (lost, _)| (*lost_group, *lost) != (group, replica));
         self.store.delete(group, replica).await
     }
@@ -268,6 +329,18 @@ impl Hosted {
         self.end(&self.all(), why).await;
     }
 
+    /// Ends a core whose replica cannot be used any more, and reports it lost.
+    pub(crate) async fn end_lost(&self, group: &RaftGroup, why: &str) {
+        self.elections.forget(group.group());
+        self.end(std::slice::from_ref(group), why).await;
+        self.report_lost(group.group(), group.replica(), why.to_owned());
+    }
+
+    /// Who should lead a group instead of this broker, if anybody can.
+    pub(crate) fn heir(&self, group: &RaftGroup) -> Option<ReplicaId> {
+        hand_over::heir(self, group)
+    }
+
     /// Ends cores on purpose, and then says which leaderships ended with them, so that nobody waits for a time-out.
     async fn end(&self, groups: &[RaftGroup], why: &str) {
         let led: Vec<_> = groups.iter().filter_map(|group| Some((group.clone(), group.own_term()?))).collect();
@@ -275,6 +348,8 @@ impl Hosted {
             let group = group.clone();
             async move {
                 group.close();
+                // Its core ends only once none of its readers waits.
+                group.log().release_readers();
                 let _ = group.raft().shutdown().await;
                 group.set_stopped(why.to_owned());
             }

@@ -13,6 +13,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 use crate::checkpoint::ReplicaState;
 use crate::checkpointer::{CheckpointFailed, Checkpointer};
@@ -20,16 +21,17 @@ use crate::config::RaftConfig;
 use crate::data_dir::DataDir;
 use crate::disk::{Disk, create_dir_durably};
 use crate::error::{OpenError, Stopped};
+use crate::instruments::{JournalInstruments, LogInstruments};
 use crate::journal::{Journal, JournalConfig, Op, UnwrittenBytes};
 use crate::log::base::Base;
 use crate::log::capture::move_folder;
 use crate::log::head::Head;
 use crate::log::state::LogState;
 use crate::log::tail::{Tail, TailBudget};
-use crate::log::{Log, LogContext};
+use crate::log::{Log, LogContext, Rot};
 use crate::payload::Application;
 use crate::recovery::{self, Found, RecoveredReplica, Recovery, ReplicaKey};
-use crate::scrub::{self, Findings};
+use crate::scrub;
 use crate::segment_writer::SegmentWriter;
 use crate::stop::StopSignal;
 use crate::types::{BrokerId, ClusterId, DirectoryId, GroupId, ReplicaId};
@@ -84,6 +86,34 @@ pub struct CorruptReplica {
     pub why: String,
 }
 
+/// A replica that is open though some of its segments are not what was written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RottenReplica {
+    /// The group.
+    pub group: GroupId,
+    /// The incarnation.
+    pub replica: ReplicaId,
+    /// Its rotten segments, oldest first.
+    pub rot: Vec<Rot>,
+}
+
+/// A data directory at one moment, for metrics. See [`Store::usage`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StoreUsage {
+    /// Free bytes, as last measured.
+    pub available_bytes: u64,
+    /// Bytes of journal files in use.
+    pub journal_bytes: u64,
+    /// Since the last checkpoint was begun. It grows while nothing is written, too.
+    pub checkpoint_age: Duration,
+    /// Bytes of frames in the tail caches.
+    pub tail_cache_bytes: u64,
+    /// Replicas that are open.
+    pub replicas: usize,
+    /// Replicas that are corrupt, or rotten in places.
+    pub corrupt: usize,
+}
+
 /// Every replica of a directory.
 #[derive(Default)]
 struct Registry {
@@ -131,9 +161,11 @@ pub struct Store {
     applications: ApplicationFactory,
     registry: Arc<Registry>,
     checkpointer: Checkpointer,
+    quarantined: Mutex<Vec<PathBuf>>,
     unknown_folders: Vec<PathBuf>,
     measured: Measured,
-    findings: Arc<Findings>,
+    /// When the last checkpoint was begun.
+    checkpointed: Mutex<Instant>,
     tasks: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -158,14 +190,19 @@ impl Store {
             applications: &applications,
             budget: &budget,
         };
-        let Found { scan, replicas, corrupt, dead_folders, unknown_folders } = recovery.run().await?;
+        let Found { scan, replicas, corrupt, dead_folders, quarantined_folders, unknown_folders } =
+            recovery.run().await?;
         for path in &unknown_folders {
             tracing::warn!(path = %path.display(), "nothing on record explains this folder; it is left alone");
+        }
+        for path in &quarantined_folders {
+            tracing::warn!(path = %path.display(), "kept for a person: what is left of a rotten replica");
         }
         // The log bounds what it has outstanding before the journal sees it.
         let unwritten = Arc::new(UnwrittenBytes::new(usize::MAX));
         let journal = Journal::start(disk.clone(), identity, scan, JournalConfig::from(&config), unwritten).await?;
-        let context = context(disk, config, Arc::new(journal), budget);
+        journal.observe(JournalInstruments::new(broker));
+        let context = context(disk, config, Arc::new(journal), budget, LogInstruments::new(broker));
         let checkpointer = Checkpointer::new(&path, data_dir.identity().directory, context.clone());
         let store = Arc::new(Self {
             data_dir,
@@ -173,9 +210,10 @@ impl Store {
             applications,
             registry: Arc::new(Registry::default()),
             checkpointer,
+            quarantined: Mutex::new(quarantined_folders),
             unknown_folders,
             measured: Measured::default(),
-            findings: Arc::new(Findings::default()),
+            checkpointed: Mutex::new(Instant::now()),
             tasks: Mutex::new(Vec::new()),
         });
         store.measure().await.map_err(|error| OpenError::Io { path: path.clone(), error })?;
@@ -191,8 +229,11 @@ impl Store {
     /// disk has no room for the checkpoint, that waits for the next start, which begins where this one did.
     async fn adopt(&self, replicas: Vec<RecoveredReplica>, dead_folders: Vec<PathBuf>) -> io::Result<()> {
         let mut cleanup = Vec::new();
-        for RecoveredReplica { key, dir, application, state, leftovers, cuts } in replicas {
+        for RecoveredReplica { key, dir, application, state, rotten, leftovers, cuts } in replicas {
             let log = Log::new(self.context.clone(), key, dir, application.clone(), state);
+            for (segment, why) in rotten {
+                log.note_rot(segment, 0, &why);
+            }
             log.restore_applied().await;
             let replica = Replica { group: key.0, replica: key.1, log, application };
             self.registry.open.lock().insert(key, replica);
@@ -226,6 +267,10 @@ impl Store {
         Ok(())
     }
 
+    pub(crate) fn context(&self) -> Arc<LogContext> {
+        self.context.clone()
+    }
+
     /// The limits it was opened with.
     pub fn config(&self) -> &RaftConfig {
         &self.context.config
@@ -256,10 +301,21 @@ impl Store {
         self.registry.corrupt.lock().values().map(|(replica, _)| replica.clone()).collect()
     }
 
-    /// Replicas that are open, but in whose segments the background scrub has found rot (RULES.md J13). Reads of the rotten places
-    /// fail; nothing else does.
-    pub fn rotten(&self) -> Vec<CorruptReplica> {
-        self.findings.list()
+    /// Rot in replicas that are open, by group: found by a reader, the scrub or recovery, and not repaired yet (RULES.md R7, J13).
+    pub fn rotten(&self) -> Vec<RottenReplica> {
+        let open = self.registry.open.lock();
+        let rotten = open.values().filter(|replica| replica.log.is_rotten());
+        let show = |replica: &Replica| RottenReplica {
+            group: replica.group,
+            replica: replica.replica,
+            rot: replica.log.rot(),
+        };
+        rotten.map(show).collect()
+    }
+
+    /// Folders of rotten replicas that are gone from here: kept until a person removes them (RULES.md R7).
+    pub fn quarantined(&self) -> Vec<PathBuf> {
+        self.quarantined.lock().clone()
     }
 
     /// Folders under `groups` that nothing on record explains (RULES.md J14): kept, never touched.
@@ -301,9 +357,11 @@ impl Store {
         Ok(Replica { group: key.0, replica: key.1, log, application })
     }
 
-    /// Deletes a replica: record durable first, then its files (RULES.md J14). Its group must have been shut down.
+    /// Deletes a replica: record durable first, then its files (RULES.md J14). Its group must have been shut down. The files of
+    /// one that is rotten are not removed but moved aside ([`Self::quarantined`]).
     pub async fn delete(&self, group: GroupId, replica: ReplicaId) -> Result<(), Stopped> {
         let key = (group, replica);
+        self.quarantine(key).await?;
         let floor = self.checkpointer.hold_floor();
         let open = self.registry.open.lock().get(&key).cloned();
         match open {
@@ -335,6 +393,32 @@ impl Store {
             }
             _ => {}
         }
+        Ok(())
+    }
+
+    /// Moves the folder of a replica that is rotten aside. Before the record that deletes it: a crash between the two leaves a
+    /// replica without files, which is lost and replaced like any other.
+    async fn quarantine(&self, key: ReplicaKey) -> Result<(), Stopped> {
+        let open = self.registry.open.lock().get(&key).cloned();
+        let rotten = match &open {
+            Some(open) => open.log.is_rotten(),
+            None => self.registry.corrupt.lock().contains_key(&key),
+        };
+        if !rotten {
+            return Ok(());
+        }
+        let dir = recovery::replica_dir(self.data_dir.path(), key);
+        let taken = self.quarantined();
+        let name = format!("{}{}-{}", recovery::QUARANTINED_PREFIX, key.0, key.1);
+        let again = taken.iter().filter(|path| path.to_string_lossy().contains(&name)).count();
+        let aside = dir.with_file_name(if again == 0 { name } else { format!("{name}-{again}") });
+        let moved = match &open {
+            Some(open) => open.log.move_folder(&aside).await,
+            None => move_folder(&self.context, &dir, &aside).await,
+        };
+        moved.map_err(|error| Stopped(format!("{} cannot be moved aside: {error}", dir.display()).into()))?;
+        tracing::warn!(path = %aside.display(), "what is left of a rotten replica is kept for a person");
+        self.quarantined.lock().push(aside);
         Ok(())
     }
 
@@ -378,7 +462,24 @@ impl Store {
     }
 
     async fn try_checkpoint(&self) -> Result<(), CheckpointFailed> {
-        self.checkpointer.take(|| self.registry.logs(), || self.registry.corrupt_states()).await
+        let began = Instant::now();
+        self.checkpointer.take(|| self.registry.logs(), || self.registry.corrupt_states()).await?;
+        self.context.instruments.checkpoints.increment(1);
+        self.context.instruments.checkpoint_seconds.record(began.elapsed().as_secs_f64());
+        *self.checkpointed.lock() = began;
+        Ok(())
+    }
+
+    /// What the directory holds and how far behind its parts are, at this moment.
+    pub fn usage(&self) -> StoreUsage {
+        StoreUsage {
+            available_bytes: self.available_bytes(),
+            journal_bytes: self.context.journal.live_bytes(),
+            checkpoint_age: self.checkpointed.lock().elapsed(),
+            tail_cache_bytes: self.context.budget.used() as u64,
+            replicas: self.registry.open.lock().len(),
+            corrupt: self.registry.corrupt.lock().len() + self.rotten().len(),
+        }
     }
 
     /// Checkpoints, seals the journal and closes. Groups must have been shut down. If the checkpoint takes too long (the disk
@@ -404,7 +505,6 @@ impl Store {
         let accepted = self.context.accepted_bytes.load(Ordering::Relaxed);
         let available = self.context.disk.available_bytes(self.data_dir.path()).await?;
         self.measured.note(available, accepted);
-        metrics::gauge!("pontoon_disk_available_bytes").set(available as f64);
         Ok(())
     }
 
@@ -420,7 +520,7 @@ impl Store {
         let measurements = tokio::spawn(measurements(Arc::downgrade(self), self.context.stop.clone()));
         let registry = self.registry.clone();
         let stop = self.context.stop.clone();
-        let scrub = tokio::spawn(scrub::run(move || registry.logs(), Arc::downgrade(&self.findings), stop));
+        let scrub = tokio::spawn(scrub::run(move || registry.logs(), stop));
         self.tasks.lock().extend([checkpoints, measurements, scrub]);
     }
 }
@@ -434,7 +534,13 @@ impl Drop for Store {
     }
 }
 
-fn context(disk: Arc<dyn Disk>, config: RaftConfig, journal: Arc<Journal>, budget: Arc<TailBudget>) -> Arc<LogContext> {
+fn context(
+    disk: Arc<dyn Disk>,
+    config: RaftConfig,
+    journal: Arc<Journal>,
+    budget: Arc<TailBudget>,
+    instruments: LogInstruments,
+) -> Arc<LogContext> {
     let stop = StopSignal::new(journal.clone());
     let writer = SegmentWriter::new(disk.clone(), config.unwritten_bytes_max, stop.clone());
     Arc::new(LogContext {
@@ -444,8 +550,10 @@ fn context(disk: Arc<dyn Disk>, config: RaftConfig, journal: Arc<Journal>, budge
         writer,
         budget,
         stop,
+        instruments,
         journalled_bytes: AtomicU64::new(0),
         checkpoint_due: Notify::new(),
+        rot_found: Notify::new(),
         accepted_bytes: AtomicU64::new(0),
     })
 }

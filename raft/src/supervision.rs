@@ -55,6 +55,7 @@ pub(crate) async fn supervise(hosted: Weak<Hosted>, group: RaftGroup) {
             match hosted.restart(&group).await {
                 None => return,
                 Some(Ok(())) => {
+                    hosted.instruments.restarts.increment(1);
                     hosted.tell(GroupEvent::Restarted(group.group(), why));
                     break;
                 }
@@ -66,8 +67,9 @@ pub(crate) async fn supervise(hosted: Weak<Hosted>, group: RaftGroup) {
 
 /// What is to be done when a core has ended: callers are refused, the rest of it is joined, and if it led, that is said.
 async fn bury(hosted: &Weak<Hosted>, group: &RaftGroup, why: &str) {
-    tracing::error!(group = group.group().0, replica = group.replica().0, why, "the group's core ended");
+    tracing::error!(why, "the group's core ended");
     group.set_stopped(why.to_owned());
+    group.log().release_readers();
     let _ = group.raft().shutdown().await;
     if let (Some(term), Some(hosted)) = (group.own_term(), hosted.upgrade()) {
         hosted.elections.renounce(&[(group.clone(), term)]).await;
@@ -94,6 +96,10 @@ async fn watch_core(hosted: &Weak<Hosted>, group: &RaftGroup) -> String {
         group.publish();
         if let Some(term) = group.leading_term().filter(|term| *term != led_term) {
             led_term = term;
+            tracing::debug!(term, "leads");
+            if let Some(hosted) = hosted.upgrade() {
+                hosted.instruments.elections_won.increment(1);
+            }
             let group = group.clone();
             tokio::spawn(async move { group.repair_membership().await });
         }
@@ -150,7 +156,7 @@ pub(crate) async fn hand_over_when_stalled(hosted: Weak<Hosted>) {
         let lasts = hosted.store.stalled_for();
         if lasts > ROUND_MAX {
             tracing::warn!(seconds = lasts.as_secs_f64(), "a journal round is stalled: leaderships are handed over");
-            metrics::counter!("pontoon_raft_stalled_hand_overs_total").increment(1);
+            hosted.instruments.stalled_hand_overs.increment(1);
             hosted.hand_over_all(AWAY_WAIT).await;
             sleep(AWAY_WAIT).await;
         }

@@ -4,12 +4,14 @@
 //! traits (`log_store`, `state_machine`, `transport`, `raft_group`), nowhere else.
 
 use std::fmt;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
 use crate::log::frame::Frame;
+use crate::stages::Stages;
 
 macro_rules! id {
     ($(#[$doc:meta])* $name:ident($inner:ty)) => {
@@ -103,6 +105,8 @@ pub struct Proposal {
     pub payload: Bytes,
     /// Told once the entry is durable *on this leader* (`acks=leader`), with where it was put.
     pub flushed: Option<oneshot::Sender<Appended>>,
+    /// Noted as the entry passes them, if anybody wants to know.
+    pub stages: Option<Arc<Stages>>,
 }
 
 /// Where `append` put an entry and what it decided.

@@ -13,7 +13,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::broker::TopicSpec;
-pub use crate::broker::{BrokerDescription, ClusterDescription, PartitionDescription, TopicDescription};
+pub use crate::broker::{
+    BrokerDescription, ClusterDescription, LagReason, LaggingReplica, PartitionDescription, TopicDescription,
+};
 use crate::error::{Code, Error, Result, WriteOutcome};
 
 /// Header that marks a request which another broker has passed on: that broker's number.
@@ -28,6 +30,8 @@ pub const HIGH_WATERMARK: &str = "pontoon-high-watermark";
 pub const LOG_START_OFFSET: &str = "pontoon-log-start-offset";
 /// Header of a raw fetch.
 pub const LEADER_EPOCH: &str = "pontoon-leader-epoch";
+/// Header of a produce's answer: how long the batch took through each stage at its leader, in ms.
+pub const SERVER_TIMING: &str = "server-timing";
 /// Header of a produce: the producer's id.
 pub const PRODUCER_ID: &str = "producer-id";
 /// Header of a produce: the producer's epoch.

@@ -249,6 +249,10 @@ impl Shared {
         if group == CATALOG_GROUP {
             return self.cut_catalog_log().await;
         }
+        if self.groups.is_opening(group) {
+            // Its files are here, and are being repaired.
+            return Next::After(RETRY_WAIT);
+        }
         let state = self.catalog.state();
         let (Some(home), Some(partition)) = (state.group(group), state.partition(group)) else {
             return self.drop_unassigned(&state, group).await;
@@ -362,6 +366,7 @@ impl Shared {
             limits: self.batch_limits(topic),
             storage_has_room: Arc::new(move || store.upgrade().is_some_and(|store| store.available_bytes() > reserve)),
             broker_alive: Arc::new(move |id| broker.upgrade().is_some_and(|broker| broker.alive(id))),
+            instruments: self.instruments.partitions.clone(),
         }
     }
 

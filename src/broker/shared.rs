@@ -13,6 +13,7 @@ use tokio::sync::{Notify, Semaphore, watch};
 
 use super::control::Reports;
 use super::lifecycle::Work;
+use super::observe::BrokerInstruments;
 use super::peer::Hello;
 use super::routing::Routing;
 use super::topics::ProducerIds;
@@ -39,6 +40,7 @@ pub(super) struct Shared {
     /// Random for each process.
     pub(super) incarnation: u64,
     pub(super) config: Config,
+    pub(super) instruments: BrokerInstruments,
     pub(super) http_address: String,
     pub(super) peer_address: String,
     pub(super) store: Arc<Store>,

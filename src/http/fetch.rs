@@ -19,7 +19,7 @@ use crate::error::Code;
 use crate::http::leader::{AtLeader, Passable, Repeat};
 use crate::http::refusal::Refusal;
 use crate::http::request::{Params, Target, accept};
-use crate::http::{Shared, metrics, tail};
+use crate::http::{Shared, tail};
 use crate::partition::{Consistency, Fetch, FetchFrom, Fetched, Partition};
 use crate::record_batch::BatchHeader;
 
@@ -180,7 +180,7 @@ impl AtLeader for FetchWork<'_> {
             }
         };
         match self.form {
-            None => Ok(batches(fetched, permit)),
+            None => Ok(self.batches(fetched, permit)),
             Some(form) => self.records(form, fetched, permit).await,
         }
     }
@@ -207,6 +207,12 @@ impl FetchWork<'_> {
         }
         let from = FetchFrom::Offset(fetched.next_offset);
         self.read_at_once(partition, Fetch { from, ..at_once }).await
+    }
+
+    fn batches(&self, mut fetched: Fetched, permit: OwnedSemaphorePermit) -> Response {
+        let batches = std::mem::take(&mut fetched.batches);
+        self.shared.metrics.partitions.served(records_in(&batches), batches.iter().map(Bytes::len).sum());
+        with_cursor(BATCHES, &fetched, fetched.next_offset, batches, permit)
     }
 
     async fn read_at_once(
@@ -241,7 +247,8 @@ impl FetchWork<'_> {
             // A large answer takes a while to write down; others get their turn.
             tokio::task::yield_now().await;
         }
-        metrics::fetched(json.count() as u64, fetched.batches.iter().map(Bytes::len).sum());
+        let bytes = fetched.batches.iter().map(Bytes::len).sum();
+        self.shared.metrics.partitions.served(json.count() as u64, bytes);
         if form.framing == Framing::Lines {
             let next = json.next_offset(complete.then_some(fetched.next_offset));
             return Ok(with_cursor(LINES, &fetched, next, vec![json.into_records()], permit));
@@ -253,12 +260,6 @@ impl FetchWork<'_> {
         ];
         Ok((headers, chunks(vec![head, records], permit)).into_response())
     }
-}
-
-fn batches(mut fetched: Fetched, permit: OwnedSemaphorePermit) -> Response {
-    let batches = std::mem::take(&mut fetched.batches);
-    metrics::fetched(records_in(&batches), batches.iter().map(Bytes::len).sum());
-    with_cursor(BATCHES, &fetched, fetched.next_offset, batches, permit)
 }
 
 /// An answer whose cursor is in its headers.

@@ -11,7 +11,7 @@ mod deadlines;
 mod fetch;
 mod keyed;
 mod leader;
-mod metrics;
+pub mod metrics;
 mod openapi;
 mod partitioner;
 mod produce;
@@ -36,7 +36,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinHandle;
-use tracing::{Instrument, debug, debug_span, warn};
+use tracing::{Instrument, debug, info_span, warn};
 
 use crate::broker::Broker;
 use crate::config::{Config, Limits, host_of};
@@ -87,6 +87,7 @@ struct Shared {
     deadlines: Deadlines,
     /// Connections to other brokers' HTTP.
     peers: reqwest::Client,
+    metrics: metrics::Metrics,
     /// Which partition is next for records without a key.
     turns: RoundRobin,
 }
@@ -162,9 +163,9 @@ impl Server {
             tail_bytes: budget(),
             deadlines: Deadlines::start(),
             peers,
+            metrics: metrics::Metrics::new(config.broker_id),
             turns: RoundRobin::default(),
         });
-        metrics::handle();
         let closing = watch::Sender::new(false);
         let accepting = tokio::spawn(accept(door, Arc::clone(&shared), closing.subscribe()));
         Ok(Server { shared, address, advertised, closing, accepting })
@@ -250,6 +251,7 @@ async fn accept(door: Door, shared: Arc<Shared>, mut closing: watch::Receiver<bo
         };
         let Ok(place) = Arc::clone(&room).try_acquire_owned() else {
             if let Ok(place) = Arc::clone(&turning_away).try_acquire_owned() {
+                shared.metrics.refusals.count(Code::TooManyRequests);
                 tokio::spawn(turn_away(stream, shared.limits.connections_max, place));
             }
             continue;
@@ -258,13 +260,14 @@ async fn accept(door: Door, shared: Arc<Shared>, mut closing: watch::Receiver<bo
         let service = service(router.clone(), busy);
         let connection = builder(&shared.limits).serve_connection(io, service);
         let connection = connections.watch(connection);
+        let open = shared.metrics.open_connection();
         let serving = async move {
-            let _open = (place, metrics::OpenConnection::new());
+            let _open = (place, open);
             if let Err(error) = connection.await {
                 debug!(%error, "an HTTP connection ended");
             }
         };
-        tokio::spawn(serving.instrument(debug_span!("http", %peer)));
+        tokio::spawn(serving.instrument(info_span!("http", broker = %shared.metrics.broker, %peer)));
     }
     drop(door);
     connections.shutdown().await;
@@ -275,7 +278,10 @@ fn wrapped(stream: Box<dyn Stream>, shared: &Shared) -> (TokioIo<Wire<Stall<Box<
     let budgets = [Arc::clone(&shared.answer_bytes), Arc::clone(&shared.tail_bytes)];
     let busy = Busy::default();
     let stall = Stall::new(stream, shared.limits.write_timeout, budgets);
-    (TokioIo::new(Wire::new(stall, busy.clone(), shared.limits.header_bytes_max)), busy)
+    (
+        TokioIo::new(Wire::new(stall, busy.clone(), shared.limits.header_bytes_max, shared.metrics.refusals.clone())),
+        busy,
+    )
 }
 
 /// The router, for one connection.
@@ -309,7 +315,6 @@ fn builder(limits: &Limits) -> http1::Builder {
 /// One connection too many gets a short word and is closed; it never becomes one of ours.
 async fn turn_away(mut stream: Box<dyn Stream>, max: usize, _place: OwnedSemaphorePermit) {
     let error = crate::error::Error::new(Code::TooManyRequests, format!("there are {max} connections already"));
-    metrics::refused(error.code);
     let telling = async {
         stream.write_all(&wire::closing_answer(&error)).await?;
         stream.shutdown().await?;

@@ -9,17 +9,17 @@ use axum::extract::{Request, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
+use pontoon_raft::stages::{StageTimes, Stages};
 use pontoon_raft::types::Offset;
 use serde_json::json;
-use tokio::time::Instant;
 
 use crate::api::records::{self, Record};
 use crate::api::{self, ProduceAnswer};
 use crate::error::Error;
+use crate::http::Shared;
 use crate::http::leader::{AtLeader, Passable, Repeat};
 use crate::http::refusal::Refusal;
 use crate::http::request::{BodyKind, Params, Target, number_header, read_body};
-use crate::http::{Shared, metrics};
 use crate::partition::{Acks, Partition};
 use crate::record_batch::{
     BatchHeader, BatchLimits, Header, NewRecord, ProducerSequence, RecordBatch, RecordBatchBuilder,
@@ -109,9 +109,8 @@ impl<'a> Produce<'a> {
 impl AtLeader for Produce<'_> {
     async fn run(&self, partition: &Partition, left: Duration) -> Result<Response, Refusal> {
         let batch = self.batch(partition.limits())?;
-        let began = Instant::now();
-        let produced = partition.produce(batch.clone(), self.acks, self.if_match, left).await?;
-        metrics::produced(batch.header().record_count.max(0) as u64, batch.bytes().len(), began.elapsed());
+        let stages = Stages::start();
+        let produced = partition.produce_staged(batch.clone(), self.acks, self.if_match, left, &stages).await?;
         if self.acks == Acks::None {
             return Ok((StatusCode::ACCEPTED, Json(json!({}))).into_response());
         }
@@ -123,8 +122,19 @@ impl AtLeader for Produce<'_> {
             leader_epoch: produced.leader_epoch,
             duplicate: produced.duplicate,
         };
-        Ok(Json(answer).into_response())
+        let mut response = Json(answer).into_response();
+        if let Some(timing) = stages.answered().and_then(|times| server_timing(times).parse().ok()) {
+            response.headers_mut().insert(api::SERVER_TIMING, timing);
+        }
+        Ok(response)
     }
+}
+
+/// `queue`: until the batch had its place in the log; `journal`: until it was durable at the leader; `replicate`: until
+/// enough others had it.
+fn server_timing(StageTimes { queue, journal, replicate }: StageTimes) -> String {
+    let ms = |time: Duration| time.as_secs_f64() * 1000.0;
+    format!("queue;dur={:.3}, journal;dur={:.3}, replicate;dur={:.3}", ms(queue), ms(journal), ms(replicate))
 }
 
 pub(super) fn now_ms() -> i64 {

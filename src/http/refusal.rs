@@ -6,7 +6,6 @@ use axum::response::{IntoResponse, Response};
 
 use crate::api::{ErrorBody, RecordResult, TopicErrorBody};
 use crate::error::{Code, Error};
-use crate::http::metrics;
 use crate::partition::Offsets;
 
 /// An error on its way to the client.
@@ -50,7 +49,6 @@ impl From<(Code, String)> for Refusal {
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
         let code = self.error.code;
-        metrics::refused(code);
         let mut body = ErrorBody::from(&self.error);
         body.log_start_offset = self.offsets.map(|offsets| offsets.log_start_offset.0);
         body.high_watermark = self.offsets.map(|offsets| offsets.high_watermark.0);
@@ -60,6 +58,7 @@ impl IntoResponse for Refusal {
             None => (status, Json(body)).into_response(),
             Some(results) => (status, Json(TopicErrorBody { error: body, results })).into_response(),
         };
+        response.extensions_mut().insert(code); // The router counts it.
         if let Some(ms) = retry_after_ms {
             // The header knows whole seconds only; the body has the exact figure.
             let seconds = HeaderValue::from(ms.div_ceil(1000).max(1));

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use axum::Router;
 use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderMap, Uri, header};
-use axum::middleware::{Next, from_fn, from_fn_with_state};
+use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::MethodRouter;
 use futures_util::FutureExt;
@@ -17,7 +17,7 @@ use crate::config::host_of;
 use crate::error::Code;
 use crate::http::refusal::Refusal;
 use crate::http::request::{check_path, text_header};
-use crate::http::{Shared, fetch, keyed, metrics, openapi, produce, topics};
+use crate::http::{Shared, fetch, keyed, openapi, produce, topics};
 
 /// One table: the router, and [`ROUTES`] to hold the API's description to.
 macro_rules! routes {
@@ -54,7 +54,7 @@ pub(super) fn router(shared: Arc<Shared>) -> Router {
         .fallback(topics::not_found)
         .method_not_allowed_fallback(topics::method_not_allowed)
         .layer(from_fn_with_state(Arc::clone(&shared), guard))
-        .layer(from_fn(observe))
+        .layer(from_fn_with_state(Arc::clone(&shared), observe))
         .with_state(shared)
 }
 
@@ -90,23 +90,25 @@ fn own_host(named: &str, hosts: &[String]) -> bool {
 }
 
 /// Counts and times every request, and answers 500 where a handler panicked: one defect is one request's.
-async fn observe(request: Request, next: Next) -> Response {
+async fn observe(State(shared): State<Arc<Shared>>, request: Request, next: Next) -> Response {
     let began = Instant::now();
-    let method = request.method().clone();
-    let path = request.uri().path().to_owned();
-    let route = request.extensions().get::<MatchedPath>().map_or("other", MatchedPath::as_str).to_owned();
+    // Shared with the request, not copied.
+    let (method, uri) = (request.method().clone(), request.uri().clone());
+    let route = request.extensions().get::<MatchedPath>().cloned();
     let response = match AssertUnwindSafe(next.run(request)).catch_unwind().await {
         Ok(response) => response,
         Err(_) => {
-            error!(%method, path, "a request handler panicked");
+            error!(%method, path = uri.path(), "a request handler panicked");
             Refusal::from((Code::Internal, "the request met a defect of Pontoon; see the broker's log".to_owned()))
                 .into_response()
         }
     };
     let (status, took) = (response.status().as_u16(), began.elapsed());
-    debug!(%method, path, status, ?took, "answered");
-    let known = matches!(method.as_str(), "GET" | "HEAD" | "POST" | "PUT" | "PATCH" | "DELETE" | "OPTIONS");
-    metrics::answered(&route, if known { method.as_str() } else { "other" }, status, took);
+    debug!(%method, path = uri.path(), status, ?took, "answered");
+    if let Some(code) = response.extensions().get::<Code>() {
+        shared.metrics.refusals.count(*code);
+    }
+    shared.metrics.answered(route.as_ref().map_or("other", MatchedPath::as_str), &method, status, took);
     response
 }
 

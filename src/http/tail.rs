@@ -27,8 +27,9 @@ use crate::http::fetch::{self, BATCHES, EVENTS, FetchWork, OffsetsWork};
 use crate::http::leader::{AtLeader, Passable, Repeat};
 use crate::http::refusal::Refusal;
 use crate::http::request::{Params, Target, number_header};
-use crate::http::{Shared, Stage, metrics};
+use crate::http::{Shared, Stage};
 use crate::partition::{Consistency, Fetch, FetchFrom, Partition};
+use crate::telemetry::recorder::Open;
 
 /// A comment is sent when there was nothing else for so long.
 const COMMENT_INTERVAL: Duration = Duration::from_secs(15);
@@ -67,20 +68,13 @@ pub(super) async fn tail(
     }
     let next = source.resolve(from, consistency, timeout).await?;
     // Looked at once, so that what is refused now is refused with its status.
-    let first = match source.look(next, values, Duration::ZERO, timeout).await {
+    let first = match source.first_look(next, values, timeout).await {
         Ok(first) => first,
         Err(refusal) if is_gap(&refusal, next) => Found { next, events: error_event(refusal), last: true },
         Err(refusal) => return Err(refusal),
     };
-    let tail = Tail {
-        source,
-        values,
-        next,
-        first: Some(first),
-        pause: PAUSE_MIN,
-        over: false,
-        _open: metrics::OpenTail::new(),
-    };
+    let open = Open::new(&source.shared.metrics.door.tails);
+    let tail = Tail { source, values, next, first: Some(first), pause: PAUSE_MIN, over: false, _open: open };
     let events = futures_util::stream::unfold(tail, |mut tail| async {
         let chunk = tail.chunk().await?;
         Some((Ok::<_, Infallible>(chunk), tail))
@@ -123,7 +117,7 @@ struct Tail {
     first: Option<Found>,
     pause: Duration,
     over: bool,
-    _open: metrics::OpenTail,
+    _open: Open,
 }
 
 impl Tail {
@@ -212,6 +206,20 @@ impl Source {
             FetchFrom::Timestamp(_) => offsets.offset.unwrap_or(offsets.high_watermark),
             FetchFrom::Offset(_) | FetchFrom::Latest => offsets.high_watermark,
         }))
+    }
+
+    /// What is there already, if anything. A shortage of room is waited out: browsers give up at a refusal.
+    async fn first_look(&self, next: Offset, values: ValueFormat, timeout: Duration) -> Result<Found, Refusal> {
+        let deadline = Instant::now() + timeout;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.look(next, values, Duration::ZERO, left).await {
+                Err(refusal) if refusal.error.code == Code::TooManyRequests && left > PAUSE_MAX => {
+                    tokio::time::sleep(PAUSE_MAX / 10).await;
+                }
+                found => return found,
+            }
+        }
     }
 
     /// The next events from `next` on, waiting for records up to `wait`, and for a leader up to `timeout` on top.

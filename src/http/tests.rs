@@ -66,8 +66,11 @@ async fn metrics_are_shown_from_the_start() {
     let (_server, url) = server(|_| {}).await;
     client().get(format!("{url}/healthz")).send().await.unwrap();
     let text = client().get(format!("{url}/metrics")).send().await.unwrap().text().await.unwrap();
-    assert!(text.contains("pontoon_ready 0"), "{text}");
-    assert!(text.contains(r#"pontoon_http_requests_total{route="/healthz",method="GET",status="200"}"#), "{text}");
+    assert!(text.contains(r#"pontoon_refusals_total{broker="1",code="NOT_READY"} "#), "{text}");
+    assert!(
+        text.contains(r#"pontoon_http_requests_total{broker="1",route="/healthz",method="GET",status="200"}"#),
+        "{text}"
+    );
     assert!(text.contains("pontoon_http_request_duration_seconds_bucket"), "{text}");
 }
 

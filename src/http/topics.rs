@@ -11,7 +11,6 @@ use serde_json::json;
 use crate::api::{self, AlterTopic, BrokerList, CreateTopic, ProducerAnswer, ReadyAnswer, TopicDescription, TopicList};
 use crate::broker::ClusterDescription;
 use crate::error::Code;
-use crate::http::metrics::{self, Moment};
 use crate::http::refusal::Refusal;
 use crate::http::request::{Params, TopicName, check_json, read_body};
 use crate::http::{Shared, Stage};
@@ -122,17 +121,10 @@ fn not_ready(shared: &Shared) -> Option<String> {
 
 /// `GET /metrics`
 pub(super) async fn show_metrics(State(shared): State<Arc<Shared>>) -> Response {
-    let own = shared.broker().ok().and_then(|broker| {
-        let id = broker.id();
-        broker.cluster().brokers.into_iter().find(|found| found.broker_id == id)
-    });
-    let text = metrics::render(&Moment {
-        ready: not_ready(&shared).is_none(),
-        request_bytes_in_flight: shared.request_bytes_in_flight(),
-        leads: own.as_ref().map_or(0, |own| own.leads),
-        replicas: own.as_ref().map_or(0, |own| own.replicas),
-        lagging: own.as_ref().map_or(0, |own| own.lagging),
-    });
+    if let Ok(broker) = shared.broker() {
+        broker.observe(not_ready(&shared).is_none());
+    }
+    let text = shared.metrics.render(shared.request_bytes_in_flight());
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
 }
 

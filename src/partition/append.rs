@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use pontoon_raft::error::ProposeError;
+use pontoon_raft::stages::Stages;
 use pontoon_raft::types::{Appended, Offset, Outcome};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout_at};
@@ -36,19 +37,58 @@ impl<L: ReplicatedLog> Partition<L> {
         if_match: Option<Offset>,
         timeout: Duration,
     ) -> Result<Produced> {
+        self.produce_staged(batch, acks, if_match, timeout, &Stages::start()).await
+    }
+
+    /// [`Self::produce`], noting in `stages` when the batch passes each stage here.
+    pub async fn produce_staged(
+        &self,
+        batch: RecordBatch,
+        acks: Acks,
+        if_match: Option<Offset>,
+        timeout: Duration,
+        stages: &Arc<Stages>,
+    ) -> Result<Produced> {
+        let began = Instant::now();
+        let (records, bytes) = (batch.header().record_count.max(0) as u64, batch.bytes().len());
+        let produced = self.produce_once(batch, acks, if_match, timeout, stages).await;
+        match &produced {
+            Ok(_) => self.options.instruments.produced(records, bytes, began.elapsed(), stages.answered()),
+            Err(_) => self.options.instruments.produce_errors.increment(1),
+        }
+        produced
+    }
+
+    async fn produce_once(
+        &self,
+        batch: RecordBatch,
+        acks: Acks,
+        if_match: Option<Offset>,
+        timeout: Duration,
+        stages: &Arc<Stages>,
+    ) -> Result<Produced> {
         if !(self.options.storage_has_room)() {
             return Err(self.error(Code::StorageFull, "this broker's disk is full; reads go on"));
+        }
+        if let Some(why) = self.log.beyond_repair() {
+            return Err(self.error(Code::CorruptLog, why));
         }
         let deadline = Instant::now() + timeout;
         let header = *batch.header();
         let payload = proposal::wrap(batch, if_match);
         match acks.at_least(self.options.acks_floor) {
             Acks::None => self.produce_unacknowledged(payload, deadline).await,
-            Acks::Leader => self.produce_acknowledged(self.propose_flushed(payload), &header, if_match, deadline).await,
-            Acks::All => self.produce_acknowledged(self.log.propose(payload, None), &header, if_match, deadline).await,
+            Acks::Leader => {
+                self.produce_acknowledged(self.propose_flushed(payload, stages), &header, if_match, deadline).await
+            }
+            Acks::All => {
+                let proposal = self.log.propose_staged(payload, None, stages.clone());
+                self.produce_acknowledged(proposal, &header, if_match, deadline).await
+            }
             Acks::Every => {
                 self.require_every_voter()?;
-                self.produce_every(payload, &header, if_match, deadline).await
+                let proposal = self.log.propose_staged(payload, None, stages.clone());
+                self.produce_every(proposal, &header, if_match, deadline).await
             }
         }
         .map(|(produced, _)| produced)
@@ -71,9 +111,9 @@ impl<L: ReplicatedLog> Partition<L> {
 
     /// `acks=leader`: the leader's own flush is enough for records. A verdict waits for its commit (RULES.md O5), which for
     /// a duplicate covers the original's flush: a group's entries become durable in order (J5).
-    async fn propose_flushed(&self, payload: Bytes) -> Result<Appended, ProposeError> {
+    async fn propose_flushed(&self, payload: Bytes, stages: &Arc<Stages>) -> Result<Appended, ProposeError> {
         let (sender, flushed) = oneshot::channel();
-        let mut committed = pin!(self.log.propose(payload, Some(sender)));
+        let mut committed = pin!(self.log.propose_staged(payload, Some(sender), stages.clone()));
         tokio::select! {
             biased;
             flushed = flushed => match flushed {
@@ -105,12 +145,11 @@ impl<L: ReplicatedLog> Partition<L> {
     /// awaited: it stands behind the original, so whoever has it has the original.
     async fn produce_every(
         &self,
-        payload: Bytes,
+        proposal: impl Future<Output = Result<Appended, ProposeError>>,
         header: &BatchHeader,
         if_match: Option<Offset>,
         deadline: Instant,
     ) -> Result<(Produced, Appended)> {
-        let proposal = self.log.propose(payload, None);
         let (produced, at) = self.produce_acknowledged(proposal, header, if_match, deadline).await?;
         let left = deadline.saturating_duration_since(Instant::now());
         let every = timeout_at(deadline, self.log.await_every(at.index, at.term, left)).await;

@@ -16,7 +16,7 @@ use pontoon_raft::types::{Appended, BrokerId, Offset, Outcome, ReplicaId};
 use tokio::sync::{oneshot, watch};
 
 use super::producers::Producers;
-use super::{Acks, Partition, PartitionOptions, ReplicatedLog};
+use super::{Acks, Partition, PartitionInstruments, PartitionOptions, ReplicatedLog};
 use crate::record_batch::{BatchLimits, NewRecord, ProducerSequence, RecordBatch, RecordBatchBuilder};
 
 /// One batch of records with these timestamps; the value of each is its number.
@@ -139,6 +139,7 @@ impl FakeLog {
             acks_floor: Acks::None,
             storage_has_room: Arc::new(storage_has_room),
             broker_alive: Arc::new(broker_alive),
+            instruments: Arc::new(PartitionInstruments::new(BrokerId(1))),
         }
     }
 
@@ -338,12 +339,17 @@ impl ReplicatedLog for FakeLog {
         Ok(within.cloned().collect())
     }
 
-    async fn offset_for_timestamp(&self, timestamp: i64, limit: Offset) -> Result<Option<Offset>, ReadError> {
+    async fn offset_for_timestamp(
+        &self,
+        timestamp: i64,
+        from: Offset,
+        limit: Offset,
+    ) -> Result<Option<Offset>, ReadError> {
         let state = self.0.state.lock();
         let found = state.frames.iter().find(|frame| {
             let header = &frame.header;
             header.kind == FrameKind::Records
-                && header.base_offset >= state.log_start
+                && header.next_offset() > state.log_start.max(from.0)
                 && header.base_offset < limit.0
                 && header.max_timestamp >= timestamp
         });

@@ -25,16 +25,22 @@ const CONFIRM_TIMEOUT: Duration = Duration::from_secs(5);
 impl<L: ReplicatedLog> Partition<L> {
     /// Reads committed batches. Leader only (`NOT_LEADER`). `OFFSET_OUT_OF_RANGE` names log start and high watermark.
     pub async fn fetch(&self, fetch: Fetch) -> Result<Fetched> {
-        let deadline = Instant::now() + fetch.wait;
+        let began = Instant::now();
+        let deadline = began + fetch.wait;
+        let mut waited = false;
         let mut reading = Reading::begin(self, fetch.consistency)?;
         let start = reading.resolve(fetch.from).await?;
         // What names a record must find it; the others mean "from there on", also when retention has moved on.
         let exact = matches!(fetch.from, FetchFrom::Offset(_));
         loop {
             let fetched = reading.fetch(start, exact, fetch.bytes_max).await?;
-            if !fetched.batches.is_empty() || !reading.wait(deadline).await? {
+            let found = !fetched.batches.is_empty();
+            if found || !reading.wait(deadline).await? {
+                let at_once = (found && !waited || fetch.wait.is_zero()).then(|| began.elapsed());
+                self.options.instruments.fetched(at_once);
                 return Ok(fetched);
             }
+            waited = true;
         }
     }
 
@@ -124,37 +130,47 @@ impl<'a, L: ReplicatedLog> Reading<'a, L> {
 
     /// The first record at or after `timestamp`; the high watermark, confirmed, if there is none.
     async fn resolve_timestamp(&mut self, timestamp: i64) -> Result<Offset> {
+        let mut from = Offset(0);
         loop {
             let limit = self.high_watermark();
             let log = &self.partition.log;
-            let found = log.offset_for_timestamp(timestamp, limit).await.map_err(|error| self.read_error(error))?;
-            let Some(at) = found else {
+            from = from.max(log.log_start_offset());
+            let found = log.offset_for_timestamp(timestamp, from, limit).await;
+            let Some(at) = found.map_err(|error| self.read_error(error))? else {
                 if self.end_may_be_claimed {
                     return Ok(limit);
                 }
                 self.confirm().await?;
                 continue;
             };
-            match log.read(at, limit, 1).await {
-                Ok(frames) => return self.search_batch(frames.into_iter().next(), timestamp),
+            // The batch that holds the log start begins below it.
+            match log.read(at.max(from), limit, 1).await {
+                Ok(frames) => match self.search_batch(frames.into_iter().next(), timestamp, from)? {
+                    Ok(offset) => return Ok(offset),
+                    Err(next) => from = next,
+                },
                 // Retention took it between the two looks; the next finds a later one.
-                Err(ReadError::OutOfRange { .. }) if log.log_start_offset() > at => {}
+                Err(ReadError::OutOfRange { .. }) if log.log_start_offset() > at.max(from) => {}
                 Err(error) => return Err(self.read_error(error)),
             }
         }
     }
 
-    /// The exact record in the batch whose max timestamp is at or after `timestamp`.
-    fn search_batch(&self, frame: Option<Frame>, timestamp: i64) -> Result<Offset> {
+    /// The exact record, at or behind `from`, in the batch whose max timestamp is at or after `timestamp`. `Err`: the record
+    /// that made it so lies before `from`; where the next batch begins.
+    fn search_batch(&self, frame: Option<Frame>, timestamp: i64, from: Offset) -> Result<Result<Offset, Offset>> {
         let unreadable = |why: &dyn std::fmt::Display| self.partition.error(Code::CorruptLog, why);
         let frame = frame.ok_or_else(|| unreadable(&"a batch that the time index names is not there"))?;
         let limit = self.partition.options.limits.decompressed_bytes_max;
         let batch = RecordBatch::stored(frame.payload).map_err(|error| unreadable(&error))?;
         for record in batch.records(limit).map_err(|error| unreadable(&error))? {
             let record = record.map_err(|error| unreadable(&error))?;
-            if record.timestamp >= timestamp {
-                return Ok(Offset(record.offset));
+            if record.timestamp >= timestamp && record.offset >= from.0 {
+                return Ok(Ok(Offset(record.offset)));
             }
+        }
+        if frame.header.base_offset < from.0 {
+            return Ok(Err(Offset(frame.header.next_offset())));
         }
         Err(unreadable(&format_args!(
             "the batch at {} has no record at or after {timestamp}",

@@ -9,6 +9,7 @@ mod append;
 mod append_state;
 mod application;
 mod fetch;
+mod instruments;
 mod observe;
 pub mod producers;
 mod proposal;
@@ -32,6 +33,7 @@ use tokio::sync::Semaphore;
 
 pub use append_state::PartitionState;
 pub use application::PartitionApplication;
+pub use instruments::PartitionInstruments;
 pub use observe::Follow;
 pub use replicated_log::ReplicatedLog;
 
@@ -155,6 +157,8 @@ pub struct PartitionOptions {
     pub storage_has_room: Arc<dyn Fn() -> bool + Send + Sync>,
     /// Whether the failure detector holds a broker alive; this broker always is.
     pub broker_alive: Arc<dyn Fn(BrokerId) -> bool + Send + Sync>,
+    /// What it counts and times with: its broker's.
+    pub instruments: Arc<PartitionInstruments>,
 }
 
 /// A partition whose replica is on this broker.

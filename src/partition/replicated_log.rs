@@ -2,12 +2,14 @@
 //! a test. [`RaftGroup`] is the one that runs; nothing is decided here.
 
 use std::future::Future;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use pontoon_raft::error::{ProposeError, ReadError};
 use pontoon_raft::log::frame::Frame;
 use pontoon_raft::raft_group::{GroupStatus, Leader, RaftGroup};
+use pontoon_raft::stages::Stages;
 use pontoon_raft::types::{Appended, Offset, ReplicaId};
 use tokio::sync::{oneshot, watch};
 
@@ -29,6 +31,16 @@ pub trait ReplicatedLog: Clone + Send + Sync + 'static {
         flushed: Option<oneshot::Sender<Appended>>,
     ) -> impl Future<Output = Result<Appended, ProposeError>> + Send;
 
+    /// See [`RaftGroup::propose_staged`]. Whoever has no stages to note makes a plain proposal.
+    fn propose_staged(
+        &self,
+        payload: Bytes,
+        flushed: Option<oneshot::Sender<Appended>>,
+        _stages: Arc<Stages>,
+    ) -> impl Future<Output = Result<Appended, ProposeError>> + Send {
+        self.propose(payload, flushed)
+    }
+
     /// See [`RaftGroup::await_every`].
     fn await_every(
         &self,
@@ -39,6 +51,12 @@ pub trait ReplicatedLog: Clone + Send + Sync + 'static {
 
     /// See [`RaftGroup::read_index`].
     fn read_index(&self) -> impl Future<Output = Result<(), ProposeError>> + Send;
+
+    /// Why nothing may be appended though this replica leads: its log is rotten and there is no other replica to repair it
+    /// from (RULES.md R7).
+    fn beyond_repair(&self) -> Option<String> {
+        None
+    }
 
     /// Oldest readable offset.
     fn log_start_offset(&self) -> Offset;
@@ -61,6 +79,7 @@ pub trait ReplicatedLog: Clone + Send + Sync + 'static {
     fn offset_for_timestamp(
         &self,
         timestamp: i64,
+        from: Offset,
         limit: Offset,
     ) -> impl Future<Output = Result<Option<Offset>, ReadError>> + Send;
 }
@@ -86,12 +105,25 @@ impl ReplicatedLog for RaftGroup {
         self.propose(payload, flushed).await
     }
 
+    async fn propose_staged(
+        &self,
+        payload: Bytes,
+        flushed: Option<oneshot::Sender<Appended>>,
+        stages: Arc<Stages>,
+    ) -> Result<Appended, ProposeError> {
+        self.propose_staged(payload, flushed, Some(stages)).await
+    }
+
     async fn await_every(&self, index: u64, term: u64, timeout: Duration) -> Result<(), ProposeError> {
         self.await_every(index, term, timeout).await
     }
 
     async fn read_index(&self) -> Result<(), ProposeError> {
         self.read_index().await
+    }
+
+    fn beyond_repair(&self) -> Option<String> {
+        self.beyond_repair()
     }
 
     fn log_start_offset(&self) -> Offset {
@@ -110,7 +142,12 @@ impl ReplicatedLog for RaftGroup {
         self.log().read(from, limit, bytes_max).await
     }
 
-    async fn offset_for_timestamp(&self, timestamp: i64, limit: Offset) -> Result<Option<Offset>, ReadError> {
-        self.log().offset_for_timestamp(timestamp, limit).await
+    async fn offset_for_timestamp(
+        &self,
+        timestamp: i64,
+        from: Offset,
+        limit: Offset,
+    ) -> Result<Option<Offset>, ReadError> {
+        self.log().offset_for_timestamp(timestamp, from, limit).await
     }
 }

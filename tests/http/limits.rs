@@ -60,7 +60,7 @@ async fn produce_patiently(cluster: &Cluster, value: Vec<u8>) {
 
 async fn metric(cluster: &Cluster, name: &str) -> f64 {
     let text = cluster.send(1, reqwest::Method::GET, "/metrics", None).await.text().await.unwrap();
-    let line = text.lines().find(|line| line.starts_with(&format!("{name} ")));
+    let line = text.lines().find(|line| line.starts_with(&format!("{name}{{")));
     line.unwrap_or_else(|| panic!("no {name} in {text}")).rsplit(' ').next().unwrap().parse().unwrap()
 }
 

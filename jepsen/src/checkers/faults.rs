@@ -5,7 +5,6 @@
 //!    the cluster was seen to recover from it.
 //! 3. The recovery shows in the history itself: some send or poll that was invoked after the fault's end and before the run's end
 //!    worked.
-//! 4. No broker ended, or panicked, but by a fault that ends brokers.
 
 use crate::history::{Action, History, Kind};
 use crate::timeline::{Fault, Timeline};
@@ -23,8 +22,6 @@ pub fn rejections(planned: &[String], timeline: &Timeline, history: &History) ->
     }
     let last_success_ns = last_invocation_that_worked(history);
     found.extend(timeline.faults.iter().flat_map(|fault| missing(fault, last_success_ns)));
-    let ends = timeline.broker_ends.iter();
-    found.extend(ends.map(|(time_ns, what)| format!("at {:.3} s, {what}", *time_ns as f64 / 1e9)));
     found
 }
 
@@ -93,12 +90,6 @@ mod tests {
         assert_eq!(rejected(&[], vec![endless]), ["fault 0 (kill of n1) was never taken back"]);
         let stuck = Fault { recovered: None, ..a_fault("kill") };
         assert_eq!(rejected(&[], vec![stuck]), ["the cluster was never seen to recover from fault 0 (kill of n1)"]);
-    }
-
-    #[test]
-    fn a_broker_that_ended_by_itself_is_named() {
-        let timeline = Timeline { broker_ends: vec![(1_500_000_000, "n2: it panicked".into())], ..Timeline::default() };
-        assert_eq!(rejections(&[], &timeline, &history()), ["at 1.500 s, n2: it panicked"]);
     }
 
     #[test]

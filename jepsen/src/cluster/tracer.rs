@@ -25,6 +25,8 @@ pub enum SyncFault {
     Slow(Duration),
     /// The next one of each thread fails with EIO.
     Fails,
+    /// They do nothing and say that they did. No disk may do that; it is how the harness is shown to bite.
+    Lies,
 }
 
 /// A broker that is being traced.
@@ -41,6 +43,7 @@ impl Tracer {
         let said = Path::new(PRIVATE).join(format!("{host}.strace-said"));
         let (inject, mark) = match fault {
             SyncFault::Slow(by) => (format!("inject={SYNCS}:delay_enter={}", by.as_micros()), "(DELAYED)"),
+            SyncFault::Lies => (format!("inject={SYNCS}:retval=0"), "(INJECTED)"),
             SyncFault::Fails => ("inject=fsync,fdatasync:error=EIO:when=1".to_owned(), "(INJECTED)"),
         };
         let mut command = Command::new("strace");

@@ -3,6 +3,8 @@
 //! A fault counts as seen only by other means than having asked for it: a process's status, a counter of dropped packets, a file
 //! that is gone.
 
+use std::time::{Duration, Instant};
+
 use super::kind::{Kind, Pick, Shape};
 use super::rot::Rot;
 use super::{Nemesis, names, targets, way_names};
@@ -16,7 +18,9 @@ use crate::timeline::Entry;
 /// Percent of packets that are lost.
 const LOSS_PERCENT: u8 = 20;
 /// How much longer slow fsyncs take.
-const SLOW: std::time::Duration = std::time::Duration::from_millis(300);
+const SLOW: Duration = Duration::from_millis(300);
+/// Between two looks at a fault that does not show yet.
+const LOOK: Duration = Duration::from_millis(200);
 
 /// A fault that lasts.
 pub struct Open {
@@ -28,6 +32,8 @@ pub struct Open {
     pub hit: Hit,
     /// What keeps it up.
     pub(super) means: Means,
+    /// It was seen to have happened.
+    pub(super) seen: bool,
 }
 
 /// Who is hit.
@@ -87,7 +93,7 @@ impl<C: Connector> Nemesis<C> {
             Kind::FailedFsync | Kind::RotStopped | Kind::RotRunning | Kind::RotTruncated => {
                 Hit::Hosts(targets::hosts(Pick::One, hosts, &[], &mut self.random))
             }
-            Kind::ClockJump | Kind::ClockRate | Kind::DiskFull | Kind::SlowFsync => {
+            Kind::ClockJump | Kind::ClockRate | Kind::DiskFull | Kind::SlowFsync | Kind::LyingFsync => {
                 let most = targets::minority(hosts).max(1);
                 Hit::Hosts(targets::free(1 + self.random.below(most), hosts, taken, &mut self.random))
             }
@@ -113,8 +119,9 @@ impl<C: Connector> Nemesis<C> {
             Hit::Hosts(hosts) => self.hit_hosts(kind, hosts, &mut means).await?,
             Hit::Ways(ways) => self.hit_ways(kind, ways, &mut means).await?,
         };
-        self.seen(id, seen);
-        Ok(Open { id, kind, hit, means })
+        let mut open = Open { id, kind, hit, means, seen: false };
+        self.seen(&mut open, seen);
+        Ok(open)
     }
 
     async fn hit_hosts(&mut self, kind: Kind, hosts: &[usize], means: &mut Means) -> Harness<Option<String>> {
@@ -127,6 +134,7 @@ impl<C: Connector> Nemesis<C> {
             Kind::DiskFull => self.fill_disks(hosts),
             Kind::SlowFsync => self.trace(hosts, SyncFault::Slow(SLOW), means).await,
             Kind::FailedFsync => self.trace(hosts, SyncFault::Fails, means).await,
+            Kind::LyingFsync => self.trace(hosts, SyncFault::Lies, means).await,
             Kind::RotStopped => self.rot(hosts, Rot::Flip, true).await,
             Kind::RotRunning => self.rot(hosts, Rot::Flip, false).await,
             Kind::RotTruncated => self.rot(hosts, Rot::Truncate, true).await,
@@ -152,24 +160,37 @@ impl<C: Connector> Nemesis<C> {
     }
 
     /// Writes down what was seen of a fault.
-    fn seen(&mut self, fault: u64, evidence: Option<String>) {
+    fn seen(&mut self, open: &mut Open, evidence: Option<String>) {
         if let Some(evidence) = evidence {
             self.say(&format!("  {evidence}"));
+            let fault = open.id;
             self.recorder.tell(|time_ns| Entry::Confirmed { time_ns, fault, evidence });
+            open.seen = true;
         }
     }
 
-    /// Sees what only time shows.
-    pub async fn confirm(&mut self, open: &mut Open) -> Harness<()> {
-        let evidence = match (open.kind, &open.hit, &open.means) {
+    /// Sees what only time shows. Looks again for a while if there is nothing to be seen yet.
+    pub async fn confirm(&mut self, open: &mut Open, patience: Duration) -> Harness<()> {
+        let deadline = Instant::now() + patience;
+        while !open.seen {
+            let evidence = self.look(open).await?;
+            self.seen(open, evidence);
+            if Instant::now() >= deadline {
+                break;
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+        Ok(())
+    }
+
+    async fn look(&mut self, open: &Open) -> Harness<Option<String>> {
+        Ok(match (open.kind, &open.hit, &open.means) {
             (Kind::Partition(_) | Kind::Loss, Hit::Ways(ways), _) => self.packets_lost(ways).await?,
             (_, _, Means::Netem(netem)) => netem.counters.evidence(),
             (_, _, Means::Traced(traced)) => Self::calls_hit(traced),
             (Kind::ClockJump | Kind::ClockRate, Hit::Hosts(hosts), _) => self.clocks_off(hosts).await,
             _ => None,
-        };
-        self.seen(open.id, evidence);
-        Ok(())
+        })
     }
 
     /// Takes a fault back.

@@ -65,6 +65,8 @@ pub enum Kind {
     SlowFsync,
     /// One fsync fails.
     FailedFsync,
+    /// fsyncs do nothing. Not a fault that anybody survives: only for the harness's test of itself.
+    LyingFsync,
     /// A stopped broker's file has a bit flipped, and it starts again.
     RotStopped,
     /// A running broker's file has a bit flipped under its feet.
@@ -132,10 +134,16 @@ pub const KINDS: &[Row] = &[
     row(Kind::RotTruncated, "rot-truncated", "a file of a broker that is down cut short"),
 ];
 
+/// What no broker survives; never part of `all`.
+const LYING_FSYNC: Row = row(Kind::LyingFsync, "disk-lies", "fsyncs do nothing: the harness's test of itself");
+
 impl Kind {
     /// Its line of the table.
     pub fn row(self) -> &'static Row {
-        // Every kind stands in the table; a test holds it.
+        if self == Self::LyingFsync {
+            return &LYING_FSYNC;
+        }
+        // Every other kind stands in the table; a test holds it.
         KINDS.iter().find(|row| row.kind == self).unwrap_or(&KINDS[0])
     }
 
@@ -150,7 +158,7 @@ impl Kind {
             Self::Kill(_) | Self::Pause(_) | Self::Power(_) => Class::Host,
             Self::FailedFsync | Self::RotStopped | Self::RotRunning | Self::RotTruncated => Class::Host,
             Self::Partition(_) | Self::Loss | Self::Delay | Self::Unruly => Class::Net,
-            Self::ClockJump | Self::ClockRate | Self::DiskFull | Self::SlowFsync => Class::Side,
+            Self::ClockJump | Self::ClockRate | Self::DiskFull | Self::SlowFsync | Self::LyingFsync => Class::Side,
         }
     }
 
@@ -161,13 +169,26 @@ impl Kind {
 
     /// Brokers may end by themselves, or panic, before the recovery: something was done to their disks.
     pub fn breaks_disks(self) -> bool {
-        matches!(self, Self::Power(_) | Self::FailedFsync | Self::RotStopped | Self::RotRunning | Self::RotTruncated)
+        matches!(
+            self,
+            Self::Power(_)
+                | Self::FailedFsync
+                | Self::LyingFsync
+                | Self::RotStopped
+                | Self::RotRunning
+                | Self::RotTruncated
+        )
+    }
+
+    /// Files are not what they should be afterwards.
+    pub fn rots(self) -> bool {
+        matches!(self, Self::RotStopped | Self::RotRunning | Self::RotTruncated)
     }
 
     /// What the machine must have for it.
     pub fn needs(self) -> Needs {
         Needs {
-            strace: matches!(self, Self::SlowFsync | Self::FailedFsync),
+            strace: matches!(self, Self::SlowFsync | Self::FailedFsync | Self::LyingFsync),
             faketime: matches!(self, Self::ClockJump | Self::ClockRate),
             tun: matches!(self, Self::Delay | Self::Unruly),
         }

@@ -33,6 +33,9 @@ use faults::Open;
 use recovery::Probe;
 use schedule::Period;
 
+/// How long a fault may take to show, once it should.
+const SEEN_PATIENCE: Duration = Duration::from_secs(8);
+
 /// Does things to a cluster.
 pub struct Nemesis<C: Connector> {
     /// To this one.
@@ -117,13 +120,16 @@ impl<C: Connector> Nemesis<C> {
         Ok(())
     }
 
-    /// Sees what was still to be seen of these faults, takes them back and waits for the recovery.
+    /// Sees what was still to be seen of these faults, takes them back and waits for the recovery. Hosts come back first: perhaps nobody
+    /// was there to send packets that could be dropped.
     pub async fn end(&mut self, mut open: Vec<Open>) -> Harness<()> {
-        for fault in &mut open {
-            self.confirm(fault).await?;
-        }
+        open.sort_by_key(|fault| fault.kind.class());
         let ids: Vec<u64> = open.iter().map(|fault| fault.id).collect();
-        for fault in open {
+        for fault in &mut open {
+            self.confirm(fault, Duration::ZERO).await?;
+        }
+        for mut fault in open {
+            self.confirm(&mut fault, SEEN_PATIENCE).await?;
             self.heal(fault).await?;
         }
         if !ids.is_empty() {
@@ -158,7 +164,7 @@ impl<C: Connector> Nemesis<C> {
                 let broker = network::name(host);
                 self.say(&format!("{broker}: {what}"));
                 if !self.fragile.contains(&host) {
-                    self.recorder.tell(|time_ns| Entry::BrokerEnded { time_ns, broker, what });
+                    self.recorder.tell(|time_ns| Entry::Accused { time_ns, broker, what });
                     // One that ends again and again until the next recovery says nothing new.
                     self.fragile.push(host);
                 }

@@ -44,7 +44,7 @@ impl<C: Connector> Probe<C> {
         let mut missing = Vec::new();
         for key in (0..self.values.keys() as u64).map(Key) {
             loop {
-                match life.send(key, &[self.values.next(key)]).await {
+                match life.send(key, &[self.values.next(key)], None).await {
                     Ended::Ok => break,
                     _ if Instant::now() >= deadline => {
                         missing.push(key);

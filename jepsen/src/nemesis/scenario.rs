@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::faults::{Hit, Open};
 use super::kind::{Kind, Pick, Shape};
-use super::{Nemesis, rot, targets};
+use super::{Nemesis, SEEN_PATIENCE, rot, targets};
 use crate::checkers::workloads::Workload;
 use crate::client::Connector;
 use crate::cluster::Harness;
@@ -42,7 +42,11 @@ enum Play {
     CrashApply,
     KillAgain,
     LongAbsence,
+    SelfTest,
 }
+
+/// The scenario that must *not* be valid.
+pub const SELF_TEST: &str = "self-test";
 
 const KILL_ONE: Kind = Kind::Kill(Pick::One);
 const KILL_ALL: Kind = Kind::Kill(Pick::All);
@@ -148,7 +152,20 @@ pub const SCENARIOS: &[Scenario] = &[
         &[KILL_ONE],
         Play::LongAbsence,
     ),
+    scenario(
+        SELF_TEST,
+        "nobody",
+        "fsyncs do nothing and all lose their power: the harness must find losses, or it finds nothing",
+        3,
+        &[Kind::LyingFsync, POWER_ALL],
+        Play::SelfTest,
+    ),
 ];
+
+/// Those that a sound cluster passes.
+pub fn sound() -> impl Iterator<Item = &'static Scenario> {
+    SCENARIOS.iter().filter(|scenario| scenario.name != SELF_TEST)
+}
 
 /// The scenario of this name.
 pub fn find(name: &str) -> Option<&'static Scenario> {
@@ -172,6 +189,7 @@ impl<C: Connector> Nemesis<C> {
                 }
                 Play::CrashApply => self.crash_apply().await?,
                 Play::KillAgain => self.kill_again(act).await?,
+                Play::SelfTest => self.self_test().await?,
                 Play::LongAbsence => self.long_absence(time / 2).await?,
             }
             act += 1;
@@ -212,7 +230,7 @@ impl<C: Connector> Nemesis<C> {
         let moment = Duration::from_micros(self.random.between(500_000, 2_500_000));
         self.wait(moment).await;
         for slow in &mut open {
-            self.confirm(slow).await?;
+            self.confirm(slow, SEEN_PATIENCE).await?;
         }
         let cut = self.inject_at(kind, Hit::Hosts(hosts)).await?;
         let hold = Duration::from_millis(self.random.between(0, 2_000));
@@ -249,7 +267,7 @@ impl<C: Connector> Nemesis<C> {
     async fn leader_cut_then_majority_killed(&mut self) -> Harness<()> {
         let mut cut = self.inject(LEADER_CUT, &[]).await?;
         self.hold(2_000, 4_000).await;
-        self.confirm(&mut cut).await?;
+        self.confirm(&mut cut, SEEN_PATIENCE).await?;
         let killed = self.inject(KILL_MAJORITY, &[]).await?;
         self.hold(1_000, 3_000).await;
         let ids = [cut.id, killed.id];
@@ -306,6 +324,15 @@ impl<C: Connector> Nemesis<C> {
         let killed = self.inject(KILL_ONE, &[]).await?;
         self.wait(away).await;
         self.end(vec![killed]).await
+    }
+
+    async fn self_test(&mut self) -> Harness<()> {
+        let all = Hit::Hosts((0..self.hosts()).collect());
+        let mut lies = self.inject_at(Kind::LyingFsync, all.clone()).await?;
+        self.hold(2_000, 3_000).await;
+        self.confirm(&mut lies, SEEN_PATIENCE).await?;
+        let cut = self.inject_at(POWER_ALL, all).await?;
+        self.end(vec![cut, lies]).await
     }
 
     async fn hold(&mut self, from_ms: u64, to_ms: u64) {

@@ -27,6 +27,7 @@ pub fn page(run: &Run, judgement: &Judgement, series: Option<&Series>) -> String
         include_str!("style.css")
     );
     header(&mut out, run, judgement, series, timeline);
+    reasons(&mut out, "What brokers may never do", &judgement.accusations);
     let besides = if judgement.verdict == Verdict::Anomalies { "Besides, unknown" } else { "Unknown, because" };
     reasons(&mut out, besides, &judgement.unknowns);
     let besides = if judgement.verdict == Verdict::Rejected { "Rejected, because" } else { "Besides, rejected" };
@@ -77,8 +78,10 @@ fn lead(judgement: &Judgement, series: Option<&Series>, timeline: &Timeline) -> 
     let operations = plural(operations as usize, "operation", "operations");
     match judgement.verdict {
         Verdict::Anomalies => {
-            let cases = wrong.iter().map(|outcome| outcome.findings.count).sum();
-            let names = wrong.iter().map(|outcome| outcome.anomaly.name()).collect::<Vec<_>>().join(", ");
+            let accused = judgement.accusations.len();
+            let cases = accused + wrong.iter().map(|outcome| outcome.findings.count).sum::<usize>();
+            let names = wrong.iter().map(|outcome| outcome.anomaly.name());
+            let names = names.chain((accused > 0).then_some("brokers accused")).collect::<Vec<_>>().join(", ");
             format!("{} in {operations}: {names}.", plural(cases, "thing that must not be", "things that must not be"))
         }
         Verdict::Valid if timeline.faults.is_empty() => {
@@ -370,7 +373,7 @@ mod tests {
             faults: vec![fault],
             phases: vec![(end_ns / 2, evil.clone())],
             harness_errors: vec![(1, evil.clone())],
-            broker_ends: Vec::new(),
+            accusations: vec![(1, evil.clone())],
             end_ns: Some(end_ns),
         };
         let info = RunInfo { name: evil, workload: Workload::Single, seed: 1, nodes: 3, faults_planned: vec![] };
@@ -406,7 +409,7 @@ mod tests {
     #[test]
     fn a_run_without_history_still_has_a_page() {
         let page = html(&run(Err("history line 7: no".to_owned())));
-        assert!(page.contains("<li>history line 7: no</li>") && page.contains("Unknown"));
+        assert!(page.contains("<li>history line 7: no</li>") && page.contains("Besides, unknown"));
     }
 
     #[test]

@@ -20,6 +20,8 @@ struct Results<'r> {
     anomalies: BTreeMap<&'static str, Found>,
     /// The names of all checkers that were run.
     checked: Vec<&'static str>,
+    /// What brokers did that they never may, whatever clients saw.
+    accusations: &'r [String],
     unknowns: &'r [String],
     rejections: &'r [String],
     faults: Vec<FaultResult<'r>>,
@@ -105,6 +107,7 @@ pub fn document(run: &Run, judgement: &Judgement, series: Option<&Series>) -> Re
         run: &run.info,
         anomalies: found.collect(),
         checked: judgement.outcomes.iter().map(|outcome| outcome.anomaly.name()).collect(),
+        accusations: &judgement.accusations,
         unknowns: &judgement.unknowns,
         rejections: &judgement.rejections,
         faults: faults

@@ -1,8 +1,10 @@
 //! What the clients of a run do: send, poll, read linearizably, crash, and at the end read everything.
 //!
 //! [`worker`] is one client after another in one place, [`steps`] one operation from invocation to completion as it goes into the history,
-//! [`final_reads`] the end. They know the [`crate::client`] trait and nothing of the brokers or of what is done to them.
+//! [`final_reads`] the end; [`churn`] makes
+//! topics come and go beside it. They know the [`crate::client`] trait and nothing of the brokers or of what is done to them.
 
+pub mod churn;
 pub mod final_reads;
 pub mod steps;
 pub mod worker;

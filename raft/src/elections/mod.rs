@@ -419,6 +419,11 @@ impl Elections {
         orphan.decided(now, winner.is_some(), jitter);
         let winner = winner?;
         tracing::debug!(group = case.group.group().0, %winner, claims = claims.len(), "elects");
+        if winner == case.group.replica()
+            && let Some(groups) = self.inner.groups.upgrade()
+        {
+            groups.instruments.elections_forced.increment(1);
+        }
         Some((case, winner))
     }
 }

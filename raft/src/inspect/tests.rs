@@ -53,7 +53,10 @@ async fn filled() -> (SimDisk, Arc<Store>) {
     let mut entries = vec![NewEntry::Membership(log_id(0, 0), membership.unwrap())];
     for sequence in 0..14 {
         let payload = test_payload(2, 1, sequence, &[7; 300]);
-        entries.push(NewEntry::Proposed(log_id(1, u64::from(sequence) + 1), Proposal { payload, flushed: None }));
+        entries.push(NewEntry::Proposed(
+            log_id(1, u64::from(sequence) + 1),
+            Proposal { payload, flushed: None, stages: None },
+        ));
     }
     for entry in entries {
         let (tell, told) = tokio::sync::oneshot::channel();

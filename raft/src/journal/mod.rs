@@ -15,8 +15,8 @@
 //! - after one failed write or sync nothing is ever told `Ok` again.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -29,6 +29,7 @@ use tokio::time::Instant;
 use crate::config::RaftConfig;
 use crate::disk::{Disk, OpenMode, create_dir_durably};
 use crate::error::{OpenError, Stopped};
+use crate::instruments::JournalInstruments;
 use crate::types::{GroupId, LogId, ReplicaId, Vote};
 
 mod budget;
@@ -242,6 +243,8 @@ struct Shared {
     live_bytes_here: AtomicU64,
     /// When the round in flight was begun.
     round_since: Mutex<Option<Instant>>,
+    /// See [`Journal::observe`].
+    instruments: OnceLock<JournalInstruments>,
 }
 
 impl Shared {
@@ -310,6 +313,7 @@ impl Journal {
             live: Mutex::new(scan.live),
             live_bytes_here: AtomicU64::new(current.position),
             round_since: Mutex::new(None),
+            instruments: OnceLock::new(),
         });
         let (ready_in, ready) = mpsc::channel(1);
         let (retire, retire_out) = mpsc::channel(1);
@@ -328,6 +332,11 @@ impl Journal {
         };
         tokio::spawn(writer.run());
         Ok(Self { shared, retire, keeper: Mutex::new(Some(keeper)) })
+    }
+
+    /// Counts and times with these from now on. Once.
+    pub fn observe(&self, instruments: JournalInstruments) {
+        let _ = self.shared.instruments.set(instruments);
     }
 
     /// Queues an operation; `done` is told how it ended. Never blocks and never calls `done` itself, so it may be called under a

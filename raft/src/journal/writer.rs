@@ -179,12 +179,17 @@ impl Writer {
             Err(error) => return self.shared.stop(&format!("direct write of group {group}: {error}")),
         };
         let mut entries = self.bypasses.entries.remove(&group).unwrap_or_default();
+        let mut bytes = 0;
         for (entry, crc) in entries.iter_mut().zip(crcs) {
             if let RecordBody::Op(Op::Append { extent, first, last, .. }) = entry.body {
+                bytes += extent.bytes;
                 entry.body = RecordBody::Bypass { extent, crc, first, last };
             }
         }
-        metrics::counter!("pontoon_journal_bypasses_total").increment(1);
+        if let Some(instruments) = self.shared.instruments.get() {
+            instruments.bypasses.increment(1);
+            instruments.bypass_bytes.increment(bytes);
+        }
         self.shared.queue.lock().bypassed(&self.shared.limits, group, entries);
     }
 
@@ -269,8 +274,15 @@ impl Writer {
         self.next = Lsn(last.0 + 1);
         self.shared.last.store(last.0, Ordering::Release);
         self.sealed = seal;
-        let file = file.clone();
-        let io = Box::pin(async move { file.write_and_sync(write_position, parts).await });
+        let (file, shared) = (file.clone(), self.shared.clone());
+        let io = Box::pin(async move {
+            let began = Instant::now();
+            let result = file.write_and_sync(write_position, parts).await;
+            if let Some(instruments) = shared.instruments.get() {
+                instruments.sync_seconds.record(began.elapsed().as_secs_f64());
+            }
+            result
+        });
         Ok(Flight { io, dones, last, bytes, since })
     }
 
@@ -320,10 +332,12 @@ impl Writer {
         }
         self.durable = flight.last;
         self.shared.bytes_written.fetch_add(flight.bytes, Ordering::AcqRel);
-        metrics::counter!("pontoon_journal_rounds_total").increment(1);
-        metrics::counter!("pontoon_journal_records_total").increment(flight.dones.len() as u64);
-        metrics::counter!("pontoon_journal_bytes_total").increment(flight.bytes);
-        metrics::histogram!("pontoon_journal_round_seconds").record(flight.since.elapsed().as_secs_f64());
+        if let Some(instruments) = self.shared.instruments.get() {
+            instruments.rounds.increment(1);
+            instruments.records.increment(flight.dones.len() as u64);
+            instruments.bytes.increment(flight.bytes);
+            instruments.round_seconds.record(flight.since.elapsed().as_secs_f64());
+        }
         tell(flight.dones, &Ok(()));
         self.shared.durable.store(flight.last.0, Ordering::Release);
         Ok(())

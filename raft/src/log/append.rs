@@ -19,6 +19,7 @@ use super::write::{invalid, refuse_if_closed, seal};
 use crate::journal::{Extent, Op, SegmentName};
 use crate::payload::Application;
 use crate::segment_writer::{Job, Permit, Seal, Write};
+use crate::stages::Stages;
 use crate::types::{Appended, LogId, Membership, Offset, Outcome, Proposal, log_id};
 
 /// An entry to append.
@@ -74,6 +75,7 @@ struct Batch {
     first: Option<LogId>,
     last: Option<LogId>,
     flushed: Vec<(oneshot::Sender<Appended>, Appended)>,
+    stages: Vec<Arc<Stages>>,
 }
 
 impl Batch {
@@ -186,11 +188,14 @@ impl Log {
         let extent = Extent { segment: file.name(), position, bytes };
         let op = Op::Append { extent, parts: parts.clone(), first, last, target: file.clone() };
         self.context.count_journalled(batch.bytes);
+        self.context.instruments.append_bytes.increment(batch.bytes);
         #[cfg(any(test, feature = "simulation"))]
         let flushed = crate::sabotage::told_early(flushed);
-        let told = batch.flushed;
+        let (told, stages) = (batch.flushed, batch.stages);
+        stages.iter().for_each(|stages| stages.note_appended());
         self.submit(state, op, move |log, result| {
             if result.is_ok() {
+                stages.iter().for_each(|stages| stages.note_flushed());
                 let parts = if file.take_direct(position, bytes) { Vec::new() } else { parts };
                 if let Some(seal) = seal {
                     log.context.writer.push(Job::Seal { log: log.clone(), seal });
@@ -238,13 +243,17 @@ impl Log {
             first: None,
             last: None,
             flushed: Vec::new(),
+            stages: Vec::new(),
         };
         for entry in entries {
             let id = entry.id();
             #[cfg(any(test, feature = "simulation"))]
             let stored = matches!(entry, NewEntry::Stored(..));
             let (frame, told) = match entry {
-                NewEntry::Proposed(id, proposal) => (state.head.decide(id, proposal.payload), proposal.flushed),
+                NewEntry::Proposed(id, Proposal { payload, flushed, stages }) => {
+                    batch.stages.extend(stages);
+                    (state.head.decide(id, payload), flushed)
+                }
                 NewEntry::Stored(_, frame) => (frame, None),
                 NewEntry::Blank(id) => (state.head.internal(id, None), None),
                 NewEntry::Membership(id, membership) => (state.head.internal(id, Some(&membership)), None),

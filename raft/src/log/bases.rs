@@ -33,7 +33,7 @@ impl Log {
         let mut cut: Option<Segment> = None;
         while head.last.map(|last| last.index) < index {
             let next = head.next_index().max(self.first_kept_index());
-            let frames = self.read_some(next, index.map_or(0, |index| index + 1), 1 << 20, true).await?;
+            let frames = self.read_some_mended(next, index.map_or(0, |index| index + 1), 1 << 20, true).await?;
             if frames.is_empty() {
                 return Err(io::Error::other(format!("the log does not hold entry {next}")).into());
             }

@@ -182,13 +182,15 @@ impl Log {
         state.tail.shed(bytes, written)
     }
 
-    /// Closes files and forgets indexes of closed segments that nobody has read since the last call.
+    /// Closes files and forgets indexes of closed segments that nobody has read since the last call. Not of one whose last bytes
+    /// are not in its file yet: its index could not be made anew.
     pub(crate) fn rest(&self) {
         let interval = self.context.config.index_interval_bytes;
         let mut state = self.state.lock();
+        let unwritten = state.tail.first_unwritten(state.appends_written).unwrap_or(u64::MAX);
         let closed = state.segments.len().saturating_sub(1);
         for segment in state.segments.iter_mut().take(closed) {
-            if segment.file.rest() && segment.base.is_none() {
+            if segment.last.index < unwritten && segment.file.rest() && segment.base.is_none() {
                 segment.index = SparseIndex::new(segment.bytes, interval);
             }
         }

@@ -112,7 +112,7 @@ mod tests {
 
     #[test]
     fn a_proposal_and_a_broken_membership_are_refused() {
-        let proposal = Proposal { payload: Bytes::new(), flushed: None };
+        let proposal = Proposal { payload: Bytes::new(), flushed: None, stages: None };
         let proposed = entry(EntryPayload::Normal(EntryData::Proposed(proposal)));
         assert_eq!(to_frame(&proposed, 0).unwrap_err(), EntryError::Proposed(7));
         let mut frame = to_frame(&entry(EntryPayload::Blank), 0).unwrap();

@@ -10,10 +10,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot, watch};
+use tokio::time::Instant;
 
 use crate::config::RaftConfig;
 use crate::disk::Disk;
 use crate::error::{ReadError, Stopped};
+use crate::instruments::LogInstruments;
 use crate::journal::{Journal, Lsn, Op};
 use crate::payload::Application;
 use crate::segment_writer::SegmentWriter;
@@ -24,10 +26,13 @@ pub(crate) mod append;
 pub mod base;
 mod bases;
 pub(crate) mod capture;
+pub(crate) mod damage;
 pub mod entry;
 pub mod frame;
 pub(crate) mod head;
 pub mod index;
+mod lag;
+pub(crate) mod mend;
 mod read;
 mod retention;
 pub(crate) mod segment;
@@ -37,7 +42,10 @@ pub(crate) mod tail;
 mod tests;
 pub(crate) mod write;
 
+use damage::Damage;
+pub use damage::Rot;
 use frame::Frame;
+pub use lag::Lag;
 use state::{LogState, SnapshotRef};
 use tail::TailBudget;
 
@@ -49,10 +57,13 @@ pub(crate) struct LogContext {
     pub(crate) writer: Arc<SegmentWriter>,
     pub(crate) budget: Arc<TailBudget>,
     pub(crate) stop: StopSignal,
+    pub(crate) instruments: LogInstruments,
     /// Bytes given to the journal since the last checkpoint began.
     pub(crate) journalled_bytes: AtomicU64,
     /// Told when that is enough for the next one.
     pub(crate) checkpoint_due: Notify,
+    /// Told when rot was found in some log.
+    pub(crate) rot_found: Notify,
     /// Bytes of frames appended since the directory was opened. What free space was measured without is told by it.
     pub(crate) accepted_bytes: AtomicU64,
 }
@@ -113,6 +124,7 @@ pub struct Log {
     folder: tokio::sync::Mutex<Folder>,
     /// One writer at a time (append, truncate, purge, install); openraft's own order makes it uncontended.
     writing: tokio::sync::Mutex<()>,
+    damage: Damage,
 }
 
 /// For reading outside the group's own tasks.
@@ -138,6 +150,7 @@ impl Log {
             high_watermark: watch::Sender::new(Offset(high_watermark)),
             folder: tokio::sync::Mutex::new(Folder::Unsure),
             writing: tokio::sync::Mutex::new(()),
+            damage: Damage::default(),
         })
     }
 
@@ -180,10 +193,16 @@ impl Log {
         self.read_offsets(from.0, limit.0, bytes_max).await
     }
 
-    /// The first offset below `limit` whose frame's max timestamp is at or after `timestamp` (ms); `None` if there is none.
-    /// (The exact record is found by the caller inside the batch.)
-    pub async fn offset_for_timestamp(&self, timestamp: i64, limit: Offset) -> Result<Option<Offset>, ReadError> {
-        Ok(self.find_timestamp(timestamp, limit.0).await?.map(Offset))
+    /// From the frame that holds `from` (at least the log start) on, the base offset of the first frame below `limit` whose max
+    /// timestamp is at or after `timestamp` (ms); `None` if there is none. (The exact record is found by the caller inside
+    /// the batch.) By the time column of the sparse index: one stretch of a segment is read, and no other that cannot hold it.
+    pub async fn offset_for_timestamp(
+        &self,
+        timestamp: i64,
+        from: Offset,
+        limit: Offset,
+    ) -> Result<Option<Offset>, ReadError> {
+        Ok(self.find_timestamp(timestamp, from.0, limit.0).await?.map(Offset))
     }
 
     /// Reads every frame of every segment and checks it. Returns the bytes read; `Corrupt` names the first bad place.
@@ -286,6 +305,11 @@ impl Log {
         self.state.lock().log_id_at(id.index) == Some(id)
     }
 
+    /// The log id of an entry, without reading it.
+    pub(crate) fn log_id_at(&self, index: u64) -> Option<LogId> {
+        self.state.lock().log_id_at(index)
+    }
+
     pub(crate) fn key_log_ids(&self, from: u64, to: u64) -> Vec<LogId> {
         self.state.lock().key_log_ids(from, to)
     }
@@ -321,7 +345,10 @@ impl Log {
     /// Remembers what is committed. Memory only: it reaches the disk with the next append or checkpoint (RULES.md J16).
     pub(crate) fn set_committed(&self, committed: Option<LogId>) {
         let mut state = self.state.lock();
-        state.committed = state.committed.max(committed);
+        if state.committed < committed {
+            state.committed = committed;
+            state.committed_at = Instant::now();
+        }
     }
 
     /// Hands an operation to the journal. Must be called with the state's lock held, so that the journal's order is the

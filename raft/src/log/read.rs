@@ -5,9 +5,11 @@
 
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
 
 use super::Log;
+use super::damage::MEND_WAIT;
 use super::frame::{Frame, FrameKind};
 use super::index::{INDEX_BYTES_MAX, SparseIndex};
 use super::segment::{self, FrameStream, SegmentFile};
@@ -52,6 +54,84 @@ impl Log {
         if consecutive { Ok(frames) } else { Err(io::Error::other("the log was truncated while it was read").into()) }
     }
 
+    /// [`Self::read_indexes`] for openraft and for clients: where the log is rotten, waits until it is mended, so that a group
+    /// does not end because of it.
+    pub(crate) async fn read_mended(&self, from: u64, to: u64, bytes_max: usize) -> Result<Vec<Frame>, ReadError> {
+        loop {
+            match self.read_indexes(from, to, bytes_max).await {
+                Err(error) => self.await_mended(error).await?,
+                read => return read,
+            }
+        }
+    }
+
+    /// The bytes of whole frames by Raft index, one behind the other, without the first `skip`, at most `bytes_max`. For a peer
+    /// in which they are rotten: nothing waits here, or two replicas would wait for each other.
+    pub(crate) async fn serve_frames(
+        &self,
+        from: u64,
+        to: u64,
+        skip: u64,
+        bytes_max: usize,
+    ) -> Result<Bytes, ReadError> {
+        let mut frames = Vec::new();
+        let mut next = from;
+        let mut bytes = 0u64;
+        while next < to && bytes < skip.saturating_add(bytes_max as u64) {
+            // Also what is purged already and still stands in a segment.
+            let more = match self.read_some(next, to, bytes_max, true).await {
+                Err(error) if frames.is_empty() => return Err(error),
+                Err(_) => break,
+                Ok(more) => more,
+            };
+            let Some(last) = more.last() else { break };
+            next = last.header.index + 1;
+            bytes += more.iter().map(|frame| frame.header.frame_bytes()).sum::<u64>();
+            frames.extend(more);
+        }
+        if frames.is_empty() {
+            let (first, last) = (self.first_index(), self.last_log_id());
+            return Err(io::Error::other(format!("entry {from} is not here: the log is {first} to {last:?}")).into());
+        }
+        let mut out = BytesMut::new();
+        let mut skip = skip;
+        for part in frames.iter().flat_map(Frame::encode) {
+            let left_out = skip.min(part.len() as u64);
+            skip -= left_out;
+            let rest = &part[left_out as usize..];
+            out.extend_from_slice(&rest[..rest.len().min(bytes_max - out.len())]);
+        }
+        Ok(out.freeze())
+    }
+
+    /// Waits until the rot that a read met is mended; the error if it was something else, or was not mended in time.
+    pub(super) async fn await_mended(&self, error: ReadError) -> Result<(), ReadError> {
+        let rotten = match &error {
+            ReadError::Corrupt { file, .. } => file.file_name().and_then(|name| segment::parse(name.to_str()?)),
+            _ => None,
+        };
+        match rotten {
+            Some((name, "segment")) if self.mended(name, MEND_WAIT).await => Ok(()),
+            _ => Err(error),
+        }
+    }
+
+    /// [`Self::read_some`], waiting like [`Self::read_mended`].
+    pub(super) async fn read_some_mended(
+        &self,
+        from: u64,
+        to: u64,
+        bytes_max: usize,
+        purged: bool,
+    ) -> Result<Vec<Frame>, ReadError> {
+        loop {
+            match self.read_some(from, to, bytes_max, purged).await {
+                Err(error) => self.await_mended(error).await?,
+                read => return read,
+            }
+        }
+    }
+
     /// Like [`Self::read_indexes`], from one place only; `purged` entries that still stand in a segment can be read too.
     pub(super) async fn read_some(
         &self,
@@ -64,16 +144,30 @@ impl Log {
             let plan = self.plan(&self.state.lock(), from, to, bytes_max, purged);
             match plan {
                 Plan::Nothing => return Ok(Vec::new()),
-                Plan::Cached(frames) => return Ok(frames),
+                Plan::Cached(frames) => {
+                    self.context.instruments.tail_hits.increment(1);
+                    return Ok(frames);
+                }
                 Plan::Index(name) => self.load_index(name).await?,
                 Plan::File { file, position, end, until, generation } => {
-                    let read = read_file_frames(&file, position, end, (from, until), bytes_max).await;
+                    let mut frames = Vec::new();
+                    let read = read_file_frames(&file, position, end, (from, until), bytes_max, &mut frames).await;
                     if self.still_valid(from, generation, purged) {
+                        let read = read.map_err(|error| self.judge_read(file.name(), error));
+                        // What is good before the rot is good.
+                        let read = if frames.is_empty() { read.map(|()| frames) } else { Ok(frames) };
+                        self.note_miss(&read);
                         return read;
                     }
                 }
             }
         }
+    }
+
+    fn note_miss(&self, read: &Result<Vec<Frame>, ReadError>) {
+        let bytes = read.iter().flatten().map(|frame| frame.header.frame_bytes()).sum();
+        self.context.instruments.tail_misses.increment(1);
+        self.context.instruments.segment_read_bytes.increment(bytes);
     }
 
     fn plan(&self, state: &LogState, from: u64, to: u64, bytes_max: usize, purged: bool) -> Plan {
@@ -116,11 +210,19 @@ impl Log {
             match found {
                 Located::Nothing => return Ok(out),
                 Located::At(index) => break index,
-                Located::Index(name) => self.load_index(name).await?,
+                Located::Index(name) => self.load_index_mended(name).await?,
             }
         };
         loop {
-            let frames = self.read_some(next, u64::MAX, (bytes_max - bytes).max(1), false).await?;
+            let frames = match self.read_some(next, u64::MAX, (bytes_max - bytes).max(1), false).await {
+                // What is good before the rot is served, without waiting.
+                Err(_) if !out.is_empty() => break,
+                Err(error) => {
+                    self.await_mended(error).await?;
+                    continue;
+                }
+                Ok(frames) => frames,
+            };
             let Some(last) = frames.last() else { break };
             next = last.header.index + 1;
             for frame in frames {
@@ -162,21 +264,28 @@ impl Log {
         })
     }
 
-    pub(super) async fn find_timestamp(&self, timestamp: i64, limit: u64) -> Result<Option<u64>, ReadError> {
+    pub(super) async fn find_timestamp(
+        &self,
+        timestamp: i64,
+        from_offset: u64,
+        limit: u64,
+    ) -> Result<Option<u64>, ReadError> {
         let mut from = self.state.lock().first_index();
         loop {
-            let found = self.locate_timestamp(&self.state.lock(), from, timestamp);
+            // Retention may move it meanwhile.
+            let start = from_offset.max(self.state.lock().log_start_offset);
+            let found = self.locate_timestamp(&self.state.lock(), from, start, timestamp);
             let (first, until) = match found {
                 Some(Ok(stretch)) => stretch,
                 Some(Err(name)) => {
-                    self.load_index(name).await?;
+                    self.load_index_mended(name).await?;
                     continue;
                 }
                 None => return Ok(None),
             };
             from = first;
             while from < until {
-                let frames = self.read_some(from, until, CHUNK_BYTES.1, false).await?;
+                let frames = self.read_some_mended(from, until, CHUNK_BYTES.1, false).await?;
                 let Some(last) = frames.last() else { break };
                 from = last.header.index + 1;
                 for frame in &frames {
@@ -184,8 +293,8 @@ impl Log {
                     if header.base_offset >= limit {
                         return Ok(None);
                     }
-                    if header.kind == FrameKind::Records && header.offset_span > 0 && header.max_timestamp >= timestamp
-                    {
+                    let holds = header.kind == FrameKind::Records && header.offset_span > 0;
+                    if holds && header.max_timestamp >= timestamp && header.next_offset() > start {
                         return Ok(Some(header.base_offset));
                     }
                 }
@@ -194,13 +303,19 @@ impl Log {
         }
     }
 
-    /// From the Raft index `from` on, the first stretch of indexes that may hold the timestamp; or the segment that must
-    /// be indexed to know.
-    fn locate_timestamp(&self, state: &LogState, from: u64, timestamp: i64) -> Option<Result<(u64, u64), SegmentName>> {
+    /// From the Raft index `from` and the offset `start` on, the first stretch of indexes that may hold the timestamp; or the
+    /// segment that must be indexed to know.
+    fn locate_timestamp(
+        &self,
+        state: &LogState,
+        from: u64,
+        start: u64,
+        timestamp: i64,
+    ) -> Option<Result<(u64, u64), SegmentName>> {
         let from = from.max(state.first_index());
         let mut segments = state.segments.iter();
         segments.find_map(|segment| {
-            if segment.last.index < from || segment.max_timestamp < timestamp {
+            if segment.last.index < from || segment.next_offset <= start || segment.max_timestamp < timestamp {
                 return None;
             }
             if !segment.index.is_complete() {
@@ -209,6 +324,15 @@ impl Log {
             let (first, until) = segment.index.by_timestamp(from.max(segment.first_index()), timestamp)?;
             Some(Ok((first, until.unwrap_or(segment.last.index + 1))))
         })
+    }
+
+    async fn load_index_mended(&self, name: SegmentName) -> Result<(), ReadError> {
+        loop {
+            match self.load_index(name).await {
+                Err(error) => self.await_mended(error).await?,
+                Ok(()) => return Ok(()),
+            }
+        }
     }
 
     /// Completes a segment's index: from its file if that is sound, from the segment's headers otherwise.
@@ -226,7 +350,7 @@ impl Log {
         let index = match extend_index(&file, begun, known_from).await {
             // Purged or truncated meanwhile.
             Err(_) if self.index_gap(name).is_none() => return Ok(()),
-            extended => extended?,
+            extended => extended.map_err(|error| self.judge_read(name, error))?,
         };
         let mut state = self.state.lock();
         let Some(segment) = state.segments.iter_mut().find(|segment| segment.name() == name) else { return Ok(()) };
@@ -247,22 +371,18 @@ impl Log {
         (!segment.index.is_complete()).then(|| (segment.file.clone(), segment.index.from(), segment.bytes))
     }
 
-    /// [`Log::verify`], reading no faster than so many bytes per second (0: as fast as it can).
+    /// [`Log::verify`], reading no faster than so many bytes per second (0: as fast as it can). Every segment is looked at, also
+    /// behind a rotten one; the error is the first.
     pub(crate) async fn verify_slowly(&self, bytes_per_second: u64) -> Result<u64, ReadError> {
-        let mut bytes = 0;
-        let mut next = self.first_index();
-        let end = self.state.lock().head.next_index();
-        while next < end {
-            let frames = self.read_some(next, end, CHUNK_BYTES.1, false).await?;
-            // Purged meanwhile: go on where the log begins now.
-            next = frames.last().map_or_else(|| self.first_index().max(next + 1), |last| last.header.index + 1);
-            let read = frames.iter().map(|frame| frame.header.frame_bytes()).sum::<u64>();
-            bytes += read;
-            if let Some(micros) = (read * 1_000_000).checked_div(bytes_per_second) {
-                tokio::time::sleep(Duration::from_micros(micros)).await;
+        let names: Vec<SegmentName> = self.state.lock().segments.iter().map(segment::Segment::name).collect();
+        let (mut bytes, mut first_error) = (0, None);
+        for name in names {
+            match self.check_segment(name, bytes_per_second).await {
+                Ok(read) => bytes += read,
+                Err(error) => drop(first_error.get_or_insert(error)),
             }
         }
-        Ok(bytes)
+        first_error.map_or(Ok(bytes), Err)
     }
 }
 
@@ -279,13 +399,18 @@ async fn read_file_frames(
     end: u64,
     (from, until): (u64, u64),
     bytes_max: usize,
-) -> Result<Vec<Frame>, ReadError> {
+    frames: &mut Vec<Frame>,
+) -> Result<(), ReadError> {
     let mut stream = FrameStream::open(file, position, end, bytes_max.clamp(CHUNK_BYTES.0, CHUNK_BYTES.1)).await?;
-    let mut frames = Vec::new();
     let mut bytes = 0;
     let mut expected = None;
     while bytes < bytes_max {
         let at = stream.position();
+        // What stands before is passed over by its headers: a rotten payload there is not this reader's concern.
+        if stream.peek().await?.is_some_and(|header| header.index < from) {
+            stream.next_header().await?;
+            continue;
+        }
         let Some(frame) = stream.next().await? else { break };
         let index = frame.header.index;
         if expected.map_or(index > from, |expected| expected != index) {
@@ -301,7 +426,7 @@ async fn read_file_frames(
             break;
         }
     }
-    Ok(frames)
+    Ok(())
 }
 
 /// Extends an index of a segment's beginning to its first `end` bytes, from the headers.

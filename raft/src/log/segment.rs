@@ -373,7 +373,8 @@ impl FrameStream {
         Ok(Some(header))
     }
 
-    async fn peek(&mut self) -> Result<Option<FrameHeader>, ReadError> {
+    /// The next frame's header, which is not passed.
+    pub(crate) async fn peek(&mut self) -> Result<Option<FrameHeader>, ReadError> {
         if self.position >= self.end {
             return Ok(None);
         }

@@ -123,6 +123,12 @@ impl Tail {
         self.frames.get(at).map(|cached| cached.frame.header.index)
     }
 
+    /// Raft index of the first frame that came with an append above `written`: it and all behind it may not be in their segments.
+    pub(crate) fn first_unwritten(&self, written: u64) -> Option<u64> {
+        let at = self.frames.partition_point(|cached| cached.append <= written);
+        self.frames.get(at).map(|cached| cached.frame.header.index)
+    }
+
     fn front_is_written(&self, written: u64) -> bool {
         self.frames.front().is_some_and(|cached| cached.append <= written)
     }

@@ -138,6 +138,10 @@ impl Log {
     pub(super) async fn offset_after(&self, upto: LogId) -> io::Result<u64> {
         let (inside, end, start) = {
             let state = self.state.lock();
+            // At a segment's start nothing need be read.
+            if let Some(next) = state.segments.iter().find(|segment| segment.previous == Some(upto)) {
+                return Ok(next.base_offset);
+            }
             (state.contains(upto.index + 1), state.head.next_index(), state.log_start_offset)
         };
         if upto.index >= end || upto.index + 1 == end {
@@ -146,7 +150,7 @@ impl Log {
         if !inside {
             return Ok(start);
         }
-        let frames = self.read_some(upto.index + 1, upto.index + 2, 1, false).await.map_err(io::Error::other)?;
+        let frames = self.read_some_mended(upto.index + 1, upto.index + 2, 1, false).await.map_err(io::Error::other)?;
         frames.first().map(|frame| frame.header.base_offset).ok_or_else(|| io::Error::other("the log has a hole"))
     }
 

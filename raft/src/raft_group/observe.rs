@@ -112,6 +112,32 @@ impl RaftGroup {
         }
     }
 
+    /// Whether this replica may stand for leadership: not while its log is rotten, unless there is no other voter (RULES.md R7).
+    pub(crate) fn may_lead(&self) -> bool {
+        !self.log().is_rotten() || self.is_only_voter()
+    }
+
+    /// Why nothing may be appended here: the log is rotten, and there is no other replica to repair it from. What is good is
+    /// served; more must not be entrusted to this disk before a person has looked (RULES.md R7).
+    pub fn beyond_repair(&self) -> Option<String> {
+        let rot = self.log().is_rotten().then(|| self.log().rot().into_iter().next()).flatten()?;
+        let why = || {
+            let (file, position) = (rot.file.display(), rot.position);
+            format!(
+                "{file} is rotten at {position}, and there is no other replica to repair it from: see `pontoon recover`"
+            )
+        };
+        self.is_only_voter().then(why)
+    }
+
+    /// Whether no other replica votes.
+    pub fn is_only_voter(&self) -> bool {
+        let raft = self.raft();
+        let metrics = raft.metrics();
+        let now = metrics.borrow_watched();
+        now.membership_config.membership().voter_ids().all(|id| id == self.replica())
+    }
+
     /// The leader's own broker gave its leadership up in terms up to this one.
     pub(crate) fn release(&self, term: u64) {
         self.inner.released.fetch_max(term, Ordering::AcqRel);

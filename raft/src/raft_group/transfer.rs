@@ -67,6 +67,7 @@ impl RaftGroup {
             *transferring = Some((to, term));
         }
         let _announced = Announced(self);
+        self.inner.instruments.transfers.increment(1);
         self.raft().trigger().transfer_leader(to).await.map_err(|fatal| self.stopped_error(fatal))?;
         if self.other_leader_within(term, self.inner.config.transfer_timeout).await {
             return Ok(());
@@ -112,6 +113,7 @@ impl RaftGroup {
                 // Only a leader of that same term is stuck. Otherwise elections go their own way.
                 Some(standing) if standing.leads && standing.vote.leader_id.term == term => {
                     tracing::warn!(group = self.group().0, %to, term, "leadership transfer undone");
+                    self.inner.instruments.transfers_undone.increment(1);
                     self.step_through(&standing).await;
                 }
                 _ => return,
@@ -136,6 +138,11 @@ impl RaftGroup {
 
     /// Tells the core that the leader it follows is no more and who shall lead. If that is this replica it runs, now.
     pub(crate) async fn elect(&self, standing: &Standing, winner: ReplicaId) {
+        // It votes, and is passed over (RULES.md R7).
+        if winner == self.replica() && !self.may_lead() {
+            tracing::info!(group = self.group().0, "the log is rotten here: does not run for leadership");
+            return;
+        }
         // Without the last log id: the caller has compared the logs, and after a restart openraft's flush progress knows
         // none, so that it would wait for one in vain. The voters check the log again.
         let request = TransferLeaderRequest::new(standing.vote, winner, None);

@@ -15,8 +15,8 @@ use tokio::time::{Instant, sleep};
 use super::Hosted;
 use crate::raft_group::RaftGroup;
 use crate::transport::{
-    AppendEntriesRequest, AppendEntriesResponse, AppendResult, RaftService, Refusal, Snapshot, SnapshotResponse,
-    Target, TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse,
+    AppendEntriesRequest, AppendEntriesResponse, AppendResult, FRAMES_BYTES_MAX, FramesRequest, RaftService, Refusal,
+    Snapshot, SnapshotResponse, Target, TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse,
 };
 use crate::types::{BrokerId, Vote};
 
@@ -172,6 +172,9 @@ impl RaftService for Door {
             if group.home_of(leader.voted_for) != Some(from) {
                 return Err(Refusal::Unable(format!("broker {from} does not host replica {}", leader.voted_for)));
             }
+            if *request.to_node_id() == group.replica() && !group.may_lead() {
+                return Err(unable("the log is rotten here and must be repaired first"));
+            }
             let standing = group.standing().await.ok_or_else(|| unable("the core does not answer"))?;
             if standing.vote == *request.from_leader() {
                 group.release(leader.term);
@@ -181,6 +184,17 @@ impl RaftService for Door {
             let last = request.last_log_id().copied().filter(|_| !there);
             let request = TransferLeader::new(*request.from_leader(), *request.to_node_id(), last);
             group.raft().handle_transfer_leader(request).await.map_err(unable)
+        })
+    }
+
+    fn frames(&self, _from: BrokerId, request: FramesRequest) -> BoxFuture<'static, Result<Bytes, Refusal>> {
+        let hosted = self.hosted.upgrade().filter(|hosted| !hosted.is_closed());
+        Box::pin(async move {
+            let hosted = hosted.ok_or(Refusal::NotHere)?;
+            // From the store, not from the group: a replica whose core has ended may hold the last good copy.
+            let replica = hosted.store.replicas().into_iter().find(|replica| replica.group == request.group);
+            let replica = replica.ok_or(Refusal::NotHere)?;
+            replica.log.serve_frames(request.from, request.to, request.skip, FRAMES_BYTES_MAX).await.map_err(unable)
         })
     }
 

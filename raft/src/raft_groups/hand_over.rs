@@ -49,6 +49,13 @@ fn plan(hosted: &Hosted, led: Vec<RaftGroup>) -> Vec<(RaftGroup, ReplicaId)> {
         .collect()
 }
 
+/// Who should lead this group instead.
+pub(super) fn heir(hosted: &Hosted, group: &RaftGroup) -> Option<ReplicaId> {
+    let own = hosted.transport.broker();
+    let alive = |broker: BrokerId| broker != own && hosted.transport.liveness(broker) == Liveness::Alive;
+    choose(&group.status(), alive, &mut BTreeMap::new())
+}
+
 /// The live voter with the newest log; among equals the one whose broker was given the least so far.
 fn choose(
     status: &GroupStatus,

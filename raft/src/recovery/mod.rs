@@ -18,7 +18,7 @@ use crate::codec;
 use crate::config::RaftConfig;
 use crate::disk::{Disk, read_file};
 use crate::error::OpenError;
-use crate::journal::{JournalIdentity, Lsn, Recovered, RecoveredOp};
+use crate::journal::{JournalIdentity, Lsn, Recovered, RecoveredOp, SegmentName};
 use crate::journal::{Scan, Scanner};
 use crate::log::segment::SegmentFile;
 use crate::log::state::LogState;
@@ -56,6 +56,8 @@ pub(crate) struct RecoveredReplica {
     pub(crate) dir: PathBuf,
     pub(crate) application: Arc<dyn Application>,
     pub(crate) state: LogState,
+    /// Segments that do not have the bytes that the checkpoint vouches for, and what is wrong. They can be repaired (RULES.md R7).
+    pub(crate) rotten: Vec<(SegmentName, String)>,
     /// Files in its folder that are not part of the log, to be removed after the next checkpoint.
     pub(crate) leftovers: Vec<PathBuf>,
     /// Files that are longer than their segment, to be cut to this length after the next checkpoint.
@@ -70,6 +72,8 @@ pub(crate) struct Found {
     pub(crate) corrupt: Vec<(CorruptReplica, ReplicaState)>,
     /// Folders of deleted replicas.
     pub(crate) dead_folders: Vec<PathBuf>,
+    /// What is kept of replicas that were given up.
+    pub(crate) quarantined_folders: Vec<PathBuf>,
     /// Folders that nothing on record explains.
     pub(crate) unknown_folders: Vec<PathBuf>,
 }
@@ -87,6 +91,17 @@ pub(crate) fn groups_dir(root: &Path) -> PathBuf {
 /// The prefix of a folder that is on its way out.
 pub(crate) const DELETED_PREFIX: &str = "deleted-";
 
+/// The prefix of a folder that is kept though its replica is deleted: it was rotten, and might hold what is nowhere else (RULES.md
+/// R7). Only a person removes it.
+pub(crate) const QUARANTINED_PREFIX: &str = "quarantined-";
+
+/// Folders under `groups` that are no open replica's.
+struct OtherFolders {
+    dead: Vec<PathBuf>,
+    quarantined: Vec<PathBuf>,
+    unknown: Vec<PathBuf>,
+}
+
 impl Recovery<'_> {
     /// Runs both passes. On return every surviving frame is written to its segment (synced by the checkpoint that follows).
     pub(crate) async fn run(self) -> Result<Found, OpenError> {
@@ -95,7 +110,7 @@ impl Recovery<'_> {
         let mut plans = self.first_pass(checkpoint, from).await?;
         let deleted: BTreeSet<ReplicaKey> = plans.iter().filter(|(_, plan)| plan.dead).map(|(key, _)| *key).collect();
         plans.retain(|_, plan| !plan.dead);
-        let (dead_folders, unknown_folders) = self.other_folders(&plans, &deleted).await?;
+        let OtherFolders { dead, quarantined, unknown } = self.other_folders(&plans, &deleted).await?;
         let mut rebuilds = BTreeMap::new();
         let mut corrupt = Vec::new();
         for (key, plan) in plans {
@@ -115,7 +130,8 @@ impl Recovery<'_> {
                 Err(state) => corrupt.push(report(key, *state)),
             }
         }
-        Ok(Found { scan, replicas, corrupt, dead_folders, unknown_folders })
+        let (dead_folders, quarantined_folders, unknown_folders) = (dead, quarantined, unknown);
+        Ok(Found { scan, replicas, corrupt, dead_folders, quarantined_folders, unknown_folders })
     }
 
     async fn read_checkpoint(&self) -> Result<Checkpoint, OpenError> {
@@ -179,28 +195,29 @@ impl Recovery<'_> {
         Ok(scanner.finish())
     }
 
-    /// Folders under `groups` of replicas that are gone, and those that nothing explains.
+    /// Folders under `groups` of replicas that are gone, those that are kept for a person, and those that nothing explains.
     async fn other_folders(
         &self,
         plans: &BTreeMap<ReplicaKey, Plan>,
         deleted: &BTreeSet<ReplicaKey>,
-    ) -> Result<(Vec<PathBuf>, Vec<PathBuf>), OpenError> {
+    ) -> Result<OtherFolders, OpenError> {
         let groups = groups_dir(self.root);
         let entries = match self.disk.read_dir(&groups).await {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
             other => other.map_err(|error| OpenError::Io { path: groups.clone(), error })?,
         };
-        let (mut dead, mut unknown) = (Vec::new(), Vec::new());
+        let (mut dead, mut quarantined, mut unknown) = (Vec::new(), Vec::new(), Vec::new());
         for entry in entries {
             let path = groups.join(&entry.name);
             match parse_folder(&entry.name) {
                 Some(key) if plans.contains_key(&key) => {}
                 Some(key) if deleted.contains(&key) => dead.push(path),
                 _ if entry.name.starts_with(DELETED_PREFIX) => dead.push(path),
+                _ if entry.name.starts_with(QUARANTINED_PREFIX) => quarantined.push(path),
                 _ => unknown.push(path),
             }
         }
-        Ok((dead, unknown))
+        Ok(OtherFolders { dead, quarantined, unknown })
     }
 }
 

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use super::folder::Folder;
 use super::plan::{Plan, SegmentPlan};
 use super::{RecoveredReplica, Recovery, ReplicaKey};
-use crate::checkpoint::ReplicaState;
+use crate::checkpoint::{ReplicaState, SegmentState};
 use crate::disk::Disk;
 use crate::journal::{Extent, Lsn, RecoveredOp, SegmentName};
 use crate::log::base::{Base, membership_from_repr};
@@ -36,6 +36,8 @@ pub(super) struct Rebuild {
     head: Option<Head>,
     segments: Vec<Segment>,
     snapshot: Option<SnapshotRef>,
+    /// Segments that are there in part at most, and that the fold could do without.
+    rotten: Vec<(SegmentName, String)>,
     /// Why it is given up.
     corrupt: Option<String>,
 }
@@ -54,6 +56,7 @@ impl Rebuild {
             head: None,
             segments: Vec::new(),
             snapshot: None,
+            rotten: Vec::new(),
             corrupt: None,
         };
         if let Err(why) = rebuild.prepare().await {
@@ -89,17 +92,20 @@ impl Rebuild {
         SegmentFile::new(self.disk.clone(), &self.folder.dir, name)
     }
 
-    /// Segments that the checkpoint vouches for must have their bytes (RULES.md J9).
-    fn check_lengths(&self) -> Result<(), String> {
-        for segment in &self.plan.segments {
-            let Some(known) = segment.known.as_ref().filter(|_| segment.known_to.is_none()) else { continue };
+    /// Segments that the checkpoint vouches for must have their bytes (RULES.md J9). Without some of them the log is still known,
+    /// and what is missing is fetched from a peer (R7), unless the fold needs it; without any of them the replica is lost (R5).
+    fn check_lengths(&mut self) -> Result<(), String> {
+        let known = self.plan.segments.iter().filter(|segment| segment.known_to.is_none());
+        let known: Vec<&SegmentState> = known.filter_map(|segment| segment.known.as_ref()).collect();
+        for known in &known {
             let have = self.folder.segment_bytes(known.name);
             if have.is_none_or(|have| have < known.bytes) {
-                let name = stem(known.name);
-                return Err(format!("segment {name} has {have:?} of {} bytes", known.bytes));
+                let have = have.map_or("is missing".to_owned(), |have| format!("has {have} bytes"));
+                self.rotten.push((known.name, format!("it {have}, the checkpoint vouches for {}", known.bytes)));
             }
         }
-        Ok(())
+        let there = known.iter().any(|known| self.folder.segment_bytes(known.name).is_some());
+        if known.is_empty() || there { Ok(()) } else { Err("none of its segments is there".to_owned()) }
     }
 
     /// The newest sound snapshot of what the log holds or has purged. One that the log relies on must be there.
@@ -298,8 +304,9 @@ impl Rebuild {
         match result {
             Ok(state) => {
                 let (leftovers, cuts) = (self.leftovers(&state), self.cuts(&state));
-                let Self { key, application, folder, .. } = self;
-                Ok(RecoveredReplica { key, dir: folder.dir, application, state, leftovers, cuts })
+                let Self { key, application, folder, mut rotten, .. } = self;
+                rotten.retain(|(name, _)| state.segments.iter().any(|segment| segment.name() == *name));
+                Ok(RecoveredReplica { key, dir: folder.dir, application, state, rotten, leftovers, cuts })
             }
             Err(why) => {
                 let (group, replica) = self.key;

@@ -19,6 +19,7 @@ use tokio::sync::{Notify, watch};
 use super::Stream;
 use super::handshake::ConnectionKind;
 use super::wire::{Assembler, BODY_BYTES_MAX, HEADER_BYTES, Header, Kind, Message, WireError};
+use crate::instruments::peer_labels;
 use crate::types::BrokerId;
 
 /// Bytes gathered for one write.
@@ -40,8 +41,8 @@ pub(crate) struct Connection {
     pub(crate) peer: BrokerId,
     /// What it is for.
     pub(crate) kind: ConnectionKind,
-    /// How metrics name the peer: brokers of other clusters have no names of their own there.
-    label: String,
+    /// How metrics name both ends: brokers of other clusters have no names of their own there.
+    labels: [(&'static str, String); 2],
     out: Mutex<Out>,
     wake: Notify,
     written_bytes: AtomicU64,
@@ -157,11 +158,16 @@ impl Cut {
 pub(crate) struct Closed(pub(crate) Arc<str>);
 
 impl Connection {
-    pub(crate) fn new(peer: BrokerId, kind: ConnectionKind, is_known: bool) -> Arc<Self> {
+    /// Between this broker and `peer`.
+    pub(crate) fn new((own, peer): (BrokerId, BrokerId), kind: ConnectionKind, is_known: bool) -> Arc<Self> {
+        let mut labels = peer_labels(own, peer);
+        if !is_known {
+            labels[1].1 = "other".to_owned();
+        }
         Arc::new(Self {
             peer,
             kind,
-            label: if is_known { peer.to_string() } else { "other".to_owned() },
+            labels,
             out: Mutex::default(),
             wake: Notify::new(),
             written_bytes: AtomicU64::new(0),
@@ -344,11 +350,9 @@ struct Traffic {
 
 impl Traffic {
     fn new(connection: &Connection, direction: &'static str) -> Self {
-        let labels = [
-            ("peer", connection.label.clone()),
-            ("connection", connection.kind.name().to_owned()),
-            ("direction", direction.to_owned()),
-        ];
+        let [broker, peer] = connection.labels.clone();
+        let labels =
+            [broker, peer, ("connection", connection.kind.name().to_owned()), ("direction", direction.to_owned())];
         Self {
             bytes: counter!("pontoon_peer_bytes_total", &labels),
             frames: counter!("pontoon_peer_frames_total", &labels),
@@ -411,7 +415,7 @@ mod tests {
     use super::*;
 
     fn connection() -> Arc<Connection> {
-        Connection::new(BrokerId(1), ConnectionKind::Data, true)
+        Connection::new((BrokerId(2), BrokerId(1)), ConnectionKind::Data, true)
     }
 
     fn lanes(cuts: &[Cut]) -> Vec<(Kind, u64)> {

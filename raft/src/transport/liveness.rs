@@ -145,11 +145,6 @@ impl Detector {
         if liveness == Liveness::Dead {
             peer.status.deaths += 1;
         }
-        metrics::gauge!("pontoon_peer_alive", "peer" => broker.to_string()).set(if liveness == Liveness::Alive {
-            1.0
-        } else {
-            0.0
-        });
         // Nobody may be listening.
         let _ = self.events.send((broker, liveness));
     }

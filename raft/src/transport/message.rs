@@ -12,8 +12,8 @@ use serde::{Deserialize, Serialize};
 
 use super::wire::WireError;
 use super::{
-    AppendEntriesRequest, AppendEntriesResponse, AppendResult, Refusal, Snapshot, SnapshotResponse, Target,
-    TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse,
+    AppendEntriesRequest, AppendEntriesResponse, AppendResult, FramesRequest, Refusal, Snapshot, SnapshotResponse,
+    Target, TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse,
 };
 use crate::codec;
 use crate::log::entry;
@@ -420,6 +420,16 @@ pub(crate) fn encode_snapshot_answer(response: &SnapshotResponse) -> Bytes {
 /// Reads the answer to a `Snapshot`.
 pub(crate) fn decode_snapshot_answer(bytes: &[u8]) -> Result<SnapshotResponse, WireError> {
     body::<repr::Vote>("snapshot answer", bytes).map(|vote| SnapshotResponse::new(vote.into()))
+}
+
+/// The body of a `Frames`.
+pub(crate) fn encode_frames(request: &FramesRequest) -> Bytes {
+    codec::encode(request).into()
+}
+
+/// Reads a `Frames`.
+pub(crate) fn decode_frames(bytes: &[u8]) -> Result<FramesRequest, WireError> {
+    body("frames", bytes)
 }
 
 const ANSWER_DONE: u8 = 0;

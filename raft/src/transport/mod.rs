@@ -20,6 +20,7 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
 use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -31,9 +32,11 @@ use self::peer::{DialError, Peer};
 use self::requests::{Client, RequestError};
 use self::wire::Kind;
 use crate::config::RaftConfig;
+use crate::instruments::{Instrument, OF_PEERS, ReplicationInstruments};
 use crate::runtime;
 use crate::types::{BrokerId, ClusterId, GroupId, ReplicaId, TypeConfig, Vote};
 
+pub mod catch_up;
 pub mod client;
 mod connection;
 pub mod handshake;
@@ -102,6 +105,22 @@ pub struct Target {
     pub replica: ReplicaId,
 }
 
+/// Which entries are asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FramesRequest {
+    /// The group.
+    pub group: GroupId,
+    /// The first entry's index.
+    pub from: u64,
+    /// The index behind the last.
+    pub to: u64,
+    /// Bytes of the first frame that are left out: a frame longer than an answer is asked for in pieces.
+    pub skip: u64,
+}
+
+/// Longest answer to a [`FramesRequest`]: 1 MiB.
+pub const FRAMES_BYTES_MAX: usize = 1 << 20;
+
 /// Why a Raft message was not handed to its group. The sender backs off.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
@@ -167,6 +186,11 @@ pub trait RaftService: Send + Sync + 'static {
         to: Target,
         request: TransferLeaderRequest,
     ) -> BoxFuture<'static, Result<TransferLeaderResponse, Refusal>>;
+
+    /// Entries of a group as they stand in the log here, for a replica elsewhere in which they are rotten (RULES.md R7): the
+    /// frames of [`FramesRequest`], one behind the other, each verified, at most [`FRAMES_BYTES_MAX`] bytes. Whatever replica of
+    /// the group is here may answer; the asker verifies that the entries are its own.
+    fn frames(&self, from: BrokerId, request: FramesRequest) -> BoxFuture<'static, Result<Bytes, Refusal>>;
 
     /// A message between the `raft_groups` of two brokers ([`Transport::report`]): what a survivor knows about orphaned
     /// groups. Opaque here, at most [`CALL_BYTES_MAX`]. Resolves when it has been taken in.
@@ -247,6 +271,8 @@ pub(crate) struct Shared {
     peers: Mutex<BTreeMap<BrokerId, Arc<Peer>>>,
     accepted: Mutex<BTreeMap<(BrokerId, ConnectionKind), Arc<Connection>>>,
     detector: Detector,
+    pace: Arc<catch_up::Pace>,
+    instruments: ReplicationInstruments,
     ended: watch::Sender<bool>,
 }
 
@@ -313,6 +339,7 @@ impl Transport {
         config: RaftConfig,
         service: Arc<dyn PeerService>,
     ) -> std::io::Result<Transport> {
+        OF_PEERS.iter().for_each(Instrument::describe);
         let listener = network.listen(listen).await?;
         let address = listener.local_address();
         let shared = Arc::new(Shared {
@@ -322,6 +349,8 @@ impl Transport {
             started: Instant::now(),
             cluster: watch::Sender::new(identity.cluster),
             detector: Detector::new(config.silence_max),
+            pace: Arc::new(catch_up::Pace::new(config.catch_up_bytes_per_second)),
+            instruments: ReplicationInstruments::new(identity.broker),
             config,
             service,
             raft: Mutex::default(),
@@ -414,7 +443,7 @@ impl Transport {
             Ok(Err(error)) => return Err(CallError::Unreachable(somebody, error.to_string())),
             Err(_) => return Err(CallError::Unreachable(somebody, "no connection within the time given".into())),
         };
-        let client = Client::new(welcome.broker, ConnectionKind::Call);
+        let client = Client::new((self.shared.broker, welcome.broker), ConnectionKind::Call);
         let request = client.request(Kind::Call, vec![body], deadline);
         let answer = tokio::select! {
             biased;
@@ -430,6 +459,11 @@ impl Transport {
         self.ask(Kind::Report, to, body, timeout).await.map(|_| ())
     }
 
+    /// Asks a peer's [`RaftService::frames`], over the data connection.
+    pub async fn frames(&self, to: BrokerId, request: FramesRequest, timeout: Duration) -> Result<Bytes, CallError> {
+        self.ask(Kind::Frames, to, message::encode_frames(&request), timeout).await
+    }
+
     async fn ask(&self, kind: Kind, to: BrokerId, body: Bytes, timeout: Duration) -> Result<Bytes, CallError> {
         check_length(to, &body)?;
         let deadline = Instant::now() + timeout;
@@ -439,7 +473,8 @@ impl Transport {
         let kib = body.len().div_ceil(1 << 10) as u32;
         let _place = tokio::time::timeout_at(deadline, peer.calls.acquire()).await.map_err(late)?;
         let _room = tokio::time::timeout_at(deadline, peer.call_kib.acquire_many(kib)).await.map_err(late)?;
-        let client = peer.control.up(deadline).await.map_err(unreachable)?;
+        let link = if kind == Kind::Frames { &peer.data } else { &peer.control };
+        let client = link.up(deadline).await.map_err(unreachable)?;
         client.request(kind, vec![body], deadline).await.map_err(|error| call_error(to, error))
     }
 

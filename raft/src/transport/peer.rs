@@ -12,10 +12,12 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::time::{Instant, MissedTickBehavior};
+use tracing::Instrument;
 
 use super::handshake::{ConnectionKind, HANDSHAKE_BYTES, Hello, PROTOCOL_VERSION, Turned, Welcome};
 use super::requests::{Client, Heard};
 use super::{Shared, Stream};
+use crate::instruments::peer_labels;
 use crate::types::BrokerId;
 
 /// Calls and reports to one peer that may be unanswered.
@@ -137,8 +139,13 @@ impl Peer {
             window_kib: Arc::new(Semaphore::new(WINDOW_BYTES_TOTAL >> 10)),
             stopped: watch::Sender::new(false),
         });
-        peer.spawn(peer.clone().keep(shared.clone(), |peer| &peer.control));
-        peer.spawn(peer.clone().keep(shared.clone(), |peer| &peer.data));
+        let span = |kind: ConnectionKind| {
+            tracing::info_span!("peer", broker = shared.broker.0, peer = broker.0, connection = kind.name())
+        };
+        let control = peer.clone().keep(shared.clone(), |peer| &peer.control);
+        peer.spawn(control.instrument(span(ConnectionKind::Control)));
+        let data = peer.clone().keep(shared.clone(), |peer| &peer.data);
+        peer.spawn(data.instrument(span(ConnectionKind::Data)));
         peer.spawn(peer.clone().watch(shared.clone()));
         peer
     }
@@ -231,9 +238,10 @@ impl Peer {
 
     /// Carries one connection from its handshake to its end; returns why it ended.
     async fn carry(&self, shared: &Arc<Shared>, link: &Link, stream: Box<dyn Stream>, welcome: Welcome) -> String {
-        metrics::counter!("pontoon_peer_connects_total", "peer" => self.broker.to_string(), "connection" => link.kind.name())
-            .increment(1);
-        let client = Client::new(self.broker, link.kind);
+        let [broker, peer] = peer_labels(shared.broker, self.broker);
+        let labels = [broker, peer, ("connection", link.kind.name().to_owned())];
+        metrics::counter!("pontoon_peer_connects_total", &labels).increment(1);
+        let client = Client::new((shared.broker, self.broker), link.kind);
         let is_control = link.kind == ConnectionKind::Control;
         if is_control {
             shared.detector.connected(self.broker, welcome.incarnation);
@@ -320,7 +328,7 @@ pub(crate) async fn dial(
 
 fn heard_by(shared: &Arc<Shared>, broker: BrokerId) -> Heard {
     let shared = shared.clone();
-    let seconds = metrics::histogram!("pontoon_peer_ping_seconds", "peer" => broker.to_string());
+    let seconds = metrics::histogram!("pontoon_peer_ping_seconds", &peer_labels(shared.broker, broker));
     Box::new(move |took| {
         seconds.record(took.as_secs_f64());
         shared.detector.heard(broker);

@@ -57,9 +57,10 @@ pub(crate) enum RequestError {
 }
 
 impl Client {
-    pub(crate) fn new(peer: BrokerId, kind: ConnectionKind) -> Arc<Self> {
+    /// Of this broker's connection to `peer`.
+    pub(crate) fn new((own, peer): (BrokerId, BrokerId), kind: ConnectionKind) -> Arc<Self> {
         Arc::new(Self {
-            connection: Connection::new(peer, kind, kind != ConnectionKind::Call),
+            connection: Connection::new((own, peer), kind, kind != ConnectionKind::Call),
             routes: Mutex::default(),
             next_lane: AtomicU64::new(PING_LANE + 1),
             pong: AtomicU64::new(0),

@@ -18,6 +18,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
+use tracing::Instrument;
 
 use super::connection::{Connection, Handler};
 use super::handshake::{ConnectionKind, HANDSHAKE_BYTES, Hello, PROTOCOL_VERSION, Turned, Welcome};
@@ -63,7 +64,13 @@ pub(crate) async fn accept_loop(shared: Arc<Shared>, listener: Box<dyn Listener>
             let welcomed = tokio::time::timeout(HANDSHAKE_MAX, shake_hands(&shared, stream, turned)).await;
             drop(handshaking);
             if let Ok(Some((stream, hello))) = welcomed {
-                serve(shared, stream, hello).await;
+                let span = tracing::info_span!(
+                    "accepted",
+                    broker = shared.broker.0,
+                    peer = hello.broker.0,
+                    connection = hello.kind.name()
+                );
+                serve(shared, stream, hello).instrument(span).await;
             }
             drop(place);
         });
@@ -135,7 +142,7 @@ async fn serve(shared: Arc<Shared>, stream: Box<dyn Stream>, hello: Hello) {
     // A connection between brokers of one cluster may carry Raft; any other may only call.
     let ours = *cluster.borrow_and_update();
     let raft = ours.is_some() && ours == hello.cluster && hello.kind != ConnectionKind::Call;
-    let connection = Connection::new(hello.broker, hello.kind, raft);
+    let connection = Connection::new((shared.broker, hello.broker), hello.kind, raft);
     let (held_max, is_control) = match hello.kind {
         ConnectionKind::Data => {
             (WINDOW_BYTES_TOTAL + APPEND_BYTES_MAX + SNAPSHOTS_MAX * Kind::Snapshot.bytes_max(), false)
@@ -252,9 +259,14 @@ impl Drop for Incoming {
 impl Handler for Incoming {
     fn message(&mut self, message: Message) -> Result<(), WireError> {
         let allowed = match self.connection.kind {
-            ConnectionKind::Control => !matches!(message.kind, Kind::Open | Kind::Append | Kind::Snapshot),
+            ConnectionKind::Control => {
+                !matches!(message.kind, Kind::Open | Kind::Append | Kind::Snapshot | Kind::Frames)
+            }
             ConnectionKind::Data => {
-                matches!(message.kind, Kind::Ping | Kind::Open | Kind::Append | Kind::Close | Kind::Snapshot)
+                matches!(
+                    message.kind,
+                    Kind::Ping | Kind::Open | Kind::Append | Kind::Close | Kind::Snapshot | Kind::Frames
+                )
             }
             ConnectionKind::Call => matches!(message.kind, Kind::Ping | Kind::Call | Kind::Close),
         };
@@ -277,9 +289,13 @@ impl Handler for Incoming {
                 self.answer(lane, share, async move { service.call(from, body).await.map_err(Refusal::Unable) });
                 Ok(())
             }
-            Kind::Report | Kind::Heartbeat | Kind::Vote | Kind::PreVote | Kind::Transfer | Kind::Snapshot => {
-                self.raft(kind, lane, body)
-            }
+            Kind::Report
+            | Kind::Heartbeat
+            | Kind::Vote
+            | Kind::PreVote
+            | Kind::Transfer
+            | Kind::Snapshot
+            | Kind::Frames => self.raft(kind, lane, body),
             Kind::Pong | Kind::Answer | Kind::Appended => {
                 Err(WireError::Unknown { field: "request kind", value: kind as u64 })
             }
@@ -341,11 +357,17 @@ impl Incoming {
         };
         let share = match kind {
             Kind::Report => self.calls.take(body.len(), CALLS_MAX, CALL_BYTES_TOTAL),
+            // Each answer holds up to FRAMES_BYTES_MAX.
+            Kind::Frames => self.calls.take(0, CALLS_MAX, CALL_BYTES_TOTAL),
             Kind::Snapshot => self.snapshots.take(0, SNAPSHOTS_MAX, usize::MAX),
             _ => self.rpcs.take(0, RPCS_MAX, usize::MAX),
         };
         let work: BoxFuture<'static, Result<Bytes, Refusal>> = match kind {
             Kind::Report => Box::pin(async move { service.report(from, body).await.map(|()| Bytes::new()) }),
+            Kind::Frames => {
+                let request = message::decode_frames(&body)?;
+                Box::pin(async move { service.frames(from, request).await })
+            }
             Kind::Heartbeat => {
                 let (to, request) = message::decode_heartbeat(&body)?;
                 let prev = request.prev_log_id;

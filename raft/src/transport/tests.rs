@@ -153,6 +153,14 @@ impl RaftService for Groups {
         Box::pin(async move { Ok(Err(error)) })
     }
 
+    fn frames(&self, _from: BrokerId, request: FramesRequest) -> BoxFuture<'static, Result<Bytes, Refusal>> {
+        let held = Bytes::from(vec![request.group.0 as u8; FRAMES_BYTES_MAX]);
+        Box::pin(std::future::ready(match request.from {
+            404 => Err(Refusal::Unable("entry 404 is not here".into())),
+            _ => Ok(held.slice(request.skip as usize..)),
+        }))
+    }
+
     fn report(&self, from: BrokerId, body: Bytes) -> BoxFuture<'static, Result<(), Refusal>> {
         self.0.reports.lock().push((from, body));
         Box::pin(async { Ok(()) })
@@ -986,4 +994,17 @@ async fn broken_frames_and_bodies_disconnect_only_who_sent_them() {
     }
     assert!(a.transport.call(BrokerId(2), b"x"[..].into(), SECOND).await.is_ok());
     assert_eq!(a.transport.peer_status(BrokerId(2)).unwrap().deaths, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn entries_are_asked_for_over_the_data_connection() {
+    let network = MemoryNetwork::new();
+    let (one, _two) = two(&network).await;
+    let wait = Duration::from_secs(5);
+    let request = |from, skip| FramesRequest { group: GroupId(7), from, to: 9, skip };
+    let answer = one.transport.frames(BrokerId(2), request(3, 0), wait).await.unwrap();
+    assert_eq!((answer.len(), answer[0]), (FRAMES_BYTES_MAX, 7));
+    assert_eq!(one.transport.frames(BrokerId(2), request(3, 1 << 19), wait).await.unwrap().len(), FRAMES_BYTES_MAX / 2);
+    let refused = one.transport.frames(BrokerId(2), request(404, 0), wait).await.unwrap_err();
+    assert!(matches!(&refused, CallError::Refused(BrokerId(2), why) if why.contains("404")), "{refused}");
 }

@@ -105,10 +105,12 @@ pub enum Kind {
     Appended = 13,
     /// A whole snapshot.
     Snapshot = 14,
+    /// Asks for entries that are rotten at the asker (RULES.md R7).
+    Frames = 15,
 }
 
 impl Kind {
-    const ALL: [Self; 14] = [
+    const ALL: [Self; 15] = [
         Self::Ping,
         Self::Pong,
         Self::Call,
@@ -123,6 +125,7 @@ impl Kind {
         Self::Close,
         Self::Appended,
         Self::Snapshot,
+        Self::Frames,
     ];
 
     fn from_byte(byte: u8) -> Option<Self> {
@@ -138,9 +141,13 @@ impl Kind {
             Self::Call | Self::Report | Self::Answer => CALL_BYTES_MAX + SMALL_BYTES_MAX,
             Self::Append => APPEND_BYTES_MAX,
             Self::Snapshot => SNAPSHOT_BYTES_MAX + SMALL_BYTES_MAX,
-            Self::Heartbeat | Self::Vote | Self::PreVote | Self::Transfer | Self::Open | Self::Appended => {
-                SMALL_BYTES_MAX
-            }
+            Self::Heartbeat
+            | Self::Vote
+            | Self::PreVote
+            | Self::Transfer
+            | Self::Open
+            | Self::Appended
+            | Self::Frames => SMALL_BYTES_MAX,
         }
     }
 }

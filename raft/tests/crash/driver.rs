@@ -415,7 +415,7 @@ impl Group {
                 vec![Entry { log_id: id(0), payload: openraft::EntryPayload::Membership(membership) }]
             }
             Append::LogStart(offset) => {
-                let proposal = Proposal { payload: test_log_start(offset), flushed: None };
+                let proposal = Proposal { payload: test_log_start(offset), flushed: None, stages: None };
                 vec![Entry { log_id: id(0), payload: openraft::EntryPayload::Normal(EntryData::Proposed(proposal)) }]
             }
             Append::Proposals(producer, sizes) => {
@@ -430,7 +430,7 @@ impl Group {
                         &vec![*sequence as u8; *size],
                     );
                     *sequence += u32::from(!refused);
-                    let proposal = Proposal { payload, flushed: None };
+                    let proposal = Proposal { payload, flushed: None, stages: None };
                     let payload = openraft::EntryPayload::Normal(EntryData::Proposed(proposal));
                     entries.push(Entry { log_id: id(at), payload });
                 }

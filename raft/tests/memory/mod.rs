@@ -111,7 +111,7 @@ impl Disk {
                 self.next_offset = frame.header.next_offset();
                 Stored::Frame(frame)
             }
-            EntryPayload::Normal(EntryData::Proposed(Proposal { payload, flushed: waiter })) => {
+            EntryPayload::Normal(EntryData::Proposed(Proposal { payload, flushed: waiter, .. })) => {
                 flushed = waiter;
                 let header = FrameHeader {
                     kind: FrameKind::Records,
@@ -552,6 +552,10 @@ pub async fn leader(mesh: &Mesh, group: u64, among: &[u64]) -> u64 {
 
 /// Proposes a payload and waits until it is committed.
 pub async fn write(raft: &MemoryRaft, payload: &str) -> Result<u64, String> {
-    let data = EntryData::Proposed(Proposal { payload: Bytes::copy_from_slice(payload.as_bytes()), flushed: None });
+    let data = EntryData::Proposed(Proposal {
+        payload: Bytes::copy_from_slice(payload.as_bytes()),
+        flushed: None,
+        stages: None,
+    });
     raft.client_write(data).await.map(|answer| answer.log_id.index).map_err(|error| error.to_string())
 }

@@ -142,11 +142,28 @@ impl Tables for SledTables {
     }
 
     fn close(&self) {
-        if let Slot::Open(db) = std::mem::replace(&mut *self.db.lock(), Slot::Closed)
-            && let Err(error) = db.flush()
-        {
-            tracing::warn!(path = %self.path.display(), %error, "the catalog's tables were not flushed");
+        if let Slot::Open(db) = std::mem::replace(&mut *self.db.lock(), Slot::Closed) {
+            if let Err(error) = db.flush() {
+                tracing::warn!(path = %self.path.display(), %error, "the catalog's tables were not flushed");
+            }
+            drop_guarded(db, &self.path);
         }
+    }
+}
+
+impl Drop for SledTables {
+    fn drop(&mut self) {
+        if let Slot::Open(db) = std::mem::replace(self.db.get_mut(), Slot::Closed) {
+            drop_guarded(db, &self.path);
+        }
+    }
+}
+
+/// sled panics while it is dropped if its last write fails, which must not take the place of the broker's own report of a
+/// failed disk. What it could not write is rebuilt.
+fn drop_guarded<T>(held: T, path: &Path) {
+    if std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| drop(held))).is_err() {
+        tracing::warn!(path = %path.display(), "the catalog's tables could not be closed");
     }
 }
 
@@ -160,6 +177,17 @@ mod tests {
         let rows = rows.iter().map(|(k, v)| (k.as_bytes().to_vec(), v.map(|v| v.as_bytes().to_vec()))).collect();
         let stamp = Stamp { replica: ReplicaId(1), applied: repr::LogId(1, index), rows: 0, checksum: 0 };
         Batch { replace, rows, stamp }
+    }
+
+    #[test]
+    fn a_panic_while_closing_goes_no_further() {
+        struct Panics;
+        impl Drop for Panics {
+            fn drop(&mut self) {
+                panic!("the last write failed");
+            }
+        }
+        drop_guarded(Panics, Path::new("catalog"));
     }
 
     #[test]

@@ -24,7 +24,7 @@ use crate::broker::{Broker, Route};
 use crate::error::{Code, Error, WriteOutcome};
 use crate::http::deadlines::Deadlines;
 use crate::http::request::Target;
-use crate::http::{Shared, metrics, refusal::Refusal};
+use crate::http::{Shared, refusal::Refusal};
 use crate::partition::{Offsets, Partition};
 
 /// Headers that go along with a request that is passed on.
@@ -34,6 +34,7 @@ const PASSED_HEADERS: &[&str] =
 const RETURNED_HEADERS: &[&str] = &[
     "content-type",
     "content-length",
+    api::SERVER_TIMING,
     "retry-after",
     api::NEXT_OFFSET,
     api::HIGH_WATERMARK,
@@ -79,6 +80,36 @@ pub(super) trait Routes: Sync {
     fn route_wait(&self, target: &Target, timeout: Duration) -> impl Future<Output = Result<Route, Error>> + Send;
     /// Changes whenever `route` may have another answer.
     fn watch(&self) -> watch::Receiver<u64>;
+    /// A request is about to go to another broker.
+    fn passing_on(&self) {}
+}
+
+/// A broker, and the door's word for what is passed on.
+struct Counted<'a> {
+    broker: &'a Broker,
+    shared: &'a Shared,
+}
+
+impl Routes for Counted<'_> {
+    fn id(&self) -> BrokerId {
+        self.broker.id()
+    }
+
+    fn route(&self, target: &Target) -> Result<Route, Error> {
+        Routes::route(self.broker, target)
+    }
+
+    async fn route_wait(&self, target: &Target, timeout: Duration) -> Result<Route, Error> {
+        Routes::route_wait(self.broker, target, timeout).await
+    }
+
+    fn watch(&self) -> watch::Receiver<u64> {
+        Routes::watch(self.broker)
+    }
+
+    fn passing_on(&self) {
+        self.shared.metrics.door.forwarded.increment(1);
+    }
 }
 
 impl Routes for Broker {
@@ -153,7 +184,8 @@ impl Passable {
         work: &impl AtLeader,
     ) -> Result<Response, Refusal> {
         let broker = Arc::clone(shared.broker()?);
-        let way = Way { routes: &*broker, peers: &shared.peers, deadlines: &shared.deadlines, target };
+        let routes = Counted { broker: &broker, shared };
+        let way = Way { routes: &routes, peers: &shared.peers, deadlines: &shared.deadlines, target };
         let finding = self.find(&way, work);
         if self.repeat != Repeat::Read {
             return finding.await;
@@ -180,12 +212,20 @@ impl Passable {
             };
             maybe_written |= refusal.error.outcome != WriteOutcome::None;
             if self.forwarded || !self.again(&refusal.error) || self.left() <= pause {
-                return Err(if maybe_written { unknown(refusal) } else { refusal });
+                return Err(if maybe_written { unknown(refusal) } else { self.in_the_end(refusal) });
             }
             debug!(target = %way.target, error = %refusal.error, "looking for the leader again");
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(PAUSE_MAX);
         }
+    }
+
+    /// That one broker does not lead matters to the broker which asked it. The client's news is that nobody was found who does.
+    fn in_the_end(&self, mut refusal: Refusal) -> Refusal {
+        if refusal.error.code == Code::NotLeader && !self.forwarded {
+            refusal.error.code = Code::NoLeader;
+        }
+        refusal
     }
 
     /// Whether a fresh look for the leader may help and do no harm.
@@ -208,7 +248,7 @@ impl Passable {
             }
             Route::Remote { http_address, .. } if self.redirect => Ok(self.redirect_to(&http_address)),
             Route::Remote { broker: leader, http_address } => {
-                metrics::forwarded();
+                way.routes.passing_on();
                 self.pass_on(&Hop { way, leader, address: &http_address }).await
             }
         }

@@ -246,6 +246,29 @@ async fn a_timestamp_finds_the_exact_record() {
     }
 }
 
+/// The log start may lie within a batch: what is below is not there, also where it is what made the batch match.
+#[tokio::test(start_paused = true)]
+async fn a_timestamp_finds_nothing_below_the_log_start() {
+    let log = FakeLog::new();
+    log.push(batch(&[50, 10, 20, 30], None));
+    log.push(batch(&[15, 25, 40], None));
+    let partition = log.partition();
+    let cases = [
+        (0, [(0, 0), (15, 0), (40, 0), (51, 7)]),
+        (1, [(0, 1), (15, 2), (40, 6), (51, 7)]),
+        (3, [(0, 3), (31, 6), (40, 6), (41, 7)]),
+        (4, [(0, 4), (16, 5), (40, 6), (50, 7)]),
+        (7, [(0, 7), (16, 7), (40, 7), (50, 7)]),
+    ];
+    for (start, found) in cases {
+        log.set(|state| state.log_start = start);
+        for (timestamp, offset) in found {
+            let at = partition.offset_for_timestamp(timestamp).await.unwrap();
+            assert_eq!(at, Offset(offset), "{timestamp} from {start}");
+        }
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn retention_that_overtakes_a_read_moves_it_or_refuses_it() {
     let overtake = |log: &FakeLog| log.set(|state| state.on_read = Some(Box::new(|log| log.set(|s| s.log_start = 5))));

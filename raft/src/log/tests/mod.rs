@@ -19,6 +19,7 @@ use crate::testing::{TestProducers, test_applications, test_payload};
 use crate::types::{Appended, BrokerId, GroupId, LogId, Offset, Outcome, Proposal, ReplicaId, Vote, log_id, vote};
 
 mod disk;
+mod mending;
 mod model;
 mod reading;
 mod retention;
@@ -62,7 +63,7 @@ async fn fresh(config: RaftConfig) -> (SimDisk, Arc<Store>, Arc<Log>) {
 }
 
 fn proposal(index: u64, term: u64, payload: Bytes) -> NewEntry {
-    NewEntry::Proposed(log_id(term, index), Proposal { payload, flushed: None })
+    NewEntry::Proposed(log_id(term, index), Proposal { payload, flushed: None, stages: None })
 }
 
 /// Appends without waiting.

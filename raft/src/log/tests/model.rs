@@ -233,15 +233,18 @@ impl Pair {
                 && frame.header.base_offset < model.next_offset()
         });
         assert!(read.iter().eq(records), "from offset {offset}");
-        // A time.
-        let time = 1000 + offset as i64;
-        let found = log.offset_for_timestamp(time, log.log_end_offset()).await.unwrap();
-        let reaches = |frame: &&Frame| {
-            frame.header.kind == FrameKind::Records
-                && frame.header.offset_span > 0
-                && frame.header.max_timestamp >= time
-        };
-        assert_eq!(found.map(|found| found.0), kept.iter().find(reaches).map(|frame| frame.header.base_offset));
+        // A time, from the beginning and from somewhere.
+        for (time, from) in [(1000 + offset as i64, 0), (1000 + (seed % 97) as i64, offset)] {
+            let found = log.offset_for_timestamp(time, Offset(from), log.log_end_offset()).await.unwrap();
+            let reaches = |frame: &&Frame| {
+                frame.header.kind == FrameKind::Records
+                    && frame.header.offset_span > 0
+                    && frame.header.max_timestamp >= time
+                    && frame.header.next_offset() > from
+            };
+            let expected = kept.iter().find(reaches).map(|frame| frame.header.base_offset);
+            assert_eq!(found.map(|found| found.0), expected, "{time} from {from}");
+        }
         // Where terms end.
         let mut keys: Vec<LogId> = Vec::new();
         for frame in kept {

@@ -57,6 +57,32 @@ async fn tail_caches_stay_within_their_bounds() {
     }
 }
 
+/// A checkpoint closes the files and forgets the indexes that nobody needs. A segment that was closed a moment ago has bytes
+/// that are not in its file yet.
+#[tokio::test(start_paused = true)]
+async fn the_index_of_a_segment_that_is_not_all_written_is_not_forgotten() {
+    let (_, store, log) = fresh(small()).await;
+    fill(&log, 1, 3, 400).await;
+    rest().await;
+    store.checkpoint().await.unwrap();
+    // Faster than the segment writer gathers.
+    fill(&log, 1, 3, 400).await;
+    assert!(log.segments().len() > 1, "{:?}", log.segments());
+    let unwritten = |state: &crate::log::state::LogState| state.appends - state.appends_written;
+    assert!(unwritten(&log.state.lock()) > 0);
+    log.rest();
+    log.rest();
+    let read = log.read(Offset(0), Offset(12), usize::MAX).await.unwrap();
+    assert_eq!(read.len(), 6);
+    assert_eq!(log.offset_for_timestamp(1005, Offset(0), Offset(12)).await.unwrap(), Some(Offset(6)));
+    // Once they are, it is.
+    rest().await;
+    store.checkpoint().await.unwrap();
+    log.rest();
+    assert!(!log.state.lock().segments[0].index.is_complete());
+    assert_eq!(log.offset_for_timestamp(1005, Offset(0), Offset(12)).await.unwrap(), Some(Offset(6)));
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_reader_sees_the_new_entries_after_a_truncation() {
     let (disk, _store, log) = fresh(RaftConfig { tail_cache_bytes: 0, ..small() }).await;
@@ -76,19 +102,25 @@ async fn a_time_is_found_by_the_frame_that_reaches_it() {
     // Frame n begins at offset 2n and carries the time 1000 + 2n.
     fill(&log, 1, 30, 200).await;
     for _ in 0..2 {
-        assert_eq!(log.offset_for_timestamp(0, Offset(60)).await.unwrap(), Some(Offset(0)));
-        assert_eq!(log.offset_for_timestamp(1021, Offset(60)).await.unwrap(), Some(Offset(22)));
-        assert_eq!(log.offset_for_timestamp(1058, Offset(60)).await.unwrap(), Some(Offset(58)));
-        assert_eq!(log.offset_for_timestamp(1059, Offset(60)).await.unwrap(), None);
+        assert_eq!(log.offset_for_timestamp(0, Offset(0), Offset(60)).await.unwrap(), Some(Offset(0)));
+        assert_eq!(log.offset_for_timestamp(1021, Offset(0), Offset(60)).await.unwrap(), Some(Offset(22)));
+        assert_eq!(log.offset_for_timestamp(1058, Offset(0), Offset(60)).await.unwrap(), Some(Offset(58)));
+        assert_eq!(log.offset_for_timestamp(1059, Offset(0), Offset(60)).await.unwrap(), None);
         // Not above the limit.
-        assert_eq!(log.offset_for_timestamp(1021, Offset(20)).await.unwrap(), None);
+        assert_eq!(log.offset_for_timestamp(1021, Offset(0), Offset(20)).await.unwrap(), None);
         rest().await;
     }
     store.close().await.unwrap();
     drop(store);
     let store = open(&disk, small(), SnapshotAt::Boundary).await;
     let log = &store.replicas()[0].log;
-    assert_eq!(log.offset_for_timestamp(1021, Offset(60)).await.unwrap(), Some(Offset(22)));
+    assert_eq!(log.offset_for_timestamp(1021, Offset(0), Offset(60)).await.unwrap(), Some(Offset(22)));
+    assert_eq!(log.offset_for_timestamp(1021, Offset(31), Offset(60)).await.unwrap(), Some(Offset(30)));
+    // Only one stretch of the one segment that holds it is read, however long the log is.
+    disk.record_trace();
+    assert_eq!(log.offset_for_timestamp(1050, Offset(0), Offset(60)).await.unwrap(), Some(Offset(50)));
+    let read: Vec<_> = disk.take_trace().into_iter().filter(in_segment).map(|op| op.path).collect();
+    assert!(read.iter().all(|path| *path == read[0]), "{read:?}");
 }
 
 #[tokio::test(start_paused = true)]

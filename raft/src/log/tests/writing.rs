@@ -24,9 +24,9 @@ fn stored(index: u64, base_offset: u64, payload: &[u8]) -> Frame {
 async fn a_leaders_entry_is_decided_and_stamped_at_append() {
     let (_, _store, log) = fresh(small()).await;
     let (tell, told) = oneshot::channel();
-    let accepted = Proposal { payload: test_payload(3, 1, 0, b"abc"), flushed: Some(tell) };
+    let accepted = Proposal { payload: test_payload(3, 1, 0, b"abc"), flushed: Some(tell), stages: None };
     let (tell_void, told_void) = oneshot::channel();
-    let repeated = Proposal { payload: test_payload(3, 1, 0, b"abc"), flushed: Some(tell_void) };
+    let repeated = Proposal { payload: test_payload(3, 1, 0, b"abc"), flushed: Some(tell_void), stages: None };
     let next = test_payload(1, 1, 1, b"d");
     let entries = vec![
         NewEntry::Blank(log_id(2, 0)),

@@ -8,7 +8,7 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::config::RaftConfig;
-use crate::disk::sim::{EIO, Fault, OpKind, SimDisk};
+use crate::disk::sim::{Fault, OpKind, SimDisk};
 use crate::error::ProposeError;
 use crate::raft_group::RaftGroup;
 use crate::raft_groups::GroupEvent;
@@ -16,8 +16,10 @@ use crate::raft_groups::door::Door;
 use crate::transport::{RaftService, Target, TransferLeaderRequest, VoteRequest};
 use crate::types::{BrokerId, GroupId, Outcome, ReplicaHome, ReplicaId, vote};
 
+mod catch_up;
 mod cluster;
 mod retention;
+mod rot;
 
 use cluster::{Cluster, config, offset, propose};
 
@@ -590,7 +592,8 @@ fn from_files() -> RaftConfig {
 fn fail_reads(disk: &SimDisk, count: u64) {
     for skip in 0..count {
         let path_contains = "groups/1-11".to_owned();
-        disk.inject(Fault { kind: OpKind::Read, path_contains, skip, errno: EIO, loses_data: false });
+        // Too many open files: unlike EIO, no sign of rot.
+        disk.inject(Fault { kind: OpKind::Read, path_contains, skip, errno: 24, loses_data: false });
     }
 }
 

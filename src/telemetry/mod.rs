@@ -1,4 +1,9 @@
-//! Logs: to stderr, as text or one JSON object a line. Which ones is `PONTOON_LOG`'s choice, by tracing's own rules.
+//! What an operator sees of a process: its metrics ([`recorder`], [`process`]) and its logs.
+//!
+//! Logs go to stderr, as text or one JSON object a line. Which ones is `PONTOON_LOG`'s choice, by tracing's own rules.
+
+pub mod process;
+pub mod recorder;
 
 use std::io::IsTerminal;
 

@@ -1,0 +1,292 @@
+//! Rot in a cluster (RULES.md R7): repaired in place from whoever has a good copy, never served, nothing acknowledged lost.
+
+use std::path::{Path, PathBuf};
+
+use super::*;
+use crate::disk::sim::ENOSPC;
+use crate::disk::{Disk, read_file};
+
+fn folder(broker: u32) -> PathBuf {
+    Path::new("/data/groups").join(format!("1-{}", 10 + broker))
+}
+
+/// The segment files of group 1 on a disk, oldest first, with their contents.
+async fn segments(disk: &SimDisk, broker: u32) -> Vec<(PathBuf, Bytes)> {
+    let mut found = Vec::new();
+    for entry in disk.read_dir(&folder(broker)).await.unwrap() {
+        if entry.name.ends_with(".segment") {
+            let path = folder(broker).join(&entry.name);
+            let bytes = read_file(disk, &path, u64::MAX).await.unwrap();
+            found.push((path, bytes));
+        }
+    }
+    found
+}
+
+/// Three brokers that have written `count` records and brought them into their files; the tail cache holds next to nothing.
+async fn written(count: usize) -> Cluster {
+    let cluster = Cluster::start_with(3, from_files()).await;
+    let group = cluster.create(1).await;
+    write_all(&group, &names(count)).await;
+    for broker in 1..=3 {
+        cluster.shows(broker, 1, &names(count)).await;
+    }
+    sleep(Duration::from_secs(2)).await;
+    for broker in cluster.brokers.values() {
+        broker.store.checkpoint().await.unwrap();
+    }
+    cluster
+}
+
+/// Waits until a broker knows of no rot in group 1.
+async fn repaired(cluster: &Cluster, broker: u32) {
+    let whole = async {
+        while cluster.group(broker, 1).log().is_rotten() {
+            sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let limit = timeout(Duration::from_secs(60), whole).await;
+    assert!(limit.is_ok(), "broker {broker}: {:?}", cluster.group(broker, 1).log().rot());
+}
+
+/// Looks at everything, as the scrub does, until all is repaired and sound.
+async fn scrubbed(cluster: &Cluster, broker: u32) {
+    let _ = cluster.group(broker, 1).log().verify().await;
+    repaired(cluster, broker).await;
+    cluster.group(broker, 1).log().verify().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rotten_replica_is_repaired_in_place_and_keeps_its_id_and_its_vote() {
+    let cluster = written(300).await;
+    for broker in [1, 3] {
+        let disk = cluster.brokers[&broker].disk.clone();
+        let before = segments(&disk, broker).await;
+        assert!(before.len() > 4, "{}", before.len());
+        let vote = cluster.group(broker, 1).log().vote();
+        for (number, (path, bytes)) in before.iter().enumerate().take(before.len() - 1) {
+            // A header, a payload, the first byte, the last one.
+            let at = [70, 110, 0, bytes.len() as u64 - 1][number % 4];
+            disk.flip_bit(path, at, 3);
+        }
+        scrubbed(&cluster, broker).await;
+        assert!(segments(&disk, broker).await == before, "the very bytes are back");
+        let group = cluster.group(broker, 1);
+        assert_eq!((group.replica(), group.log().vote()), (ReplicaId(10 + u64::from(broker)), vote));
+        assert_eq!(cluster.records(broker, 1).await, names(300));
+        assert!(cluster.brokers[&broker].groups.lost().is_empty());
+    }
+    assert_eq!(cluster.leader(1, &[1, 2, 3]).await, 1, "a repair that succeeds at once costs no leadership");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reader_waits_for_the_repair_and_never_sees_what_is_rotten() {
+    let cluster = written(300).await;
+    let disk = &cluster.brokers[&1].disk;
+    for (path, bytes) in segments(disk, 1).await {
+        disk.flip_bit(&path, bytes.len() as u64 / 2, 1);
+    }
+    // A client on the leader; then a follower that was away, for which the leader reads.
+    assert_eq!(cluster.records(1, 1).await, names(300));
+    repaired(&cluster, 1).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn lost_and_shortened_segments_are_fetched_again_after_a_restart() {
+    let mut cluster = written(300).await;
+    let before = segments(&cluster.brokers[&3].disk, 3).await;
+    let disk = cluster.kill(3).await;
+    // Not the last one: what stands above the commit index is another story.
+    for (number, (path, bytes)) in before.iter().enumerate().take(before.len() - 1) {
+        match number % 3 {
+            0 => disk.remove_file(path).await.unwrap(),
+            1 => disk.truncate(path, bytes.len() as u64 / 2),
+            _ => {}
+        }
+    }
+    cluster.boot(3, disk).await;
+    assert!(!cluster.brokers[&3].store.rotten().is_empty() && cluster.brokers[&3].store.corrupt().is_empty());
+    write_all(&cluster.group(1, 1), &["record 300".to_owned()]).await;
+    scrubbed(&cluster, 3).await;
+    cluster.shows(3, 1, &names(301)).await;
+    let after = segments(&cluster.brokers[&3].disk, 3).await;
+    for ((path, bytes), (_, now)) in before.iter().zip(&after) {
+        assert!(
+            now.starts_with(&bytes[..bytes.len().min(now.len())]) && now.len() >= bytes.len(),
+            "{}",
+            path.display()
+        );
+    }
+    // It is a follower like any other.
+    let disk = cluster.kill(2).await;
+    propose(&cluster.group(1, 1), "record 301").await.unwrap();
+    cluster.boot(2, disk).await;
+}
+
+/// The scenario of RULES.md R7: each of two replicas lacks something, the third is gone for good, and still nothing is lost.
+#[tokio::test(start_paused = true)]
+async fn two_replicas_that_are_rotten_in_different_places_make_each_other_whole() {
+    let mut cluster = written(300).await;
+    drop(cluster.kill(3).await);
+    let disks = [cluster.kill(1).await, cluster.kill(2).await];
+    for (broker, disk) in [1u32, 2].into_iter().zip(&disks) {
+        for (number, (path, bytes)) in segments(disk, broker).await.into_iter().enumerate() {
+            match (number % 2 == broker as usize % 2, number % 4 < 2) {
+                (true, true) => disk.flip_bit(&path, bytes.len() as u64 / 2, 5),
+                (true, false) => disk.remove_file(&path).await.unwrap(),
+                _ => {}
+            }
+        }
+    }
+    for (broker, disk) in [1, 2].into_iter().zip(disks) {
+        cluster.boot(broker, disk).await;
+    }
+    for broker in [1, 2] {
+        scrubbed(&cluster, broker).await;
+    }
+    let leader = cluster.leader(1, &[1, 2]).await;
+    propose(&cluster.group(leader, 1), "record 300").await.unwrap();
+    for broker in [1, 2] {
+        cluster.shows(broker, 1, &names(301)).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_rotten_on_two_is_kept_until_the_third_returns_with_it() {
+    let mut cluster = written(300).await;
+    let away = cluster.kill(3).await;
+    for broker in [1, 2] {
+        let disk = &cluster.brokers[&broker].disk;
+        let (path, _) = segments(disk, broker).await.remove(1);
+        disk.flip_bit(&path, 100, 2);
+        assert!(cluster.group(broker, 1).log().verify().await.is_err());
+    }
+    sleep(Duration::from_secs(30)).await;
+    for broker in [1, 2] {
+        let rot = cluster.group(broker, 1).log().rot();
+        assert_eq!(rot.len(), 1);
+        assert!(rot[0].outlook.as_ref().is_some_and(|why| why.contains("was not found")), "{rot:?}");
+        let log = cluster.group(broker, 1).log().clone();
+        let read = log.read(log.log_start_offset(), log.high_watermark(), usize::MAX).await.unwrap();
+        assert!(read.len() < 300 && !read.is_empty(), "what is good before the rot is served");
+    }
+    cluster.boot(3, away).await;
+    for broker in [1, 2] {
+        repaired(&cluster, broker).await;
+        cluster.shows(broker, 1, &names(300)).await;
+    }
+    let leader = cluster.leader(1, &[1, 2, 3]).await;
+    propose(&cluster.group(leader, 1), "record 300").await.unwrap();
+}
+
+/// The next so many writes to this file find a full disk.
+fn fail_writes(disk: &SimDisk, path: &Path, count: u64) {
+    for skip in 0..count {
+        let path_contains = path.to_string_lossy().into_owned();
+        disk.inject(Fault { kind: OpKind::Write, path_contains, skip, errno: ENOSPC, loses_data: false });
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rotten_replica_votes_but_does_not_lead() {
+    let mut cluster = written(300).await;
+    let disk = cluster.brokers[&1].disk.clone();
+    let (path, _) = segments(&disk, 1).await.remove(1);
+    fail_writes(&disk, &path, 20);
+    disk.flip_bit(&path, 100, 2);
+    assert!(cluster.group(1, 1).log().verify().await.is_err());
+    // It led, and hands over, since it could not be repaired at once.
+    let leader = cluster.leader(1, &[2, 3]).await;
+    assert!(cluster.group(1, 1).log().is_rotten());
+    assert!(cluster.group(leader, 1).transfer_leader(ReplicaId(11)).await.is_err(), "it does not take it back");
+    let next = cluster.leader(1, &[2, 3]).await;
+    let dead = cluster.kill(next).await;
+    // Two are left, and the rotten one's vote is needed.
+    let other = 5 - next;
+    assert_eq!(cluster.leader(1, &[1, other]).await, other);
+    propose(&cluster.group(other, 1), "record 300").await.unwrap();
+    cluster.boot(next, dead).await;
+    let room = async {
+        while cluster.brokers[&1].disk.faults_left() > 0 {
+            sleep(Duration::from_millis(100)).await;
+        }
+    };
+    timeout(Duration::from_secs(600), room).await.unwrap();
+    repaired(&cluster, 1).await;
+    cluster.shows(1, 1, &names(301)).await;
+    cluster.group(other, 1).transfer_leader(ReplicaId(11)).await.unwrap();
+    assert_eq!(cluster.leader(1, &[1, 2, 3]).await, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_only_replica_serves_around_the_rot() {
+    let mut cluster = Cluster::start_with(1, from_files()).await;
+    let group = cluster.create(1).await;
+    write_all(&group, &names(300)).await;
+    sleep(Duration::from_secs(2)).await;
+    cluster.brokers[&1].store.checkpoint().await.unwrap();
+    let (path, _) = segments(&cluster.brokers[&1].disk, 1).await.remove(1);
+    let disk = cluster.kill(1).await;
+    disk.remove_file(&path).await.unwrap();
+    cluster.boot(1, disk).await;
+    assert_eq!(cluster.leader(1, &[1]).await, 1);
+    sleep(Duration::from_secs(5)).await;
+    let log = cluster.group(1, 1).log().clone();
+    let rot = log.rot();
+    assert!(rot[0].outlook.as_ref().unwrap().contains("no other replica"), "{rot:?}");
+    let segments = log.segments();
+    let (lost, next) = (segments[1], segments[2]);
+    assert!(log.read(lost.base_offset, log.high_watermark(), 1).await.is_err());
+    let behind = log.read(next.base_offset, log.high_watermark(), usize::MAX).await.unwrap();
+    assert_eq!(behind.last().unwrap().payload, Bytes::from_static(b"record 299"));
+    let before = log.read(log.log_start_offset(), lost.base_offset, usize::MAX).await.unwrap();
+    assert_eq!(before.len() as u64, lost.base_offset.0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rotten_replica_that_is_replaced_is_moved_aside_and_kept() {
+    let mut cluster = written(300).await;
+    let disk = cluster.brokers[&3].disk.clone();
+    let (path, _) = segments(&disk, 3).await.remove(1);
+    disk.flip_bit(&path, 100, 2);
+    let groups = cluster.brokers[&3].groups.clone();
+    let log = cluster.group(3, 1).log().clone();
+    fail_writes(&disk, &path, 1000);
+    // Its core ends, its files stay, and it is reported.
+    assert!(log.verify().await.is_err());
+    assert!(groups.hosted.set_aside(&log, "for a test").await);
+    assert_eq!(groups.lost().len(), 1);
+    groups.create(GroupId(1), ReplicaId(99)).await.unwrap();
+    for _ in 0..2 {
+        let kept = cluster.brokers[&3].store.quarantined();
+        assert_eq!(kept, [PathBuf::from("/data/groups/quarantined-1-13")]);
+        assert!(cluster.brokers[&3].disk.read_dir(&kept[0]).await.unwrap().len() > 4);
+        assert!(cluster.brokers[&3].store.unknown_folders().is_empty());
+        cluster.restart(3).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_replica_that_cannot_start_because_of_rot_is_repaired_first() {
+    let mut cluster = written(300).await;
+    for broker in [1, 2] {
+        let disk = cluster.kill(broker).await;
+        // The last segment's first header: what stands behind it, up to the log's end, cannot be found.
+        let (path, _) = segments(&disk, broker).await.pop().unwrap();
+        disk.flip_bit(&path, if broker == 1 { 3 } else { 500 }, 1);
+        disk.flip_bit(&path, 58, 1);
+        cluster.boot(broker, disk).await;
+    }
+    let open = async {
+        while (1..=2).any(|broker| cluster.brokers[&broker].groups.get(GroupId(1)).is_none()) {
+            sleep(Duration::from_millis(50)).await;
+        }
+    };
+    timeout(Duration::from_secs(60), open).await.unwrap();
+    let leader = cluster.leader(1, &[1, 2, 3]).await;
+    propose(&cluster.group(leader, 1), "record 300").await.unwrap();
+    for broker in 1..=3 {
+        cluster.shows(broker, 1, &names(301)).await;
+        assert_eq!(cluster.group(broker, 1).replica(), ReplicaId(10 + u64::from(broker)));
+    }
+}

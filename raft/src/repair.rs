@@ -1,0 +1,277 @@
+//! Repair in place (RULES.md R7): what is rotten in a log is fetched from a peer, verified against what Raft knows, and put back. The
+//! replica keeps its id and its vote; until it is whole it does not lead, if another can.
+//!
+//! One task per broker, woken when a reader, the scrub or recovery finds rot, and again while something is left. Reading and writing
+//! segments is [`crate::log`]'s; here it is decided whom to ask, when to try again, who leads meanwhile, and when a replica is
+//! given up: what is rotten *above* the commit index and nobody else has may not be made up for by anyone, so such a replica is
+//! set aside, and the controller gives the group another one.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use futures_util::StreamExt;
+use futures_util::future::BoxFuture;
+use futures_util::stream;
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::journal::SegmentName;
+use crate::log::Log;
+use crate::log::frame::{Frame, FrameHeader};
+use crate::log::mend::{FrameSource, MendError, Wanted};
+use crate::raft_groups::Hosted;
+use crate::recovery::ReplicaKey;
+use crate::store::Replica;
+use crate::transport::{FramesRequest, Liveness, Transport};
+use crate::types::{BrokerId, GroupId};
+
+/// How often the end of the broker, and what is due, is looked for.
+const POLL: Duration = Duration::from_millis(250);
+/// Before the second attempt; it doubles up to [`PAUSE_MAX`].
+const PAUSE: Duration = Duration::from_millis(250);
+const PAUSE_MAX: Duration = Duration::from_secs(10);
+/// How long a peer may take for an answer.
+const ANSWER_WAIT: Duration = Duration::from_secs(10);
+/// Logs that are repaired at the same time.
+const CONCURRENT: usize = 4;
+/// Attempts after which a replica that is rotten above its commit index is set aside.
+const ATTEMPTS_MAX: u32 = 4;
+
+/// The same for one that does not run yet and so cannot know who leads: some minutes.
+const OPENING_ATTEMPTS_MAX: u32 = 20;
+
+/// When something is tried again.
+struct Attempt {
+    due: Instant,
+    count: u32,
+}
+
+/// Repairs until the groups are gone.
+pub(crate) async fn run(hosted: Weak<Hosted>) {
+    let mut attempts: BTreeMap<(ReplicaKey, SegmentName), Attempt> = BTreeMap::new();
+    loop {
+        // Held only for a moment at a time: a directory that is dropped without being closed must let go of its lock.
+        let Some(context) = hosted.upgrade().filter(|hosted| !hosted.is_closed()).map(|hosted| hosted.store.context())
+        else {
+            return;
+        };
+        let _ = timeout(POLL, context.rot_found.notified()).await;
+        drop(context);
+        let Some(hosted) = hosted.upgrade().filter(|hosted| !hosted.is_closed()) else { return };
+        round(&hosted, &mut attempts).await;
+    }
+}
+
+async fn round(hosted: &Arc<Hosted>, attempts: &mut BTreeMap<(ReplicaKey, SegmentName), Attempt>) {
+    let logs: Vec<Arc<Log>> = hosted.store.replicas().into_iter().map(|replica| replica.log).collect();
+    let rotten: Vec<Arc<Log>> = logs.into_iter().filter(|log| log.is_rotten()).collect();
+    metrics::gauge!("pontoon_log_rotten_replicas").set(rotten.len() as f64);
+    let now = Instant::now();
+    let due = |log: &Log, segment: SegmentName| {
+        let attempt = attempts.get(&((log.group(), log.replica()), segment));
+        attempt
+            .is_none_or(|attempt| attempt.due <= now)
+            .then_some((segment, attempt.map_or(0, |attempt| attempt.count)))
+    };
+    let mut work = Vec::new();
+    for log in &rotten {
+        let segments: Vec<_> = log.rot().into_iter().filter_map(|rot| due(log, rot.segment)).collect();
+        if !segments.is_empty() {
+            work.push((log.clone(), segments));
+        }
+    }
+    attempts
+        .retain(|((group, replica), _), _| rotten.iter().any(|log| (log.group(), log.replica()) == (*group, *replica)));
+    let repairs = stream::iter(work).map(|(log, segments)| async move {
+        hosted.stand_aside(&log, true).await;
+        let mut failed = Vec::new();
+        for (segment, count) in segments {
+            if !repair(hosted, &log, segment, count).await {
+                failed.push((segment, count + 1));
+            }
+        }
+        hosted.stand_aside(&log, failed.is_empty()).await;
+        ((log.group(), log.replica()), failed)
+    });
+    let done: Vec<_> = repairs.buffer_unordered(CONCURRENT).collect().await;
+    for (key, failed) in done {
+        for (segment, count) in failed {
+            let pause = PAUSE.saturating_mul(1 << count.min(10)).min(PAUSE_MAX);
+            attempts.insert((key, segment), Attempt { due: Instant::now() + pause, count });
+        }
+    }
+}
+
+/// One attempt. True: there is nothing left to do.
+async fn repair(hosted: &Arc<Hosted>, log: &Arc<Log>, segment: SegmentName, count: u32) -> bool {
+    let (group, replica) = (log.group(), log.replica());
+    let mut peers = PeerFrames::new(hosted, log);
+    let error = match log.mend_segment(segment, &mut peers).await {
+        Ok(mended) => {
+            tracing::warn!(%group, %replica, ?segment, mended.frames, mended.bytes, "rotten segment repaired");
+            metrics::counter!("pontoon_log_repairs_total").increment(1);
+            metrics::counter!("pontoon_log_repaired_bytes_total").increment(mended.bytes);
+            return true;
+        }
+        Err(MendError::Changed) => return false,
+        Err(error) => error,
+    };
+    if count == 0 {
+        tracing::error!(%group, %replica, ?segment, %error, "rotten segment not repaired yet");
+    } else {
+        tracing::debug!(%group, %replica, ?segment, %error, count, "rotten segment not repaired yet");
+    }
+    metrics::counter!("pontoon_log_repair_failures_total").increment(1);
+    log.note_outlook(segment, &error.to_string());
+    if let MendError::NotFound { index, .. } = error {
+        let above = log.committed_log_id().is_none_or(|committed| committed.index < index);
+        let why = || format!("rotten above its commit index: {error}");
+        if above && count >= OPENING_ATTEMPTS_MAX && hosted.take_opening(group, replica) {
+            hosted.report_lost(group, replica, why());
+            return true;
+        }
+        if above && count >= ATTEMPTS_MAX {
+            return hosted.set_aside(log, &why()).await;
+        }
+    }
+    false
+}
+
+/// Starts a replica once nothing in it is rotten any more.
+pub(crate) fn open_when_mended(hosted: Weak<Hosted>, replica: Replica) -> BoxFuture<'static, ()> {
+    Box::pin(async move {
+        loop {
+            sleep(POLL).await;
+            let Some(hosted) = hosted.upgrade().filter(|hosted| !hosted.is_closed()) else { return };
+            if !hosted.is_opening(replica.group, replica.replica) {
+                return;
+            }
+            if !replica.log.is_rotten() {
+                return hosted.host_mended(replica).await;
+            }
+        }
+    })
+}
+
+impl Hosted {
+    /// Keeps a rotten replica from leading: it does not run, and after a first attempt that failed it hands over what it
+    /// leads. Once it is whole it may again.
+    async fn stand_aside(&self, log: &Log, hope: bool) {
+        let Some(group) = self.get(log.group()).filter(|group| group.replica() == log.replica()) else { return };
+        group.raft().runtime_config().elect(group.may_lead());
+        if hope || group.may_lead() || group.leading_term().is_none() {
+            return;
+        }
+        match self.heir(&group) {
+            None => tracing::warn!(group = %log.group(), "its log is rotten, and nobody can take leadership over"),
+            Some(to) => match group.transfer_leader(to).await {
+                Ok(()) => tracing::warn!(group = %log.group(), %to, "its log is rotten: leadership handed over"),
+                Err(error) => {
+                    tracing::warn!(group = %log.group(), %to, %error, "its log is rotten, and still it leads")
+                }
+            },
+        }
+    }
+
+    /// Ends a replica that cannot be repaired in place. It is reported lost; its files stay. Not if its group would be left without a
+    /// leader that can do without it. Returns whether it was.
+    pub(crate) async fn set_aside(&self, log: &Log, why: &str) -> bool {
+        let Some(group) = self.get(log.group()).filter(|group| group.replica() == log.replica()) else { return false };
+        let led_elsewhere = group.status().leader.is_some_and(|leader| leader.replica != log.replica());
+        if !led_elsewhere {
+            return false;
+        }
+        self.end_lost(&group, why).await;
+        true
+    }
+}
+
+/// A group's entries, from the brokers of its other members.
+struct PeerFrames {
+    transport: Transport,
+    group: GroupId,
+    /// Whom to ask, the likeliest first.
+    brokers: Vec<BrokerId>,
+    /// What came with the last answer and has not been wanted yet.
+    ready: VecDeque<Frame>,
+}
+
+impl PeerFrames {
+    fn new(hosted: &Hosted, log: &Log) -> Self {
+        let transport = hosted.transport.clone();
+        let leader = hosted.get(log.group()).and_then(|group| group.status().leader).map(|leader| leader.broker);
+        let membership = log.membership_at(Some(u64::MAX));
+        let mut brokers: Vec<BrokerId> = membership.membership().nodes().map(|(_, home)| home.broker).collect();
+        brokers.retain(|broker| *broker != transport.broker());
+        brokers
+            .sort_by_key(|broker| (Some(*broker) != leader, transport.liveness(*broker) != Liveness::Alive, *broker));
+        brokers.dedup();
+        Self { transport, group: log.group(), brokers, ready: VecDeque::new() }
+    }
+
+    async fn find(&mut self, wanted: Wanted) -> Result<Frame, String> {
+        while self.ready.front().is_some_and(|frame| frame.header.index < wanted.index) {
+            self.ready.pop_front();
+        }
+        if let Some(frame) = self.ready.pop_front().filter(|frame| wanted.fits(&frame.header)) {
+            return Ok(frame);
+        }
+        let mut said = Vec::new();
+        for at in 0..self.brokers.len() {
+            let broker = self.brokers[at];
+            match self.ask(broker, wanted).await {
+                Ok(mut frames) => match frames.pop_front() {
+                    Some(frame) if wanted.fits(&frame.header) => {
+                        self.ready = frames;
+                        self.brokers.swap(0, at);
+                        return Ok(frame);
+                    }
+                    other => {
+                        let other =
+                            other.map(|frame| (frame.header.term, frame.header.index, frame.header.base_offset));
+                        said.push(format!("broker {broker} has another entry there: {other:?}"));
+                    }
+                },
+                Err(why) => said.push(why),
+            }
+        }
+        Err(if said.is_empty() { "there is no other replica".to_owned() } else { said.join("; ") })
+    }
+
+    /// The frames from the wanted one on that one answer holds; the first one whole, however long it is.
+    async fn ask(&self, broker: BrokerId, wanted: Wanted) -> Result<VecDeque<Frame>, String> {
+        let mut bytes = BytesMut::new();
+        loop {
+            let (from, skip) = (wanted.index, bytes.len() as u64);
+            // Of a long frame's rest nothing else is wanted.
+            let to = if skip == 0 { wanted.until } else { wanted.index + 1 };
+            let request = FramesRequest { group: self.group, from, to, skip };
+            let answer =
+                self.transport.frames(broker, request, ANSWER_WAIT).await.map_err(|error| error.to_string())?;
+            bytes.extend_from_slice(&answer);
+            let header = FrameHeader::decode(&bytes).map_err(|error| format!("broker {broker}: {error}"))?;
+            if !wanted.fits(&header) || bytes.len() as u64 >= header.frame_bytes() {
+                return Ok(split(bytes.freeze()));
+            }
+            if answer.is_empty() {
+                return Err(format!("broker {broker} gave {} of {} bytes", bytes.len(), header.frame_bytes()));
+            }
+        }
+    }
+}
+
+impl FrameSource for PeerFrames {
+    fn frame(&mut self, wanted: Wanted) -> BoxFuture<'_, Result<Frame, String>> {
+        Box::pin(self.find(wanted))
+    }
+}
+
+/// The whole, sound frames at the front. A payload keeps the memory of its answer alive, 1 MiB or one frame.
+fn split(mut bytes: Bytes) -> VecDeque<Frame> {
+    let mut frames = VecDeque::new();
+    while let Ok(frame) = Frame::decode(&mut bytes) {
+        frames.push_back(frame);
+    }
+    frames
+}

@@ -1,0 +1,212 @@
+//! What an operator sees, on the real binary: every metric that is promised is served, it moves when it should, and the
+//! dashboard and the alerts in docs/ ask for nothing that is not there.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::time::{Duration, Instant};
+
+use pontoon_raft::instruments::Instrument;
+use reqwest::StatusCode;
+use serde_json::Value;
+
+use crate::support::{Cluster, PATIENCE};
+
+/// A broker's `/metrics`.
+async fn scrape(cluster: &Cluster, id: u32) -> String {
+    let response = cluster.http.get(format!("{}/metrics", cluster.url(id))).send().await.unwrap();
+    assert_eq!(response.status(), StatusCode::OK);
+    assert_eq!(response.headers()["content-type"], "text/plain; version=0.0.4; charset=utf-8");
+    response.text().await.unwrap()
+}
+
+/// The sum of a metric over its series (a histogram's count).
+fn value(text: &str, name: &str) -> f64 {
+    let count = format!("{name}_count");
+    let of = |line: &&str| {
+        let starts = |name: &str| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' ']));
+        starts(name) || starts(&count)
+    };
+    text.lines().filter(of).filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok()).sum()
+}
+
+/// The metrics that stand in the text, by kind.
+fn served(text: &str) -> BTreeMap<&str, &str> {
+    text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' ')).collect()
+}
+
+fn promised() -> Vec<Instrument> {
+    let all = pontoon::broker::observe::instruments().chain(pontoon::http::metrics::instruments());
+    all.chain(pontoon::telemetry::process::instruments()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_promised_metric_is_served_and_moves() {
+    let mut cluster = Cluster::start(3).await;
+    cluster.create_topic(1, "t", 3).await;
+    for partition in 0..3 {
+        cluster.produce_text(1, "t", partition, "counted").await;
+        cluster.fetch_all(2, "t", partition).await;
+    }
+    let missing = format!("{}/v1/topics/none", cluster.url(1));
+    assert_eq!(cluster.http.get(missing).send().await.unwrap().status(), StatusCode::NOT_FOUND);
+    let mut total: BTreeMap<&str, f64> = BTreeMap::new();
+    for id in 1..=3 {
+        let text = scrape(&cluster, id).await;
+        let served = served(&text);
+        for Instrument { kind, name, help } in promised() {
+            assert_eq!(served.get(name), Some(&kind), "broker {id}: {name}");
+            assert!(text.contains(&format!("# HELP {name} {}\n", help.trim())), "broker {id}: {name} has no help");
+            *total.entry(name).or_default() += value(&text, name);
+        }
+        let bare: Vec<_> = served.keys().filter(|name| !text.contains(&format!("# HELP {name} "))).collect();
+        assert!(bare.is_empty(), "broker {id} serves what nobody explains: {bare:?}");
+        let foreign =
+            text.lines().filter(|line| line.contains("broker=\"") && !line.contains(&format!("broker=\"{id}\"")));
+        assert_eq!(foreign.collect::<Vec<_>>(), Vec::<&str>::new(), "broker {id}");
+    }
+    for (name, least) in [
+        ("pontoon_produce_records_total", 3.0),
+        ("pontoon_produce_batches_total", 3.0),
+        ("pontoon_produce_duration_seconds", 3.0),
+        ("pontoon_produce_queue_seconds", 3.0),
+        ("pontoon_produce_journal_seconds", 3.0),
+        ("pontoon_produce_replicate_seconds", 3.0),
+        ("pontoon_fetch_records_total", 3.0),
+        ("pontoon_fetch_duration_seconds", 3.0),
+        ("pontoon_replication_requests_total", 3.0),
+        ("pontoon_replication_duration_seconds", 3.0),
+        ("pontoon_replication_bytes_total", 100.0),
+        ("pontoon_journal_rounds_total", 3.0),
+        ("pontoon_journal_sync_seconds", 3.0),
+        ("pontoon_log_append_bytes_total", 100.0),
+        ("pontoon_raft_elections_won_total", 4.0),
+        ("pontoon_checkpoints_total", 3.0),
+        ("pontoon_tail_cache_hits_total", 3.0),
+        ("pontoon_refusals_total", 1.0),
+        ("pontoon_http_requests_total", 10.0),
+        ("pontoon_http_forwarded_total", 1.0),
+        ("pontoon_disk_available_bytes", 1.0),
+        ("pontoon_process_open_fds", 10.0),
+    ] {
+        assert!(total[name] >= least, "{name} is {} on all brokers together", total[name]);
+    }
+    assert_eq!((total["pontoon_ready"], total["pontoon_controller"], total["pontoon_broker_leads"]), (3.0, 1.0, 3.0));
+    // A death shows, and what it costs.
+    cluster.kill(3);
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let texts = [scrape(&cluster, 1).await, scrape(&cluster, 2).await];
+        let sum = |name| texts.iter().map(|text| value(text, name)).sum::<f64>();
+        let alive = texts.iter().all(|text| text.contains("peer=\"3\"} 0\n"));
+        if alive && sum("pontoon_broker_leads") == 3.0 && sum("pontoon_partitions_under_replicated") == 3.0 {
+            break;
+        }
+        assert!(Instant::now() < deadline, "{}", texts[0]);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_produce_says_where_its_time_went() {
+    let cluster = Cluster::start(3).await;
+    cluster.create_topic(1, "t", 1).await;
+    for id in 1..=3 {
+        // Through a follower too: the leader's word is passed on.
+        let url = format!("{}/v1/topics/t/partitions/0/records", cluster.url(id));
+        let request = cluster.http.post(&url).header("content-type", "text/plain").body("timed");
+        let answer = request.send().await.unwrap();
+        assert_eq!(answer.status(), StatusCode::OK);
+        let timing = answer.headers()["server-timing"].to_str().unwrap().to_owned();
+        let stages: Vec<(&str, f64)> = timing
+            .split(", ")
+            .map(|stage| stage.split_once(";dur=").map(|(name, ms)| (name, ms.parse().unwrap())).unwrap())
+            .collect();
+        assert_eq!(
+            stages.iter().map(|(name, _)| *name).collect::<Vec<_>>(),
+            ["queue", "journal", "replicate"],
+            "{timing}"
+        );
+        assert!(stages.iter().map(|(_, ms)| ms).sum::<f64>() > 0.0, "{timing}");
+    }
+}
+
+fn doc(name: &str) -> String {
+    fs::read_to_string(format!("{}/docs/{name}", env!("CARGO_MANIFEST_DIR"))).unwrap()
+}
+
+/// Every `pontoon_…` word of a text.
+fn named(text: &str) -> BTreeSet<&str> {
+    let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+    words.filter(|word| word.starts_with("pontoon_")).collect()
+}
+
+/// What a query may ask for: metrics, and a histogram's parts.
+fn queryable() -> BTreeSet<String> {
+    let mut names = BTreeSet::new();
+    for Instrument { kind, name, .. } in promised().into_iter().chain(pontoon::kafka::metrics::instruments()) {
+        match kind {
+            "histogram" => names.extend(["bucket", "sum", "count"].map(|part| format!("{name}_{part}"))),
+            _ => drop(names.insert(name.to_owned())),
+        }
+    }
+    names
+}
+
+#[test]
+fn the_dashboard_and_the_alerts_ask_for_what_is_served() {
+    let known = queryable();
+    for file in ["grafana.json", "alerts.yml"] {
+        let text = doc(file);
+        let named = named(&text);
+        assert!(named.len() > 8, "{file} asks for next to nothing");
+        let unknown: Vec<_> = named.iter().filter(|name| !known.contains(**name)).collect();
+        assert!(unknown.is_empty(), "{file}: {unknown:?}");
+    }
+}
+
+#[test]
+fn the_dashboard_is_whole() {
+    let dashboard: Value = serde_json::from_str(&doc("grafana.json")).unwrap();
+    let panels = dashboard["panels"].as_array().unwrap();
+    let (mut ids, mut shown) = (BTreeSet::new(), BTreeSet::new());
+    for panel in panels {
+        let title = panel["title"].as_str().unwrap();
+        assert!(ids.insert(panel["id"].as_u64().unwrap()), "{title}: its id is another's");
+        if panel["type"] == "row" {
+            continue;
+        }
+        assert!(!panel["description"].as_str().unwrap_or_default().is_empty(), "{title} says not what it shows");
+        for target in panel["targets"].as_array().unwrap() {
+            let query = target["expr"].as_str().unwrap();
+            assert_eq!(query.matches('(').count(), query.matches(')').count(), "{title}: {query}");
+            assert!(query.contains("broker=~\"$broker\"") || query.contains("pontoon_process_"), "{title}: {query}");
+            shown.extend(named(query).into_iter().map(str::to_owned));
+        }
+    }
+    let variables: Vec<_> = dashboard["templating"]["list"].as_array().unwrap().iter().map(|v| &v["name"]).collect();
+    assert_eq!(variables, ["datasource", "broker"]);
+    // Nothing that is measured is left out of sight.
+    let unseen: Vec<_> = promised()
+        .into_iter()
+        .chain(pontoon::kafka::metrics::instruments())
+        .map(|instrument| instrument.name)
+        .filter(|name| {
+            !shown
+                .iter()
+                .any(|shown| shown == name || shown.strip_prefix(name).is_some_and(|rest| rest.starts_with('_')))
+        })
+        .collect();
+    assert!(unseen.is_empty(), "no panel shows {unseen:?}");
+}
+
+#[test]
+fn every_alert_says_what_it_means() {
+    let alerts = doc("alerts.yml");
+    let names: Vec<&str> = alerts.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")).collect();
+    assert!(names.len() >= 10, "{names:?}");
+    assert_eq!(names.iter().collect::<BTreeSet<_>>().len(), names.len(), "a name stands twice");
+    let fields = |field: &str| alerts.lines().filter(|line| line.trim().starts_with(field)).count();
+    for field in ["expr:", "for:", "severity:", "summary:", "description:"] {
+        assert_eq!(fields(field), names.len(), "each alert has its {field}");
+    }
+}
