@@ -3,6 +3,8 @@
 import asyncio
 import base64
 import json
+import os
+import pathlib
 import shutil
 import signal
 import socket
@@ -76,7 +78,8 @@ class Cluster:
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(f"http://127.0.0.1:{self.http[broker - 1]}{path}", data, method=method)
         request.add_header("content-type", "application/json")
-        return json.load(urllib.request.urlopen(request, timeout=30))
+        answer = urllib.request.urlopen(request, timeout=30).read()
+        return json.loads(answer) if answer else None
 
     def kill(self, broker):
         process = self.running.pop(broker)
@@ -309,6 +312,42 @@ def kcat(cluster):
               f"{codec}'s last three")
 
 
+def client_folder(name):
+    """Where another language's client is fetched to."""
+    folder = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", "target"), "kafka-clients", name)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder, pathlib.Path(__file__).parent / "kafka_clients"
+
+
+def call(*command, cwd=None):
+    done = subprocess.run(command, cwd=cwd, capture_output=True, timeout=300)
+    assert done.returncode == 0, (done.stdout + done.stderr).decode()[-3000:]
+
+
+def kafkajs(cluster):
+    if not shutil.which("npm"):
+        print("  npm is not installed: skipped")
+        return
+    folder, source = client_folder("kafkajs")
+    for name in ("package.json", "smoke.js"):
+        shutil.copy(source / name, folder)
+    if not (folder / "node_modules").exists():
+        call("npm", "install", "--silent", "--no-audit", "--no-fund", cwd=folder)
+    call("node", "smoke.js", cluster.bootstrap, cwd=folder)
+
+
+def java(cluster):
+    if not (shutil.which("mvn") and shutil.which("java")):
+        print("  mvn or java is not installed: skipped")
+        return
+    folder, source = client_folder("java")
+    for name in ("pom.xml", "Smoke.java"):
+        shutil.copy(source / name, folder)
+    if not (folder / "lib").exists():
+        call("mvn", "-q", "dependency:copy-dependencies", "-DoutputDirectory=lib", cwd=folder)
+    call("java", "-cp", "lib/*", "Smoke.java", cluster.bootstrap, cwd=folder)
+
+
 class Reader(threading.Thread):
     """A consumer of a group, in a thread: polls until told to stop, commits as it goes."""
 
@@ -420,6 +459,36 @@ def groups(cluster, assignor="range"):
     client.delete_consumer_groups([group])[group].result(PATIENCE)
 
 
+def groups_over_http(cluster):
+    """HTTP shows the groups that Kafka's clients make, from any broker, and sets offsets that they go on from."""
+    reader = Reader(cluster, "seen")
+    wait("all partitions", lambda: reader.assigned == {0, 1, 2, 3})
+    wait("something is read", lambda: len(reader.found) > 10)
+    reader.commit()
+    for broker in (1, 2, 3):
+        listed = {group["group"]: group for group in cluster.ask(broker, "/v1/groups")["groups"]}
+        equal((listed["seen"]["state"], listed["seen"]["members"]), ("Stable", 1), f"the group in broker {broker}'s list")
+        shown = cluster.ask(broker, "/v1/groups/seen")
+        equal(sorted(shown["members"][0]["assignment"][0]["partitions"]), [0, 1, 2, 3], "what is assigned")
+        assert len(shown["offsets"]) == 4 and shown["offsets"][0]["metadata"] == "", shown
+    body = {"offsets": [{"topic": "shared", "partition": number, "offset": 5, "metadata": "set"} for number in range(4)]}
+    try:
+        cluster.ask(1, "/v1/groups/seen/offsets", body, "PUT")
+        raise AssertionError("set while there are members")
+    except urllib.error.HTTPError as error:
+        equal((error.code, json.load(error)["error"]), (409, "GROUP_NOT_EMPTY"), "setting while there are members")
+    reader.stop()
+    cluster.ask(2, "/v1/groups/seen/offsets", body, "PUT")
+    equal(cluster.ask(3, "/v1/groups/seen/offsets"), body, "offsets as they were set")
+    reader = Reader(cluster, "seen")
+    wait("records of each partition", lambda: {partition for partition, *_ in reader.found} == {0, 1, 2, 3})
+    reader.stop()
+    first = {}
+    for partition, offset, _ in reader.found:
+        first.setdefault(partition, offset)
+    equal(set(first.values()), {5}, "where the group goes on")
+
+
 def cooperative(cluster):
     groups(cluster, "cooperative-sticky")
 
@@ -450,7 +519,7 @@ async def aio_group(cluster):
     await consumer.stop()
 
 
-SCENARIOS = [admin, codecs, times, crossing, auto_create, aio, kcat, leader_kill, groups, cooperative, static_membership,
+SCENARIOS = [admin, codecs, times, crossing, auto_create, aio, kcat, kafkajs, java, leader_kill, groups, groups_over_http, cooperative, static_membership,
              aio_group]
 
 

@@ -9,6 +9,7 @@
 mod budget;
 mod deadlines;
 mod fetch;
+mod groups;
 mod keyed;
 mod leader;
 pub mod metrics;
