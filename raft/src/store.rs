@@ -501,13 +501,17 @@ impl Store {
 
     /// What the directory holds and how far behind its parts are, at this moment.
     pub fn usage(&self) -> StoreUsage {
+        // Each lock is let go of before the next is taken: a guard in the expression below would live to its end.
+        let replicas = self.registry.open.lock().len();
+        let corrupt = self.registry.corrupt.lock().len();
+        let rotten = self.rotten().len();
         StoreUsage {
             available_bytes: self.available_bytes(),
             journal_bytes: self.context.journal.live_bytes(),
             checkpoint_age: self.checkpointed.lock().elapsed(),
             tail_cache_bytes: self.context.budget.used() as u64,
-            replicas: self.registry.open.lock().len(),
-            corrupt: self.registry.corrupt.lock().len() + self.rotten().len(),
+            replicas,
+            corrupt: corrupt + rotten,
         }
     }
 
