@@ -368,7 +368,8 @@ class Reader(threading.Thread):
                 if message is None:
                     continue
                 if message.error():
-                    if not message.error().retriable():
+                    # The rest librdkafka tells and goes on by itself, as after its coordinator has moved.
+                    if message.error().fatal():
                         raise KafkaException(message.error())
                     continue
                 self.found.append((message.partition(), message.offset(), message.value().decode()))
@@ -378,6 +379,7 @@ class Reader(threading.Thread):
             self.consumer.close()
         except Exception as error:
             self.failed = error
+            print(f"  a reader failed: {type(error).__name__}: {error}", flush=True)
 
     def commit(self):
         deadline = time.time() + PATIENCE
@@ -410,6 +412,18 @@ def wait(what, condition):
         time.sleep(0.05)
 
 
+def describe(cluster, group):
+    """A group, described. Admin clients remember a coordinator and do not look again when it has moved: each try is another."""
+    deadline = time.time() + PATIENCE
+    while True:
+        client = AdminClient({"bootstrap.servers": cluster.bootstrap})
+        try:
+            return client.describe_consumer_groups([group])[group].result(PATIENCE)
+        except KafkaException:
+            assert time.time() < deadline, f"{group} is not described"
+            time.sleep(0.2)
+
+
 def groups(cluster, assignor="range"):
     """A group divides the partitions, survives its coordinator, and goes on where it was."""
     topic, group = "shared", f"readers-{assignor}"
@@ -427,7 +441,7 @@ def groups(cluster, assignor="range"):
     two = Reader(cluster, group, **config)
     wait("two each", lambda: len(one.assigned) == len(two.assigned) == 2 and one.assigned | two.assigned == {0, 1, 2, 3})
     wait("everything is read", lambda: len(set(one.found + two.found)) == before + 400)
-    (described,) = [future.result(PATIENCE) for future in client.describe_consumer_groups([group]).values()]
+    described = describe(cluster, group)
     equal((described.state.name, len(described.members)), ("STABLE", 2), "the group")
     assert group in {listed.group_id for listed in client.list_consumer_groups().result(PATIENCE).valid}
     killed = described.coordinator.id
@@ -455,8 +469,8 @@ def groups(cluster, assignor="range"):
     committed = asker.committed([TopicPartition(topic, number) for number in range(4)], timeout=PATIENCE)
     asker.close()
     equal(sum(partition.offset for partition in committed), before + 808, "committed offsets")
-    client = AdminClient({"bootstrap.servers": cluster.bootstrap})
-    client.delete_consumer_groups([group])[group].result(PATIENCE)
+    describe(cluster, group)
+    wait("the group's deletion", lambda: deleted(cluster, group))
 
 
 def groups_over_http(cluster):
@@ -487,6 +501,15 @@ def groups_over_http(cluster):
     for partition, offset, _ in reader.found:
         first.setdefault(partition, offset)
     equal(set(first.values()), {5}, "where the group goes on")
+
+
+def deleted(cluster, group):
+    client = AdminClient({"bootstrap.servers": cluster.bootstrap})
+    try:
+        client.delete_consumer_groups([group])[group].result(PATIENCE)
+    except KafkaException as error:
+        return error.args[0].code() == KafkaError.GROUP_ID_NOT_FOUND
+    return True
 
 
 def cooperative(cluster):
