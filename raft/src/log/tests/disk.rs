@@ -338,6 +338,39 @@ async fn the_scrub_finds_rot_that_nobody_reads() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_scrub_makes_anew_what_follows_from_the_rest_and_reports_what_does_not() {
+    let (disk, store, log) = fresh(small()).await;
+    fill(&log, 1, 30, 300).await;
+    rest().await;
+    store.checkpoint().await.unwrap();
+    let names: Vec<_> = log.segments().iter().map(|segment| segment.first_index).collect();
+    let state_names: Vec<_> = log.state.lock().segments.iter().map(super::super::segment::Segment::name).collect();
+    assert!(names.len() > 4);
+    let beside = |at: usize, kind| super::super::segment::path(log.dir(), state_names[at], kind);
+    let files = disk.read_dir(Path::new("/data/journal")).await.unwrap();
+    let journal = files.into_iter().find(|entry| entry.name.ends_with(".journal")).unwrap();
+    let journal = Path::new("/data/journal").join(journal.name);
+    let mended = [beside(1, "index"), beside(2, "base"), Path::new("/data/checkpoint").to_owned()];
+    let before = crate::disk::read_file(&disk, &mended[1], 1 << 20).await.unwrap();
+    for path in &mended {
+        disk.flip_bit(path, 30, 2);
+    }
+    disk.flip_bit(&journal, 4096 + 70, 2);
+    tokio::time::sleep(Duration::from_secs(2 * 3600)).await;
+    assert!(store.scrub_rounds() > 0);
+    for path in &mended {
+        let report = crate::inspect::inspect(&disk, path, &mut |_| Ok(())).await.unwrap();
+        assert_eq!(report.is_sound(), Some(true), "{}: {report:?}", path.display());
+    }
+    assert!(crate::disk::read_file(&disk, &mended[1], 1 << 20).await.unwrap() == before, "it is what it was");
+    // The file that is still written to goes when it is full; the checkpoint has what was in it.
+    let findings: Vec<_> = store.scrub_findings().into_iter().map(|(path, _)| path).collect();
+    assert_eq!(findings, [journal]);
+    let store = open(&disk.crash(), small(), SnapshotAt::Boundary).await;
+    assert_eq!(indexes(&store.replicas()[0].log).await.len(), 30);
+}
+
+#[tokio::test(start_paused = true)]
 async fn neither_a_closed_nor_a_stopped_directory_leaves_anything_behind() {
     let (_, store, log) = fresh(small()).await;
     fill(&log, 1, 5, 300).await;
