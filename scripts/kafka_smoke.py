@@ -24,6 +24,7 @@ from confluent_kafka.admin import AdminClient, ConfigResource, NewPartitions, Ne
 CODECS = ["none", "gzip", "snappy", "lz4", "zstd"]
 ACKS = ["0", "1", "all"]
 PATIENCE = 60
+NOW = 0  # librdkafka's word for the time of sending
 
 
 def free_ports(count):
@@ -164,7 +165,8 @@ def consume(cluster, topic, partitions, **config):
 
 def create(cluster, topic):
     client = AdminClient({"bootstrap.servers": cluster.bootstrap})
-    client.create_topics([NewTopic(topic, 1, 3)])[topic].result(PATIENCE)
+    # Some of the records are years old by their timestamps: retention would take them.
+    client.create_topics([NewTopic(topic, 1, 3, config={"retention.ms": "-1"})])[topic].result(PATIENCE)
 
 
 def admin(cluster):
@@ -182,11 +184,12 @@ def admin(cluster):
     equal(sorted(metadata.brokers), [1, 2, 3], "brokers")
     (config,) = done(client.describe_configs([ConfigResource("topic", "admin")]))
     equal(config["retention.ms"].value, "86400000", "retention.ms")
-    assert "admin" in client.list_topics(timeout=PATIENCE).topics
+    wait("the new topic in everybody's list", lambda: "admin" in client.list_topics(timeout=PATIENCE).topics)
     # Another client: this one would create it again by asking for what it knows.
     done(client.delete_topics(["admin"]))
     del client
-    assert "admin" not in AdminClient({"bootstrap.servers": cluster.bootstrap}).list_topics(timeout=PATIENCE).topics
+    fresh = lambda: AdminClient({"bootstrap.servers": cluster.bootstrap})
+    wait("the topic's end", lambda: "admin" not in fresh().list_topics(timeout=PATIENCE).topics)
 
 
 def codecs(cluster):
@@ -262,7 +265,7 @@ def leader_kill(cluster):
 
 def crossing(cluster):
     """What HTTP wrote a Kafka client reads, and the other way round."""
-    cluster.ask(1, "/v1/topics", {"name": "crossing"})
+    cluster.ask(1, "/v1/topics", {"name": "crossing", "config": {"retention.ms": "-1"}})
     sent = {"records": [{"key": "k", "value": "v", "headers": [["h", "1"], ["h", None], ["g", "2"]], "timestamp": 77},
                         {"key_base64": base64.b64encode(b"\xff\x00").decode(), "value": None, "timestamp": 78}]}
     answer = cluster.ask(2, "/v1/topics/crossing/partitions/0/records", sent)
@@ -278,7 +281,7 @@ def crossing(cluster):
 
 
 def auto_create(cluster):
-    produce(cluster, "made-by-asking", [(number % 4, None, str(number), None, 1) for number in range(8)])
+    produce(cluster, "made-by-asking", [(number % 4, None, str(number), None, NOW) for number in range(8)])
     equal(len(consume(cluster, "made-by-asking", [0, 1, 2, 3])), 8, "records")
 
 
@@ -432,7 +435,7 @@ def groups(cluster, assignor="range"):
         client.create_topics([NewTopic(topic, 4, 3)])[topic].result(PATIENCE)
     offsets = client.list_offsets({TopicPartition(topic, number): OffsetSpec.latest() for number in range(4)})
     before = sum(future.result(PATIENCE).offset for future in offsets.values())
-    send = lambda first, count: produce(cluster, topic, [(number % 4, None, str(number), None, 1)
+    send = lambda first, count: produce(cluster, topic, [(number % 4, None, str(number), None, NOW)
                                                          for number in range(first, first + count)])
     send(0, 400)
     config = {"partition.assignment.strategy": assignor}
