@@ -273,8 +273,11 @@ async fn accept(door: Door, shared: Arc<Shared>, mut closing: watch::Receiver<bo
     connections.shutdown().await;
 }
 
+/// A connection as hyper sees it.
+type Io = TokioIo<Wire<Stall<Box<dyn Stream>>>>;
+
 /// What lies between hyper and the socket.
-fn wrapped(stream: Box<dyn Stream>, shared: &Shared) -> (TokioIo<Wire<Stall<Box<dyn Stream>>>>, Busy) {
+fn wrapped(stream: Box<dyn Stream>, shared: &Shared) -> (Io, Busy) {
     let budgets = [Arc::clone(&shared.answer_bytes), Arc::clone(&shared.tail_bytes)];
     let busy = Busy::default();
     let stall = Stall::new(stream, shared.limits.write_timeout, budgets);
