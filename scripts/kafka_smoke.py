@@ -3,6 +3,8 @@
 import asyncio
 import base64
 import json
+import os
+import pathlib
 import shutil
 import signal
 import socket
@@ -76,7 +78,8 @@ class Cluster:
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(f"http://127.0.0.1:{self.http[broker - 1]}{path}", data, method=method)
         request.add_header("content-type", "application/json")
-        return json.load(urllib.request.urlopen(request, timeout=30))
+        answer = urllib.request.urlopen(request, timeout=30).read()
+        return json.loads(answer) if answer else None
 
     def kill(self, broker):
         process = self.running.pop(broker)
@@ -309,6 +312,42 @@ def kcat(cluster):
               f"{codec}'s last three")
 
 
+def client_folder(name):
+    """Where another language's client is fetched to."""
+    folder = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", "target"), "kafka-clients", name)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder, pathlib.Path(__file__).parent / "kafka_clients"
+
+
+def call(*command, cwd=None):
+    done = subprocess.run(command, cwd=cwd, capture_output=True, timeout=300)
+    assert done.returncode == 0, (done.stdout + done.stderr).decode()[-3000:]
+
+
+def kafkajs(cluster):
+    if not shutil.which("npm"):
+        print("  npm is not installed: skipped")
+        return
+    folder, source = client_folder("kafkajs")
+    for name in ("package.json", "smoke.js"):
+        shutil.copy(source / name, folder)
+    if not (folder / "node_modules").exists():
+        call("npm", "install", "--silent", "--no-audit", "--no-fund", cwd=folder)
+    call("node", "smoke.js", cluster.bootstrap, cwd=folder)
+
+
+def java(cluster):
+    if not (shutil.which("mvn") and shutil.which("java")):
+        print("  mvn or java is not installed: skipped")
+        return
+    folder, source = client_folder("java")
+    for name in ("pom.xml", "Smoke.java"):
+        shutil.copy(source / name, folder)
+    if not (folder / "lib").exists():
+        call("mvn", "-q", "dependency:copy-dependencies", "-DoutputDirectory=lib", cwd=folder)
+    call("java", "-cp", "lib/*", "Smoke.java", cluster.bootstrap, cwd=folder)
+
+
 class Reader(threading.Thread):
     """A consumer of a group, in a thread: polls until told to stop, commits as it goes."""
 
@@ -329,7 +368,8 @@ class Reader(threading.Thread):
                 if message is None:
                     continue
                 if message.error():
-                    if not message.error().retriable():
+                    # The rest librdkafka tells and goes on by itself, as after its coordinator has moved.
+                    if message.error().fatal():
                         raise KafkaException(message.error())
                     continue
                 self.found.append((message.partition(), message.offset(), message.value().decode()))
@@ -339,6 +379,7 @@ class Reader(threading.Thread):
             self.consumer.close()
         except Exception as error:
             self.failed = error
+            print(f"  a reader failed: {type(error).__name__}: {error}", flush=True)
 
     def commit(self):
         deadline = time.time() + PATIENCE
@@ -371,6 +412,18 @@ def wait(what, condition):
         time.sleep(0.05)
 
 
+def describe(cluster, group):
+    """A group, described. Admin clients remember a coordinator and do not look again when it has moved: each try is another."""
+    deadline = time.time() + PATIENCE
+    while True:
+        client = AdminClient({"bootstrap.servers": cluster.bootstrap})
+        try:
+            return client.describe_consumer_groups([group])[group].result(PATIENCE)
+        except KafkaException:
+            assert time.time() < deadline, f"{group} is not described"
+            time.sleep(0.2)
+
+
 def groups(cluster, assignor="range"):
     """A group divides the partitions, survives its coordinator, and goes on where it was."""
     topic, group = "shared", f"readers-{assignor}"
@@ -388,7 +441,7 @@ def groups(cluster, assignor="range"):
     two = Reader(cluster, group, **config)
     wait("two each", lambda: len(one.assigned) == len(two.assigned) == 2 and one.assigned | two.assigned == {0, 1, 2, 3})
     wait("everything is read", lambda: len(set(one.found + two.found)) == before + 400)
-    (described,) = [future.result(PATIENCE) for future in client.describe_consumer_groups([group]).values()]
+    described = describe(cluster, group)
     equal((described.state.name, len(described.members)), ("STABLE", 2), "the group")
     assert group in {listed.group_id for listed in client.list_consumer_groups().result(PATIENCE).valid}
     killed = described.coordinator.id
@@ -416,8 +469,47 @@ def groups(cluster, assignor="range"):
     committed = asker.committed([TopicPartition(topic, number) for number in range(4)], timeout=PATIENCE)
     asker.close()
     equal(sum(partition.offset for partition in committed), before + 808, "committed offsets")
+    describe(cluster, group)
+    wait("the group's deletion", lambda: deleted(cluster, group))
+
+
+def groups_over_http(cluster):
+    """HTTP shows the groups that Kafka's clients make, from any broker, and sets offsets that they go on from."""
+    reader = Reader(cluster, "seen")
+    wait("all partitions", lambda: reader.assigned == {0, 1, 2, 3})
+    wait("records of each partition", lambda: {partition for partition, *_ in reader.found} == {0, 1, 2, 3})
+    reader.commit()
+    for broker in (1, 2, 3):
+        listed = {group["group"]: group for group in cluster.ask(broker, "/v1/groups")["groups"]}
+        equal((listed["seen"]["state"], listed["seen"]["members"]), ("Stable", 1), f"the group in broker {broker}'s list")
+        shown = cluster.ask(broker, "/v1/groups/seen")
+        equal(sorted(shown["members"][0]["assignment"][0]["partitions"]), [0, 1, 2, 3], "what is assigned")
+        assert len(shown["offsets"]) == 4 and shown["offsets"][0]["metadata"] == "", shown
+    body = {"offsets": [{"topic": "shared", "partition": number, "offset": 5, "metadata": "set"} for number in range(4)]}
+    try:
+        cluster.ask(1, "/v1/groups/seen/offsets", body, "PUT")
+        raise AssertionError("set while there are members")
+    except urllib.error.HTTPError as error:
+        equal((error.code, json.load(error)["error"]), (409, "GROUP_NOT_EMPTY"), "setting while there are members")
+    reader.stop()
+    cluster.ask(2, "/v1/groups/seen/offsets", body, "PUT")
+    equal(cluster.ask(3, "/v1/groups/seen/offsets"), body, "offsets as they were set")
+    reader = Reader(cluster, "seen")
+    wait("records of each partition", lambda: {partition for partition, *_ in reader.found} == {0, 1, 2, 3})
+    reader.stop()
+    first = {}
+    for partition, offset, _ in reader.found:
+        first.setdefault(partition, offset)
+    equal(set(first.values()), {5}, "where the group goes on")
+
+
+def deleted(cluster, group):
     client = AdminClient({"bootstrap.servers": cluster.bootstrap})
-    client.delete_consumer_groups([group])[group].result(PATIENCE)
+    try:
+        client.delete_consumer_groups([group])[group].result(PATIENCE)
+    except KafkaException as error:
+        return error.args[0].code() == KafkaError.GROUP_ID_NOT_FOUND
+    return True
 
 
 def cooperative(cluster):
@@ -450,7 +542,7 @@ async def aio_group(cluster):
     await consumer.stop()
 
 
-SCENARIOS = [admin, codecs, times, crossing, auto_create, aio, kcat, leader_kill, groups, cooperative, static_membership,
+SCENARIOS = [admin, codecs, times, crossing, auto_create, aio, kcat, kafkajs, java, leader_kill, groups, groups_over_http, cooperative, static_membership,
              aio_group]
 
 

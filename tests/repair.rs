@@ -179,5 +179,93 @@ async fn the_only_replica_serves_around_a_lost_segment_and_takes_nothing_more() 
     assert_eq!((status.as_u16(), &last["records"][0]["value"]), (200, &"value 99".into()));
     let (status, refused) = cluster.post(1, path, serde_json::json!({"records": [{"value": "more"}]})).await;
     assert_eq!((status.as_u16(), &refused["error"], &refused["outcome"]), (500, &"CORRUPT_LOG".into(), &"none".into()));
-    assert!(refused["message"].as_str().unwrap().contains("recover"), "{refused}");
+    assert!(refused["message"].as_str().unwrap().contains("no other replica"), "{refused}");
+    let status = run(&["status", "--server", &cluster.servers()], b"").await;
+    let shown = String::from_utf8_lossy(&status.stdout).into_owned();
+    assert!(shown.contains("! broker 1: t/0: ") && shown.contains("is rotten"), "{shown}");
+}
+
+/// Everything but the records themselves: made anew on the running broker, from what is left.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_scrub_of_a_running_broker_mends_what_rots_under_it() {
+    let settings = ["--set", "raft.scrub_interval_ms=300", "--set", "raft.scrub_bytes_per_second=1000000000"];
+    let settings = [&settings[..], &["--set", "raft.segment_bytes_max=4096"]].concat();
+    let mut cluster = Cluster::start_with(3, &settings).await;
+    cluster.create_topic(1, "t", 1).await;
+    let written: Vec<String> = (0..150).map(|at| format!("value {at}")).collect();
+    for value in &written {
+        cluster.produce_text(1, "t", 0, value).await;
+    }
+    // Files in their places, and a checkpoint.
+    for broker in 1..=3 {
+        assert!(cluster.stop(broker).success());
+    }
+    for broker in 1..=3 {
+        cluster.spawn(broker);
+    }
+    for broker in 1..=3 {
+        cluster.wait_ready(broker).await;
+    }
+    let follower = cluster.leader(1, "t", 0).await % 3 + 1;
+    let data = cluster.data_dir(follower).to_owned();
+    let of = |part: &str| {
+        let found = files(&data, part).into_iter().filter(|path| !path.to_string_lossy().contains("/groups/0-"));
+        found.collect::<Vec<_>>()
+    };
+    let rotten = [of(".segment")[1].clone(), of(".index")[0].clone(), of(".base")[2].clone(), data.join("checkpoint")];
+    for path in &rotten {
+        flip(path, 70.min(fs::metadata(path).unwrap().len() - 1));
+        assert!(!sound(path).await, "{}", path.display());
+    }
+    let deadline = std::time::Instant::now() + crate::support::PATIENCE;
+    for path in &rotten {
+        while !sound(path).await {
+            assert!(std::time::Instant::now() < deadline, "{}: {}", path.display(), cluster.log(follower));
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+    }
+    let log = cluster.log(follower);
+    assert!(log.contains("rotten segment repaired") && log.contains("made anew from its segment"), "{log}");
+    let metrics =
+        cluster.http.get(format!("{}/metrics", cluster.url(follower))).send().await.unwrap().text().await.unwrap();
+    let count = |name: &str| metrics.lines().any(|line| line.starts_with(name) && !line.ends_with(" 0"));
+    assert!(count("pontoon_log_repairs_total") && count("pontoon_scrub_rounds_total"), "{metrics}");
+    // And it comes back with all of it.
+    cluster.kill(follower);
+    cluster.restart(follower).await;
+    assert_eq!(values(&cluster.fetch_all(follower, "t", 0).await), written);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_stopped_broker_cannot_do_without_it_refuses_to_start_on() {
+    let mut cluster = Cluster::start(1).await;
+    cluster.create_topic(1, "t", 1).await;
+    for at in 0..20 {
+        cluster.produce_text(1, "t", 0, &format!("value {at}")).await;
+    }
+    // kill -9, so that the journal is needed.
+    cluster.kill(1);
+    let data = cluster.data_dir(1).to_owned();
+    let journal = files(&data, ".journal").into_iter().next().unwrap();
+    for (path, at) in [(data.join("checkpoint"), 20), (data.join("identity"), 20), (journal, 4096 + 70)] {
+        flip(&path, at);
+        cluster.spawn(1);
+        let ended = async {
+            while cluster.broker_mut(1).ended().is_none() {
+                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(crate::support::PATIENCE, ended).await.unwrap();
+        assert!(cluster.broker_mut(1).ended().is_some_and(|status| !status.success()));
+        assert!(cluster.log(1).contains(path.file_name().unwrap().to_str().unwrap()), "{}", cluster.log(1));
+        flip(&path, at);
+        cluster.forget_ended(1);
+    }
+    // sled is only a cache: whatever happens to it, it is made anew.
+    for file in files(&data, "/catalog/") {
+        fs::write(file, b"rot").unwrap();
+    }
+    cluster.restart(1).await;
+    let written: Vec<String> = (0..20).map(|at| format!("value {at}")).collect();
+    assert_eq!(values(&cluster.fetch_all(1, "t", 0).await), written);
 }

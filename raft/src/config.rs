@@ -40,6 +40,10 @@ pub struct RaftConfig {
     pub silence_max: Duration,
     /// A transfer of leadership that brought no new leader within this is undone (RULES.md R4). Default: 500 ms.
     pub transfer_timeout: Duration,
+    /// Pause before the first round of the background scrub and between two (RULES.md J13). Default: 1 h.
+    pub scrub_interval: Duration,
+    /// How fast the scrub reads; 0: there is none. Default: 8 MiB per second.
+    pub scrub_bytes_per_second: u64,
     /// Free disk bytes below which produce is refused. Default: 512 MiB.
     pub reserve_produce_bytes: u64,
     /// Free disk bytes below which followers refuse AppendEntries. Default: 256 MiB.
@@ -66,6 +70,8 @@ impl Default for RaftConfig {
             ping_interval: Duration::from_millis(50),
             silence_max: Duration::from_secs(1),
             transfer_timeout: Duration::from_millis(500),
+            scrub_interval: Duration::from_secs(3600),
+            scrub_bytes_per_second: 8 << 20,
             reserve_produce_bytes: 512 << 20,
             reserve_append_bytes: 256 << 20,
         }

@@ -98,6 +98,20 @@ instruments! {
         counter segment_read_bytes = "pontoon_segment_read_bytes_total";
         /// Bytes of frames appended to logs, led or followed.
         counter append_bytes = "pontoon_log_append_bytes_total";
+        /// Rotten segments found, by readers, by the scrub, or at a start.
+        counter rot_found = "pontoon_log_rot_found_total";
+        /// Replicas with rot that is not repaired yet.
+        gauge rotten_replicas = "pontoon_log_rotten_replicas";
+        /// Rotten segments repaired from a peer.
+        counter repairs = "pontoon_log_repairs_total";
+        /// Bytes of records that came from peers for that.
+        counter repaired_bytes = "pontoon_log_repaired_bytes_total";
+        /// Attempts at that which failed; they are repeated.
+        counter repair_failures = "pontoon_log_repair_failures_total";
+        /// Rounds of the background scrub.
+        counter scrub_rounds = "pontoon_scrub_rounds_total";
+        /// Bytes of segments that the scrub has read.
+        counter scrub_bytes = "pontoon_scrub_bytes_total";
     }
 }
 

@@ -66,7 +66,7 @@ pub(crate) async fn run(hosted: Weak<Hosted>) {
 async fn round(hosted: &Arc<Hosted>, attempts: &mut BTreeMap<(ReplicaKey, SegmentName), Attempt>) {
     let logs: Vec<Arc<Log>> = hosted.store.replicas().into_iter().map(|replica| replica.log).collect();
     let rotten: Vec<Arc<Log>> = logs.into_iter().filter(|log| log.is_rotten()).collect();
-    metrics::gauge!("pontoon_log_rotten_replicas").set(rotten.len() as f64);
+    hosted.store.context().instruments.rotten_replicas.set(rotten.len() as f64);
     let now = Instant::now();
     let due = |log: &Log, segment: SegmentName| {
         let attempt = attempts.get(&((log.group(), log.replica()), segment));
@@ -110,8 +110,8 @@ async fn repair(hosted: &Arc<Hosted>, log: &Arc<Log>, segment: SegmentName, coun
     let error = match log.mend_segment(segment, &mut peers).await {
         Ok(mended) => {
             tracing::warn!(%group, %replica, ?segment, mended.frames, mended.bytes, "rotten segment repaired");
-            metrics::counter!("pontoon_log_repairs_total").increment(1);
-            metrics::counter!("pontoon_log_repaired_bytes_total").increment(mended.bytes);
+            log.context().instruments.repairs.increment(1);
+            log.context().instruments.repaired_bytes.increment(mended.bytes);
             return true;
         }
         Err(MendError::Changed) => return false,
@@ -122,7 +122,7 @@ async fn repair(hosted: &Arc<Hosted>, log: &Arc<Log>, segment: SegmentName, coun
     } else {
         tracing::debug!(%group, %replica, ?segment, %error, count, "rotten segment not repaired yet");
     }
-    metrics::counter!("pontoon_log_repair_failures_total").increment(1);
+    log.context().instruments.repair_failures.increment(1);
     log.note_outlook(segment, &error.to_string());
     if let MendError::NotFound { index, .. } = error {
         let above = log.committed_log_id().is_none_or(|committed| committed.index < index);

@@ -1,35 +1,138 @@
-//! The background scrub (RULES.md J13): reads every segment of every log, slowly, so that rot is found while the other replicas
-//! still have what it took. It repairs nothing and deletes nothing; it reports.
+//! The background scrub (RULES.md J13): reads every file of the data directory that something rests on, slowly, so that rot is found
+//! while the other replicas, or memory, still have what it took.
+//!
+//! It finds; others mend. A rotten segment is noted in its log, and [`crate::repair`] fetches what is missing. A rotten index or base is
+//! made anew from its segment. What is rotten in the checkpoint or the journal is still in memory: a new checkpoint is taken, and
+//! makes it needless. Whatever is left stands among the [`Findings`], for a person.
 
-use std::sync::Arc;
-use std::time::Duration;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 
+use parking_lot::Mutex;
+
+use crate::checkpoint::CHECKPOINT_FILE;
+use crate::inspect::{FileKind, inspect_slowly};
 use crate::log::Log;
-use crate::stop::StopSignal;
+use crate::log::segment;
+use crate::store::Store;
 
-/// Pause before the first round and between two.
-const PAUSE: Duration = Duration::from_secs(3600);
-/// How fast it reads.
-const BYTES_PER_SECOND: u64 = 8 << 20;
+/// What the scrub has done and found.
+#[derive(Default)]
+pub(crate) struct Scrubbed {
+    rounds: AtomicU64,
+    findings: Mutex<BTreeMap<PathBuf, String>>,
+}
 
-/// Goes round all logs, one at a time, until the directory stops.
-pub(crate) async fn run<L>(logs: L, stop: StopSignal)
-where
-    L: Fn() -> Vec<Arc<Log>> + Send,
-{
-    loop {
-        tokio::select! {
-            biased;
-            _ = stop.stopped() => return,
-            () = tokio::time::sleep(PAUSE) => {}
-        }
-        for log in logs() {
-            // What it finds it has noted.
-            tokio::select! {
-                biased;
-                _ = stop.stopped() => return,
-                _ = log.verify_slowly(BYTES_PER_SECOND) => {}
-            }
+impl Scrubbed {
+    /// Whole rounds so far.
+    pub(crate) fn rounds(&self) -> u64 {
+        self.rounds.load(Ordering::Relaxed)
+    }
+
+    /// Files that are rotten and could not be mended, and what is wrong with them. Segments are not among them.
+    pub(crate) fn findings(&self) -> Vec<(PathBuf, String)> {
+        self.findings.lock().iter().map(|(path, why)| (path.clone(), why.clone())).collect()
+    }
+
+    fn note(&self, path: &Path, wrong: Option<String>) {
+        let Some(why) = wrong else {
+            self.findings.lock().remove(path);
+            return;
+        };
+        let new = self.findings.lock().insert(path.to_owned(), why.clone()).is_none_or(|before| before != why);
+        if new {
+            tracing::error!(path = %path.display(), why, "rotten file");
         }
     }
+}
+
+/// Goes round, until the directory stops. It reads no faster than the configuration says; 0 turns it off.
+pub(crate) async fn run(store: Weak<Store>) {
+    let Some(context) = store.upgrade().map(|store| store.context()) else { return };
+    let (pause, rate) = (context.config.scrub_interval, context.config.scrub_bytes_per_second);
+    if rate == 0 {
+        return;
+    }
+    loop {
+        let round = async {
+            tokio::time::sleep(pause).await;
+            round(&store, rate).await;
+        };
+        tokio::select! {
+            biased;
+            _ = context.stop.stopped() => return,
+            () = round => {}
+        }
+        let Some(store) = store.upgrade() else { return };
+        store.scrubbed().rounds.fetch_add(1, Ordering::Relaxed);
+        context.instruments.scrub_rounds.increment(1);
+    }
+}
+
+/// One round. The store is held only for a moment at a time: one that is dropped must let go of its lock.
+async fn round(store: &Weak<Store>, rate: u64) {
+    let Some(logs) = store.upgrade().map(|store| store.logs()) else { return };
+    for log in logs {
+        // What is rotten it has noted.
+        let _ = log.verify_slowly(rate).await;
+        for path in log.side_files() {
+            let wrong = check(&log.context().disk, &path, rate).await;
+            let wrong = match wrong {
+                Some(why) => mend(&log, &path).await.err().map(|error| format!("{why}; {error}")),
+                None => None,
+            };
+            let Some(store) = store.upgrade() else { return };
+            store.scrubbed().note(&path, wrong);
+        }
+    }
+    let Some((disk, root)) = store.upgrade().map(|store| (store.context().disk.clone(), store.path().to_owned()))
+    else {
+        return;
+    };
+    for path in shared_files(&*disk, &root).await {
+        let mut wrong = check(&disk, &path, rate).await;
+        let Some(store) = store.upgrade() else { return };
+        if wrong.is_some() && store.checkpoint_anew().await.is_ok() {
+            // Taken from memory: what it replaces, or makes needless, does not matter any more.
+            wrong = check(&disk, &path, 0).await;
+        }
+        store.scrubbed().note(&path, wrong);
+    }
+}
+
+/// What is wrong with a file, if something is. One that is gone was replaced meanwhile.
+async fn check(disk: &Arc<dyn crate::disk::Disk>, path: &Path, rate: u64) -> Option<String> {
+    let mut pass = |_: crate::inspect::Item| Ok(());
+    let report = match inspect_slowly(&**disk, path, rate, &mut pass).await {
+        Ok(report) => report,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return None,
+        Err(error) => return Some(error.to_string()),
+    };
+    let problem = report.problems.first().filter(|_| report.kind != FileKind::Segment)?;
+    Some(format!("at {}: {}", problem.position, problem.why))
+}
+
+/// Makes a file that lies beside a segment anew.
+async fn mend(log: &Arc<Log>, path: &Path) -> Result<(), String> {
+    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    let mended = match segment::parse(name) {
+        Some((segment, "index")) => log.rewrite_index(segment).await,
+        Some((segment, "base")) => log.rewrite_base(segment).await,
+        _ => return Err("the next snapshot will replace it".to_owned()),
+    };
+    mended.map_err(|error| error.to_string())?;
+    tracing::warn!(path = %path.display(), "a rotten file was made anew from its segment");
+    Ok(())
+}
+
+/// What all replicas rest on: the identity, the checkpoint, the journal.
+async fn shared_files(disk: &dyn crate::disk::Disk, root: &Path) -> Vec<PathBuf> {
+    let mut files = vec![root.join("identity"), root.join(CHECKPOINT_FILE)];
+    let journal = root.join("journal");
+    let entries = disk.read_dir(&journal).await.unwrap_or_default();
+    files
+        .extend(entries.iter().filter(|entry| entry.name.ends_with(".journal")).map(|entry| journal.join(&entry.name)));
+    files
 }

@@ -31,7 +31,7 @@ use crate::log::tail::{Tail, TailBudget};
 use crate::log::{Log, LogContext, Rot};
 use crate::payload::Application;
 use crate::recovery::{self, Found, RecoveredReplica, Recovery, ReplicaKey};
-use crate::scrub;
+use crate::scrub::{self, Scrubbed};
 use crate::segment_writer::SegmentWriter;
 use crate::stop::StopSignal;
 use crate::types::{BrokerId, ClusterId, DirectoryId, GroupId, ReplicaId};
@@ -162,6 +162,7 @@ pub struct Store {
     registry: Arc<Registry>,
     checkpointer: Checkpointer,
     quarantined: Mutex<Vec<PathBuf>>,
+    scrubbed: Scrubbed,
     unknown_folders: Vec<PathBuf>,
     measured: Measured,
     /// When the last checkpoint was begun.
@@ -211,6 +212,7 @@ impl Store {
             registry: Arc::new(Registry::default()),
             checkpointer,
             quarantined: Mutex::new(quarantined_folders),
+            scrubbed: Scrubbed::default(),
             unknown_folders,
             measured: Measured::default(),
             checkpointed: Mutex::new(Instant::now()),
@@ -311,6 +313,33 @@ impl Store {
             rot: replica.log.rot(),
         };
         rotten.map(show).collect()
+    }
+
+    /// Other files than segments that the background scrub found rotten and that could not be made anew (RULES.md J13).
+    pub fn scrub_findings(&self) -> Vec<(PathBuf, String)> {
+        self.scrubbed.findings()
+    }
+
+    /// Rounds of the background scrub since the directory was opened.
+    pub fn scrub_rounds(&self) -> u64 {
+        self.scrubbed.rounds()
+    }
+
+    pub(crate) fn scrubbed(&self) -> &Scrubbed {
+        &self.scrubbed
+    }
+
+    pub(crate) fn logs(&self) -> Vec<Arc<Log>> {
+        self.registry.logs()
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        self.data_dir.path()
+    }
+
+    /// Takes a checkpoint although nothing may have been written: the one on disk has rotted, or what it makes needless.
+    pub(crate) async fn checkpoint_anew(&self) -> Result<(), Stopped> {
+        self.checkpoint().await
     }
 
     /// Folders of rotten replicas that are gone from here: kept until a person removes them (RULES.md R7).
@@ -472,13 +501,17 @@ impl Store {
 
     /// What the directory holds and how far behind its parts are, at this moment.
     pub fn usage(&self) -> StoreUsage {
+        // Each lock is let go of before the next is taken: a guard in the expression below would live to its end.
+        let replicas = self.registry.open.lock().len();
+        let corrupt = self.registry.corrupt.lock().len();
+        let rotten = self.rotten().len();
         StoreUsage {
             available_bytes: self.available_bytes(),
             journal_bytes: self.context.journal.live_bytes(),
             checkpoint_age: self.checkpointed.lock().elapsed(),
             tail_cache_bytes: self.context.budget.used() as u64,
-            replicas: self.registry.open.lock().len(),
-            corrupt: self.registry.corrupt.lock().len() + self.rotten().len(),
+            replicas,
+            corrupt: corrupt + rotten,
         }
     }
 
@@ -518,9 +551,7 @@ impl Store {
     fn start_tasks(self: &Arc<Self>) {
         let checkpoints = tokio::spawn(checkpoints(Arc::downgrade(self), self.context.clone()));
         let measurements = tokio::spawn(measurements(Arc::downgrade(self), self.context.stop.clone()));
-        let registry = self.registry.clone();
-        let stop = self.context.stop.clone();
-        let scrub = tokio::spawn(scrub::run(move || registry.logs(), stop));
+        let scrub = tokio::spawn(scrub::run(Arc::downgrade(self)));
         self.tasks.lock().extend([checkpoints, measurements, scrub]);
     }
 }

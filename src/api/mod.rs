@@ -5,6 +5,7 @@
 
 mod embed;
 pub mod fetched;
+pub mod groups;
 pub mod records;
 
 use std::collections::BTreeMap;

@@ -158,6 +158,9 @@ pub struct BrokerDescription {
     pub replicas: u32,
     /// How many of its replicas are behind their leader.
     pub lagging: u32,
+    /// What is rotten in its data directory, in words: being repaired, or in need of a person. Not shown if nothing is.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub damage: Vec<String>,
 }
 
 /// The cluster, described.

@@ -61,6 +61,7 @@ struct Speaker {
     sequence: u64,
     stopping: bool,
     kafka_address: Option<String>,
+    damage: Vec<String>,
     claims: BTreeSet<GroupId>,
 }
 
@@ -140,6 +141,11 @@ impl Routing {
         self.claims.read().by_broker.get(&broker)?.kafka_address.clone()
     }
 
+    /// What a broker last said is rotten in its data directory.
+    pub(super) fn damage(&self, broker: BrokerId) -> Vec<String> {
+        self.claims.read().by_broker.get(&broker).map(|speaker| speaker.damage.clone()).unwrap_or_default()
+    }
+
     /// Takes in what a broker leads: all of it. An older message than the last is passed over.
     pub(super) fn take_summary(&self, from: BrokerId, summary: Summary) {
         let mut claims = self.claims.write();
@@ -160,6 +166,7 @@ impl Routing {
             sequence: summary.sequence,
             stopping: summary.stopping,
             kafka_address: summary.kafka_address,
+            damage: summary.damage,
             claims: now,
         };
         let mut moved = false;
@@ -202,7 +209,7 @@ mod tests {
     fn say(routing: &Routing, broker: u32, incarnation: u64, sequence: u64, led: Vec<Led>) {
         routing.take_summary(
             BrokerId(broker),
-            Summary { incarnation, sequence, stopping: false, kafka_address: None, led },
+            Summary { incarnation, sequence, stopping: false, kafka_address: None, damage: Vec::new(), led },
         );
     }
 

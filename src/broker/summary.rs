@@ -42,6 +42,8 @@ pub(super) struct Summary {
     pub(super) stopping: bool,
     /// Where Kafka clients reach it, `host:port`, if they do.
     pub(super) kafka_address: Option<String>,
+    /// What is rotten in its data directory, in words.
+    pub(super) damage: Vec<String>,
     /// Every partition it leads.
     pub(super) led: Vec<Led>,
 }
@@ -138,7 +140,43 @@ fn behind(
     late.collect()
 }
 
+/// Most lines of damage that are told of one broker.
+const DAMAGE_MAX: usize = 100;
+
 impl Shared {
+    /// What is rotten in the data directory here, for people (RULES.md R7).
+    pub(super) fn damage(&self) -> Vec<String> {
+        let state = self.catalog.state();
+        let name = |group: GroupId| match state.group(group) {
+            Some(home) => {
+                let topic = state.topics().get(&home.topic).map_or("?", |topic| topic.name.as_str());
+                format!("{topic}/{}", home.partition)
+            }
+            None => format!("group {group}"),
+        };
+        let mut damage = Vec::new();
+        for replica in self.store.rotten() {
+            for rot in replica.rot {
+                let outlook = rot.outlook.unwrap_or_else(|| "being repaired".to_owned());
+                let (file, position) = (rot.file.display(), rot.position);
+                damage.push(format!("{}: {file} is rotten at {position}: {}; {outlook}", name(replica.group), rot.why));
+            }
+        }
+        for corrupt in self.store.corrupt() {
+            damage.push(format!(
+                "{}: replica {} cannot be opened: {}",
+                name(corrupt.group),
+                corrupt.replica,
+                corrupt.why
+            ));
+        }
+        damage.extend(self.store.scrub_findings().iter().map(|(path, why)| format!("{}: {why}", path.display())));
+        let kept = self.store.quarantined();
+        damage.extend(kept.iter().map(|path| format!("{}: kept of a rotten replica, to be looked at", path.display())));
+        damage.truncate(DAMAGE_MAX);
+        damage
+    }
+
     /// Everything this broker leads now.
     pub(super) fn led(&self, history: &mut History, followers: &mut Followers) -> Vec<Led> {
         let now = Instant::now();
@@ -182,6 +220,7 @@ pub(super) async fn run(shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
         sequence: 0,
         stopping: false,
         kafka_address: shared.kafka_address(),
+        damage: Vec::new(),
         led: Vec::new(),
     }));
     let (mut history, mut followers) = (History::default(), Followers::default());
@@ -190,14 +229,14 @@ pub(super) async fn run(shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
     loop {
         let led = shared.led(&mut history, &mut followers);
         let stopping = shared.stopping();
+        let damage = shared.damage();
         newest.send_if_modified(|summary| {
-            let changed = summary.led != led || summary.stopping != stopping;
+            let changed = summary.led != led || summary.stopping != stopping || summary.damage != damage;
             if changed {
                 let sequence = summary.sequence + 1;
                 let kafka_address = summary.kafka_address.clone();
-                let led = led.clone();
-                *summary =
-                    Arc::new(Summary { incarnation: shared.incarnation, sequence, stopping, kafka_address, led });
+                let (incarnation, led, damage) = (shared.incarnation, led.clone(), damage.clone());
+                *summary = Arc::new(Summary { incarnation, sequence, stopping, kafka_address, damage, led });
                 // Its own claims stand in the table like everybody's.
                 shared.routing.take_summary(shared.broker, (**summary).clone());
             }

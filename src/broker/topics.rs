@@ -380,6 +380,10 @@ impl Shared {
             leads: count(&leads, known.broker),
             replicas: count(&replicas, known.broker),
             lagging: count(&lagging, known.broker),
+            damage: match known.broker == self.broker {
+                true => self.damage(),
+                false => self.routing.damage(known.broker),
+            },
         });
         ClusterDescription {
             cluster_id: self.store.cluster().map(|cluster| format!("{:032x}", cluster.0)).unwrap_or_default(),

@@ -84,6 +84,9 @@ fn troubles(cluster: &ClusterDescription, topics: &[TopicDescription]) -> Vec<St
     for broker in cluster.brokers.iter().filter(|broker| !broker.alive) {
         found.push(format!("broker {} is dead: nothing answers at {}", broker.broker_id, broker.peer_address));
     }
+    for broker in &cluster.brokers {
+        found.extend(broker.damage.iter().map(|damage| format!("broker {}: {damage}", broker.broker_id)));
+    }
     if cluster.controller.is_none() {
         found.push("there is no controller: topics cannot be created, changed or repaired".into());
     }
@@ -165,6 +168,7 @@ mod tests {
             leads: 1,
             replicas: 3,
             lagging: 0,
+            damage: Vec::new(),
         };
         ClusterDescription {
             cluster_id: "c".into(),

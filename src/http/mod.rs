@@ -9,6 +9,7 @@
 mod budget;
 mod deadlines;
 mod fetch;
+mod groups;
 mod keyed;
 mod leader;
 pub mod metrics;
@@ -274,10 +275,10 @@ async fn accept(door: Door, shared: Arc<Shared>, mut closing: watch::Receiver<bo
 }
 
 /// A connection as hyper sees it.
-type Io = TokioIo<Wire<Stall<Box<dyn Stream>>>>;
+type Connection = TokioIo<Wire<Stall<Box<dyn Stream>>>>;
 
 /// What lies between hyper and the socket.
-fn wrapped(stream: Box<dyn Stream>, shared: &Shared) -> (Io, Busy) {
+fn wrapped(stream: Box<dyn Stream>, shared: &Shared) -> (Connection, Busy) {
     let budgets = [Arc::clone(&shared.answer_bytes), Arc::clone(&shared.tail_bytes)];
     let busy = Busy::default();
     let stall = Stall::new(stream, shared.limits.write_timeout, budgets);

@@ -66,13 +66,8 @@ pub(super) async fn tail(
     if let Some(redirect) = source.redirect(parts, timeout).await? {
         return Ok(redirect);
     }
-    let next = source.resolve(from, consistency, timeout).await?;
-    // Looked at once, so that what is refused now is refused with its status.
-    let first = match source.first_look(next, values, timeout).await {
-        Ok(first) => first,
-        Err(refusal) if is_gap(&refusal, next) => Found { next, events: error_event(refusal), last: true },
-        Err(refusal) => return Err(refusal),
-    };
+    // Looked at before the head is sent, so that what is refused now is refused with its status.
+    let (next, first) = source.begin(from, consistency, values, timeout).await?;
     let open = Open::new(&source.shared.metrics.door.tails);
     let tail = Tail { source, values, next, first: Some(first), pause: PAUSE_MIN, over: false, _open: open };
     let events = futures_util::stream::unfold(tail, |mut tail| async {
@@ -208,16 +203,30 @@ impl Source {
         }))
     }
 
-    /// What is there already, if anything. A shortage of room is waited out: browsers give up at a refusal.
-    async fn first_look(&self, next: Offset, values: ValueFormat, timeout: Duration) -> Result<Found, Refusal> {
+    /// Where the stream begins, and what is there already. A shortage of room is waited out: browsers give up at a refusal.
+    async fn begin(
+        &self,
+        from: FetchFrom,
+        consistency: Consistency,
+        values: ValueFormat,
+        timeout: Duration,
+    ) -> Result<(Offset, Found), Refusal> {
         let deadline = Instant::now() + timeout;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
+            let next = self.resolve(from, consistency, left).await?;
             match self.look(next, values, Duration::ZERO, left).await {
+                Ok(first) => return Ok((next, first)),
                 Err(refusal) if refusal.error.code == Code::TooManyRequests && left > PAUSE_MAX => {
                     tokio::time::sleep(PAUSE_MAX / 10).await;
                 }
-                found => return found,
+                // Who named no record need not hear of one that went between the two questions.
+                Err(refusal) if is_gap(&refusal, next) => {
+                    if matches!(from, FetchFrom::Offset(_)) || left.is_zero() {
+                        return Ok((next, Found { next, events: error_event(refusal), last: true }));
+                    }
+                }
+                Err(refusal) => return Err(refusal),
             }
         }
     }
@@ -243,7 +252,8 @@ impl Source {
         if announced == 0 {
             return Ok(Found { next: end.unwrap_or(next), events: Bytes::new(), last: false });
         }
-        let share = self.shared.tail_bytes.wait(announced).await?;
+        // For the batches, and for their text, which is longer if they are compressed.
+        let share = self.shared.tail_bytes.wait(announced + CHUNK_BYTES).await?;
         let batches = self.whole(answer, announced).await?;
         self.write(next, end, values, batches, share)
     }

@@ -102,6 +102,8 @@ impl From<Code> for ErrorCode {
             Code::UnknownProducer => Self::UnknownProducerId,
             Code::StorageFull | Code::CorruptLog => Self::StorageError,
             Code::TooManyRequests => Self::ThrottlingQuotaExceeded,
+            Code::UnknownGroup => Self::GroupIdNotFound,
+            Code::GroupNotEmpty => Self::NonEmptyGroup,
             Code::OffsetMismatch | Code::HeadersTooLarge | Code::Internal => Self::UnknownServerError,
         }
     }

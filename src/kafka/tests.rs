@@ -850,6 +850,47 @@ async fn groups_gather_commit_and_are_there_after_the_coordinator_is_new() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_log_of_groups_is_shortened_and_still_tells_everything() {
+    use crate::coordinator::{CommittedOffset, GroupError, OFFSETS_TOPIC, Speaker};
+    let house = House::open_with(|config| config.kafka.offsets_partitions = 1).await;
+    house.broker.ensure_offsets_topic(PATIENCE).await.unwrap();
+    let groups = house.broker.groups();
+    let commit = |group: &'static str, offset| {
+        let committed = CommittedOffset {
+            topic: "t".into(),
+            topic_id: 1,
+            partition: 0,
+            offset,
+            leader_epoch: -1,
+            metadata: String::new(),
+            time_ms: 0,
+        };
+        groups.commit(group, Speaker { generation: -1, ..Default::default() }, vec![committed])
+    };
+    let told = async |group| groups.committed(group, None).await.unwrap()[0].offset;
+    // A partition that has just been elected may not be able to confirm it yet: whoever asks is told to ask again.
+    let deadline = Instant::now() + PATIENCE;
+    while let Err(error) = commit("quiet", 7).await {
+        assert!(error == GroupError::NotCoordinator && Instant::now() < deadline, "{error}");
+        sleep(Duration::from_millis(10)).await;
+    }
+    for round in 0..22 {
+        let commits = (0..500).map(|number| commit("busy", round * 500 + number));
+        futures_util::future::join_all(commits).await.into_iter().for_each(Result::unwrap);
+    }
+    let crate::broker::Route::Local(log) = house.broker.route(OFFSETS_TOPIC, 0).unwrap() else { panic!() };
+    let start = log.log_start_offset();
+    assert!(start.0 > 10_000, "the log starts at {start}");
+    assert_eq!((told("quiet").await, told("busy").await), (7, 22 * 500 - 1));
+    // What is left of the log tells the same to a new coordinator.
+    let foreign = crate::record_batch::RecordBatch::check(batch_of(&[("x", 1)], None), log.limits()).unwrap();
+    log.produce(foreign, crate::partition::Acks::All, None, PATIENCE).await.unwrap();
+    assert_eq!(commit("busy", 0).await, Err(GroupError::NotCoordinator));
+    assert_eq!((told("quiet").await, told("busy").await), (7, 22 * 500 - 1));
+    house.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn groups_are_described_listed_left_and_deleted() {
     let house = House::open_with(|config| config.kafka.offsets_partitions = 2).await;
     house.topic("t", 1).await;

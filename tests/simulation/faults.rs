@@ -139,65 +139,82 @@ impl Faults {
         if focus != Focus::Nothing && self.rng.random_bool(0.7) {
             return self.strike_with(focus, sim);
         }
-        match self.rng.random_range(0..16) {
+        match self.rng.random_range(0..3) {
+            0 => self.strike_machine(sim, broker),
+            1 => self.strike_network(sim, broker, other),
+            _ => self.strike_disk(broker),
+        }
+    }
+
+    fn strike_machine(&mut self, sim: &mut Sim<'_>, broker: u32) {
+        match self.rng.random_range(0..5) {
             0 | 1 => {
                 let off_ms = self.ms(20, 2000);
                 self.power_off(sim, broker, off_ms);
             }
             2 | 3 => self.kill(broker),
-            4 => {
+            _ => {
                 self.note("stop", broker);
                 // It ends by itself, and is started again then.
                 self.change(broker, |start| start.stop = true);
             }
-            5 => self.partition(sim, &[(broker, other)]),
-            6 => self.isolate(sim, broker),
-            7 => {
+        }
+    }
+
+    fn strike_network(&mut self, sim: &mut Sim<'_>, broker: u32, other: u32) {
+        match self.rng.random_range(0..5) {
+            0 => self.partition(sim, &[(broker, other)]),
+            1 => self.isolate(sim, broker),
+            2 => {
                 self.note("one-way cut", format_args!("{broker} to {other}"));
                 sim.partition_oneway(host(broker), host(other));
                 let after = self.ms(1300, 2500);
                 self.plan(after, Later::Repair(broker, other));
             }
-            8 => {
+            3 => {
                 self.note("hold", format_args!("{broker} {other}"));
                 sim.hold(host(broker), host(other));
                 let after = self.ms(20, 1800);
                 self.plan(after, Later::Release(broker, other));
             }
-            9 => {
+            _ => {
                 let latency = Duration::from_millis(self.ms(20, 300));
                 self.note("delay", format_args!("{broker} {other} up to {latency:?}"));
                 sim.set_link_max_message_latency(host(broker), host(other), latency);
                 let after = self.ms(500, 3000);
                 self.plan(after, Later::Quicken(broker, other));
             }
-            10 => {
+        }
+    }
+
+    fn strike_disk(&mut self, broker: u32) {
+        match self.rng.random_range(0..7) {
+            0 => {
                 self.note("stall", broker);
                 self.disk(broker).slow_syncs("", STALL);
                 let after = self.ms(500, 2500);
                 self.plan(after, Later::Mend(broker));
             }
-            11 => {
+            1 => {
                 self.note("failed sync", broker);
                 self.fail(broker, OpKind::Sync, "", true);
             }
-            12 => {
-                let (kind, name) = if self.rng.random_bool(0.5) {
-                    (OpKind::Write, "failed write")
-                } else {
-                    (OpKind::Read, "failed read")
-                };
-                self.note(name, broker);
-                self.fail(broker, kind, ".segment", false);
+            2 => {
+                self.note("failed write", broker);
+                self.fail(broker, OpKind::Write, ".segment", false);
             }
-            13 => {
+            3 => {
+                self.note("failed read", broker);
+                self.fail(broker, OpKind::Read, ".segment", false);
+            }
+            4 => {
                 let (disk, room) = (self.disk(broker), self.ms(0, 400 << 10));
                 self.note("full disk", format_args!("{broker}, {room} bytes left"));
                 disk.set_capacity(Some(disk.used_bytes() + room));
                 let after = self.ms(500, 2500);
                 self.plan(after, Later::Mend(broker));
             }
-            14 => self.rot(),
+            5 => self.rot(),
             _ if self.rng.random_bool(0.3) => self.wipe(self.victim),
             _ => {}
         }

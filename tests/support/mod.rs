@@ -242,6 +242,11 @@ impl Cluster {
         self.broker_mut(id).wait_ended(PATIENCE)
     }
 
+    /// A broker that ended by itself may be started again.
+    pub fn forget_ended(&mut self, id: u32) {
+        self.broker_mut(id).wait_ended(PATIENCE);
+    }
+
     /// SIGSTOP, and waits until every thread has stopped: on a busy machine they go on for a while.
     pub fn pause(&self, id: u32) {
         self.broker(id).signal(Signal::STOP);

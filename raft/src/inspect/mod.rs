@@ -253,7 +253,7 @@ impl Report {
 }
 
 /// Takes what is found, thing by thing; an error ends the inspection.
-pub type Visitor<'a> = &'a mut (dyn FnMut(Item) -> io::Result<()> + Send);
+pub type Visitor<'a> = &'a mut (dyn FnMut(Item) -> io::Result<()> + Send + Sync);
 
 /// A file under inspection.
 pub(crate) struct Subject<'a> {
@@ -289,7 +289,18 @@ impl Subject<'_> {
 /// Reads a file, shows what is in it, and says whether it is sound. Errors are the visitor's, or the disk's when the file cannot be
 /// opened; bytes that the disk does not give are a problem of the report.
 pub async fn inspect(disk: &dyn Disk, path: &Path, visitor: Visitor<'_>) -> io::Result<Report> {
+    inspect_slowly(disk, path, 0, visitor).await
+}
+
+/// [`inspect`], reading no faster than so many bytes per second (0: as fast as it can).
+pub(crate) async fn inspect_slowly(
+    disk: &dyn Disk,
+    path: &Path,
+    bytes_per_second: u64,
+    visitor: Visitor<'_>,
+) -> io::Result<Report> {
     let mut window = Window::open(disk, path).await?;
+    window.pace(bytes_per_second);
     let kind = recognise(path, &window.at(0, 8).await.unwrap_or_default());
     let report = Report::new(kind, window.len());
     let mut subject = Subject { disk, path, window, report, visitor };

@@ -3,6 +3,7 @@
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -17,13 +18,20 @@ pub(crate) struct Window {
     len: u64,
     start: u64,
     chunk: Bytes,
+    /// Bytes per second at most; 0: as fast as it can.
+    rate: u64,
 }
 
 impl Window {
     pub(crate) async fn open(disk: &dyn Disk, path: &Path) -> io::Result<Self> {
         let file = disk.open(path, OpenMode::Read).await?;
         let len = file.len().await?;
-        Ok(Self { file, len, start: 0, chunk: Bytes::new() })
+        Ok(Self { file, len, start: 0, chunk: Bytes::new(), rate: 0 })
+    }
+
+    /// Pauses after each stretch, so that no more than so many bytes are read in a second.
+    pub(crate) fn pace(&mut self, bytes_per_second: u64) {
+        self.rate = bytes_per_second;
     }
 
     /// The file's length when it was opened.
@@ -41,6 +49,9 @@ impl Window {
             let wanted = (end - position).max(CHUNK_BYTES).min(self.len - position);
             self.chunk = self.file.read_at(position, wanted as usize).await?;
             self.start = position;
+            if let Some(micros) = (wanted * 1_000_000).checked_div(self.rate) {
+                tokio::time::sleep(Duration::from_micros(micros)).await;
+            }
         }
         let from = (position - self.start) as usize;
         let to = ((end - self.start) as usize).min(self.chunk.len());

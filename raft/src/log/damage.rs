@@ -81,7 +81,7 @@ impl Log {
         if new {
             let (group, replica) = (self.group, self.replica);
             tracing::error!(%group, %replica, file = %file.display(), position, why, "rotten segment");
-            metrics::counter!("pontoon_log_rot_found_total").increment(1);
+            self.context.instruments.rot_found.increment(1);
             self.context.rot_found.notify_one();
         }
     }

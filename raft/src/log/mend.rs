@@ -6,6 +6,7 @@
 //! nothing acknowledged is ever replaced by something else, and a repair that a crash interrupts is simply begun again.
 
 use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,7 +15,8 @@ use futures_util::future::BoxFuture;
 
 use super::Log;
 use super::frame::{FRAME_HEADER_BYTES, Frame, FrameHeader};
-use super::segment::SegmentFile;
+use super::segment::{self, SegmentFile};
+use crate::disk::replace_file;
 use crate::error::ReadError;
 use crate::inspect::Window;
 use crate::journal::SegmentName;
@@ -166,6 +168,41 @@ impl Log {
             terms: segment.terms.clone(),
             generation: state.generation,
         })
+    }
+
+    /// The files beside the segments, and the snapshot: an index that is not written yet is not among them.
+    pub(crate) fn side_files(&self) -> Vec<PathBuf> {
+        let state = self.state.lock();
+        let closed = state.segments.len().saturating_sub(1);
+        let indexes = state.segments.iter().take(closed).map(|one| segment::path(&self.dir, one.name(), "index"));
+        let based = state.segments.iter().filter(|one| one.base.is_none());
+        let bases = based.map(|one| segment::path(&self.dir, one.name(), "base"));
+        let snapshot = state.snapshot.iter().map(|snapshot| self.dir.join(&snapshot.name));
+        indexes.chain(bases).chain(snapshot).collect()
+    }
+
+    /// Writes a segment's index anew, from the segment.
+    pub(crate) async fn rewrite_index(&self, name: SegmentName) -> Result<(), ReadError> {
+        self.load_index(name).await?;
+        let bytes = {
+            let state = self.state.lock();
+            let segment = state.segments.iter().find(|segment| segment.name() == name);
+            segment.filter(|segment| segment.index.is_complete()).map(|segment| segment.index.encode(name))
+        };
+        let Some(bytes) = bytes else { return Ok(()) };
+        let Some(_folder) = self.folder().await? else { return Ok(()) };
+        Ok(replace_file(&*self.context.disk, &segment::path(&self.dir, name, "index"), vec![bytes]).await?)
+    }
+
+    /// Writes a segment's base anew, from an earlier one and the segments since.
+    pub(crate) async fn rewrite_base(&self, name: SegmentName) -> Result<(), ReadError> {
+        let previous = {
+            let state = self.state.lock();
+            state.segments.iter().find(|segment| segment.name() == name).map(|segment| segment.previous)
+        };
+        let Some(previous) = previous else { return Ok(()) };
+        let (head, _) = self.head_at(previous.map(|previous| previous.index)).await?;
+        Ok(self.persist_base(name, Some(Arc::new(head.base()))).await?)
     }
 
     /// Reads every frame that stands in a segment's file and compares it with what Raft knows. Returns the bytes read; rot is

@@ -378,7 +378,10 @@ impl Log {
         let (mut bytes, mut first_error) = (0, None);
         for name in names {
             match self.check_segment(name, bytes_per_second).await {
-                Ok(read) => bytes += read,
+                Ok(read) => {
+                    bytes += read;
+                    self.context.instruments.scrub_bytes.increment(read);
+                }
                 Err(error) => drop(first_error.get_or_insert(error)),
             }
         }

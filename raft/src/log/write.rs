@@ -229,6 +229,8 @@ impl Log {
             let mut state = self.state.lock();
             let dropped = self.purge_or_reset(&mut state, boundary, base.next_offset, (!held).then_some(head));
             state.committed = state.committed.max(Some(boundary));
+            // With the log's start, not after the sync below: nobody may see the start above the high watermark meanwhile.
+            self.raise_high_watermark(base.next_offset);
             let op = Op::Installed { boundary, next_offset: base.next_offset, snapshot: snapshot.name };
             self.submit(&mut state, op, move |log, result| {
                 if result.is_ok() {

@@ -124,7 +124,7 @@ impl RaftGroup {
         let why = || {
             let (file, position) = (rot.file.display(), rot.position);
             format!(
-                "{file} is rotten at {position}, and there is no other replica to repair it from: see `pontoon recover`"
+                "{file} is rotten at {position}, and there is no other replica to repair it from: somebody must look"
             )
         };
         self.is_only_voter().then(why)
