@@ -3,12 +3,15 @@
 import asyncio
 import base64
 import json
+import os
+import pathlib
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -75,7 +78,8 @@ class Cluster:
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(f"http://127.0.0.1:{self.http[broker - 1]}{path}", data, method=method)
         request.add_header("content-type", "application/json")
-        return json.load(urllib.request.urlopen(request, timeout=30))
+        answer = urllib.request.urlopen(request, timeout=30).read()
+        return json.loads(answer) if answer else None
 
     def kill(self, broker):
         process = self.running.pop(broker)
@@ -308,13 +312,222 @@ def kcat(cluster):
               f"{codec}'s last three")
 
 
-SCENARIOS = [admin, codecs, times, crossing, auto_create, aio, kcat, leader_kill]
+def client_folder(name):
+    """Where another language's client is fetched to."""
+    folder = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", "target"), "kafka-clients", name)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder, pathlib.Path(__file__).parent / "kafka_clients"
+
+
+def call(*command, cwd=None):
+    done = subprocess.run(command, cwd=cwd, capture_output=True, timeout=300)
+    assert done.returncode == 0, (done.stdout + done.stderr).decode()[-3000:]
+
+
+def kafkajs(cluster):
+    if not shutil.which("npm"):
+        print("  npm is not installed: skipped")
+        return
+    folder, source = client_folder("kafkajs")
+    for name in ("package.json", "smoke.js"):
+        shutil.copy(source / name, folder)
+    if not (folder / "node_modules").exists():
+        call("npm", "install", "--silent", "--no-audit", "--no-fund", cwd=folder)
+    call("node", "smoke.js", cluster.bootstrap, cwd=folder)
+
+
+def java(cluster):
+    if not (shutil.which("mvn") and shutil.which("java")):
+        print("  mvn or java is not installed: skipped")
+        return
+    folder, source = client_folder("java")
+    for name in ("pom.xml", "Smoke.java"):
+        shutil.copy(source / name, folder)
+    if not (folder / "lib").exists():
+        call("mvn", "-q", "dependency:copy-dependencies", "-DoutputDirectory=lib", cwd=folder)
+    call("java", "-cp", "lib/*", "Smoke.java", cluster.bootstrap, cwd=folder)
+
+
+class Reader(threading.Thread):
+    """A consumer of a group, in a thread: polls until told to stop, commits as it goes."""
+
+    def __init__(self, cluster, group, **config):
+        super().__init__(daemon=True)
+        self.consumer = Consumer({"bootstrap.servers": cluster.bootstrap, "group.id": group,
+                                  "auto.offset.reset": "earliest", "enable.auto.commit": False,
+                                  "session.timeout.ms": 6000, "heartbeat.interval.ms": 500, **config})
+        self.consumer.subscribe(["shared"])
+        self.assigned, self.found, self.stopping, self.failed = set(), [], False, None
+        self.start()
+
+    def run(self):
+        try:
+            while not self.stopping:
+                message = self.consumer.poll(0.1)
+                self.assigned = {partition.partition for partition in self.consumer.assignment()}
+                if message is None:
+                    continue
+                if message.error():
+                    if not message.error().retriable():
+                        raise KafkaException(message.error())
+                    continue
+                self.found.append((message.partition(), message.offset(), message.value().decode()))
+                if len(self.found) % 50 == 0:
+                    self.commit()
+            self.commit()
+            self.consumer.close()
+        except Exception as error:
+            self.failed = error
+
+    def commit(self):
+        deadline = time.time() + PATIENCE
+        while time.time() < deadline:
+            try:
+                self.consumer.commit(asynchronous=False)
+                return
+            except KafkaException as error:
+                code = error.args[0].code()
+                if code == KafkaError._NO_OFFSET:
+                    return
+                # A rebalance under way, or a coordinator that is just elected.
+                if code in (KafkaError.REBALANCE_IN_PROGRESS, KafkaError.ILLEGAL_GENERATION,
+                            KafkaError.UNKNOWN_MEMBER_ID):
+                    return
+                time.sleep(0.1)
+        raise AssertionError("a commit found no coordinator")
+
+    def stop(self):
+        self.stopping = True
+        self.join(PATIENCE)
+        if self.failed:
+            raise self.failed
+
+
+def wait(what, condition):
+    deadline = time.time() + PATIENCE
+    while not condition():
+        assert time.time() < deadline, f"{what}: not within {PATIENCE} s"
+        time.sleep(0.05)
+
+
+def groups(cluster, assignor="range"):
+    """A group divides the partitions, survives its coordinator, and goes on where it was."""
+    topic, group = "shared", f"readers-{assignor}"
+    client = AdminClient({"bootstrap.servers": cluster.bootstrap})
+    if topic not in client.list_topics(timeout=PATIENCE).topics:
+        client.create_topics([NewTopic(topic, 4, 3)])[topic].result(PATIENCE)
+    offsets = client.list_offsets({TopicPartition(topic, number): OffsetSpec.latest() for number in range(4)})
+    before = sum(future.result(PATIENCE).offset for future in offsets.values())
+    send = lambda first, count: produce(cluster, topic, [(number % 4, None, str(number), None, 1)
+                                                         for number in range(first, first + count)])
+    send(0, 400)
+    config = {"partition.assignment.strategy": assignor}
+    one = Reader(cluster, group, **config)
+    wait("all partitions for one", lambda: one.assigned == {0, 1, 2, 3})
+    two = Reader(cluster, group, **config)
+    wait("two each", lambda: len(one.assigned) == len(two.assigned) == 2 and one.assigned | two.assigned == {0, 1, 2, 3})
+    wait("everything is read", lambda: len(set(one.found + two.found)) == before + 400)
+    (described,) = [future.result(PATIENCE) for future in client.describe_consumer_groups([group]).values()]
+    equal((described.state.name, len(described.members)), ("STABLE", 2), "the group")
+    assert group in {listed.group_id for listed in client.list_consumer_groups().result(PATIENCE).valid}
+    killed = described.coordinator.id
+    cluster.kill(killed)
+    send(400, 400)
+    wait("everything is read after the kill", lambda: len(set(one.found + two.found)) == before + 800)
+    equal(one.assigned | two.assigned, {0, 1, 2, 3}, "assignments after the kill")
+    two.stop()
+    wait("all partitions for one again", lambda: one.assigned == {0, 1, 2, 3})
+    one.stop()
+    cluster.start(killed)
+    cluster.await_ready(killed)
+    for partition in range(4):
+        seen = [offset for reader in (one, two) for at, offset, _ in reader.found if at == partition]
+        equal(sorted(set(seen)), list(range(len(set(seen)))), f"offsets of partition {partition}")
+    # Offsets were committed at the end: a newcomer has nothing to read, then only what is new.
+    three = Reader(cluster, group, **config)
+    wait("all partitions for three", lambda: three.assigned == {0, 1, 2, 3})
+    send(800, 8)
+    wait("eight new records", lambda: len(three.found) >= 8)
+    three.stop()
+    equal(sorted(int(value) for *_, value in three.found), list(range(800, 808)), "what a newcomer reads")
+    # Not by the admin client: librdkafka 2.16 dereferences null when its OffsetFetch is told that the coordinator has moved.
+    asker = Consumer({"bootstrap.servers": cluster.bootstrap, "group.id": group})
+    committed = asker.committed([TopicPartition(topic, number) for number in range(4)], timeout=PATIENCE)
+    asker.close()
+    equal(sum(partition.offset for partition in committed), before + 808, "committed offsets")
+    client = AdminClient({"bootstrap.servers": cluster.bootstrap})
+    client.delete_consumer_groups([group])[group].result(PATIENCE)
+
+
+def groups_over_http(cluster):
+    """HTTP shows the groups that Kafka's clients make, from any broker, and sets offsets that they go on from."""
+    reader = Reader(cluster, "seen")
+    wait("all partitions", lambda: reader.assigned == {0, 1, 2, 3})
+    wait("records of each partition", lambda: {partition for partition, *_ in reader.found} == {0, 1, 2, 3})
+    reader.commit()
+    for broker in (1, 2, 3):
+        listed = {group["group"]: group for group in cluster.ask(broker, "/v1/groups")["groups"]}
+        equal((listed["seen"]["state"], listed["seen"]["members"]), ("Stable", 1), f"the group in broker {broker}'s list")
+        shown = cluster.ask(broker, "/v1/groups/seen")
+        equal(sorted(shown["members"][0]["assignment"][0]["partitions"]), [0, 1, 2, 3], "what is assigned")
+        assert len(shown["offsets"]) == 4 and shown["offsets"][0]["metadata"] == "", shown
+    body = {"offsets": [{"topic": "shared", "partition": number, "offset": 5, "metadata": "set"} for number in range(4)]}
+    try:
+        cluster.ask(1, "/v1/groups/seen/offsets", body, "PUT")
+        raise AssertionError("set while there are members")
+    except urllib.error.HTTPError as error:
+        equal((error.code, json.load(error)["error"]), (409, "GROUP_NOT_EMPTY"), "setting while there are members")
+    reader.stop()
+    cluster.ask(2, "/v1/groups/seen/offsets", body, "PUT")
+    equal(cluster.ask(3, "/v1/groups/seen/offsets"), body, "offsets as they were set")
+    reader = Reader(cluster, "seen")
+    wait("records of each partition", lambda: {partition for partition, *_ in reader.found} == {0, 1, 2, 3})
+    reader.stop()
+    first = {}
+    for partition, offset, _ in reader.found:
+        first.setdefault(partition, offset)
+    equal(set(first.values()), {5}, "where the group goes on")
+
+
+def cooperative(cluster):
+    groups(cluster, "cooperative-sticky")
+
+
+def static_membership(cluster):
+    """A static member that restarts within its session keeps its partitions, without a rebalance of the others."""
+    config = {"session.timeout.ms": 30_000}
+    one = Reader(cluster, "static", **{"group.instance.id": "one", **config})
+    two = Reader(cluster, "static", **{"group.instance.id": "two", **config})
+    wait("two each", lambda: len(one.assigned) == len(two.assigned) == 2 and not one.assigned & two.assigned)
+    had = set(two.assigned)
+    two.stop()
+    two = Reader(cluster, "static", **{"group.instance.id": "two", **config})
+    wait("its partitions back", lambda: two.assigned == had)
+    equal(len(one.assigned), 2, "the other's partitions")
+    one.stop()
+    two.stop()
+
+
+async def aio_group(cluster):
+    consumer = AIOKafkaConsumer("shared", bootstrap_servers=cluster.bootstrap, group_id="aio",
+                                auto_offset_reset="earliest", enable_auto_commit=False)
+    await consumer.start()
+    first = await asyncio.wait_for(consumer.getone(), PATIENCE)
+    partition = AioPartition(first.topic, first.partition)
+    await consumer.commit({partition: first.offset + 1})
+    equal(await consumer.committed(partition), first.offset + 1, "the committed offset")
+    await consumer.stop()
+
+
+SCENARIOS = [admin, codecs, times, crossing, auto_create, aio, kcat, kafkajs, java, leader_kill, groups, groups_over_http, cooperative, static_membership,
+             aio_group]
 
 
 def main():
     cluster, failed = Cluster(sys.argv[1]), 0
+    wanted = sys.argv[2:]
     try:
-        for scenario in SCENARIOS:
+        for scenario in [scenario for scenario in SCENARIOS if not wanted or scenario.__name__ in wanted]:
             began = time.time()
             try:
                 done = scenario(cluster)

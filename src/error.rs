@@ -73,6 +73,8 @@ codes! {
     UnknownTopic = "UNKNOWN_TOPIC", 404, false;
     #[doc = " The topic has no such partition."]
     UnknownPartition = "UNKNOWN_PARTITION", 404, false;
+    #[doc = " No such consumer group: it has neither members nor committed offsets."]
+    UnknownGroup = "UNKNOWN_GROUP", 404, false;
     #[doc = " The path exists, the method does not."]
     MethodNotAllowed = "METHOD_NOT_ALLOWED", 405, false;
     #[doc = " None of the formats in Accept can be produced."]
@@ -83,6 +85,8 @@ codes! {
     TopicExists = "TOPIC_EXISTS", 409, false;
     #[doc = " The name collides with an existing topic's: they differ only in `.` and `_`."]
     TopicNameCollision = "TOPIC_NAME_COLLISION", 409, false;
+    #[doc = " The consumer group has members: its offsets are theirs to commit."]
+    GroupNotEmpty = "GROUP_NOT_EMPTY", 409, false;
     #[doc = " The producer's sequence does not follow its last one. Records are missing; the producer must stop or take a new id."]
     OutOfOrderSequence = "OUT_OF_ORDER_SEQUENCE", 409, false;
     #[doc = " A newer instance of this producer exists (higher epoch)."]

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use crate::support::{Cluster, PATIENCE, read};
 
 mod by_key;
+mod contract;
 mod forms;
 mod limits;
 mod openapi;

@@ -8,6 +8,7 @@ mod hostile;
 mod http;
 mod lifecycle;
 mod observability;
+mod operator;
 mod repair;
 mod retention;
 mod support;

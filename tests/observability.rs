@@ -143,7 +143,7 @@ fn named(text: &str) -> BTreeSet<&str> {
 /// What a query may ask for: metrics, and a histogram's parts.
 fn queryable() -> BTreeSet<String> {
     let mut names = BTreeSet::new();
-    for Instrument { kind, name, .. } in promised() {
+    for Instrument { kind, name, .. } in promised().into_iter().chain(pontoon::kafka::metrics::instruments()) {
         match kind {
             "histogram" => names.extend(["bucket", "sum", "count"].map(|part| format!("{name}_{part}"))),
             _ => drop(names.insert(name.to_owned())),
@@ -188,6 +188,7 @@ fn the_dashboard_is_whole() {
     // Nothing that is measured is left out of sight.
     let unseen: Vec<_> = promised()
         .into_iter()
+        .chain(pontoon::kafka::metrics::instruments())
         .map(|instrument| instrument.name)
         .filter(|name| {
             !shown

@@ -38,6 +38,20 @@ const WALLS: &[(&str, &[&str])] = &[
     ("raft/src", &["pontoon::"]),
     ("src/http", &["crate::cli", "crate::kafka", "crate::catalog", "crate::controller", "pontoon_raft::log"]),
     (
+        "src/coordinator",
+        &[
+            "crate::http",
+            "crate::kafka",
+            "crate::catalog",
+            "crate::controller",
+            "crate::broker",
+            "crate::cli",
+            "crate::api",
+            "pontoon_raft::log",
+            "pontoon_raft::raft_group",
+        ],
+    ),
+    (
         "src/kafka",
         &[
             "crate::http",

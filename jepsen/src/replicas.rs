@@ -3,8 +3,10 @@
 //! Clients only see what leaders tell them; a follower that went astray shows here at once, and to clients perhaps weeks later (etcd 3.5 was
 //! such a case). The broker's own binary says where frames lie (`pontoon log dump --json`); the bytes are compared here.
 //!
-//! Two properties are held: frames with the same index and term are the same, byte for byte, in every file of every replica, also in
-//! what was cut off later (Raft's log matching); and the logs of all replicas, as they stand, are the same as far as both reach.
+//! Two properties are held, Raft's log matching: frames with the same index and term are the same, byte for byte, in every file of every
+//! replica, also in what was cut off later; and two logs that have an entry in common, by index and term, have all entries before it in
+//! common. What stands behind the last common entry may differ: brokers are stopped one after another, and a leader may leave entries
+//! that were never committed.
 
 use std::collections::hash_map::DefaultHasher;
 use std::collections::{BTreeMap, BTreeSet};
@@ -57,7 +59,7 @@ type Segment = Vec<(u64, Frame)>;
 /// A group's log on one disk.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Log {
-    /// As it stands: the newest file that has an index counts, and what an older file has behind its beginning was cut off.
+    /// As it stands; the newest file that has an index counts, and what an older file has behind its beginning was cut off.
     standing: BTreeMap<u64, Frame>,
     /// All that was ever there, by index and term: one content each, if all is well.
     seen: BTreeMap<(u64, u64), BTreeSet<u64>>,
@@ -198,7 +200,9 @@ fn compare(group: &str, (first, a): &(String, Log), (second, b): &(String, Log))
             found.push(format!("group {group}: entry {index} of term {term} is not the same on {first} and {second}"));
         }
     }
-    for (index, frame) in &a.standing {
+    let same = |(index, frame): &(&u64, &Frame)| b.standing.get(index).is_some_and(|other| other.term == frame.term);
+    let common = a.standing.iter().rev().find(same).map_or(0, |(index, _)| *index);
+    for (index, frame) in a.standing.range(..common) {
         if let Some(other) = b.standing.get(index).filter(|other| other.term != frame.term) {
             let terms = format!("{} on {first} and {} on {second}", frame.term, other.term);
             found.push(format!("group {group}: entry {index} is of term {terms}"));
@@ -246,10 +250,17 @@ mod tests {
     }
 
     #[test]
+    fn what_a_leader_left_uncommitted_may_differ() {
+        let left_alone = log(&[(0, &[(0, 1, 70), (1, 1, 71), (2, 4, 40)])]);
+        let went_on = log(&[(0, &[(0, 1, 70), (1, 1, 71), (2, 5, 50), (3, 6, 60)])]);
+        assert_eq!(disagreements(left_alone, went_on), Vec::<String>::new());
+    }
+
+    #[test]
     fn replicas_that_went_apart_are_named_with_the_entry() {
         let other_bytes = log(&[(0, &[(0, 1, 70), (1, 1, 99)])]);
         assert_eq!(disagreements(log(SOUND), other_bytes), ["group 4: entry 1 of term 1 is not the same on n1 and n2"]);
-        let other_term = log(&[(0, &[(0, 1, 70), (1, 2, 71)])]);
+        let other_term = log(&[(0, &[(0, 1, 70), (1, 2, 71), (2, 1, 72)])]);
         assert_eq!(disagreements(log(SOUND), other_term), ["group 4: entry 1 is of term 1 on n1 and 2 on n2"]);
         // Two leaders of one term, though one's entries were cut off in time.
         let cut = log(&[(0, &[(0, 1, 70), (1, 1, 99)]), (1, &[(1, 1, 71)])]);

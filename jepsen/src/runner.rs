@@ -19,6 +19,7 @@ use crate::replicas;
 use crate::run_dir;
 use crate::timeline::Entry;
 use crate::verdict::{Verdict, judge};
+use crate::workload::churn::Churn;
 use crate::workload::worker::Worker;
 use crate::workload::{Values, final_reads, record_bytes};
 
@@ -111,6 +112,8 @@ async fn play(
     phase(recorder, "faults");
     let (halt, halted) = watch::channel(false);
     let mut workers = start_workers(plan, recorder, &connector, &values, &halted);
+    let churn = Churn::new(Cluster::urls(plan.nodes), recorder.clone(), plan.random(4));
+    let churn = tokio::spawn(churn.run(halted.clone()));
     workers.spawn(tell_progress(recorder.clone(), halted));
     nemesis.wait(CALM).await;
     let faults = match plan.scenario().map_err(HarnessError)? {
@@ -124,6 +127,7 @@ async fn play(
     while let Some(ended) = workers.join_next().await {
         ended.doing("a client")?;
     }
+    let churn = churn.await.doing("the client of topics")?;
     faults?;
     if nemesis.stopping() {
         return Err(HarnessError("interrupted".to_owned()));
@@ -131,6 +135,8 @@ async fn play(
     phase(recorder, "final reads");
     nemesis.recover(&[]).await?;
     read_everything(recorder, &connector, &values).await?;
+    let (came, went) = churn.last_look().await;
+    progress(recorder, &format!("  {came} topics came, {went} went"));
     phase(recorder, "stop");
     nemesis.note_ends()?;
     stop_all(&mut nemesis.cluster, recorder).await?;

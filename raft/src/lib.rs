@@ -21,6 +21,8 @@ pub mod raft_groups;
 mod recovery;
 mod repair;
 pub mod runtime;
+#[cfg(any(test, feature = "simulation"))]
+pub mod sabotage;
 mod scrub;
 mod segment_writer;
 pub mod stages;

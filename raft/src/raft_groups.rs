@@ -13,6 +13,7 @@ use futures_util::StreamExt;
 use futures_util::stream;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::broadcast;
+use tracing::Instrument;
 
 use crate::config::RaftConfig;
 use crate::elections::Elections;
@@ -27,6 +28,7 @@ use crate::supervision;
 use crate::transport::Transport;
 use crate::types::{GroupId, ReplicaId};
 
+mod backlog;
 mod door;
 mod hand_over;
 
@@ -92,6 +94,11 @@ impl RaftGroups {
         });
         for corrupt in hosted.store.corrupt() {
             hosted.report_lost(corrupt.group, corrupt.replica, corrupt.why);
+            #[cfg(any(test, feature = "simulation"))]
+            if crate::sabotage::on(crate::sabotage::Sabotage::ReuseReplicaIds) {
+                hosted.store.delete(corrupt.group, corrupt.replica).await?;
+                hosted.store.create(corrupt.group, corrupt.replica).await?;
+            }
         }
         let starts = stream::iter(hosted.store.replicas()).map(|replica| hosted.clone().host(replica));
         starts.buffer_unordered(STARTS).collect::<Vec<_>>().await;
@@ -209,11 +216,22 @@ impl Hosted {
 
     /// A core over a replica's log and state.
     async fn start_core(&self, replica: &Replica) -> Result<Raft, String> {
-        let network = self.transport.raft_network(replica.group);
+        let network = self.transport.raft_network(replica.group).paced_by(replica.log.clone());
         let log = LogStore::new(replica.log.clone());
         let machine = StateMachine::new(replica);
         let core = Raft::new(replica.replica, self.openraft.clone(), network, log, machine);
-        core.await.map_err(|fatal| fatal.to_string())
+        // The core's task takes the span over that it is started in.
+        core.instrument(self.span(replica)).await.map_err(|fatal| fatal.to_string())
+    }
+
+    /// What every log line of a group's own tasks says.
+    fn span(&self, replica: &Replica) -> tracing::Span {
+        tracing::info_span!(
+            "group",
+            broker = self.transport.broker().0,
+            group = replica.group.0,
+            replica = replica.replica.0
+        )
     }
 
     /// Starts a replica that had to be repaired first, unless it was dropped meanwhile.
@@ -252,11 +270,12 @@ impl Hosted {
                 return Err(why);
             }
         };
+        let span = self.span(&replica);
         replica.log.hold_readers();
         let group =
             RaftGroup::new(self.transport.broker(), replica, raft, self.config.clone(), self.instruments.clone());
         self.groups.write().insert(id, group.clone());
-        tokio::spawn(supervision::supervise(Arc::downgrade(&self), group.clone()));
+        tokio::spawn(supervision::supervise(Arc::downgrade(&self), group.clone()).instrument(span));
         Ok(group)
     }
 

@@ -67,7 +67,7 @@ pub(crate) async fn supervise(hosted: Weak<Hosted>, group: RaftGroup) {
 
 /// What is to be done when a core has ended: callers are refused, the rest of it is joined, and if it led, that is said.
 async fn bury(hosted: &Weak<Hosted>, group: &RaftGroup, why: &str) {
-    tracing::error!(group = group.group().0, replica = group.replica().0, why, "the group's core ended");
+    tracing::error!(why, "the group's core ended");
     group.set_stopped(why.to_owned());
     group.log().release_readers();
     let _ = group.raft().shutdown().await;
@@ -96,6 +96,7 @@ async fn watch_core(hosted: &Weak<Hosted>, group: &RaftGroup) -> String {
         group.publish();
         if let Some(term) = group.leading_term().filter(|term| *term != led_term) {
             led_term = term;
+            tracing::debug!(term, "leads");
             if let Some(hosted) = hosted.upgrade() {
                 hosted.instruments.elections_won.increment(1);
             }

@@ -5,6 +5,7 @@
 
 mod embed;
 pub mod fetched;
+pub mod groups;
 pub mod records;
 
 use std::collections::BTreeMap;
@@ -13,7 +14,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::broker::TopicSpec;
-pub use crate::broker::{BrokerDescription, ClusterDescription, PartitionDescription, TopicDescription};
+pub use crate::broker::{
+    BrokerDescription, ClusterDescription, LagReason, LaggingReplica, PartitionDescription, TopicDescription,
+};
 use crate::error::{Code, Error, Result, WriteOutcome};
 
 /// Header that marks a request which another broker has passed on: that broker's number.

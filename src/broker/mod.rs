@@ -2,7 +2,7 @@
 //!
 //! - `bootstrap`: becoming part of a cluster. `lifecycle`, `membership`: making this directory what the catalog says.
 //! - `routing`, `summary`: who leads what. `leadership`: giving leaderships back. `topics`: what clients ask for.
-//! - `control`: asking the controller. `peer`: the calls between brokers. `start`: opening and closing all of it.
+//! - `coordination`: consumer groups. `control`: asking the controller. `peer`: the calls between brokers. `start`: opening and closing all of it.
 //!
 //! It knows no HTTP, no segment and no openraft; what a record is it leaves to [`crate::partition`].
 
@@ -11,17 +11,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pontoon_raft::error::OpenError;
+use pontoon_raft::raft_groups::RaftGroups;
 use pontoon_raft::types::{BrokerId, Offset};
 use serde::{Deserialize, Serialize};
 
 use crate::catalog::topic_config::TopicConfig;
 use crate::config::Config;
+use crate::coordinator::Coordinator;
 use crate::error::Result;
 use crate::partition::Partition;
 use crate::record_batch::BatchLimits;
 
 mod bootstrap;
 mod control;
+mod coordination;
 mod leadership;
 mod lifecycle;
 mod membership;
@@ -98,10 +101,42 @@ pub struct PartitionDescription {
     pub replicas: Vec<BrokerId>,
     /// The brokers whose replica is alive and not behind.
     pub in_sync: Vec<BrokerId>,
+    /// The replicas that are behind, what they lack, and why, as last reported by the leader.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub lagging: Vec<LaggingReplica>,
     /// Oldest readable offset, as last reported by the leader.
     pub log_start_offset: Offset,
     /// High watermark, as last reported by the leader.
     pub high_watermark: Offset,
+}
+
+/// A replica that is behind its leader.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LaggingReplica {
+    /// Its broker.
+    pub broker: BrokerId,
+    /// Records that it lacks, about.
+    pub records: u64,
+    /// Bytes that it lacks, about.
+    pub bytes: u64,
+    /// Why.
+    pub reason: LagReason,
+}
+
+/// Why a replica is behind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LagReason {
+    /// Its broker is dead.
+    Dead,
+    /// Its files are lost; it waits for a replacement.
+    Lost,
+    /// It was placed there lately and is being filled.
+    New,
+    /// It takes records, and has not all of them yet.
+    CatchingUp,
+    /// Its broker lives and has taken nothing for some seconds: its disk may be full or slow.
+    Stalled,
 }
 
 /// A broker, described.
@@ -157,6 +192,7 @@ pub enum Route {
 /// clean way.
 pub struct Broker {
     shared: Arc<Shared>,
+    coordinator: Coordinator,
     tasks: start::Tasks,
 }
 
@@ -200,6 +236,12 @@ impl Broker {
     /// What [`Self::create_topic`] would refuse, as far as this broker can tell. Creates nothing.
     pub fn check_topic(&self, spec: &TopicSpec) -> Result<()> {
         self.shared.check_topic(spec)
+    }
+
+    /// What [`Self::alter_topic`] would refuse of these changes. Changes nothing.
+    pub fn check_topic_changes(&self, name: &str, config: &BTreeMap<String, Option<String>>) -> Result<()> {
+        self.shared.topic(name)?;
+        topics::check_changes(config)
     }
 
     /// All topics, by name.
@@ -273,6 +315,11 @@ impl Broker {
     /// The cluster as this broker sees it.
     pub fn cluster(&self) -> ClusterDescription {
         self.shared.cluster()
+    }
+
+    /// Its Raft groups, for whoever looks at what runs underneath: the simulation. Clients are served without.
+    pub fn raft_groups(&self) -> &RaftGroups {
+        &self.shared.groups
     }
 
     /// Resolves if the broker cannot go on (its data directory has stopped): the process should exit with this reason.

@@ -30,6 +30,10 @@ instruments! {
         gauge replicas = "pontoon_broker_replicas";
         /// Of those, the ones that are behind their leader, or whose leader is not known.
         gauge lagging = "pontoon_broker_lagging_replicas";
+        /// Records that the follower furthest behind lacks, of the partitions that this broker leads.
+        gauge lag_records = "pontoon_replica_lag_records_max";
+        /// Bytes that the follower furthest behind lacks, of the partitions that this broker leads.
+        gauge lag_bytes = "pontoon_replica_lag_bytes_max";
         /// Partitions of the cluster without a leader, as this broker knows it.
         gauge leaderless = "pontoon_partitions_without_leader";
         /// Partitions that this broker leads with fewer replicas in sync than they should have.
@@ -88,11 +92,15 @@ impl Shared {
         let topics = self.topics();
         gauges.topics.set(topics.len() as f64);
         let (mut leads, mut replicas, mut lagging, mut leaderless, mut under) = (0u32, 0u32, 0u32, 0u32, 0u32);
+        let (mut records, mut bytes) = (0, 0);
         for partition in topics.iter().flat_map(|topic| &topic.partitions) {
             leaderless += u32::from(partition.leader.is_none());
             if partition.leader == Some(self.broker) {
                 leads += 1;
                 under += u32::from(partition.in_sync.len() < partition.replicas.len());
+                for lagging in &partition.lagging {
+                    (records, bytes) = (records.max(lagging.records), bytes.max(lagging.bytes));
+                }
             }
             if partition.replicas.contains(&self.broker) {
                 replicas += 1;
@@ -102,6 +110,8 @@ impl Shared {
         gauges.leads.set(leads);
         gauges.replicas.set(replicas);
         gauges.lagging.set(lagging);
+        gauges.lag_records.set(records as f64);
+        gauges.lag_bytes.set(bytes as f64);
         gauges.leaderless.set(leaderless);
         gauges.under_replicated.set(under);
         gauges.lost.set(self.groups.lost().len() as f64);

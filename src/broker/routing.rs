@@ -11,7 +11,7 @@ use pontoon_raft::raft_group::{Leader, RaftGroup};
 use pontoon_raft::types::{BrokerId, GroupId, Offset};
 use tokio::sync::watch;
 
-use super::summary::{Led, Summary};
+use super::summary::{Behind, Led, Summary};
 use crate::partition::{Acks, Partition};
 use crate::record_batch::BatchLimits;
 
@@ -50,6 +50,8 @@ pub(super) struct Claim {
     pub(super) high_watermark: Offset,
     /// Brokers whose replica is alive and not behind.
     pub(super) in_sync: Vec<BrokerId>,
+    /// The others, and what they lack.
+    pub(super) behind: Vec<Behind>,
 }
 
 /// What a broker last said of itself.
@@ -168,13 +170,15 @@ impl Routing {
             claims: now,
         };
         let mut moved = false;
-        for Led { group, epoch, log_start_offset, high_watermark, in_sync } in summary.led {
+        for Led { group, epoch, log_start_offset, high_watermark, in_sync, behind } in summary.led {
             let known = claims.by_group.get(&group);
             if known.is_some_and(|claim| claim.epoch > epoch) {
                 continue;
             }
             moved |= known.is_none_or(|claim| (claim.broker, claim.epoch) != (from, epoch));
-            claims.by_group.insert(group, Claim { broker: from, epoch, log_start_offset, high_watermark, in_sync });
+            claims
+                .by_group
+                .insert(group, Claim { broker: from, epoch, log_start_offset, high_watermark, in_sync, behind });
         }
         if moved {
             self.touch();
@@ -198,6 +202,7 @@ mod tests {
             log_start_offset: Offset(0),
             high_watermark: Offset(9),
             in_sync: vec![BrokerId(1)],
+            behind: Vec::new(),
         }
     }
 

@@ -16,11 +16,12 @@ use pontoon_raft::transport::{Network, Transport, TransportIdentity};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout, timeout_at};
+use tracing::Instrument;
 
 use super::observe::BrokerInstruments;
 use super::peer::{Hello, Peers};
 use super::shared::{Progress, Shared};
-use super::{Broker, StartError, bootstrap, control, leadership, lifecycle, retention, summary};
+use super::{Broker, StartError, bootstrap, control, coordination, leadership, lifecycle, retention, summary};
 use crate::catalog::Catalog;
 use crate::catalog::tables::Tables;
 use crate::catalog::tables::sled_tables::SledTables;
@@ -82,7 +83,8 @@ impl Broker {
         let shared = share(config, http_address, store, groups, catalog);
         peers.open(&shared);
         let tasks = Tasks::start(&shared);
-        Ok(Arc::new(Broker { shared, tasks }))
+        let coordinator = coordination::coordinator(&shared);
+        Ok(Arc::new(Broker { shared, coordinator, tasks }))
     }
 }
 
@@ -164,15 +166,16 @@ async fn watch_for_the_end(shared: Arc<Shared>, mut stop: watch::Receiver<bool>)
 impl Tasks {
     fn start(shared: &Arc<Shared>) -> Self {
         let stop = watch::Sender::new(false);
+        let span = tracing::info_span!("broker", broker = %shared.broker);
         let mut running = JoinSet::new();
-        running.spawn(bootstrap::run(shared.clone(), stop.subscribe()));
-        running.spawn(shared.controller.clone().run(stop.subscribe()));
-        running.spawn(lifecycle::run(shared.clone(), stop.subscribe()));
-        running.spawn(summary::run(shared.clone(), stop.subscribe()));
-        running.spawn(control::report(shared.clone(), stop.subscribe()));
-        running.spawn(leadership::run(shared.clone(), stop.subscribe()));
-        running.spawn(retention::run(shared.clone(), retention::wall_clock, stop.subscribe()));
-        running.spawn(watch_for_the_end(shared.clone(), stop.subscribe()));
+        running.spawn(bootstrap::run(shared.clone(), stop.subscribe()).instrument(span.clone()));
+        running.spawn(shared.controller.clone().run(stop.subscribe()).instrument(span.clone()));
+        running.spawn(lifecycle::run(shared.clone(), stop.subscribe()).instrument(span.clone()));
+        running.spawn(summary::run(shared.clone(), stop.subscribe()).instrument(span.clone()));
+        running.spawn(control::report(shared.clone(), stop.subscribe()).instrument(span.clone()));
+        running.spawn(leadership::run(shared.clone(), stop.subscribe()).instrument(span.clone()));
+        running.spawn(retention::run(shared.clone(), retention::wall_clock, stop.subscribe()).instrument(span.clone()));
+        running.spawn(watch_for_the_end(shared.clone(), stop.subscribe()).instrument(span.clone()));
         Self { stop, running: Mutex::new(Some(running)) }
     }
 

@@ -16,6 +16,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::peer::{self, PeerRequest};
+use super::routing::Hosted;
 use super::shared::Shared;
 
 /// How often a summary is made if nothing happens.
@@ -26,6 +27,9 @@ const GATHER: Duration = Duration::from_millis(5);
 const CALL_TIMEOUT: Duration = Duration::from_secs(1);
 /// A replica is in sync if it has by now what its leader had so long ago.
 const IN_SYNC_WITHIN: Duration = Duration::from_secs(2);
+
+/// A follower that has taken nothing for so long is stalled.
+const STALLED_AFTER: Duration = Duration::from_secs(5);
 
 /// All that a broker leads.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -57,6 +61,36 @@ pub(super) struct Led {
     pub(super) high_watermark: Offset,
     /// Brokers whose replica is alive and not behind.
     pub(super) in_sync: Vec<BrokerId>,
+    /// The other members, and what they lack.
+    pub(super) behind: Vec<Behind>,
+}
+
+/// A replica that is not in sync.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Behind {
+    /// Its broker.
+    pub(super) broker: BrokerId,
+    /// Records that it lacks, about.
+    pub(super) records: u64,
+    /// Bytes that it lacks, about.
+    pub(super) bytes: u64,
+    /// It has taken something within the last few seconds.
+    pub(super) moves: bool,
+}
+
+/// How far each follower was when it last moved.
+#[derive(Default)]
+pub(super) struct Followers(BTreeMap<(GroupId, BrokerId), (Option<u64>, Instant)>);
+
+impl Followers {
+    /// Notes how far a follower is; returns whether it has moved lately (a new one is given the time to).
+    fn moves(&mut self, key: (GroupId, BrokerId), matched: Option<u64>, now: Instant) -> bool {
+        let seen = self.0.entry(key).or_insert((matched, now));
+        if seen.0 != matched {
+            *seen = (matched, now);
+        }
+        now.duration_since(seen.1) < STALLED_AFTER
+    }
 }
 
 /// Where each led group's log ended lately: what a follower must have to count as in sync.
@@ -91,6 +125,23 @@ fn in_sync(status: &GroupStatus, own: BrokerId, needed: u64, alive: impl Fn(Brok
 
 /// Most lines of damage that are told of one broker.
 const DAMAGE_MAX: usize = 100;
+
+/// The members that are not in sync, learners among them, and what they lack.
+fn behind(
+    hosted: &Hosted,
+    status: &GroupStatus,
+    in_sync: &[BrokerId],
+    followers: &mut Followers,
+    now: Instant,
+) -> Vec<Behind> {
+    let late = status.members.values().filter(|member| !in_sync.contains(&member.broker));
+    let late = late.map(|member| {
+        let lag = hosted.group.log().lag_of(member.matched);
+        let moves = followers.moves((hosted.group.group(), member.broker), member.matched, now);
+        Behind { broker: member.broker, records: lag.records, bytes: lag.bytes, moves }
+    });
+    late.collect()
+}
 
 impl Shared {
     /// What is rotten in the data directory here, for people (RULES.md R7).
@@ -127,7 +178,7 @@ impl Shared {
     }
 
     /// Everything this broker leads now.
-    pub(super) fn led(&self, history: &mut History) -> Vec<Led> {
+    pub(super) fn led(&self, history: &mut History, followers: &mut Followers) -> Vec<Led> {
         let now = Instant::now();
         let alive = |broker| self.groups.transport().liveness(broker) == Liveness::Alive;
         let mut led = Vec::new();
@@ -140,14 +191,23 @@ impl Shared {
             if let Some(ends) = history.0.remove(&group) {
                 seen.insert(group, ends);
             }
+            let in_sync = in_sync(&status, self.broker, needed, alive);
+            let behind = behind(&hosted, &status, &in_sync, followers, now);
             led.push(Led {
                 group,
                 epoch: leader.term,
                 log_start_offset: hosted.group.log().log_start_offset(),
                 high_watermark: hosted.group.log().high_watermark(),
-                in_sync: in_sync(&status, self.broker, needed, alive),
+                in_sync,
+                behind,
             });
         }
+        // Who has caught up, or is led by others now, is forgotten.
+        let lags = |(group, broker): &(GroupId, BrokerId)| {
+            led.binary_search_by_key(group, |led| led.group)
+                .is_ok_and(|at| led[at].behind.iter().any(|behind| behind.broker == *broker))
+        };
+        followers.0.retain(|key, _| lags(key));
         history.0 = seen; // What is no longer led is forgotten.
         led
     }
@@ -163,11 +223,11 @@ pub(super) async fn run(shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
         damage: Vec::new(),
         led: Vec::new(),
     }));
-    let mut history = History::default();
+    let (mut history, mut followers) = (History::default(), Followers::default());
     let mut senders: BTreeMap<BrokerId, tokio::task::AbortHandle> = BTreeMap::new();
     let mut tasks = JoinSet::new();
     loop {
-        let led = shared.led(&mut history);
+        let led = shared.led(&mut history, &mut followers);
         let stopping = shared.stopping();
         let damage = shared.damage();
         newest.send_if_modified(|summary| {
@@ -254,6 +314,19 @@ mod tests {
             history.note(group, 5000, Instant::now());
         }
         assert!(history.0[&group].len() < 8, "asking often costs nothing");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_follower_that_takes_nothing_for_a_while_is_stalled() {
+        let mut followers = Followers::default();
+        let mut moves = |matched| followers.moves((GroupId(1), BrokerId(2)), matched, Instant::now());
+        assert!(moves(None), "it has just been seen");
+        tokio::time::advance(STALLED_AFTER).await;
+        assert!(!moves(None) && moves(Some(7)));
+        tokio::time::advance(STALLED_AFTER - Duration::from_millis(1)).await;
+        assert!(moves(Some(7)));
+        tokio::time::advance(Duration::from_millis(1)).await;
+        assert!(!moves(Some(7)));
     }
 
     #[test]

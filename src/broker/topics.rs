@@ -10,13 +10,14 @@ use tokio::time::{Instant, timeout_at};
 
 use super::routing::Hosted;
 use super::shared::{Progress, Shared};
+use super::summary::Behind;
 use super::{
-    BrokerDescription, ClusterDescription, ConfigEntry, PartitionDescription, Route, TopicDescription, TopicShape,
-    TopicSpec,
+    BrokerDescription, ClusterDescription, ConfigEntry, LagReason, LaggingReplica, PartitionDescription, Route,
+    TopicDescription, TopicShape, TopicSpec,
 };
 use crate::catalog::command::PARTITIONS_MAX;
 use crate::catalog::names::check_topic_name;
-use crate::catalog::state::{PartitionRecord, TopicId, TopicRecord};
+use crate::catalog::state::{PartitionRecord, ReplicaState, TopicId, TopicRecord};
 use crate::catalog::topic_config::{self, TopicConfig};
 use crate::controller::Controller;
 use crate::controller::requests::{ControlAnswer, ControlRequest};
@@ -117,11 +118,7 @@ impl Shared {
     ) -> Result<TopicDescription> {
         let deadline = Instant::now() + timeout;
         let topic = self.find_topic(name, deadline).await?;
-        for (key, value) in &config {
-            let check =
-                value.as_ref().map_or_else(|| topic_config::check_key(key), |value| topic_config::check(key, value));
-            check.map_err(|why| Error::new(Code::InvalidConfig, why))?;
-        }
+        check_changes(&config)?;
         self.change(ControlRequest::AlterTopic { topic, partitions, config }, deadline).await?;
         let state = self.catalog.state();
         let record = state.topics().get(&topic).ok_or_else(|| unknown_topic(name))?;
@@ -331,16 +328,30 @@ impl Shared {
                 log_start_offset = log.log_start_offset();
             }
         }
-        let in_sync = claim.map(|claim| claim.in_sync).unwrap_or_default();
+        let (in_sync, behind) = claim.map(|claim| (claim.in_sync, claim.behind)).unwrap_or_default();
         PartitionDescription {
             partition,
             leader: leader.map(|(broker, _)| broker),
             leader_epoch: leader.map_or(0, |(_, epoch)| epoch),
             replicas: record.replicas.iter().map(|replica| replica.broker).collect(),
             in_sync: in_sync.into_iter().filter(|broker| self.alive(*broker)).collect(),
+            lagging: behind.into_iter().map(|behind| self.lagging(record, behind)).collect(),
             log_start_offset,
             high_watermark,
         }
+    }
+
+    /// Why a replica is behind, as far as is known here.
+    fn lagging(&self, partition: &PartitionRecord, behind: Behind) -> LaggingReplica {
+        let record = partition.on(behind.broker);
+        let reason = match record.map(|record| record.state) {
+            _ if !self.alive(behind.broker) => LagReason::Dead,
+            Some(ReplicaState::Lost) => LagReason::Lost,
+            Some(ReplicaState::New) => LagReason::New,
+            _ if behind.moves => LagReason::CatchingUp,
+            _ => LagReason::Stalled,
+        };
+        LaggingReplica { broker: behind.broker, records: behind.records, bytes: behind.bytes, reason }
     }
 
     pub(super) fn cluster(&self) -> ClusterDescription {
@@ -380,6 +391,16 @@ impl Shared {
             brokers: brokers.collect(),
         }
     }
+}
+
+/// Checks keys and values of a change; `None` resets a key.
+pub(super) fn check_changes(config: &BTreeMap<String, Option<String>>) -> Result<()> {
+    for (key, value) in config {
+        let check =
+            value.as_ref().map_or_else(|| topic_config::check_key(key), |value| topic_config::check(key, value));
+        check.map_err(|why| Error::new(Code::InvalidConfig, why))?;
+    }
+    Ok(())
 }
 
 fn check_names(spec: &TopicSpec) -> Result<()> {

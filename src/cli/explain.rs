@@ -44,6 +44,34 @@ fn show(code: Code, as_json: bool) -> Result<(), Failure> {
 mod tests {
     use super::*;
 
+    /// With `UPDATE_DOCS=1` the table is written instead.
+    #[test]
+    fn the_documented_codes_are_those_of_the_code() {
+        const HEAD: &str = "| code | HTTP | retry | meaning |\n|---|---|---|---|\n";
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/OPERATIONS.md");
+        let text = std::fs::read_to_string(path).unwrap();
+        let (before, rest) = text.split_once(HEAD).expect("the table's head");
+        let end = rest.lines().take_while(|line| line.starts_with('|')).map(|line| line.len() + 1).sum();
+        let row = |code: &Code| {
+            let retry = if code.retriable() { "yes" } else { "no" };
+            let meaning = code.explanation().lines().map(str::trim).collect::<Vec<_>>().join(" ");
+            format!("| `{code}` | {} | {retry} | {} |\n", code.status(), meaning.trim())
+        };
+        let wanted: String = Code::ALL.iter().map(row).collect();
+        if std::env::var_os("UPDATE_DOCS").is_some() {
+            return std::fs::write(path, format!("{before}{HEAD}{wanted}{}", &rest[end..])).unwrap();
+        }
+        assert_eq!(&rest[..end], wanted, "the table of docs/OPERATIONS.md is not what the code says");
+    }
+
+    #[test]
+    fn every_code_can_be_explained() {
+        for code in Code::ALL {
+            run(&ExplainArgs { code: Some(code.to_string()) }, true).unwrap();
+            assert!(code.explanation().trim().len() > 10, "{code}");
+        }
+    }
+
     #[test]
     fn codes_are_found_in_any_case_and_slips_are_named() {
         run(&ExplainArgs { code: Some("no-leader".into()) }, false).unwrap();

@@ -3,6 +3,7 @@
 //! Data goes to stdout, messages and progress to stderr. A broken pipe ends quietly: `consume | head` is no failure.
 
 pub mod bench;
+mod completions;
 mod consume;
 mod dev;
 mod explain;
@@ -76,6 +77,8 @@ enum Command {
     Log(log::LogCommand),
     /// Say what an error code means and what to do
     Explain(explain::ExplainArgs),
+    /// Print a completion script for a shell
+    Completions(completions::CompletionsArgs),
 }
 
 /// How a command ended, if not well.
@@ -181,6 +184,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Bench(bench) => Ok(bench::run(bench, &server.list(), json).await?),
         Command::Log(command) => log::run(command, json).await,
         Command::Explain(args) => explain::run(&args, json),
+        Command::Completions(args) => completions::run(&args),
     }
 }
 

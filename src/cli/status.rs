@@ -5,12 +5,16 @@ use std::io::IsTerminal;
 use std::time::Duration;
 
 use clap::Args;
+use indicatif::HumanBytes;
 use pontoon_raft::types::BrokerId;
 use serde_json::json;
 
-use crate::api::{ClusterDescription, PartitionDescription, TopicDescription};
+use crate::api::{ClusterDescription, LagReason, PartitionDescription, TopicDescription};
 use crate::cli::{Failure, output};
 use crate::client::Client;
+
+/// Most troubles shown as text: a dead broker is one of thousands of partitions.
+const TROUBLES_SHOWN: usize = 40;
 
 /// Flags of `status`.
 #[derive(Debug, Args)]
@@ -63,8 +67,11 @@ fn text(cluster: &ClusterDescription, topics: &[TopicDescription], troubles: &[S
     if troubles.is_empty() {
         text += "all is well\n";
     }
-    for trouble in troubles {
+    for trouble in troubles.iter().take(TROUBLES_SHOWN) {
         text += &format!("! {trouble}\n");
+    }
+    if let Some(more @ 1..) = troubles.len().checked_sub(TROUBLES_SHOWN) {
+        text += &format!("! and {more} more; --json shows all\n");
     }
     text
 }
@@ -94,7 +101,6 @@ fn troubles(cluster: &ClusterDescription, topics: &[TopicDescription]) -> Vec<St
 fn trouble(topic: &str, partition: &PartitionDescription, alive: &BTreeMap<BrokerId, bool>) -> Option<String> {
     let name = format!("{topic}/{}", partition.partition);
     let lives = |id: &BrokerId| alive.get(id).copied().unwrap_or(false);
-    let list = |ids: &[BrokerId]| ids.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
     let (up, down): (Vec<BrokerId>, Vec<BrokerId>) = partition.replicas.iter().partition(|id| lives(id));
     if partition.leader.is_none() {
         let why = if up.len() * 2 > partition.replicas.len() {
@@ -109,22 +115,40 @@ fn trouble(topic: &str, partition: &PartitionDescription, alive: &BTreeMap<Broke
         };
         return Some(format!("{name} has no leader: {why}"));
     }
-    let behind: Vec<BrokerId> = up.into_iter().filter(|id| !partition.in_sync.contains(id)).collect();
-    match (down.is_empty(), behind.is_empty()) {
-        (true, true) => None,
-        (true, false) => Some(format!("{name}: the replica on broker(s) {} lags, catching up", list(&behind))),
-        (false, true) => Some(format!(
-            "{name} has {} of {} replicas: broker(s) {} are dead",
+    let behind = |id: &&BrokerId| !partition.in_sync.contains(id);
+    let whys: Vec<String> = partition.replicas.iter().filter(behind).map(|id| lag(*id, partition, lives(id))).collect();
+    (!whys.is_empty()).then(|| {
+        format!(
+            "{name} has {} of {} replicas in sync: {}",
             partition.in_sync.len(),
             partition.replicas.len(),
-            list(&down)
-        )),
-        (false, false) => Some(format!(
-            "{name}: broker(s) {} are dead, and the replica on broker(s) {} lags, catching up",
-            list(&down),
-            list(&behind)
-        )),
-    }
+            whys.join("; ")
+        )
+    })
+}
+
+fn list(ids: &[BrokerId]) -> String {
+    ids.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
+
+/// How far behind a replica is, and why.
+fn lag(broker: BrokerId, partition: &PartitionDescription, lives: bool) -> String {
+    let Some(lagging) = partition.lagging.iter().find(|lagging| lagging.broker == broker) else {
+        let why = if lives { "has said nothing yet" } else { "is dead" };
+        return format!("broker {broker} {why}");
+    };
+    let behind = match (lagging.records, lagging.bytes) {
+        (0, 0) => "lacks nothing any more".to_owned(),
+        (records, bytes) => format!("lags {} ({records} records)", HumanBytes(bytes)),
+    };
+    let why = match lagging.reason {
+        LagReason::Dead => "it is dead",
+        LagReason::Lost => "its files are lost, a replacement is on its way",
+        LagReason::New => "a new replica there is being filled",
+        LagReason::CatchingUp => "catching up",
+        LagReason::Stalled => "it takes nothing: look at its disk and its log",
+    };
+    format!("broker {broker} {behind}, {why}")
 }
 
 #[cfg(test)]
@@ -132,7 +156,7 @@ mod tests {
     use pontoon_raft::types::Offset;
 
     use super::*;
-    use crate::api::BrokerDescription;
+    use crate::api::{BrokerDescription, LaggingReplica};
 
     fn cluster(alive: [bool; 3]) -> ClusterDescription {
         let broker = |(at, alive): (usize, bool)| BrokerDescription {
@@ -164,6 +188,7 @@ mod tests {
                 leader_epoch: 1,
                 replicas: [1, 2, 3].map(BrokerId).to_vec(),
                 in_sync: in_sync.iter().copied().map(BrokerId).collect(),
+                lagging: Vec::new(),
                 log_start_offset: Offset(0),
                 high_watermark: Offset(9),
             }],
@@ -182,9 +207,38 @@ mod tests {
         let seen = |alive, leader, in_sync: &[u32]| troubles(&cluster(alive), &[topic(leader, in_sync)]).join("\n");
         let dead = seen([true, false, true], Some(1), &[1, 3]);
         assert!(dead.contains("broker 2 is dead") && dead.contains("orders/3 has 2 of 3 replicas"), "{dead}");
-        assert!(seen([true; 3], Some(1), &[1, 3]).contains("the replica on broker(s) 2 lags"));
+        assert!(seen([true; 3], Some(1), &[1, 3]).contains("broker 2 has said nothing yet"));
         assert!(seen([true; 3], None, &[]).contains("an election is under way"));
         let minority = seen([true, false, false], None, &[]);
         assert!(minority.contains("only 1 of 3 replicas live; broker(s) 2, 3 are needed"), "{minority}");
+    }
+
+    #[test]
+    fn a_lag_is_told_in_bytes_and_records_with_its_reason() {
+        let told = |reason, records, bytes| {
+            let mut topic = topic(Some(1), &[1, 3]);
+            topic.partitions[0].lagging = vec![LaggingReplica { broker: BrokerId(2), records, bytes, reason }];
+            troubles(&cluster([true; 3]), &[topic]).join("\n")
+        };
+        assert_eq!(
+            told(LagReason::CatchingUp, 12_345, 40 << 20),
+            "orders/3 has 2 of 3 replicas in sync: broker 2 lags 40.00 MiB (12345 records), catching up"
+        );
+        assert!(told(LagReason::CatchingUp, 0, 0).contains("lacks nothing any more, catching up"));
+        for (reason, words) in [
+            (LagReason::Dead, "it is dead"),
+            (LagReason::Lost, "its files are lost"),
+            (LagReason::New, "is being filled"),
+            (LagReason::Stalled, "it takes nothing"),
+        ] {
+            assert!(told(reason, 1, 1).contains(words), "{reason:?}");
+        }
+    }
+
+    #[test]
+    fn a_flood_of_troubles_is_cut() {
+        let many: Vec<String> = (0..1000).map(|at| at.to_string()).collect();
+        let text = text(&cluster([true; 3]), &[], &many);
+        assert!(text.lines().count() < 60 && text.contains("and 960 more"), "{text}");
     }
 }

@@ -54,6 +54,8 @@ keys! {
     "kafka.inflight_requests_max", "16", "Most requests of one Kafka connection being worked on or waiting to be." => |c, t| c.kafka.inflight_requests_max = at_least(t, 1)?;
     "auto.create.topics.enable", "false", "Whether a Kafka client that asks for a topic that does not exist creates it. `dev`: true." => |c, t| c.kafka.auto_create_topics = boolean(t)?;
     "num.partitions", "1", "Partitions of a topic that a Kafka client creates without naming a number. `dev`: 4." => |c, t| c.kafka.num_partitions = at_least(t, 1)?;
+    "offsets.topic.num.partitions", "16", "Over how many partitions consumer groups are spread; fixed when the first group is made." => |c, t| c.kafka.offsets_partitions = at_least(t, 1)?;
+    "offsets.retention.minutes", "10080", "How long committed offsets of a consumer group without members are kept." => |c, t| c.kafka.offsets_retention = Duration::from_secs(60 * at_least::<u64>(t, 1)?.min(u64::from(u32::MAX)));
     "peer.listen", "127.0.0.1:7090", "Where other brokers are served. Unless set: this broker's address in `bootstrap`." => |c, t| c.peer.listen = address(t)?;
     "peer.advertised", "", "The peer address that other brokers are told. Unless set: `peer.listen`." => |c, t| c.peer.advertised = Some(address(t)?);
     "limits.record_bytes_max", "1048576", "Largest record: key, value and headers together. A topic's `max.message.bytes` takes its place." => |c, t| c.limits.record_bytes_max = at_least(t, 1)?;
@@ -76,6 +78,7 @@ keys! {
     "raft.tail_cache_bytes", "8388608", "Bytes of newest records that each partition keeps in memory." => |c, t| c.raft.tail_cache_bytes = number(t)?;
     "raft.tail_cache_bytes_total", "268435456", "Bytes of newest records that all partitions of the broker keep in memory together." => |c, t| c.raft.tail_cache_bytes_total = number(t)?;
     "raft.append_bytes_max", "1048576", "Most bytes of one replication request." => |c, t| c.raft.append_bytes_max = at_least(t, 4096)?;
+    "raft.catch_up_bytes_per_second", "33554432", "Bytes per second at which replicas that fell behind catch up, all those led by this broker together; 0: no limit. Gives way where they would never arrive, or commits wait for them." => |c, t| c.raft.catch_up_bytes_per_second = number(t)?;
     "raft.heartbeat_ms", "1000", "Raft's heartbeat. The death of a broker is seen by the pings below, not by this." => |c, t| c.raft.heartbeat = millis(t)?;
     "raft.election_timeout_ms", "4000", "Raft's own election timeout, the fallback: drawn between this and twice this. At least twice `raft.heartbeat_ms`." => |c, t| c.raft.election_timeout = millis(t)?;
     "raft.ping_interval_ms", "50", "Interval of the pings between brokers." => |c, t| c.raft.ping_interval = millis(t)?;

@@ -78,6 +78,11 @@ pub struct KafkaConfig {
     pub auto_create_topics: bool,
     /// `num.partitions`: of a topic whose creator names no number. Default: 1 (`dev`: 4).
     pub num_partitions: u32,
+    /// `offsets.topic.num.partitions`: over how many partitions consumer groups are spread, fixed when the first group is made.
+    /// Default: 16.
+    pub offsets_partitions: u32,
+    /// `offsets.retention.minutes`: how long committed offsets of a group without members are kept. Default: seven days.
+    pub offsets_retention: Duration,
     /// A connection on which nothing is asked for so long is closed. Default: 10 min.
     pub idle_timeout: Duration,
     /// Most requests of one connection being worked on or waiting to be. Default: 16.
@@ -91,6 +96,8 @@ impl Default for KafkaConfig {
             enabled: true,
             auto_create_topics: false,
             num_partitions: 1,
+            offsets_partitions: 16,
+            offsets_retention: Duration::from_secs(7 * 24 * 3600),
             idle_timeout: Duration::from_secs(600),
             inflight_requests_max: 16,
         }

@@ -29,6 +29,8 @@ pub(super) const BATCHES: &str = "application/octet-stream";
 pub(super) const EVENTS: &str = "text/event-stream";
 /// Default of a read's `timeout_ms`: how long to look for a leader.
 pub(super) const READ_TIMEOUT_MS: u64 = 10_000;
+/// How many of the largest answers there is room for at a time.
+const ANSWERS_MIN: usize = 4;
 /// A fetch's parameters.
 const PARAMS: &[&str] =
     &["offset", "max_bytes", "max_records", "max_wait_ms", "consistency", "value_format", "timeout_ms"];
@@ -45,14 +47,15 @@ pub(super) async fn fetch(
     if accepted == EVENTS {
         return tail::tail(shared, target, &parts, &params).await;
     }
-    let form = form(&params, accepted)?;
+    let bytes_max = bytes_max(&params, shared.limits.inflight_bytes_max)?;
+    let form = form(&params, accepted, bytes_max)?;
     let wait = Duration::from_millis(params.number("max_wait_ms", 0..=api::FETCH_WAIT_MS_MAX)?.unwrap_or(0));
     let work = FetchWork {
         shared: &shared,
         target: &target,
         fetch: Fetch {
             from: from(params.text("offset"))?,
-            bytes_max: bytes_max(&params)?,
+            bytes_max,
             wait,
             consistency: consistency(params.text("consistency"))?,
         },
@@ -79,12 +82,14 @@ pub(super) async fn offsets(
     Passable::new(&parts, Bytes::new(), timeout, Repeat::Read).at_leader(&shared, &target, &work).await
 }
 
-fn bytes_max(params: &Params) -> Result<usize, Refusal> {
-    Ok(params.number("max_bytes", 1..=api::FETCH_BYTES_MAX)?.unwrap_or(api::FETCH_BYTES_DEFAULT))
+/// No answer may need so much of all the room that it could hardly ever find it.
+fn bytes_max(params: &Params, room: usize) -> Result<usize, Refusal> {
+    let asked = params.number("max_bytes", 1..=api::FETCH_BYTES_MAX)?.unwrap_or(api::FETCH_BYTES_DEFAULT);
+    Ok(asked.min(room / ANSWERS_MIN).max(1))
 }
 
 /// How the records are written; `None`: as whole batches.
-fn form(params: &Params, accepted: &str) -> Result<Option<RecordsForm>, Refusal> {
+fn form(params: &Params, accepted: &str, bytes_max: usize) -> Result<Option<RecordsForm>, Refusal> {
     let records_max = params.number("max_records", 1..=usize::MAX)?;
     let values = value_format(params.text("value_format"))?;
     let framing = match accepted {
@@ -99,12 +104,7 @@ fn form(params: &Params, accepted: &str) -> Result<Option<RecordsForm>, Refusal>
         LINES => Framing::Lines,
         _ => Framing::Body,
     };
-    Ok(Some(RecordsForm {
-        records_max: records_max.unwrap_or(usize::MAX),
-        bytes_max: bytes_max(params)?,
-        values,
-        framing,
-    }))
+    Ok(Some(RecordsForm { records_max: records_max.unwrap_or(usize::MAX), bytes_max, values, framing }))
 }
 
 pub(super) fn value_format(text: Option<&str>) -> Result<ValueFormat, Refusal> {
@@ -197,7 +197,7 @@ impl FetchWork<'_> {
             return Ok(found);
         }
         let (fetched, mut nothing) = found;
-        drop(nothing.split(nothing.num_permits()));
+        keep(&mut nothing, 0);
         tokio::select! {
             biased;
             woken = partition.wait_for(fetched.next_offset) => woken?,
@@ -222,11 +222,10 @@ impl FetchWork<'_> {
     ) -> Result<(Fetched, OwnedSemaphorePermit), Refusal> {
         let mut permit = self.shared.answer_bytes.reserve(fetch.bytes_max)?;
         let fetched = partition.fetch(fetch).await?;
-        // A single batch may be larger than what was asked for; most answers are smaller.
+        // A single batch may be larger than what was asked for.
         let found: usize = fetched.batches.iter().map(Bytes::len).sum();
-        match found.checked_sub(permit.num_permits()) {
-            Some(more) => permit.merge(self.shared.answer_bytes.reserve(more)?),
-            None => drop(permit.split(permit.num_permits() - found)),
+        if let Some(more) = found.checked_sub(permit.num_permits()) {
+            permit.merge(self.shared.answer_bytes.reserve(more)?);
         }
         Ok((fetched, permit))
     }
@@ -281,13 +280,19 @@ fn with_cursor(
     (headers, chunks(body, permit)).into_response()
 }
 
+/// Gives back what an answer does not take of its share. (What it takes on top, by its last record, it takes unasked.)
+fn keep(share: &mut OwnedSemaphorePermit, bytes: usize) {
+    drop(share.split(share.num_permits().saturating_sub(bytes)));
+}
+
 fn records_in(batches: &[Bytes]) -> u64 {
     let headers = batches.iter().filter_map(|batch| BatchHeader::read(batch).ok());
     headers.map(|header| header.record_count.max(0) as u64).sum()
 }
 
 /// A body of several parts, which gives its share of the bytes in flight back once it is sent.
-fn chunks(parts: Vec<Bytes>, permit: OwnedSemaphorePermit) -> Body {
+fn chunks(parts: Vec<Bytes>, mut permit: OwnedSemaphorePermit) -> Body {
+    keep(&mut permit, parts.iter().map(Bytes::len).sum());
     Body::from_stream(futures_util::stream::iter(parts).map(move |part| {
         let _held = &permit;
         Ok::<_, std::convert::Infallible>(part)
@@ -321,7 +326,7 @@ mod tests {
     async fn a_body_gives_its_share_back_when_it_is_gone() {
         let budget = crate::http::budget::Budget::new(10);
         let body = chunks(vec![Bytes::from_static(b"ab"), Bytes::from_static(b"c")], budget.reserve(7).unwrap());
-        assert_eq!(budget.held(), 7);
+        assert_eq!(budget.held(), 3, "what it does not take is free for others");
         assert_eq!(&axum::body::to_bytes(body, 10).await.unwrap()[..], b"abc");
         assert_eq!(budget.held(), 0);
     }

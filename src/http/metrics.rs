@@ -4,6 +4,7 @@
 //! none grows with topics.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::http::Method;
@@ -16,7 +17,7 @@ use pontoon_raft::types::BrokerId;
 use crate::error::Code;
 use crate::partition::PartitionInstruments;
 use crate::telemetry::process;
-use crate::telemetry::recorder::{Recorder, recorder};
+use crate::telemetry::recorder::{Open, Recorder, recorder};
 
 instruments! {
     /// The door's own.
@@ -57,14 +58,26 @@ struct Answered {
     seconds: Histogram,
 }
 
+/// A counter by [`Code`], in the order of [`Code::ALL`].
+#[derive(Clone, Default)]
+pub(super) struct Refusals(Arc<[Counter]>);
+
+impl Refusals {
+    /// A request was refused.
+    pub(super) fn count(&self, code: Code) {
+        if let Some(counter) = self.0.get(code as usize) {
+            counter.increment(1);
+        }
+    }
+}
+
 /// One server's handles.
 pub(super) struct Metrics {
-    broker: BrokerId,
+    pub(super) broker: BrokerId,
     recorder: &'static Recorder,
     pub(super) door: DoorInstruments,
     pub(super) partitions: PartitionInstruments,
-    /// By [`Code`], in the order of [`Code::ALL`].
-    refusals: Vec<Counter>,
+    pub(super) refusals: Refusals,
     /// By route. As many as there are routes, methods and statuses.
     answered: RwLock<BTreeMap<String, Vec<Answered>>>,
 }
@@ -79,7 +92,7 @@ impl Metrics {
             recorder,
             door: DoorInstruments::new(broker),
             partitions: PartitionInstruments::new(broker),
-            refusals: Code::ALL.iter().map(refusal).collect(),
+            refusals: Refusals(Code::ALL.iter().map(refusal).collect()),
             answered: RwLock::default(),
         }
     }
@@ -115,13 +128,6 @@ impl Metrics {
         Answered { method, status, count, seconds }
     }
 
-    /// A request was refused.
-    pub(super) fn refused(&self, code: Code) {
-        if let Some(counter) = self.refusals.get(code as usize) {
-            counter.increment(1);
-        }
-    }
-
     /// Counts a connection while what is returned is held.
     pub(super) fn open_connection(&self) -> Open {
         Open::new(&self.door.connections)
@@ -139,22 +145,6 @@ impl Metrics {
 fn known(method: &Method) -> &'static str {
     const KNOWN: &[&str] = &["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"];
     KNOWN.iter().find(|known| **known == method.as_str()).copied().unwrap_or("other")
-}
-
-/// Counts one up in a gauge while it is held.
-pub(super) struct Open(metrics::Gauge);
-
-impl Open {
-    pub(super) fn new(gauge: &metrics::Gauge) -> Self {
-        gauge.increment(1);
-        Self(gauge.clone())
-    }
-}
-
-impl Drop for Open {
-    fn drop(&mut self) {
-        self.0.decrement(1);
-    }
 }
 
 #[cfg(test)]
@@ -175,7 +165,7 @@ mod tests {
         for (method, status) in [(&Method::GET, 200), (&Method::GET, 200), (&Method::GET, 404), (&propfind, 405)] {
             metrics.answered("/v1/topics/{topic}", method, status, Duration::from_millis(3));
         }
-        metrics.refused(Code::UnknownTopic);
+        metrics.refusals.count(Code::UnknownTopic);
         let open = metrics.open_connection();
         let text = metrics.render(7);
         drop(open);

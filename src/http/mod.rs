@@ -9,6 +9,7 @@
 mod budget;
 mod deadlines;
 mod fetch;
+mod groups;
 mod keyed;
 mod leader;
 pub mod metrics;
@@ -31,11 +32,12 @@ use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
+use pontoon_raft::transport::{Listener, Stream};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinHandle;
-use tracing::{Instrument, debug, debug_span, warn};
+use tracing::{Instrument, debug, info_span, warn};
 
 use crate::broker::Broker;
 use crate::config::{Config, Limits, host_of};
@@ -86,7 +88,7 @@ struct Shared {
     deadlines: Deadlines,
     /// Connections to other brokers' HTTP.
     peers: reqwest::Client,
-    metrics: Arc<metrics::Metrics>,
+    metrics: metrics::Metrics,
     /// Which partition is next for records without a key.
     turns: RoundRobin,
 }
@@ -130,6 +132,17 @@ impl Server {
         let listener = TcpListener::bind(&config.http.listen).await?;
         let bound = listener.local_addr()?;
         let address = format!("{}:{}", bracketed(host_of(&config.http.listen)), bound.port());
+        Self::start(config, Door::Tcp(listener), address)
+    }
+
+    /// [`Self::bind`] on another network: `listener` listens there already. Clients must want to be redirected to a leader
+    /// (`Prefer: redirect`): what is passed on to another broker still goes over the operating system's TCP.
+    pub fn serve_on(config: &Config, listener: Box<dyn Listener>) -> io::Result<Server> {
+        let address = listener.local_address();
+        Self::start(config, Door::Other(listener), address)
+    }
+
+    fn start(config: &Config, door: Door, address: String) -> io::Result<Server> {
         let advertised = config.http.advertised.clone().unwrap_or_else(|| address.clone());
         let mut hosts = config.http_hosts.clone();
         hosts.extend(["localhost", host_of(&address), host_of(&advertised)].map(str::to_ascii_lowercase));
@@ -151,11 +164,11 @@ impl Server {
             tail_bytes: budget(),
             deadlines: Deadlines::start(),
             peers,
-            metrics: Arc::new(metrics::Metrics::new(config.broker_id)),
+            metrics: metrics::Metrics::new(config.broker_id),
             turns: RoundRobin::default(),
         });
         let closing = watch::Sender::new(false);
-        let accepting = tokio::spawn(accept(listener, Arc::clone(&shared), closing.subscribe()));
+        let accepting = tokio::spawn(accept(door, Arc::clone(&shared), closing.subscribe()));
         Ok(Server { shared, address, advertised, closing, accepting })
     }
 
@@ -195,15 +208,37 @@ fn bracketed(host: &str) -> String {
     if host.contains(':') { format!("[{host}]") } else { host.to_owned() }
 }
 
+/// Where connections come in.
+enum Door {
+    /// The operating system's TCP.
+    Tcp(TcpListener),
+    /// Anything else: a simulation's.
+    Other(Box<dyn Listener>),
+}
+
+impl Door {
+    /// The next connection, and whose it is.
+    async fn accept(&self) -> io::Result<(Box<dyn Stream>, String)> {
+        match self {
+            Self::Tcp(listener) => {
+                let (stream, peer) = listener.accept().await?;
+                let _ = stream.set_nodelay(true);
+                Ok((Box::new(stream), peer.to_string()))
+            }
+            Self::Other(listener) => Ok((listener.accept().await?, String::new())),
+        }
+    }
+}
+
 /// Accepts until told to close, then waits for the connections' current requests.
-async fn accept(listener: TcpListener, shared: Arc<Shared>, mut closing: watch::Receiver<bool>) {
+async fn accept(door: Door, shared: Arc<Shared>, mut closing: watch::Receiver<bool>) {
     let room = Arc::new(Semaphore::new(shared.limits.connections_max.min(Semaphore::MAX_PERMITS)));
     let turning_away = Arc::new(Semaphore::new(TURNED_AWAY_MAX));
     let router = router::router(Arc::clone(&shared));
     let connections = GracefulShutdown::new();
     loop {
         let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
+            accepted = door.accept() => accepted,
             _ = closing.wait_for(|closing| *closing) => break,
         };
         let (stream, peer) = match accepted {
@@ -217,11 +252,11 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>, mut closing: watch::
         };
         let Ok(place) = Arc::clone(&room).try_acquire_owned() else {
             if let Ok(place) = Arc::clone(&turning_away).try_acquire_owned() {
-                tokio::spawn(turn_away(stream, Arc::clone(&shared), place));
+                shared.metrics.refusals.count(Code::TooManyRequests);
+                tokio::spawn(turn_away(stream, shared.limits.connections_max, place));
             }
             continue;
         };
-        let _ = stream.set_nodelay(true);
         let (io, busy) = wrapped(stream, &shared);
         let service = service(router.clone(), busy);
         let connection = builder(&shared.limits).serve_connection(io, service);
@@ -233,18 +268,24 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>, mut closing: watch::
                 debug!(%error, "an HTTP connection ended");
             }
         };
-        tokio::spawn(serving.instrument(debug_span!("http", %peer)));
+        tokio::spawn(serving.instrument(info_span!("http", broker = %shared.metrics.broker, %peer)));
     }
-    drop(listener);
+    drop(door);
     connections.shutdown().await;
 }
 
+/// A connection as hyper sees it.
+type Connection = TokioIo<Wire<Stall<Box<dyn Stream>>>>;
+
 /// What lies between hyper and the socket.
-fn wrapped(stream: TcpStream, shared: &Shared) -> (TokioIo<Wire<Stall<TcpStream>>>, Busy) {
+fn wrapped(stream: Box<dyn Stream>, shared: &Shared) -> (Connection, Busy) {
     let budgets = [Arc::clone(&shared.answer_bytes), Arc::clone(&shared.tail_bytes)];
     let busy = Busy::default();
     let stall = Stall::new(stream, shared.limits.write_timeout, budgets);
-    (TokioIo::new(Wire::new(stall, busy.clone(), shared.limits.header_bytes_max, Arc::clone(&shared.metrics))), busy)
+    (
+        TokioIo::new(Wire::new(stall, busy.clone(), shared.limits.header_bytes_max, shared.metrics.refusals.clone())),
+        busy,
+    )
 }
 
 /// The router, for one connection.
@@ -276,10 +317,8 @@ fn builder(limits: &Limits) -> http1::Builder {
 }
 
 /// One connection too many gets a short word and is closed; it never becomes one of ours.
-async fn turn_away(mut stream: TcpStream, shared: Arc<Shared>, _place: OwnedSemaphorePermit) {
-    let max = shared.limits.connections_max;
+async fn turn_away(mut stream: Box<dyn Stream>, max: usize, _place: OwnedSemaphorePermit) {
     let error = crate::error::Error::new(Code::TooManyRequests, format!("there are {max} connections already"));
-    shared.metrics.refused(error.code);
     let telling = async {
         stream.write_all(&wire::closing_answer(&error)).await?;
         stream.shutdown().await?;

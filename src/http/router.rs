@@ -17,7 +17,7 @@ use crate::config::host_of;
 use crate::error::Code;
 use crate::http::refusal::Refusal;
 use crate::http::request::{check_path, text_header};
-use crate::http::{Shared, fetch, keyed, openapi, produce, topics};
+use crate::http::{Shared, fetch, groups, keyed, openapi, produce, topics};
 
 /// One table: the router, and [`ROUTES`] to hold the API's description to.
 macro_rules! routes {
@@ -40,6 +40,9 @@ routes! {
     "/v1/topics/{topic}/partitions/{partition}/records" => get fetch::fetch, post produce::produce;
     "/v1/topics/{topic}/partitions/{partition}/offsets" => get fetch::offsets;
     "/v1/producers" => post topics::create_producer;
+    "/v1/groups" => get groups::list;
+    "/v1/groups/{group}" => get groups::describe;
+    "/v1/groups/{group}/offsets" => get groups::offsets, put groups::commit;
     "/v1/cluster" => get topics::cluster;
     "/v1/brokers" => get topics::brokers;
     "/healthz" => get topics::healthz;
@@ -106,7 +109,7 @@ async fn observe(State(shared): State<Arc<Shared>>, request: Request, next: Next
     let (status, took) = (response.status().as_u16(), began.elapsed());
     debug!(%method, path = uri.path(), status, ?took, "answered");
     if let Some(code) = response.extensions().get::<Code>() {
-        shared.metrics.refused(*code);
+        shared.metrics.refusals.count(*code);
     }
     shared.metrics.answered(route.as_ref().map_or("other", MatchedPath::as_str), &method, status, took);
     response

@@ -25,11 +25,11 @@ use crate::api::{self, ErrorBody, OffsetsAnswer};
 use crate::error::Code;
 use crate::http::fetch::{self, BATCHES, EVENTS, FetchWork, OffsetsWork};
 use crate::http::leader::{AtLeader, Passable, Repeat};
-use crate::http::metrics::Open;
 use crate::http::refusal::Refusal;
 use crate::http::request::{Params, Target, number_header};
 use crate::http::{Shared, Stage};
 use crate::partition::{Consistency, Fetch, FetchFrom, Partition};
+use crate::telemetry::recorder::Open;
 
 /// A comment is sent when there was nothing else for so long.
 const COMMENT_INTERVAL: Duration = Duration::from_secs(15);
@@ -66,13 +66,8 @@ pub(super) async fn tail(
     if let Some(redirect) = source.redirect(parts, timeout).await? {
         return Ok(redirect);
     }
-    let next = source.resolve(from, consistency, timeout).await?;
-    // Looked at once, so that what is refused now is refused with its status.
-    let first = match source.look(next, values, Duration::ZERO, timeout).await {
-        Ok(first) => first,
-        Err(refusal) if is_gap(&refusal, next) => Found { next, events: error_event(refusal), last: true },
-        Err(refusal) => return Err(refusal),
-    };
+    // Looked at before the head is sent, so that what is refused now is refused with its status.
+    let (next, first) = source.begin(from, consistency, values, timeout).await?;
     let open = Open::new(&source.shared.metrics.door.tails);
     let tail = Tail { source, values, next, first: Some(first), pause: PAUSE_MIN, over: false, _open: open };
     let events = futures_util::stream::unfold(tail, |mut tail| async {
@@ -208,6 +203,34 @@ impl Source {
         }))
     }
 
+    /// Where the stream begins, and what is there already. A shortage of room is waited out: browsers give up at a refusal.
+    async fn begin(
+        &self,
+        from: FetchFrom,
+        consistency: Consistency,
+        values: ValueFormat,
+        timeout: Duration,
+    ) -> Result<(Offset, Found), Refusal> {
+        let deadline = Instant::now() + timeout;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let next = self.resolve(from, consistency, left).await?;
+            match self.look(next, values, Duration::ZERO, left).await {
+                Ok(first) => return Ok((next, first)),
+                Err(refusal) if refusal.error.code == Code::TooManyRequests && left > PAUSE_MAX => {
+                    tokio::time::sleep(PAUSE_MAX / 10).await;
+                }
+                // Who named no record need not hear of one that went between the two questions.
+                Err(refusal) if is_gap(&refusal, next) => {
+                    if matches!(from, FetchFrom::Offset(_)) || left.is_zero() {
+                        return Ok((next, Found { next, events: error_event(refusal), last: true }));
+                    }
+                }
+                Err(refusal) => return Err(refusal),
+            }
+        }
+    }
+
     /// The next events from `next` on, waiting for records up to `wait`, and for a leader up to `timeout` on top.
     async fn look(
         &self,
@@ -229,7 +252,8 @@ impl Source {
         if announced == 0 {
             return Ok(Found { next: end.unwrap_or(next), events: Bytes::new(), last: false });
         }
-        let share = self.shared.tail_bytes.wait(announced).await?;
+        // For the batches, and for their text, which is longer if they are compressed.
+        let share = self.shared.tail_bytes.wait(announced + CHUNK_BYTES).await?;
         let batches = self.whole(answer, announced).await?;
         self.write(next, end, values, batches, share)
     }

@@ -22,7 +22,7 @@ use tokio::time::Sleep;
 
 use crate::api::ErrorBody;
 use crate::error::{Code, Error};
-use crate::http::metrics::Metrics;
+use crate::http::metrics::Refusals;
 
 /// Longest that a client which was refused may go on sending.
 const LINGER: Duration = Duration::from_secs(2);
@@ -86,8 +86,7 @@ pub(super) struct Wire<S> {
     busy: Busy,
     /// Largest head that hyper takes, for the message.
     header_bytes_max: usize,
-    /// Counts what hyper refuses.
-    metrics: Arc<Metrics>,
+    refusals: Refusals,
     /// Everything written so far is flushed: the next write begins something.
     flushed: bool,
     instead: Option<Instead>,
@@ -109,8 +108,8 @@ struct Linger {
 }
 
 impl<S> Wire<S> {
-    pub(super) fn new(stream: S, busy: Busy, header_bytes_max: usize, metrics: Arc<Metrics>) -> Self {
-        Self { stream, busy, header_bytes_max, metrics, flushed: true, instead: None, refused: false, linger: None }
+    pub(super) fn new(stream: S, busy: Busy, header_bytes_max: usize, refusals: Refusals) -> Self {
+        Self { stream, busy, header_bytes_max, refusals, flushed: true, instead: None, refused: false, linger: None }
     }
 
     /// Looks at what is about to be written, if it begins an answer.
@@ -121,9 +120,8 @@ impl<S> Wire<S> {
         let Some(status) = status(bytes) else { return };
         self.refused = status >= 400;
         if self.refused && !self.busy.is() && is_bare(bytes) {
-            let error = meant(status, self.header_bytes_max);
-            self.metrics.refused(error.code);
-            self.instead = Some(Instead { bytes: closing_answer(&error), of: bytes.len() });
+            self.instead =
+                Some(Instead { bytes: answer(status, self.header_bytes_max, &self.refusals), of: bytes.len() });
         }
     }
 }
@@ -141,15 +139,17 @@ fn is_bare(bytes: &[u8]) -> bool {
 }
 
 /// What hyper's bare status means, as every other refusal is told.
-fn meant(status: u16, header_bytes_max: usize) -> Error {
-    match status {
+fn answer(status: u16, header_bytes_max: usize, refusals: &Refusals) -> Bytes {
+    let error = match status {
         431 => Error::new(
             Code::HeadersTooLarge,
             format!("the request's head has more than {header_bytes_max} bytes or too many headers"),
         ),
         414 => Error::new(Code::HeadersTooLarge, "the request's path and query are too long"),
         _ => Error::new(Code::InvalidRequest, "the request's first line or one of its headers is not HTTP/1.1"),
-    }
+    };
+    refusals.count(error.code);
+    closing_answer(&error)
 }
 
 /// A whole answer to something that is no request, after which the connection is closed.
@@ -265,7 +265,7 @@ mod tests {
     /// What arrives when these are written, flushed one by one.
     async fn sent(busy: &Busy, pieces: &[&[u8]]) -> String {
         let (near, mut far) = tokio::io::duplex(7);
-        let mut wire = Wire::new(near, busy.clone(), 8192, metrics());
+        let mut wire = Wire::new(near, busy.clone(), 8192, Refusals::default());
         let pieces: Vec<Vec<u8>> = pieces.iter().map(|piece| piece.to_vec()).collect();
         let writing = tokio::spawn(async move {
             for piece in pieces {
@@ -277,10 +277,6 @@ mod tests {
         far.read_to_string(&mut all).await.unwrap();
         writing.await.unwrap();
         all
-    }
-
-    fn metrics() -> Arc<Metrics> {
-        Arc::new(Metrics::new(pontoon_raft::types::BrokerId(1)))
     }
 
     #[tokio::test]
@@ -310,7 +306,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_refused_client_may_finish_sending_for_a_moment() {
         let (near, mut far) = tokio::io::duplex(64);
-        let mut wire = Wire::new(near, Busy::default(), 8192, metrics());
+        let mut wire = Wire::new(near, Busy::default(), 8192, Refusals::default());
         let ending = tokio::spawn(async move {
             wire.write_all(b"HTTP/1.1 413 X\r\n\r\n").await.unwrap();
             wire.flush().await.unwrap();

@@ -1,8 +1,14 @@
-//! DescribeConfigs: topics by their own keys, brokers by the few that tools look for.
+//! DescribeConfigs, AlterConfigs, IncrementalAlterConfigs: topics by their own keys; brokers only described, by the few keys
+//! that tools look for.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
 
 use super::messages::{
-    ConfigSynonym, DescribeConfigsRequest, DescribeConfigsResource, DescribeConfigsResponse, DescribeConfigsResult,
-    DescribedConfig, Response,
+    AlterConfigsRequest, AlterConfigsResponse, AlteredResource, ConfigChange, ConfigSynonym, DescribeConfigsRequest,
+    DescribeConfigsResource, DescribeConfigsResponse, DescribeConfigsResult, DescribedConfig,
+    IncrementalAlterConfigsRequest, IncrementalAlterConfigsResponse, Response,
 };
 use super::topics::Refused;
 use super::{Door, ErrorCode};
@@ -23,6 +29,12 @@ const KIND_STRING: i8 = 2;
 const KIND_INT: i8 = 3;
 const KIND_LONG: i8 = 5;
 const KIND_LIST: i8 = 7;
+
+/// Longest that a change may take.
+const TIMEOUT: Duration = Duration::from_secs(30);
+/// How a value is changed incrementally. The two others change lists, of which there are none here.
+const SET: i8 = 0;
+const DELETE: i8 = 1;
 
 /// What counts of an entry, and where it comes from.
 pub(super) fn effective(entry: &ConfigEntry) -> (&str, i8) {
@@ -127,4 +139,70 @@ fn broker(door: &Door, name: &str) -> Result<Vec<DescribedConfig>, Refused> {
         entry("num.partitions", config.kafka.num_partitions.to_string(), KIND_INT),
         entry("socket.request.max.bytes", config.limits.request_bytes_max.to_string(), KIND_INT),
     ])
+}
+
+type Changes = BTreeMap<String, Option<String>>;
+
+/// AlterConfigs: what is not named goes back to its default.
+pub(super) async fn alter(door: &Arc<Door>, request: AlterConfigsRequest) -> Response {
+    let mut responses = Vec::with_capacity(request.resources.len());
+    for resource in request.resources {
+        let name = resource.resource_name;
+        let changes = door.broker.topic_config_entries(&name).map_err(Refused::from).map(|entries| {
+            let set = entries.into_iter().filter(|entry| entry.topic.is_some());
+            let mut changes: Changes = set.map(|entry| (entry.name.to_owned(), None)).collect();
+            changes.extend(resource.configs.into_iter().map(|config| (config.name, config.value)));
+            changes
+        });
+        responses.push(alter_one(door, resource.resource_type, name, changes, request.validate_only).await);
+    }
+    Response::AlterConfigs(AlterConfigsResponse { responses, ..Default::default() })
+}
+
+/// IncrementalAlterConfigs: only what is named changes.
+pub(super) async fn alter_incrementally(door: &Arc<Door>, request: IncrementalAlterConfigsRequest) -> Response {
+    let mut responses = Vec::with_capacity(request.resources.len());
+    for resource in request.resources {
+        let change = |ConfigChange { name, operation, value }: ConfigChange| match (operation, value) {
+            (SET, Some(value)) => Ok((name, Some(value))),
+            (DELETE, _) => Ok((name, None)),
+            (SET, None) => Err(Refused(ErrorCode::InvalidConfig, format!("{name} has no value"))),
+            (other, _) => Err(Refused(
+                ErrorCode::InvalidConfig,
+                format!("{name}: operation {other} is for lists, and it is none"),
+            )),
+        };
+        let changes = resource.configs.into_iter().map(change).collect();
+        let (kind, name) = (resource.resource_type, resource.resource_name);
+        responses.push(alter_one(door, kind, name, changes, request.validate_only).await);
+    }
+    Response::IncrementalAlterConfigs(IncrementalAlterConfigsResponse { responses, ..Default::default() })
+}
+
+async fn alter_one(
+    door: &Arc<Door>,
+    resource_type: i8,
+    resource_name: String,
+    changes: Result<Changes, Refused>,
+    validate_only: bool,
+) -> AlteredResource {
+    let done = async {
+        if resource_type != TOPIC {
+            let why = "a broker's configuration is changed in its file and by a restart".to_owned();
+            return Err(Refused(ErrorCode::InvalidRequest, why));
+        }
+        let changes = changes?;
+        door.broker.check_topic_changes(&resource_name, &changes)?;
+        if !validate_only {
+            door.broker.alter_topic(&resource_name, None, changes, TIMEOUT).await?;
+        }
+        Ok(())
+    };
+    let refused = done.await.err();
+    AlteredResource {
+        error_code: refused.as_ref().map_or(0, |Refused(code, _)| code.number()),
+        error_message: refused.map(|Refused(_, message)| message),
+        resource_type,
+        resource_name,
+    }
 }

@@ -24,8 +24,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::time::timeout;
 use tracing::{debug, info};
 
+use super::Door;
 use super::dispatch::{self, Answer, Done, Incoming};
-use super::{Door, metrics};
 
 /// What a frame's buffer begins with; it grows as the frame arrives.
 const BUFFER_BYTES: usize = 16 << 10;
@@ -90,7 +90,7 @@ pub(super) async fn serve(stream: TcpStream, peer: SocketAddr, door: Arc<Door>) 
     };
     match (end, read_end) {
         (End::Malformed(why), _) | (_, Some(End::Malformed(why))) => {
-            metrics::malformed();
+            door.metrics.door.malformed.increment(1);
             info!(%peer, why, "a Kafka connection is closed: the request was not understood");
         }
         (End::Io(error), _) | (_, Some(End::Io(error))) => debug!(%error, "a Kafka connection ended"),

@@ -13,7 +13,7 @@ use tracing::trace;
 use super::connection::Client;
 use super::messages::{APIS, Api, ApiVersion, ApiVersionsResponse, Request, Response};
 use super::wire::{Field, Malformed, Reader, Writer};
-use super::{Door, ErrorCode, configs, fetch, metadata, metrics, offsets, produce, topics};
+use super::{Door, ErrorCode, configs, fetch, groups, metadata, offsets, produce, topics};
 
 const API_VERSIONS: i16 = 18;
 
@@ -126,8 +126,8 @@ pub(super) async fn handle(door: Arc<Door>, client: Client, incoming: Incoming) 
     };
     let (api, version) = (header.api, header.version);
     trace!(peer = %client.peer, client = header.client_id, api = api.name, version, "a Kafka request");
-    let handled = route(&door, &client, version, request).await;
-    metrics::answered(api.name, began.elapsed());
+    let handled = route(&door, &client, &header, request).await;
+    door.metrics.answered(api.name, began.elapsed());
     let (response, permit) = match handled {
         Handled::Response(response) => (response, None),
         Handled::Holding(response, permit) => (response, Some(permit)),
@@ -139,12 +139,27 @@ pub(super) async fn handle(door: Arc<Door>, client: Client, incoming: Incoming) 
     Done::Answer(Answer { pieces, _permit: permit })
 }
 
-async fn route(door: &Arc<Door>, client: &Client, version: i16, request: Request) -> Handled {
+async fn route(door: &Arc<Door>, client: &Client, header: &Header, request: Request) -> Handled {
+    let version = header.version;
     match request {
         Request::Produce(request) => produce::produce(door, request, version).await,
         Request::Fetch(request) => fetch::fetch(door, client, request, version).await,
         Request::ListOffsets(request) => offsets::list(door, request).await.into(),
         Request::Metadata(request) => metadata::metadata(door, request, version).await.into(),
+        Request::OffsetCommit(request) => groups::commit(door, request).await.into(),
+        Request::OffsetFetch(request) => groups::fetch(door, request, version).await.into(),
+        Request::FindCoordinator(request) => groups::find_coordinator(door, request, version).await.into(),
+        Request::JoinGroup(request) => groups::join(door, client, header.client_id.clone(), request, version).await,
+        Request::Heartbeat(request) => groups::heartbeat(door, request).await.into(),
+        Request::LeaveGroup(request) => groups::leave(door, request, version).await.into(),
+        Request::SyncGroup(request) => groups::sync(door, client, request).await,
+        Request::DescribeGroups(request) => groups::describe(door, request).await.into(),
+        Request::ListGroups(request) => groups::list(door, request).await.into(),
+        Request::DeleteGroups(request) => groups::delete(door, request).await.into(),
+        Request::OffsetDelete(request) => groups::delete_offsets(door, request).await.into(),
+        Request::AlterConfigs(request) => configs::alter(door, request).await.into(),
+        Request::IncrementalAlterConfigs(request) => configs::alter_incrementally(door, request).await.into(),
+        Request::DeleteRecords(request) => topics::delete_records(door, request).await.into(),
         Request::ApiVersions(_) => Response::from(api_versions(ErrorCode::None)).into(),
         Request::CreateTopics(request) => topics::create(door, request).await.into(),
         Request::DeleteTopics(request) => topics::delete(door, request, version).await.into(),

@@ -22,7 +22,7 @@ use super::messages::{FetchPartition, FetchRequest, FetchResponse, FetchedPartit
 use super::metadata::{Leaders, TopicName, epoch};
 use super::produce::{leading, moved};
 use super::wire::RecordData;
-use super::{Door, ErrorCode, metrics};
+use super::{Door, ErrorCode};
 use crate::partition::{Consistency, Fetch, FetchFrom, Follow, Partition};
 use crate::record_batch::BatchHeader;
 
@@ -221,7 +221,7 @@ fn respond(
         bytes += batch.len();
         records += BatchHeader::read(batch).map_or(0, |header| header.record_count.max(0) as u64);
     }
-    metrics::fetched(records, bytes);
+    door.metrics.partitions.served(records, bytes);
     let mut leaders = Leaders::new(door);
     let mut topics: Vec<FetchedTopic> = names
         .iter()

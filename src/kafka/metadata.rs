@@ -15,6 +15,7 @@ use super::wire::Uuid;
 use super::{Door, ErrorCode};
 use crate::broker::{BrokerDescription, TopicDescription, TopicSpec};
 use crate::config::{host_of, port_of};
+use crate::coordinator::OFFSETS_TOPIC;
 use crate::error::{Code, Error};
 
 /// Longest that a client waits for a topic that its asking for creates.
@@ -180,6 +181,9 @@ async fn wanted_topic(
 }
 
 async fn auto_create(door: &Arc<Door>, name: &str) -> Result<TopicDescription, Error> {
+    if name == OFFSETS_TOPIC {
+        return door.broker.ensure_offsets_topic(AUTO_CREATE_TIMEOUT).await;
+    }
     let spec = TopicSpec {
         name: name.to_owned(),
         partitions: door.config.num_partitions,
@@ -211,7 +215,7 @@ fn describe(topic: &TopicDescription, reachable: impl Fn(i32) -> bool) -> Metada
     MetadataTopic {
         name: Some(topic.name.clone()),
         topic_id: topic_uuid(topic),
-        is_internal: topic.name.starts_with("__"),
+        is_internal: topic.name == OFFSETS_TOPIC,
         partitions: partitions.collect(),
         ..Default::default()
     }

@@ -1,59 +1,77 @@
-//! What `/metrics` shows of the Kafka door. Base units, no label that grows with topics or clients.
+//! What the Kafka door counts and times. Base units, no label that grows with topics or clients, none made per request.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use metrics::{counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
+use metrics::{Counter, Histogram, counter, histogram};
+use parking_lot::RwLock;
+use pontoon_raft::instruments;
+use pontoon_raft::instruments::Instrument;
+use pontoon_raft::types::BrokerId;
 
-/// Says what each is.
-pub(super) fn describe() {
-    describe_counter!("pontoon_kafka_requests_total", "Kafka requests answered, by API.");
-    describe_histogram!(
-        "pontoon_kafka_request_duration_seconds",
-        "From a request's last byte to its answer, waits included."
-    );
-    describe_gauge!("pontoon_kafka_connections", "Open Kafka connections.");
-    describe_counter!(
-        "pontoon_kafka_malformed_total",
-        "Kafka requests that were not understood; each closes its connection."
-    );
-}
+use crate::partition::PartitionInstruments;
+use crate::telemetry::recorder::Open;
 
-/// A request was answered.
-pub(super) fn answered(api: &'static str, took: Duration) {
-    counter!("pontoon_kafka_requests_total", "api" => api).increment(1);
-    histogram!("pontoon_kafka_request_duration_seconds", "api" => api).record(took.as_secs_f64());
-}
-
-/// A request was not understood.
-pub(super) fn malformed() {
-    counter!("pontoon_kafka_malformed_total").increment(1);
-}
-
-/// A batch was acknowledged; the same counters as HTTP's.
-pub(super) fn produced(records: u64, bytes: usize, took: Duration) {
-    counter!("pontoon_produce_records_total").increment(records);
-    counter!("pontoon_produce_bytes_total").increment(bytes as u64);
-    histogram!("pontoon_produce_duration_seconds").record(took.as_secs_f64());
-}
-
-/// Records were served; the same counters as HTTP's.
-pub(super) fn fetched(records: u64, bytes: usize) {
-    counter!("pontoon_fetch_records_total").increment(records);
-    counter!("pontoon_fetch_bytes_total").increment(bytes as u64);
-}
-
-/// Counts a connection while it is held.
-pub(super) struct OpenConnection(());
-
-impl OpenConnection {
-    pub(super) fn new() -> Self {
-        gauge!("pontoon_kafka_connections").increment(1.0);
-        Self(())
+instruments! {
+    /// The door's own.
+    pub(super) struct DoorInstruments {
+        /// Open Kafka connections.
+        gauge connections = "pontoon_kafka_connections";
+        /// Kafka requests that were not understood; each closes its connection.
+        counter malformed = "pontoon_kafka_malformed_total";
     }
 }
 
-impl Drop for OpenConnection {
-    fn drop(&mut self) {
-        gauge!("pontoon_kafka_connections").decrement(1.0);
+const REQUESTS: Instrument =
+    Instrument { kind: "counter", name: "pontoon_kafka_requests_total", help: "Kafka requests answered, by API." };
+const SECONDS: Instrument = Instrument {
+    kind: "histogram",
+    name: "pontoon_kafka_request_duration_seconds",
+    help: "From a request's last byte to its answer, waits included, by API.",
+};
+
+/// Whatever the door shows; what it shows by API comes with each API's first request.
+pub fn instruments() -> impl Iterator<Item = Instrument> {
+    DoorInstruments::ALL.iter().copied().chain([REQUESTS, SECONDS])
+}
+
+/// One door's handles.
+pub(super) struct Metrics {
+    broker: BrokerId,
+    pub(super) door: DoorInstruments,
+    /// What is served is counted with HTTP's.
+    pub(super) partitions: PartitionInstruments,
+    /// By API; there are as many as this broker knows.
+    answered: RwLock<BTreeMap<&'static str, (Counter, Histogram)>>,
+}
+
+impl Metrics {
+    pub(super) fn new(broker: BrokerId) -> Self {
+        [REQUESTS, SECONDS].iter().for_each(Instrument::describe);
+        Self {
+            broker,
+            door: DoorInstruments::new(broker),
+            partitions: PartitionInstruments::new(broker),
+            answered: RwLock::default(),
+        }
+    }
+
+    /// A request was answered.
+    pub(super) fn answered(&self, api: &'static str, took: Duration) {
+        let note = |(count, seconds): &(Counter, Histogram)| {
+            count.increment(1);
+            seconds.record(took.as_secs_f64());
+        };
+        if let Some(known) = self.answered.read().get(api) {
+            return note(known);
+        }
+        let labels = [("broker", self.broker.to_string()), ("api", api.to_owned())];
+        let made = || (counter!(REQUESTS.name, &labels), histogram!(SECONDS.name, &labels));
+        note(self.answered.write().entry(api).or_insert_with(made));
+    }
+
+    /// Counts a connection while what is returned is held.
+    pub(super) fn open_connection(&self) -> Open {
+        Open::new(&self.door.connections)
     }
 }

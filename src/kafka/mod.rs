@@ -5,16 +5,17 @@
 //!
 //! - [`wire`]: primitive types, bounded. [`messages`]: the APIs, field by field. `error_code`: errors as numbers.
 //! - `connection`: frames, limits, the order of answers. `dispatch`: from a request to its handler.
-//! - `produce`, `fetch`, `offsets`, `metadata`, `topics`, `configs`: the handlers.
+//! - `produce`, `fetch`, `offsets`, `metadata`, `topics`, `configs`, `groups`: the handlers.
 
 mod configs;
 mod connection;
 mod dispatch;
 mod error_code;
 mod fetch;
+mod groups;
 pub mod messages;
 mod metadata;
-mod metrics;
+pub mod metrics;
 mod offsets;
 mod produce;
 mod topics;
@@ -27,7 +28,7 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::{JoinHandle, JoinSet};
-use tracing::{Instrument, debug, debug_span, warn};
+use tracing::{Instrument, debug, info_span, warn};
 
 use crate::broker::Broker;
 use crate::config::{Config, KafkaConfig, Limits, host_of};
@@ -57,6 +58,7 @@ struct Door {
     request_bytes: Arc<Semaphore>,
     /// Room for the bytes of answers to fetches; apart, so that readers cannot starve writers.
     answer_bytes: Arc<Semaphore>,
+    metrics: metrics::Metrics,
 }
 
 impl Door {
@@ -123,6 +125,7 @@ impl Server {
         let Some(listener) = self.listener.lock().take() else { return };
         let budget = || Arc::new(Semaphore::new(self.limits.inflight_bytes_max.min(Semaphore::MAX_PERMITS)));
         let door = Arc::new(Door {
+            metrics: metrics::Metrics::new(broker.id()),
             broker,
             config: self.config.clone(),
             limits: self.limits.clone(),
@@ -130,7 +133,6 @@ impl Server {
             request_bytes: budget(),
             answer_bytes: budget(),
         });
-        metrics::describe();
         self.stage.send_replace(Stage::Serving);
         *self.accepting.lock() = Some(tokio::spawn(accept(listener, door)));
     }
@@ -177,11 +179,12 @@ async fn accept(listener: TcpListener, door: Arc<Door>) {
         };
         let _ = stream.set_nodelay(true);
         let door = Arc::clone(&door);
+        let span = info_span!("kafka", broker = %door.broker.id(), %peer);
         let serving = async move {
-            let _open = (place, metrics::OpenConnection::new());
+            let _open = (place, door.metrics.open_connection());
             connection::serve(stream, peer, door).await;
         };
-        connections.spawn(serving.instrument(debug_span!("kafka", %peer)));
+        connections.spawn(serving.instrument(span));
     }
     drop(listener);
     while connections.join_next().await.is_some() {}

@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::join_all;
-use tokio::time::Instant;
 
 use super::dispatch::Handled;
 use super::messages::{
@@ -17,8 +16,9 @@ use super::messages::{
     ProducedPartition, ProducedTopic, Response,
 };
 use super::metadata::{Leaders, TopicName};
-use super::{Door, ErrorCode, metrics};
+use super::{Door, ErrorCode};
 use crate::broker::Route;
+use crate::coordinator::OFFSETS_TOPIC;
 use crate::partition::{Acks, Partition};
 use crate::record_batch::RecordBatch;
 
@@ -115,6 +115,8 @@ async fn produce_one(
     let records = records.0.and_then(|mut records| records.pop()).unwrap_or_default();
     let done = match (refusal, topic.error) {
         (Some(refused), _) => Err(refused),
+        // Its records are the coordinators' own.
+        (None, None) if topic.name == OFFSETS_TOPIC => Err(ErrorCode::InvalidTopic.into()),
         (None, Some(code)) => Err(code.into()),
         (None, None) => append(door, &topic.name, index, records, acks, timeout).await,
     };
@@ -140,9 +142,7 @@ async fn append(
     let partition = leading(door, topic, index)?;
     let batch = RecordBatch::check(records, partition.limits())
         .map_err(|error| Refused { code: ErrorCode::from(&error), message: Some(error.to_string()) })?;
-    let (records, bytes, began) = (batch.header().record_count, batch.bytes().len(), Instant::now());
     let produced = partition.produce(batch, acks, None, timeout).await?;
-    metrics::produced(records.max(0) as u64, bytes, began.elapsed());
     Ok((produced.base_offset.0 as i64, partition.log_start_offset().0 as i64))
 }
 

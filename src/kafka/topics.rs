@@ -1,15 +1,20 @@
-//! CreateTopics, DeleteTopics, CreatePartitions. Any broker takes them and has the controller do it.
+//! CreateTopics, DeleteTopics, CreatePartitions: any broker takes them and has the controller do it. DeleteRecords: the
+//! partition's leader moves its log start.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
+
+use pontoon_raft::types::Offset;
 
 use super::messages::{
     CreatableTopic, CreatePartitionsRequest, CreatePartitionsResponse, CreateTopicsRequest, CreateTopicsResponse,
-    CreatedConfig, CreatedTopic, DeletableTopic, DeleteTopicsRequest, DeleteTopicsResponse, DeletedTopic,
+    CreatedConfig, CreatedTopic, DeletableTopic, DeleteRecordsPartition, DeleteRecordsRequest, DeleteRecordsResponse,
+    DeleteTopicsRequest, DeleteTopicsResponse, DeletedRecordsPartition, DeletedRecordsTopic, DeletedTopic,
     MorePartitions, MorePartitionsResult, Response,
 };
 use super::metadata::topic_uuid;
+use super::produce::leading;
 use super::wire::Uuid;
 use super::{Door, ErrorCode, configs};
 use crate::broker::{TopicDescription, TopicSpec};
@@ -216,4 +221,44 @@ async fn more_partitions(
         door.broker.alter_topic(&topic.name, Some(count), BTreeMap::new(), timeout).await?;
     }
     Ok(())
+}
+
+/// DeleteRecords: the log starts at the offset, or at the high watermark (-1).
+pub(super) async fn delete_records(door: &Arc<Door>, request: DeleteRecordsRequest) -> Response {
+    let limit = timeout(request.timeout_ms);
+    let mut topics = Vec::with_capacity(request.topics.len());
+    for topic in request.topics {
+        let mut partitions = Vec::with_capacity(topic.partitions.len());
+        for DeleteRecordsPartition { partition, offset } in topic.partitions {
+            partitions.push(match delete_records_of(door, &topic.name, partition, offset, limit).await {
+                Ok(start) => DeletedRecordsPartition { partition, low_watermark: start, error_code: 0 },
+                Err(error) => DeletedRecordsPartition {
+                    partition,
+                    error_code: ErrorCode::from(&error).number(),
+                    ..Default::default()
+                },
+            });
+        }
+        topics.push(DeletedRecordsTopic { name: topic.name, partitions });
+    }
+    Response::DeleteRecords(DeleteRecordsResponse { topics, ..Default::default() })
+}
+
+async fn delete_records_of(
+    door: &Door,
+    topic: &str,
+    partition: i32,
+    offset: i64,
+    limit: Duration,
+) -> Result<i64, Error> {
+    const HIGH_WATERMARK: i64 = -1;
+    let found = leading(door, topic, partition)?;
+    let start = match u64::try_from(offset) {
+        Ok(offset) => Offset(offset),
+        Err(_) if offset == HIGH_WATERMARK => found.high_watermark(),
+        Err(_) => return Err(Error::new(Code::OffsetOutOfRange, format!("offset {offset}"))),
+    };
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let now_ms = i64::try_from(now.as_millis()).unwrap_or(i64::MAX);
+    Ok(found.start_log_at(start, now_ms, limit).await?.0 as i64)
 }

@@ -188,6 +188,23 @@ impl metrics::Recorder for Recorder {
     }
 }
 
+/// Counts one up in a gauge while it is held.
+pub struct Open(Gauge);
+
+impl Open {
+    /// Counts up.
+    pub fn new(gauge: &Gauge) -> Self {
+        gauge.increment(1);
+        Self(gauge.clone())
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.decrement(1);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use metrics::{counter, describe_counter, gauge, histogram, with_local_recorder};

@@ -60,7 +60,7 @@ async fn produce_patiently(cluster: &Cluster, value: Vec<u8>) {
 
 async fn metric(cluster: &Cluster, name: &str) -> f64 {
     let text = cluster.send(1, reqwest::Method::GET, "/metrics", None).await.text().await.unwrap();
-    let line = text.lines().find(|line| line.starts_with(&format!("{name} ")));
+    let line = text.lines().find(|line| line.starts_with(&format!("{name}{{")));
     line.unwrap_or_else(|| panic!("no {name} in {text}")).rsplit(' ').next().unwrap().parse().unwrap()
 }
 
@@ -268,4 +268,20 @@ async fn a_body_that_breaks_off_writes_nothing() {
     assert_eq!(refusal(parts(&answer)), (400, "INVALID_REQUEST".into()));
     let plain = cluster.http.post(&url).header("content-type", "text/plain").body("whole").send().await.unwrap();
     assert_eq!(read(plain).await.1["base_offset"], json!(0), "nothing was written before it");
+}
+
+#[tokio::test]
+async fn no_fetch_asks_for_more_room_than_there_can_be() {
+    let limits = ["limits.inflight_bytes_max=2097152", "limits.request_bytes_max=2097152"];
+    let cluster = Cluster::start_with(1, &["--set", limits[0], "--set", limits[1]]).await;
+    cluster.create_topic(1, "t", 1).await;
+    for _ in 0..4 {
+        produce_patiently(&cluster, vec![b'z'; 600_000]).await;
+    }
+    let mut at = 0;
+    while at < 4 {
+        let (status, answer) = fetch(&cluster, 1, "t", &format!("max_bytes=67108864&offset={at}")).await;
+        assert_eq!(status, StatusCode::OK, "{answer}");
+        at = answer["next_offset"].as_u64().unwrap();
+    }
 }

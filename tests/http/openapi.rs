@@ -166,6 +166,43 @@ const PIECES: &[Pieces] = &[
         bodies: NOTHING,
     },
     Pieces {
+        method: "put",
+        template: "/v1/groups/{group}/offsets",
+        paths: &["/v1/groups/g/offsets"],
+        queries: &["", "?x=1"],
+        headers: JSON,
+        bodies: &[
+            r#"{"offsets":[{"topic":"t","partition":0,"offset":1,"metadata":"m"}]}"#,
+            r#"{"offsets":[{"topic":"missing","partition":0,"offset":1}]}"#,
+            r#"{"offsets":[{"topic":"t","partition":9,"offset":1}]}"#,
+            r#"{"offset":1}"#,
+        ],
+    },
+    Pieces {
+        method: "get",
+        template: "/v1/groups/{group}/offsets",
+        paths: &["/v1/groups/g/offsets", "/v1/groups/nobody/offsets"],
+        queries: &["", "?x=1"],
+        headers: PLAIN,
+        bodies: NOTHING,
+    },
+    Pieces {
+        method: "get",
+        template: "/v1/groups/{group}",
+        paths: &["/v1/groups/g", "/v1/groups/nobody"],
+        queries: &["", "?x=1"],
+        headers: PLAIN,
+        bodies: NOTHING,
+    },
+    Pieces {
+        method: "get",
+        template: "/v1/groups",
+        paths: &["/v1/groups"],
+        queries: &["", "?x=1"],
+        headers: PLAIN,
+        bodies: NOTHING,
+    },
+    Pieces {
         method: "get",
         template: "/v1/cluster",
         paths: &["/v1/cluster"],
@@ -320,7 +357,11 @@ async fn nothing_is_served_that_is_not_in_the_document() {
     let document = document(&cluster).await;
     let paths = document["paths"].as_object().unwrap();
     for (path, operations) in paths {
-        let url = format!("{}{}", cluster.url(1), path.replace("{topic}", "t").replace("{partition}", "0"));
+        let url = format!(
+            "{}{}",
+            cluster.url(1),
+            path.replace("{topic}", "t").replace("{partition}", "0").replace("{group}", "g")
+        );
         let listed: BTreeSet<String> = operations
             .as_object()
             .unwrap()
@@ -339,8 +380,7 @@ async fn nothing_is_served_that_is_not_in_the_document() {
             assert_eq!(validate(&document, &schema("Error"), &body), Ok(()));
         }
     }
-    for path in ["/", "/v1", "/v1/topic", "/v1/topics/", "/v1/topics/t/partitions", "/v1/groups", "/openapi", "/admin"]
-    {
+    for path in ["/", "/v1", "/v1/topic", "/v1/topics/", "/v1/topics/t/partitions", "/v1/group", "/openapi", "/admin"] {
         assert!(!paths.contains_key(path));
         let (status, body) = cluster.get(1, path).await;
         assert_eq!((status.as_u16(), validate(&document, &schema("Error"), &body)), (404, Ok(())), "{path}");

@@ -247,9 +247,20 @@ impl Cluster {
         self.broker_mut(id).wait_ended(PATIENCE);
     }
 
-    /// SIGSTOP.
+    /// SIGSTOP, and waits until every thread has stopped: on a busy machine they go on for a while.
     pub fn pause(&self, id: u32) {
         self.broker(id).signal(Signal::STOP);
+        let deadline = Instant::now() + PATIENCE;
+        let tasks = format!("/proc/{}/task", self.pid(id));
+        let stopped = |task: fs::DirEntry| {
+            // The state follows the name, which is in brackets and may contain anything.
+            let stat = fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+            stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with(['T', 'Z', 'X']))
+        };
+        while !fs::read_dir(&tasks).unwrap().flatten().all(stopped) {
+            assert!(Instant::now() < deadline, "broker {id} does not stop");
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     /// SIGCONT.

@@ -200,21 +200,24 @@ impl HttpClient {
 }
 
 impl Client for HttpClient {
-    async fn send(&mut self, key: Key, values: &[Value]) -> Sent {
+    async fn send(&mut self, key: Key, values: &[Value], at: Option<Offset>) -> Sent {
         let record = |value: &Value| json!({ "value": payload::text(*value, (self.shared.sizes)(*value)) });
         let body = json!({ "records": values.iter().map(record).collect::<Vec<_>>() }).to_string();
         let count = values.len() as u64;
+        let condition: Vec<(&'static str, String)> =
+            at.map(|offset| ("if-match-offset", offset.0.to_string())).into_iter().collect();
         let identity = match self.identify().await {
-            Ok(None) => return self.attempt(key, &body, &[], count).await,
+            Ok(None) => return self.attempt(key, &body, &condition, count).await,
             Ok(Some(identity)) => identity,
             Err(why) => return Sent::Failed(why),
         };
         let sequence = self.idempotent.as_ref().and_then(|producer| producer.next.get(&key).copied()).unwrap_or(0);
-        let headers = [
+        let mut headers = condition;
+        headers.extend([
             ("producer-id", identity.0.to_string()),
             ("producer-epoch", identity.1.to_string()),
             ("producer-sequence", sequence.to_string()),
-        ];
+        ]);
         let deadline = Instant::now() + RETRY_FOR;
         let mut unknown: Option<String> = None;
         loop {

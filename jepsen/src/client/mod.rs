@@ -36,8 +36,9 @@ pub struct Fetched {
 
 /// One client of one broker (which passes requests on to leaders as it must).
 pub trait Client: Send {
-    /// Appends values to a partition as one atomic batch. Returns after the acknowledgement, or after it gave up.
-    fn send(&mut self, key: Key, values: &[Value]) -> impl Future<Output = Sent> + Send;
+    /// Appends values to a partition as one atomic batch; with `at`, only if the log ends there. Returns after the acknowledgement, or after
+    /// it gave up.
+    fn send(&mut self, key: Key, values: &[Value], at: Option<Offset>) -> impl Future<Output = Sent> + Send;
 
     /// Reads from an offset on; `None` is the first there is. A linearizable read sees all that was acknowledged before it began.
     fn fetch(

@@ -13,7 +13,7 @@ use crate::cluster::{Doing as _, Harness};
 /// A disk is full with less than this left.
 const FULL_BYTES: u64 = 64 << 10;
 /// How long a broker with a rotten disk may take to be ready before it gets a new one.
-const READY_PATIENCE: Duration = Duration::from_secs(15);
+const READY_PATIENCE: Duration = Duration::from_secs(45);
 /// Between two looks.
 const LOOK: Duration = Duration::from_millis(100);
 

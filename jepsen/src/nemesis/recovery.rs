@@ -17,7 +17,7 @@ use crate::workload::final_reads::read_everything;
 use crate::workload::steps::{Ended, Life};
 
 /// How long the cluster may take.
-const PATIENCE: Duration = Duration::from_secs(90);
+const PATIENCE: Duration = Duration::from_secs(180);
 /// How long it may take to read everything.
 const READ_PATIENCE: Duration = Duration::from_secs(30);
 /// After a probe that did not work.
@@ -44,7 +44,7 @@ impl<C: Connector> Probe<C> {
         let mut missing = Vec::new();
         for key in (0..self.values.keys() as u64).map(Key) {
             loop {
-                match life.send(key, &[self.values.next(key)]).await {
+                match life.send(key, &[self.values.next(key)], None).await {
                     Ended::Ok => break,
                     _ if Instant::now() >= deadline => {
                         missing.push(key);

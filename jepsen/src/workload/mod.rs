@@ -1,8 +1,12 @@
 //! What the clients of a run do: send, poll, read linearizably, crash, and at the end read everything.
 //!
 //! [`worker`] is one client after another in one place, [`steps`] one operation from invocation to completion as it goes into the history,
-//! [`final_reads`] the end. They know the [`crate::client`] trait and nothing of the brokers or of what is done to them.
+//! [`final_reads`] the end; [`churn`] makes
+//! topics come and go beside it. They know the [`crate::client`] trait and nothing of the brokers or of what is done to them.
 
+pub mod churn;
+#[cfg(test)]
+mod fake;
 pub mod final_reads;
 pub mod steps;
 pub mod worker;
@@ -45,7 +49,78 @@ pub fn record_bytes(value: Value) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use tokio::sync::watch;
+    use tokio::task::JoinSet;
+
+    use super::fake::FakeConnector;
+    use super::worker::Worker;
     use super::*;
+    use crate::checkers::Anomaly;
+    use crate::checkers::workloads::Workload;
+    use crate::random::Random;
+    use crate::recorder::Recorder;
+    use crate::run_dir;
+    use crate::verdict::{Judgement, RunInfo, Verdict, judge};
+
+    /// Several workers against logs in memory until so many operations worked, then the final reads; judged from the files.
+    async fn ran(workload: Workload, logs: FakeConnector) -> (Judgement, String) {
+        let dir = tempfile::tempdir().unwrap();
+        let recorder = Arc::new(Recorder::begin(dir.path()).unwrap());
+        let (values, mut random) = (Values::new(3), Random::new(11));
+        let (halt, halted) = watch::channel(false);
+        let mut workers = JoinSet::new();
+        for _ in 0..5 {
+            let worker = Worker {
+                workload,
+                random: random.split(),
+                recorder: recorder.clone(),
+                connector: logs.clone(),
+                values: values.clone(),
+                pause: Duration::from_micros(20),
+            };
+            workers.spawn(worker.run(halted.clone()));
+        }
+        while recorder.tally().ok < 600 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        halt.send(true).unwrap();
+        while workers.join_next().await.is_some() {}
+        final_reads::read_everything(&recorder, &logs, 0, 3, Duration::from_secs(1)).await;
+        recorder.end().unwrap();
+        let (name, faults_planned) = ("test".to_owned(), Vec::new());
+        let info = RunInfo { name, workload, seed: 1, nodes: 3, faults_planned };
+        std::fs::write(dir.path().join(run_dir::RUN_JSON), serde_json::to_string(&info).unwrap()).unwrap();
+        let history = std::fs::read_to_string(dir.path().join(run_dir::HISTORY_EDN)).unwrap();
+        (judge(&run_dir::load(dir.path()).unwrap()), history)
+    }
+
+    #[tokio::test]
+    async fn against_correct_logs_every_history_is_well_formed_and_valid() {
+        for workload in [Workload::Single, Workload::Mixed] {
+            for trouble in [0, 6] {
+                let (judged, history) = ran(workload, FakeConnector::new(3, trouble)).await;
+                assert_eq!(judged.verdict, Verdict::Valid, "{judged:?}");
+                assert!(history.contains(":linearizable? true") && history.contains(":f :crash"));
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_value_that_is_acknowledged_and_lost_is_found() {
+        let logs = FakeConnector::new(3, 0);
+        logs.lose(Value(3));
+        let (judged, _) = ran(Workload::Single, logs).await;
+        assert_eq!(judged.verdict, Verdict::Anomalies);
+        let found: Vec<Anomaly> = judged
+            .outcomes
+            .iter()
+            .filter(|outcome| outcome.findings.count > 0)
+            .map(|outcome| outcome.anomaly)
+            .collect();
+        assert!(found.contains(&Anomaly::Unseen) && found.contains(&Anomaly::LostWrite), "{found:?}");
+    }
 
     #[test]
     fn no_key_gets_a_value_twice() {

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use crate::client::{Client, Connector, Sent};
 use crate::history::{Action, ClaimedRange, Key, Kind, MicroOp, Offset, Process, Records, Value};
 use crate::recorder::Recorder;
+use crate::timeline::Entry;
 
 /// How often a linearizable read goes on after a part before it gives up reaching the end.
 const PARTS_MAX: usize = 200;
@@ -69,11 +70,18 @@ impl<C: Connector> Life<C> {
         self.recorder.complete(Kind::Info, self.process, Action::Crash, None);
     }
 
-    /// Sends values to a key, as one batch.
-    pub async fn send(&mut self, key: Key, values: &[Value]) -> Ended {
+    /// Sends values to a key, as one batch; with `at`, only if the log ends there.
+    pub async fn send(&mut self, key: Key, values: &[Value], at: Option<Offset>) -> Ended {
         let action = |first: Option<Offset>| Action::Send(sent(key, values, first));
         self.recorder.invoke(self.process, action(None), false);
-        let (kind, first, error, ended) = match self.client.send(key, values).await {
+        let sent = self.client.send(key, values, at).await;
+        if let (Sent::At(first), Some(wanted)) = (&sent, at)
+            && *first != wanted
+        {
+            let what = format!("a send to key {} only at offset {} went to {}", key.0, wanted.0, first.0);
+            self.recorder.tell(|time_ns| Entry::Accused { time_ns, broker: "clients".to_owned(), what });
+        }
+        let (kind, first, error, ended) = match sent {
             Sent::At(first) => (Kind::Ok, Some(first), None, Ended::Ok),
             Sent::Failed(why) => (Kind::Fail, None, Some(why), Ended::Failed),
             Sent::Unknown(why) => (Kind::Info, None, Some(why), Ended::Unknown),
@@ -164,7 +172,7 @@ impl<C: Connector> Life<C> {
         let (mut wrote, mut error, mut kind) = (false, None, Kind::Ok);
         for (step, told) in steps.iter().zip(&mut told) {
             let failed = match step {
-                Step::Send(key, value) => match self.client.send(*key, &[*value]).await {
+                Step::Send(key, value) => match self.client.send(*key, &[*value], None).await {
                     Sent::At(offset) => {
                         wrote = true;
                         *told = MicroOp::Send { key: *key, offset: Some(offset), value: *value };

@@ -119,13 +119,26 @@ impl<C: Connector> Worker<C> {
                 let steps: Vec<Step> = (0..steps).map(|_| self.step(choice)).collect();
                 life.mixed(&steps).await
             }
-            15..45 => life.poll().await,
+            15..42 => life.poll().await,
+            42..48 => self.send_at_the_end(life).await,
             _ => {
                 let key = self.key();
                 let count = if self.random.percent(25) { 2 + self.random.below(STEPS_MAX - 1) } else { 1 };
                 let values: Vec<Value> = (0..count).map(|_| self.values.next(key)).collect();
-                life.send(key, &values).await
+                life.send(key, &values, None).await
             }
+        }
+    }
+
+    /// Reads a key to its end, and sends only if that is still the end: of several clients that do so at once, one may succeed.
+    async fn send_at_the_end(&mut self, life: &mut Life<C>) -> Ended {
+        let keys: Vec<Key> = life.positions.keys().copied().collect();
+        let Some(key) = self.random.pick(&keys).copied() else { return Ended::Ok };
+        let read = life.read_to_the_end(key).await;
+        let end = life.positions.get(&key).copied().flatten();
+        match (read, end) {
+            (Ended::Ok, Some(end)) => life.send(key, &[self.values.next(key)], Some(end)).await,
+            _ => read,
         }
     }
 

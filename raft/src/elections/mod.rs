@@ -263,7 +263,7 @@ impl Elections {
         if let (true, Some(standing)) = (quorum, group.standing().await)
             && standing.leads
         {
-            group.step_through(&standing, there).await;
+            group.step_through(&standing).await;
         }
     }
 

@@ -293,8 +293,13 @@ impl<'a> Scanner<'a> {
         match records {
             Ok(records) => self.accept(&mut open, &header, whole, records),
             Err(BadBody::Checksum) => {
-                // Bad, unless nothing builds on it; the next turn looks.
-                tracing::warn!(file = open.found.name, position = open.position, "a torn round at the journal's end");
+                // Bad, unless nothing builds on it; the next turn looks. What a checkpoint has is not missed.
+                let (file, position) = (&open.found.name, open.position);
+                if header.last() >= self.from {
+                    tracing::warn!(file, position, "a round that cannot be read: torn, if it is the journal's last");
+                } else {
+                    tracing::debug!(file, position, "a round below the checkpoint cannot be read");
+                }
             }
             Err(BadBody::Unknown(why)) => return Err(self.corrupt(&open.found.name, why)),
         }

@@ -189,6 +189,8 @@ impl Log {
         let op = Op::Append { extent, parts: parts.clone(), first, last, target: file.clone() };
         self.context.count_journalled(batch.bytes);
         self.context.instruments.append_bytes.increment(batch.bytes);
+        #[cfg(any(test, feature = "simulation"))]
+        let flushed = crate::sabotage::told_early(flushed);
         let (told, stages) = (batch.flushed, batch.stages);
         stages.iter().for_each(|stages| stages.note_appended());
         self.submit(state, op, move |log, result| {
@@ -245,6 +247,8 @@ impl Log {
         };
         for entry in entries {
             let id = entry.id();
+            #[cfg(any(test, feature = "simulation"))]
+            let stored = matches!(entry, NewEntry::Stored(..));
             let (frame, told) = match entry {
                 NewEntry::Proposed(id, Proposal { payload, flushed, stages }) => {
                     batch.stages.extend(stages);
@@ -254,7 +258,13 @@ impl Log {
                 NewEntry::Blank(id) => (state.head.internal(id, None), None),
                 NewEntry::Membership(id, membership) => (state.head.internal(id, Some(&membership)), None),
             };
+            #[cfg(any(test, feature = "simulation"))]
+            let (frame, table) = self.mistaken(state, id, frame, stored);
             state.head.observe(&frame)?;
+            #[cfg(any(test, feature = "simulation"))]
+            if let Some(table) = table {
+                state.head.append_state = table;
+            }
             state.place(&frame, new.take(), self.context.config.index_interval_bytes);
             batch.add(id, &frame);
             if let Some(tell) = told {
@@ -264,6 +274,28 @@ impl Log {
         }
         state.tail.evict(state.appends_written);
         Ok(batch)
+    }
+}
+
+#[cfg(any(test, feature = "simulation"))]
+impl Log {
+    /// What a simulation's mistake makes of a frame that a follower stores, and the table that it goes on with.
+    fn mistaken(
+        &self,
+        state: &LogState,
+        id: LogId,
+        frame: Frame,
+        stored: bool,
+    ) -> (Frame, Option<Box<dyn crate::payload::AppendState>>) {
+        use crate::sabotage::{Sabotage, on};
+        if stored && on(Sabotage::FollowersDecide) {
+            return (state.head.decide(id, frame.payload), None);
+        }
+        if stored && on(Sabotage::FollowersForgetProducers) {
+            let table = self.application.append_state(Some(&state.head.append_state.save()));
+            return (frame, table.ok());
+        }
+        (frame, None)
     }
 }
 

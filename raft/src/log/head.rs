@@ -97,6 +97,10 @@ impl Head {
     /// The frame of one of Raft's own entries.
     pub(crate) fn internal(&self, id: LogId, membership: Option<&Membership>) -> Frame {
         match membership {
+            #[cfg(any(test, feature = "simulation"))]
+            None if crate::sabotage::on(crate::sabotage::Sabotage::BlanksTakeOffsets) => {
+                Frame::new(FrameHeader { offset_span: 1, ..self.header(id, FrameKind::Blank) }, Bytes::new())
+            }
             None => Frame::new(self.header(id, FrameKind::Blank), Bytes::new()),
             Some(membership) => {
                 let payload = codec::encode(&repr::Membership::from(membership));

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot, watch};
+use tokio::time::Instant;
 
 use crate::config::RaftConfig;
 use crate::disk::Disk;
@@ -30,6 +31,7 @@ pub mod entry;
 pub mod frame;
 pub(crate) mod head;
 pub mod index;
+mod lag;
 pub(crate) mod mend;
 mod read;
 mod retention;
@@ -43,6 +45,7 @@ pub(crate) mod write;
 use damage::Damage;
 pub use damage::Rot;
 use frame::Frame;
+pub use lag::Lag;
 use state::{LogState, SnapshotRef};
 use tail::TailBudget;
 
@@ -260,6 +263,13 @@ impl Log {
         self.state.lock().head.append_state.save()
     }
 
+    /// The frames of these indexes, whatever their kind, committed or not, until `bytes_max` is reached. For simulations: what
+    /// openraft would be given.
+    #[cfg(any(test, feature = "simulation"))]
+    pub async fn frames(&self, from_index: u64, to_index: u64, bytes_max: usize) -> Result<Vec<Frame>, ReadError> {
+        self.read_indexes(from_index, to_index, bytes_max).await
+    }
+
     pub(crate) fn dir(&self) -> &Path {
         &self.dir
     }
@@ -335,7 +345,10 @@ impl Log {
     /// Remembers what is committed. Memory only: it reaches the disk with the next append or checkpoint (RULES.md J16).
     pub(crate) fn set_committed(&self, committed: Option<LogId>) {
         let mut state = self.state.lock();
-        state.committed = state.committed.max(committed);
+        if state.committed < committed {
+            state.committed = committed;
+            state.committed_at = Instant::now();
+        }
     }
 
     /// Hands an operation to the journal. Must be called with the state's lock held, so that the journal's order is the

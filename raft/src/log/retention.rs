@@ -2,7 +2,8 @@
 //!
 //! Nothing here decides what is retained: where the log starts stands in the log itself (RULES.md O7,
 //! [`crate::payload::AppendState::log_start`]). Segments are each replica's own; those wholly below the log start go by a
-//! snapshot at the first one that stays ([`crate::raft_group::RaftGroup::trim`]).
+//! snapshot at the first one that stays ([`crate::raft_group::RaftGroup::trim`]). Beside it, how far behind a reader of the
+//! log is, in bytes.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -14,6 +15,9 @@ use crate::error::ReadError;
 
 /// How much of a segment's beginning is read to learn how old it is.
 const BEGINNING_BYTES: usize = 4 << 10;
+
+/// Entries that have waited longer than this to be committed wait for somebody.
+const COMMIT_WAIT: Duration = Duration::from_millis(500);
 
 /// How old the segment is that appends go to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,5 +82,30 @@ impl Log {
         let applied = |segment: &Segment| segment.previous <= state.applied;
         let keep = (1..=keep).rev().find(|at| applied(&state.segments[*at]))?;
         Some(state.segments[keep].first_index())
+    }
+}
+
+/// What is asked of a log that replicas catch up with.
+impl Log {
+    /// About how many bytes stand behind the entry at `index`.
+    pub(crate) fn bytes_behind(&self, index: u64) -> u64 {
+        let state = self.state.lock();
+        let mut bytes = 0;
+        for segment in state.segments.iter().rev() {
+            if segment.last.index <= index {
+                break;
+            }
+            let (first, entries) = (segment.first_index(), segment.last.index - segment.first_index() + 1);
+            // Its entries are about alike; nobody needs to know better.
+            let behind = (segment.last.index - index.max(first.saturating_sub(1))).min(entries);
+            bytes += (u128::from(segment.bytes) * u128::from(behind) / u128::from(entries)) as u64;
+        }
+        bytes
+    }
+
+    /// Whether entries have been waiting to be committed for longer than a round takes.
+    pub(crate) fn commits_wait(&self) -> bool {
+        let state = self.state.lock();
+        state.head.last > state.committed && state.committed_at.elapsed() > COMMIT_WAIT
     }
 }

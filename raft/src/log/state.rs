@@ -30,6 +30,8 @@ pub(crate) struct SnapshotRef {
 pub(crate) struct LogState {
     pub(crate) vote: Option<Vote>,
     pub(crate) committed: Option<LogId>,
+    /// When that rose last.
+    pub(crate) committed_at: Instant,
     /// As last handed to the journal.
     pub(crate) committed_journalled: Option<LogId>,
     /// As far as the state machine has come, in this process.
@@ -73,6 +75,7 @@ impl LogState {
         Self {
             vote: None,
             committed: None,
+            committed_at: Instant::now(),
             committed_journalled: None,
             applied: None,
             purged: None,

@@ -40,6 +40,10 @@ impl Log {
             self.submit(&mut state, Op::Vote(vote), |_, _| {});
             Self::last_submitted(&mut state)
         };
+        #[cfg(any(test, feature = "simulation"))]
+        if crate::sabotage::on(crate::sabotage::Sabotage::AnswerBeforeSync) {
+            return Ok(());
+        }
         self.durable(told).await?;
         Ok(())
     }
@@ -60,10 +64,16 @@ impl Log {
                 return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
             }
         }
-        let (head, cut) = self.head_at(last.map(|last| last.index)).await.map_err(io::Error::other)?;
+        #[allow(unused_mut)] // Only a simulation's mistake changes it.
+        let (mut head, cut) = self.head_at(last.map(|last| last.index)).await.map_err(io::Error::other)?;
         self.persist_base_at_start(head.base()).await?;
         let mut state = self.state.lock();
         let dropped = cut_segments(&mut state, last, cut);
+        #[cfg(any(test, feature = "simulation"))]
+        if crate::sabotage::on(crate::sabotage::Sabotage::TruncationKeepsTheTable) {
+            std::mem::swap(&mut head.append_state, &mut state.head.append_state);
+        }
+        tracing::debug!(group = %self.group, ?last, end = ?state.head.last, "truncated");
         state.head = head;
         state.roll = true;
         state.generation += 1;
@@ -95,6 +105,10 @@ impl Log {
         self.persist_base_after(upto).await?;
         let mut state = self.state.lock();
         let dropped = self.purge_locked(&mut state, upto, log_start_offset);
+        #[cfg(any(test, feature = "simulation"))]
+        if crate::sabotage::on(crate::sabotage::Sabotage::PurgeResetsTheWatermark) {
+            self.high_watermark.send_replace(crate::types::Offset(log_start_offset));
+        }
         self.submit(&mut state, Op::Purge(upto), move |log, result| {
             if result.is_ok() {
                 log.context.writer.push(Job::Remove { log_dir: log.dir.clone(), files: dropped });
@@ -215,6 +229,8 @@ impl Log {
             let mut state = self.state.lock();
             let dropped = self.purge_or_reset(&mut state, boundary, base.next_offset, (!held).then_some(head));
             state.committed = state.committed.max(Some(boundary));
+            // With the log's start, not after the sync below: nobody may see the start above the high watermark meanwhile.
+            self.raise_high_watermark(base.next_offset);
             let op = Op::Installed { boundary, next_offset: base.next_offset, snapshot: snapshot.name };
             self.submit(&mut state, op, move |log, result| {
                 if result.is_ok() {

@@ -34,7 +34,8 @@ impl RaftGroup {
         }
     }
 
-    fn join_round(&self) -> watch::Receiver<Verdict> {
+    /// Joins the round that has not begun yet, and sees to it that one will.
+    pub(crate) fn join_round(&self) -> watch::Receiver<Verdict> {
         let mut gathering = self.inner.reads.gathering.lock();
         if let Some(round) = gathering.as_ref() {
             return round.clone();

@@ -2,8 +2,9 @@
 //!
 //! openraft never clears a leader's `transfer_to`: a transfer that brings no new leader leaves one that refuses every
 //! write, read and heartbeat for ever, and `trigger().elect()` does nothing on a leader. What ends it is a higher term:
-//! the leader takes in a vote for the transferee one term up, which it would have granted anyway, and so steps down; then
-//! it runs itself, one term further, with the right to skip the lease that the voters still hold for it.
+//! the leader takes in a vote for nobody one term up, and so steps down; then it runs itself, one term further, with the right to
+//! skip the lease that the voters still hold for it. For nobody, and not for some voter: that one may lead in an earlier term just
+//! then, would hear of its "own" candidacy, and openraft would go on leading with a vote that is not the leader's.
 
 use std::time::Duration;
 
@@ -21,6 +22,9 @@ const CORE_WAIT: Duration = Duration::from_millis(500);
 /// Entries that a voter may be behind and still take over: it must have them all before it runs, and until then nobody
 /// accepts anything.
 const LAG_MAX: u64 = 10_000;
+
+/// A replica id that no replica ever has, for a vote that only ends a term.
+const NOBODY: ReplicaId = ReplicaId(u64::MAX);
 
 /// A replica's own Raft state, exact as of one moment.
 #[derive(Clone)]
@@ -110,7 +114,7 @@ impl RaftGroup {
                 Some(standing) if standing.leads && standing.vote.leader_id.term == term => {
                     tracing::warn!(group = self.group().0, %to, term, "leadership transfer undone");
                     self.inner.instruments.transfers_undone.increment(1);
-                    self.step_through(&standing, to).await;
+                    self.step_through(&standing).await;
                 }
                 _ => return,
             }
@@ -148,16 +152,15 @@ impl RaftGroup {
             return;
         }
         // A leader that was restarted: openraft holds its vote demoted in memory, committed on disk, and refuses.
-        let other = standing.membership.voter_ids().find(|id| *id != self.replica());
-        match other {
-            Some(other) => self.step_through(standing, other).await,
-            None => drop(raft.trigger().elect(false).await),
+        match standing.membership.voter_ids().any(|id| id != self.replica()) {
+            true => self.step_through(standing).await,
+            false => drop(raft.trigger().elect(false).await),
         }
     }
 
-    /// Steps down through a vote for `other` one term up, then runs one term further.
-    pub(crate) async fn step_through(&self, standing: &Standing, other: ReplicaId) {
-        let up = vote(standing.vote.leader_id.term + 1, other, false);
+    /// Steps down through a vote for nobody one term up, then runs one term further.
+    pub(crate) async fn step_through(&self, standing: &Standing) {
+        let up = vote(standing.vote.leader_id.term + 1, NOBODY, false);
         let request = VoteRequest::<TypeConfig> { vote: up, last_log_id: standing.last, leadership_transfer: true };
         let raft = self.raft();
         match timeout(CORE_WAIT, raft.vote(request)).await {

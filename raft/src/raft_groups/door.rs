@@ -122,6 +122,10 @@ impl RaftService for Door {
             if request.leadership_transfer {
                 request.leadership_transfer = may_skip_lease(&hosted, &group, &request.vote).await;
             }
+            #[cfg(any(test, feature = "simulation"))]
+            if let Some(granted) = crate::sabotage::granted(&request) {
+                return Ok(granted);
+            }
             group.raft().vote(request).await.map_err(unable)
         })
     }
@@ -132,7 +136,13 @@ impl RaftService for Door {
         to: Target,
         request: VoteRequest,
     ) -> BoxFuture<'static, Result<VoteResponse, Refusal>> {
-        self.answer(to, |_, group| async move { group.raft().pre_vote(request).await.map_err(unable) })
+        self.answer(to, |_, group| async move {
+            #[cfg(any(test, feature = "simulation"))]
+            if let Some(granted) = crate::sabotage::granted(&request) {
+                return Ok(granted);
+            }
+            group.raft().pre_vote(request).await.map_err(unable)
+        })
     }
 
     fn install_snapshot(

@@ -24,6 +24,7 @@ use openraft::network::{
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, Sleep};
 
+use super::catch_up::{Backlog, CatchUp};
 use super::message;
 use super::peer::{Peer, WINDOW_BYTES_TOTAL};
 use super::requests::{OpenLane, RequestError};
@@ -41,6 +42,8 @@ type AppendedStream<'s> = BoxStream<'s, Appended>;
 /// A stream without progress to a broker that is alive is given up after this: its disk may be slow, and sending
 /// everything again would not make it faster.
 const STALL_MAX: Duration = Duration::from_secs(10);
+/// A follower that is no further behind than so many of the largest requests is not catching up.
+const LIVE_REQUESTS: u64 = 8;
 /// The least time a snapshot may take, beside what its size allows.
 const SNAPSHOT_TIME_MIN: Duration = Duration::from_secs(30);
 /// The slowest rate at which a snapshot is still awaited.
@@ -51,16 +54,23 @@ const SNAPSHOT_BYTES_PER_SECOND: u64 = 1 << 20;
 pub struct GroupNetwork {
     shared: Arc<Shared>,
     group: GroupId,
+    backlog: Option<Arc<dyn Backlog>>,
 }
 
 impl GroupNetwork {
     pub(crate) fn new(shared: Arc<Shared>, group: GroupId) -> Self {
-        Self { shared, group }
+        Self { shared, group, backlog: None }
+    }
+
+    /// Limits the rate at which replicas that fell behind in this log catch up. Without, there is no limit.
+    pub fn paced_by(self, backlog: Arc<dyn Backlog>) -> Self {
+        Self { backlog: Some(backlog), ..self }
     }
 
     fn replica(&self, replica: ReplicaId, home: &ReplicaHome, heartbeats: bool) -> ReplicaNetwork {
         let to = Target { group: self.group, replica };
-        ReplicaNetwork { shared: self.shared.clone(), to, broker: home.broker, heartbeats }
+        let backlog = self.backlog.clone();
+        ReplicaNetwork { shared: self.shared.clone(), to, broker: home.broker, heartbeats, backlog }
     }
 }
 
@@ -83,6 +93,7 @@ pub struct ReplicaNetwork {
     broker: BrokerId,
     /// Its streams carry single heartbeats, which go over the control connection.
     heartbeats: bool,
+    backlog: Option<Arc<dyn Backlog>>,
 }
 
 fn unreachable(why: impl ToString) -> RpcError {
@@ -108,6 +119,13 @@ impl ReplicaNetwork {
     fn peer(&self) -> Result<Arc<Peer>, RequestError> {
         let unknown = || RequestError::Unreachable(format!("broker {} has no address", self.broker));
         self.shared.peer(self.broker).ok_or_else(unknown)
+    }
+
+    /// What holds a stream back that catches up.
+    fn catch_up(&self) -> Option<CatchUp> {
+        let live_bytes = LIVE_REQUESTS * self.shared.config.append_bytes_max as u64;
+        let backlog = self.backlog.clone()?;
+        Some(CatchUp::new(self.shared.pace.clone(), backlog, live_bytes))
     }
 
     /// One request over the control connection.
@@ -265,6 +283,7 @@ struct Replication<'s, S> {
     soft_ttl: Duration,
     lane: Option<OpenLane>,
     window: Option<Arc<Semaphore>>,
+    catch_up: Option<CatchUp>,
     pending: Option<Pending>,
     permit: Option<BoxFuture<'static, Option<OwnedSemaphorePermit>>>,
     in_flight: VecDeque<InFlight>,
@@ -295,6 +314,7 @@ where
             soft_ttl,
             lane: None,
             window: None,
+            catch_up: network.catch_up(),
             pending: None,
             permit: None,
             in_flight: VecDeque::new(),
@@ -390,9 +410,20 @@ where
             self.window = Some(peer.window_kib.clone());
         }
         let window = self.window.clone().ok_or_else(|| unreachable("not connected"))?;
-        self.permit = Some(match window.clone().try_acquire_many_owned(kib) {
-            Ok(permit) => std::future::ready(Some(permit)).boxed(),
-            Err(_) => async move { window.acquire_many_owned(kib).await.ok() }.boxed(),
+        let last = pending.last.map_or(0, |last| last.index);
+        let turn = self.catch_up.as_mut().and_then(|catch_up| catch_up.admit(last, pending.bytes as u64));
+        self.permit = Some(match (turn, window.clone().try_acquire_many_owned(kib)) {
+            (None, Ok(permit)) => std::future::ready(Some(permit)).boxed(),
+            (None, Err(_)) => async move { window.acquire_many_owned(kib).await.ok() }.boxed(),
+            // Whoever waits for its turn to catch up takes nothing of the window that others need.
+            (Some(turn), permit) => {
+                drop(permit);
+                let paced = async move {
+                    turn.await;
+                    window.acquire_many_owned(kib).await.ok()
+                };
+                paced.boxed()
+            }
         });
         Ok(())
     }

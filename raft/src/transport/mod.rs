@@ -36,6 +36,7 @@ use crate::instruments::{Instrument, OF_PEERS, ReplicationInstruments};
 use crate::runtime;
 use crate::types::{BrokerId, ClusterId, GroupId, ReplicaId, TypeConfig, Vote};
 
+pub mod catch_up;
 pub mod client;
 mod connection;
 pub mod handshake;
@@ -270,6 +271,7 @@ pub(crate) struct Shared {
     peers: Mutex<BTreeMap<BrokerId, Arc<Peer>>>,
     accepted: Mutex<BTreeMap<(BrokerId, ConnectionKind), Arc<Connection>>>,
     detector: Detector,
+    pace: Arc<catch_up::Pace>,
     instruments: ReplicationInstruments,
     ended: watch::Sender<bool>,
 }
@@ -347,6 +349,7 @@ impl Transport {
             started: Instant::now(),
             cluster: watch::Sender::new(identity.cluster),
             detector: Detector::new(config.silence_max),
+            pace: Arc::new(catch_up::Pace::new(config.catch_up_bytes_per_second)),
             instruments: ReplicationInstruments::new(identity.broker),
             config,
             service,

@@ -12,6 +12,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::time::{Instant, MissedTickBehavior};
+use tracing::Instrument;
 
 use super::handshake::{ConnectionKind, HANDSHAKE_BYTES, Hello, PROTOCOL_VERSION, Turned, Welcome};
 use super::requests::{Client, Heard};
@@ -138,8 +139,13 @@ impl Peer {
             window_kib: Arc::new(Semaphore::new(WINDOW_BYTES_TOTAL >> 10)),
             stopped: watch::Sender::new(false),
         });
-        peer.spawn(peer.clone().keep(shared.clone(), |peer| &peer.control));
-        peer.spawn(peer.clone().keep(shared.clone(), |peer| &peer.data));
+        let span = |kind: ConnectionKind| {
+            tracing::info_span!("peer", broker = shared.broker.0, peer = broker.0, connection = kind.name())
+        };
+        let control = peer.clone().keep(shared.clone(), |peer| &peer.control);
+        peer.spawn(control.instrument(span(ConnectionKind::Control)));
+        let data = peer.clone().keep(shared.clone(), |peer| &peer.data);
+        peer.spawn(data.instrument(span(ConnectionKind::Data)));
         peer.spawn(peer.clone().watch(shared.clone()));
         peer
     }

@@ -18,6 +18,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
+use tracing::Instrument;
 
 use super::connection::{Connection, Handler};
 use super::handshake::{ConnectionKind, HANDSHAKE_BYTES, Hello, PROTOCOL_VERSION, Turned, Welcome};
@@ -63,7 +64,13 @@ pub(crate) async fn accept_loop(shared: Arc<Shared>, listener: Box<dyn Listener>
             let welcomed = tokio::time::timeout(HANDSHAKE_MAX, shake_hands(&shared, stream, turned)).await;
             drop(handshaking);
             if let Ok(Some((stream, hello))) = welcomed {
-                serve(shared, stream, hello).await;
+                let span = tracing::info_span!(
+                    "accepted",
+                    broker = shared.broker.0,
+                    peer = hello.broker.0,
+                    connection = hello.kind.name()
+                );
+                serve(shared, stream, hello).instrument(span).await;
             }
             drop(place);
         });

@@ -9,7 +9,7 @@ use futures_util::future::BoxFuture;
 use pontoon_raft::disk::sim::SimDisk;
 use pontoon_raft::disk::{DirEntry, Disk, DiskFile, OpenMode};
 
-use crate::trace::Trace;
+use crate::trace::{Trace, digest};
 
 /// A process's view of its disk.
 #[derive(Clone)]
@@ -88,8 +88,8 @@ impl TracedFile {
 
 fn extent(position: u64, parts: &[Bytes]) -> String {
     let bytes: usize = parts.iter().map(Bytes::len).sum();
-    let crc = parts.iter().fold(0, |crc, part| crc32c::crc32c_append(crc, part));
-    format!(" {position}+{bytes} {crc:08x}")
+    let digest = digest(parts.iter().map(|part| &part[..]));
+    format!(" {position}+{bytes} {digest:08x}")
 }
 
 impl DiskFile for TracedFile {

@@ -37,7 +37,7 @@ use trace::{Trace, first_difference};
 use turmoil::Sim;
 
 /// Seeds that are tried by default.
-const SEEDS: u64 = 4;
+const SEEDS: u64 = 3;
 /// How long things go wrong.
 const CHAOS: Duration = Duration::from_secs(6);
 /// How long a healthy cluster may take until all is as it should be.
@@ -162,6 +162,10 @@ fn agreed(world: &World) -> bool {
 
 /// Runs a seed on a thread of its own: what a thread remembers must not decide anything.
 fn spawn(seed: u64, lies: bool) -> thread::JoinHandle<Run> {
+    // For looking into a failure: `PONTOON_LOG=pontoon_raft=debug,openraft=info`.
+    if let Ok(filter) = tracing_subscriber::EnvFilter::try_from_env("PONTOON_LOG") {
+        let _ = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).try_init();
+    }
     thread::spawn(move || Simulation::new(seed, lies).run())
 }
 

@@ -1,6 +1,7 @@
 //! What happened, line by line, with the simulated time: the thing that must come out the same when a seed is run again.
 
 use std::fmt::Display;
+use std::hash::Hasher;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -39,6 +40,13 @@ impl Trace {
         let mut inner = self.0.lock();
         (std::mem::take(&mut inner.lines), inner.hash)
     }
+}
+
+/// A short name for bytes. Not a CRC: that of anything that ends with its own CRC is always the same.
+pub(crate) fn digest<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> u32 {
+    let mut hasher = std::hash::DefaultHasher::new(); // Without a key of its own.
+    parts.into_iter().for_each(|part| hasher.write(part));
+    hasher.finish() as u32
 }
 
 /// Where two traces part, with what led there; `None`: they are the same.

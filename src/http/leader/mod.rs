@@ -212,12 +212,20 @@ impl Passable {
             };
             maybe_written |= refusal.error.outcome != WriteOutcome::None;
             if self.forwarded || !self.again(&refusal.error) || self.left() <= pause {
-                return Err(if maybe_written { unknown(refusal) } else { refusal });
+                return Err(if maybe_written { unknown(refusal) } else { self.in_the_end(refusal) });
             }
             debug!(target = %way.target, error = %refusal.error, "looking for the leader again");
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(PAUSE_MAX);
         }
+    }
+
+    /// That one broker does not lead matters to the broker which asked it. The client's news is that nobody was found who does.
+    fn in_the_end(&self, mut refusal: Refusal) -> Refusal {
+        if refusal.error.code == Code::NotLeader && !self.forwarded {
+            refusal.error.code = Code::NoLeader;
+        }
+        refusal
     }
 
     /// Whether a fresh look for the leader may help and do no harm.

@@ -238,6 +238,15 @@ async fn without_a_leader_in_time_the_last_reason_is_told() {
 }
 
 #[tokio::test]
+async fn who_asked_only_one_broker_hears_of_the_partition_and_not_of_that_broker() {
+    let stale = leader(&[Act::Answer(503, NOT_LEADER); 100]).await;
+    let mut short = passable(Repeat::Harmful, &[]);
+    short.deadline = Instant::now() + Duration::from_millis(100);
+    let error = pass(&Told::new(&[(2, &stale.address)]), &short).await.unwrap_err();
+    assert_eq!((error.code, error.outcome), (Code::NoLeader, WriteOutcome::None));
+}
+
+#[tokio::test]
 async fn a_request_that_was_passed_on_is_not_passed_on_again() {
     let other = leader(&[Act::Answer(200, "done")]).await;
     let marked = passable(Repeat::Read, &[("pontoon-forwarded", "4")]);

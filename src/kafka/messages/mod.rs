@@ -6,10 +6,12 @@
 #![allow(missing_docs)] // The names are Kafka's own; its guide says what each is.
 
 mod cluster;
+mod groups;
 mod records;
 mod topics;
 
 pub use cluster::*;
+pub use groups::*;
 pub use records::*;
 pub use topics::*;
 
@@ -128,12 +130,26 @@ apis! {
     Fetch = 1, FetchRequest => FetchResponse, 4..=17, flexible 12;
     ListOffsets = 2, ListOffsetsRequest => ListOffsetsResponse, 1..=10, flexible 6;
     Metadata = 3, MetadataRequest => MetadataResponse, 0..=13, flexible 9;
+    OffsetCommit = 8, OffsetCommitRequest => OffsetCommitResponse, 2..=9, flexible 8;
+    OffsetFetch = 9, OffsetFetchRequest => OffsetFetchResponse, 1..=9, flexible 6;
+    FindCoordinator = 10, FindCoordinatorRequest => FindCoordinatorResponse, 0..=6, flexible 3;
+    JoinGroup = 11, JoinGroupRequest => JoinGroupResponse, 0..=9, flexible 6;
+    Heartbeat = 12, HeartbeatRequest => HeartbeatResponse, 0..=4, flexible 4;
+    LeaveGroup = 13, LeaveGroupRequest => LeaveGroupResponse, 0..=5, flexible 4;
+    SyncGroup = 14, SyncGroupRequest => SyncGroupResponse, 0..=5, flexible 4;
+    DescribeGroups = 15, DescribeGroupsRequest => DescribeGroupsResponse, 0..=5, flexible 5;
+    ListGroups = 16, ListGroupsRequest => ListGroupsResponse, 0..=5, flexible 3;
     ApiVersions = 18, ApiVersionsRequest => ApiVersionsResponse, 0..=4, flexible 3;
     CreateTopics = 19, CreateTopicsRequest => CreateTopicsResponse, 2..=7, flexible 5;
     DeleteTopics = 20, DeleteTopicsRequest => DeleteTopicsResponse, 1..=6, flexible 4;
+    DeleteRecords = 21, DeleteRecordsRequest => DeleteRecordsResponse, 0..=2, flexible 2;
     InitProducerId = 22, InitProducerIdRequest => InitProducerIdResponse, 0..=5, flexible 2;
     OffsetForLeaderEpoch = 23, OffsetForLeaderEpochRequest => OffsetForLeaderEpochResponse, 2..=4, flexible 4;
     DescribeConfigs = 32, DescribeConfigsRequest => DescribeConfigsResponse, 1..=4, flexible 4;
+    AlterConfigs = 33, AlterConfigsRequest => AlterConfigsResponse, 0..=2, flexible 2;
     CreatePartitions = 37, CreatePartitionsRequest => CreatePartitionsResponse, 0..=3, flexible 2;
+    DeleteGroups = 42, DeleteGroupsRequest => DeleteGroupsResponse, 0..=2, flexible 2;
+    IncrementalAlterConfigs = 44, IncrementalAlterConfigsRequest => IncrementalAlterConfigsResponse, 0..=1, flexible 1;
+    OffsetDelete = 47, OffsetDeleteRequest => OffsetDeleteResponse, 0..=0, flexible 99;
     DescribeCluster = 60, DescribeClusterRequest => DescribeClusterResponse, 0..=2, flexible 0;
 }

@@ -185,3 +185,107 @@ kafka_message! {
         source: i8 [1..],
     }
 }
+
+kafka_message! {
+    AlterConfigsRequest {
+        resources: Vec<AlterConfigsResource> [0..],
+        validate_only: bool [0..],
+    }
+}
+
+kafka_message! {
+    AlterConfigsResource {
+        resource_type: i8 [0..],
+        resource_name: String [0..],
+        configs: Vec<ConfigValue> [0..],
+    }
+}
+
+kafka_message! {
+    AlterConfigsResponse {
+        throttle_time_ms: i32 [0..],
+        responses: Vec<AlteredResource> [0..],
+    }
+}
+
+kafka_message! {
+    AlteredResource {
+        error_code: i16 [0..],
+        error_message: Option<String> [0..],
+        resource_type: i8 [0..],
+        resource_name: String [0..],
+    }
+}
+
+kafka_message! {
+    IncrementalAlterConfigsRequest {
+        resources: Vec<IncrementalResource> [0..],
+        validate_only: bool [0..],
+    }
+}
+
+kafka_message! {
+    IncrementalResource {
+        resource_type: i8 [0..],
+        resource_name: String [0..],
+        configs: Vec<ConfigChange> [0..],
+    }
+}
+
+kafka_message! {
+    ConfigChange {
+        name: String [0..],
+        operation: i8 [0..],
+        value: Option<String> [0..],
+    }
+}
+
+kafka_message! {
+    IncrementalAlterConfigsResponse {
+        throttle_time_ms: i32 [0..],
+        responses: Vec<AlteredResource> [0..],
+    }
+}
+
+kafka_message! {
+    DeleteRecordsRequest {
+        topics: Vec<DeleteRecordsTopic> [0..],
+        timeout_ms: i32 [0..],
+    }
+}
+
+kafka_message! {
+    DeleteRecordsTopic {
+        name: String [0..],
+        partitions: Vec<DeleteRecordsPartition> [0..],
+    }
+}
+
+kafka_message! {
+    DeleteRecordsPartition {
+        partition: i32 [0..],
+        offset: i64 [0..],
+    }
+}
+
+kafka_message! {
+    DeleteRecordsResponse {
+        throttle_time_ms: i32 [0..],
+        topics: Vec<DeletedRecordsTopic> [0..],
+    }
+}
+
+kafka_message! {
+    DeletedRecordsTopic {
+        name: String [0..],
+        partitions: Vec<DeletedRecordsPartition> [0..],
+    }
+}
+
+kafka_message! {
+    DeletedRecordsPartition {
+        partition: i32 [0..],
+        low_watermark: i64 [0..] = -1,
+        error_code: i16 [0..],
+    }
+}

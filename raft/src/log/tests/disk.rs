@@ -133,6 +133,53 @@ async fn a_start_on_a_full_disk_throws_nothing_away_that_the_next_start_needs() 
     assert_eq!(indexes(&store.replicas()[0].log).await, (100..120).collect::<Vec<_>>());
 }
 
+/// A segment whose file could be made only after its base had been: nothing but the checkpoint syncs its entry.
+#[tokio::test(start_paused = true)]
+async fn a_checkpoint_makes_the_entries_of_the_files_it_names_durable() {
+    let (disk, store, log) = fresh(small()).await;
+    fill(&log, 1, 8, 300).await;
+    log.truncate_after(Some(log_id(1, 6))).await.unwrap();
+    let (kind, path_contains) = (OpKind::Create, ".segment".to_owned());
+    disk.inject(Fault { kind, path_contains, skip: 0, errno: ENOSPC, loses_data: false });
+    fill(&log, 1, 1, 300).await;
+    log.purge(log_id(1, 6)).await.unwrap();
+    assert_eq!((disk.faults_left(), log.segments().len()), (0, 1));
+    rest().await;
+    store.checkpoint().await.unwrap();
+    for seed in 0..10 {
+        let store = open(&disk.fork().crash_with(seed), small(), SnapshotAt::Boundary).await;
+        assert_eq!((seed, store.corrupt()), (seed, Vec::new()));
+        assert_eq!(indexes(&store.replicas()[0].log).await, [7]);
+    }
+}
+
+/// What is appended while a checkpoint waits for what it has captured is not in it, and the journal must be heard about it.
+#[tokio::test(start_paused = true)]
+async fn a_checkpoint_claims_no_more_than_it_has_captured() {
+    let (disk, store, log) = fresh(small()).await;
+    let later = store.create(GroupId(8), ReplicaId(80)).await.unwrap().log;
+    fill(&log, 1, 1, 10).await;
+    fill(&later, 1, 1, 10).await;
+    disk.slow_syncs("journal", Duration::from_millis(10));
+    // One round is under way, another waits for it; the checkpoint begins, and then the other replica takes part in the second.
+    let first = submit(&log, vec![NewEntry::Blank(log_id(1, 1))]).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    let second = submit(&log, vec![NewEntry::Blank(log_id(1, 2))]).await.unwrap();
+    let checkpoint = tokio::spawn({
+        let store = store.clone();
+        async move { store.checkpoint().await }
+    });
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    let beside = submit(&later, vec![NewEntry::Blank(log_id(1, 1))]).await.unwrap();
+    for told in [first, second, beside] {
+        told.await.unwrap().unwrap();
+    }
+    checkpoint.await.unwrap().unwrap();
+    let store = open(&disk.crash(), small(), SnapshotAt::Boundary).await;
+    let lasts: Vec<_> = store.replicas().iter().map(|replica| replica.log.last_log_id()).collect();
+    assert_eq!(lasts, [Some(log_id(1, 2)), Some(log_id(1, 1))]);
+}
+
 /// The deletion of a replica whose files are gone, a checkpoint in the middle of it, and the end of the process.
 #[tokio::test(start_paused = true)]
 async fn a_corrupt_replica_that_was_deleted_does_not_come_back() {

@@ -221,6 +221,25 @@ async fn a_snapshot_beyond_the_log_empties_it_and_one_within_keeps_the_tail() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_log_never_starts_above_its_high_watermark_while_a_snapshot_is_installed() {
+    let (disk, store, log) = fresh(small()).await;
+    fill(&log, 1, 20, 200).await;
+    let base = log.head_at(Some(14)).await.unwrap().0.base();
+    let other = store.create(GroupId(5), ReplicaId(50)).await.unwrap().log;
+    disk.slow_syncs("journal", Duration::from_secs(1));
+    let installing = tokio::spawn({
+        let other = other.clone();
+        async move { other.install(&base, base.encode()).await }
+    });
+    while other.log_start_offset() == Offset(0) {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    assert!(!installing.is_finished());
+    assert_eq!((other.log_start_offset(), other.high_watermark()), (Offset(30), Offset(30)));
+    installing.await.unwrap().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_commit_rides_along_and_never_outruns_the_log() {
     let (disk, _store, log) = fresh(small()).await;
     fill(&log, 1, 3, 10).await;

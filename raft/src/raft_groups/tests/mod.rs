@@ -14,8 +14,9 @@ use crate::raft_group::RaftGroup;
 use crate::raft_groups::GroupEvent;
 use crate::raft_groups::door::Door;
 use crate::transport::{RaftService, Target, TransferLeaderRequest, VoteRequest};
-use crate::types::{BrokerId, GroupId, Outcome, ReplicaHome, ReplicaId, vote};
+use crate::types::{Appended, BrokerId, GroupId, Outcome, ReplicaHome, ReplicaId, vote};
 
+mod catch_up;
 mod cluster;
 mod retention;
 mod rot;
@@ -74,6 +75,21 @@ async fn many_readers_share_a_read_index_and_see_what_was_written_before() {
         read.unwrap();
     }
     assert_eq!(cluster.records(1, 1).await, names(1));
+}
+
+/// R2: a round that is under way may have begun before what a reader must see.
+#[tokio::test(start_paused = true)]
+async fn who_comes_while_a_read_index_is_under_way_waits_for_the_next_one() {
+    let cluster = Cluster::start(3).await;
+    let group = cluster.create(1).await;
+    propose(&group, "record 0").await.unwrap();
+    cluster.isolate(1);
+    let first = group.join_round();
+    assert!(group.join_round().same_channel(&first), "it has not begun");
+    sleep(Duration::from_millis(50)).await;
+    let second = group.join_round();
+    assert!(first.borrow().is_none(), "it is over");
+    assert!(!second.same_channel(&first));
 }
 
 /// The core of the matter: one death, a hundred groups, all with new leaders long before any timer of openraft's.
@@ -192,6 +208,25 @@ async fn a_transfer_that_fails_is_undone_and_the_leader_serves_again() {
     propose(&group, "record 1").await.unwrap();
     cluster.network.heal_all();
     cluster.shows(2, 1, &names(2)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_replica_that_runs_by_force_ends_the_leadership_and_no_core() {
+    let cluster = Cluster::start(3).await;
+    cluster.create(1).await;
+    for round in 0..4 {
+        let leader = cluster.leader(1, &[1, 2, 3]).await;
+        for other in (1..=3).filter(|broker| *broker != leader) {
+            let group = cluster.group(other, 1);
+            let standing = group.standing().await.unwrap();
+            group.step_through(&standing).await;
+        }
+        let leader = cluster.leader(1, &[1, 2, 3]).await;
+        propose(&cluster.group(leader, 1), &format!("{round}")).await.unwrap();
+        for broker in 1..=3 {
+            assert_eq!(cluster.group(broker, 1).status().stopped, None);
+        }
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -432,6 +467,20 @@ async fn every_waits_for_every_voter() {
     waiting.await.unwrap().unwrap();
     let foreign = group.await_every(appended.index, appended.term + 1, Duration::from_secs(1)).await;
     assert!(matches!(foreign, Err(ProposeError::Unknown(_))));
+}
+
+/// O9: a commit does not imply the leader's own fsync.
+#[tokio::test(start_paused = true)]
+async fn every_waits_for_the_leaders_own_disk_too() {
+    let cluster = Cluster::start(3).await;
+    let group = cluster.create(1).await;
+    propose(&group, "record 0").await.unwrap();
+    // Less than what gives leadership away.
+    cluster.brokers[&1].disk.slow_syncs("journal", Duration::from_millis(800));
+    let Appended { index, term, .. } = propose(&group, "record 1").await.unwrap();
+    let early = group.await_every(index, term, Duration::from_millis(100)).await;
+    assert!(matches!(&early, Err(ProposeError::Unknown(why)) if why.contains("11")), "{early:?}");
+    group.await_every(index, term, Duration::from_secs(10)).await.unwrap();
 }
 
 /// R9: the old incarnation's id never comes back; the new one starts empty and catches up.

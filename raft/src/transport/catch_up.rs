@@ -1,0 +1,206 @@
+//! How fast replicas that fell behind are brought up again: all of them together at no more than a configured rate, so that
+//! production goes on; and never so slowly that they would not arrive.
+//!
+//! Only what lies well behind the log's end counts; the newest entries go at once, to slow followers too. Streams that catch
+//! up take turns, one request each. A stream's limit gives way
+//!
+//! - while commits wait: then the replica may be the one whose acknowledgement is missing;
+//! - when it does not gain on production: then it is charged for less than it sends, until it does.
+//!
+//! It knows bytes and indexes, and neither logs nor connections.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::time::{Instant, sleep_until};
+
+/// How often a stream is judged: whether it gains.
+const JUDGE_INTERVAL: Duration = Duration::from_secs(2);
+/// While a stream waits for its turn, how often it looks whether commits wait.
+const COMMITS_POLL: Duration = Duration::from_millis(50);
+/// A stream is charged for its bytes divided by at most two to this.
+const RELIEF_MAX: u32 = 20;
+
+/// What a stream must know of the log that it replicates.
+pub trait Backlog: Send + Sync + 'static {
+    /// About how many bytes stand behind the entry at `index`.
+    fn bytes_behind(&self, index: u64) -> u64;
+
+    /// Whether entries have been waiting to be committed for longer than a round takes.
+    fn commits_wait(&self) -> bool;
+}
+
+/// The rate that all streams of a broker share.
+pub(crate) struct Pace {
+    bytes_per_second: u64,
+    next: Mutex<Instant>,
+}
+
+impl Pace {
+    /// 0: no limit.
+    pub(crate) fn new(bytes_per_second: u64) -> Self {
+        Self { bytes_per_second, next: Mutex::new(Instant::now()) }
+    }
+
+    /// Takes the next turn for so many bytes. Returns when it comes.
+    fn turn(&self, bytes: u64) -> Instant {
+        let now = Instant::now();
+        let mut next = self.next.lock();
+        let turn = now.max(*next);
+        let takes = bytes.saturating_mul(1_000_000).checked_div(self.bytes_per_second).unwrap_or(0);
+        *next = turn + Duration::from_micros(takes);
+        turn
+    }
+}
+
+/// How a stream has fared since it was judged last.
+#[derive(Clone, Copy)]
+struct Judged {
+    at: Instant,
+    behind: u64,
+    sent: u64,
+}
+
+/// One replication stream's part.
+pub(crate) struct CatchUp {
+    pace: Arc<Pace>,
+    backlog: Arc<dyn Backlog>,
+    /// Fewer bytes behind than this are not a matter of catching up.
+    live_bytes: u64,
+    judged: Option<Judged>,
+    relief: u32,
+}
+
+impl CatchUp {
+    pub(crate) fn new(pace: Arc<Pace>, backlog: Arc<dyn Backlog>, live_bytes: u64) -> Self {
+        Self { pace, backlog, live_bytes, judged: None, relief: 0 }
+    }
+
+    /// Admits a request of so many bytes that ends at the entry `last`. `None`: it may go at once. Otherwise the future
+    /// resolves when it may; it may be dropped.
+    pub(crate) fn admit(&mut self, last: u64, bytes: u64) -> Option<impl Future<Output = ()> + Send + use<>> {
+        if self.pace.bytes_per_second == 0 {
+            return None;
+        }
+        let behind = self.backlog.bytes_behind(last);
+        if behind <= self.live_bytes {
+            (self.judged, self.relief) = (None, 0);
+            return None;
+        }
+        self.judge(behind, bytes);
+        let turn = self.pace.turn(bytes >> self.relief);
+        let backlog = self.backlog.clone();
+        Some(async move {
+            while Instant::now() < turn && !backlog.commits_wait() {
+                sleep_until(turn.min(Instant::now() + COMMITS_POLL)).await;
+            }
+        })
+    }
+
+    /// A stream that sends much and comes little nearer is outrun by production.
+    fn judge(&mut self, behind: u64, bytes: u64) {
+        let now = Instant::now();
+        let begun = Judged { at: now, behind, sent: 0 };
+        let judged = self.judged.get_or_insert(begun);
+        if now.duration_since(judged.at) >= JUDGE_INTERVAL && judged.sent > 0 {
+            let gained = judged.behind.saturating_sub(behind);
+            if gained < judged.sent / 4 {
+                self.relief = (self.relief + 1).min(RELIEF_MAX);
+            } else if gained > judged.sent / 8 * 7 {
+                self.relief = self.relief.saturating_sub(1);
+            }
+            *judged = begun;
+        }
+        judged.sent += bytes;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+    use super::*;
+
+    /// A log of which one index is one byte.
+    #[derive(Default)]
+    struct Line {
+        end: AtomicU64,
+        commits_wait: AtomicBool,
+    }
+
+    impl Backlog for Line {
+        fn bytes_behind(&self, index: u64) -> u64 {
+            self.end.load(Ordering::Relaxed).saturating_sub(index)
+        }
+
+        fn commits_wait(&self) -> bool {
+            self.commits_wait.load(Ordering::Relaxed)
+        }
+    }
+
+    const REQUEST: u64 = 1000;
+
+    /// Sends until it is not behind any more, while production goes on. Returns how long it took, `None` after a day.
+    async fn arrives(pace: &Arc<Pace>, line: &Arc<Line>, produced_per_second: u64) -> Option<Duration> {
+        let mut stream = CatchUp::new(pace.clone(), line.clone(), 5 * REQUEST);
+        let (begun, from, mut at) = (Instant::now(), line.end.load(Ordering::Relaxed), 0);
+        while begun.elapsed() < Duration::from_secs(86_400) {
+            at += REQUEST;
+            match stream.admit(at, REQUEST) {
+                None => return Some(begun.elapsed()),
+                Some(turn) => turn.await,
+            }
+            let produced = begun.elapsed().as_millis() as u64 * produced_per_second / 1000;
+            line.end.fetch_max(from + produced, Ordering::Relaxed);
+        }
+        None
+    }
+
+    fn behind(bytes: u64) -> Arc<Line> {
+        Arc::new(Line { end: AtomicU64::new(bytes), ..Line::default() })
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn all_streams_together_keep_to_the_rate() {
+        let pace = Arc::new(Pace::new(100 * REQUEST));
+        let lines = [behind(1000 * REQUEST), behind(1000 * REQUEST), behind(1000 * REQUEST)];
+        let begun = Instant::now();
+        let took = futures_util::future::join_all(lines.iter().map(|line| arrives(&pace, line, 0))).await;
+        // 3000 requests, but for the last few of each, at 100 a second; in turn, so that all arrive together.
+        let all = begun.elapsed().as_millis();
+        assert!((29_000..31_000).contains(&all), "{all} ms");
+        assert!(took.iter().all(|took| took.unwrap().as_millis() > 29_000), "{took:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_near_the_end_never_waits() {
+        let pace = Arc::new(Pace::new(1));
+        let mut stream = CatchUp::new(pace, behind(5 * REQUEST), 5 * REQUEST);
+        for at in 0..100 {
+            assert!(stream.admit(at, REQUEST).is_none());
+        }
+        let unlimited = Arc::new(Pace::new(0));
+        assert!(CatchUp::new(unlimited, behind(u64::MAX), 0).admit(0, REQUEST).is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_that_production_outruns_arrives_all_the_same() {
+        let pace = Arc::new(Pace::new(10 * REQUEST));
+        // Production at a hundred times the rate.
+        let line = behind(10_000 * REQUEST);
+        let took = arrives(&pace, &line, 1000 * REQUEST).await.expect("it was starved");
+        assert!(took < Duration::from_secs(600), "{took:?}");
+        // Another one keeps to the rate meanwhile.
+        let other = behind(100 * REQUEST);
+        assert!(arrives(&pace, &other, 0).await.unwrap() > Duration::from_secs(9));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nothing_is_held_back_while_commits_wait() {
+        let pace = Arc::new(Pace::new(1));
+        let line = behind(1000 * REQUEST);
+        line.commits_wait.store(true, Ordering::Relaxed);
+        assert_eq!(arrives(&pace, &line, 0).await, Some(Duration::ZERO));
+    }
+}

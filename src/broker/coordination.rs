@@ -1,0 +1,71 @@
+//! The broker's side of consumer groups: where their topic is, and that it is there. What groups are is
+//! [`crate::coordinator`]'s.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use super::shared::Shared;
+use super::{Broker, Route, TopicDescription, TopicSpec};
+use crate::coordinator::{Coordinator, Home, OFFSETS_TOPIC};
+use crate::error::{Code, Error, Result};
+use crate::partition::Partition;
+
+/// What the coordinator sees of its broker.
+struct Groups(Weak<Shared>);
+
+impl Home for Groups {
+    fn led(&self, partition: u32) -> Result<Arc<Partition>> {
+        let shared = self.0.upgrade().ok_or_else(|| Error::new(Code::NotReady, "the broker is closed"))?;
+        match shared.route(OFFSETS_TOPIC, partition)? {
+            Route::Local(partition) => Ok(partition),
+            Route::Remote { broker, .. } => {
+                Err(Error::new(Code::NotLeader, format!("broker {broker} leads {OFFSETS_TOPIC}/{partition}")))
+            }
+        }
+    }
+
+    fn partitions(&self) -> u32 {
+        let shared = self.0.upgrade();
+        let count = |shared: Arc<Shared>| Some(shared.catalog.state().topic(OFFSETS_TOPIC)?.partitions.len() as u32);
+        shared.and_then(count).unwrap_or(0)
+    }
+}
+
+/// A coordinator for a broker.
+pub(super) fn coordinator(shared: &Arc<Shared>) -> Coordinator {
+    Coordinator::new(Arc::new(Groups(Arc::downgrade(shared))), shared.config.kafka.offsets_retention)
+}
+
+impl Broker {
+    /// The consumer groups that this broker coordinates.
+    pub fn groups(&self) -> &Coordinator {
+        &self.coordinator
+    }
+
+    /// The topic that holds the groups, created if it is not there yet.
+    pub async fn ensure_offsets_topic(&self, timeout: Duration) -> Result<TopicDescription> {
+        match self.topic(OFFSETS_TOPIC) {
+            Err(error) if error.code == Code::UnknownTopic => {}
+            known => return known,
+        }
+        let spec = TopicSpec {
+            name: OFFSETS_TOPIC.to_owned(),
+            partitions: self.config().kafka.offsets_partitions,
+            replicas: None,
+            // The coordinators shorten it themselves, by what is overwritten and not by age.
+            config: BTreeMap::from(
+                [("retention.ms", "-1"), ("retention.bytes", "-1"), ("segment.bytes", "16777216")]
+                    .map(|(key, value)| (key.to_owned(), value.to_owned())),
+            ),
+        };
+        match self.create_topic(spec, timeout).await {
+            // Another broker was quicker; its creation may not show here yet.
+            Err(error) if error.code == Code::TopicExists => {
+                self.route_wait(OFFSETS_TOPIC, 0, timeout).await?;
+                self.topic(OFFSETS_TOPIC)
+            }
+            created => created,
+        }
+    }
+}

@@ -1,0 +1,316 @@
+//! A group's life, told step by step with time in hand.
+
+use tokio::sync::oneshot::Receiver;
+
+use super::*;
+
+const SESSION: Duration = Duration::from_secs(10);
+const REBALANCE: Duration = Duration::from_secs(60);
+
+/// A group, the time, and what has been written of it.
+struct Story {
+    group: Group,
+    now: Instant,
+    out: Outbox,
+    log: Vec<Entry>,
+}
+
+impl Story {
+    fn new() -> Self {
+        Self { group: Group::new("g"), now: Instant::now(), out: Outbox::default(), log: Vec::new() }
+    }
+
+    /// The round ends: entries are in the log, answers go out.
+    fn settle(&mut self) {
+        self.log.extend(self.out.entries.drain(..).map(|(_, entry)| entry));
+        self.out.send();
+    }
+
+    fn pass(&mut self, time: Duration) {
+        self.now += time;
+        self.group.tick(self.now, &mut self.out);
+        self.settle();
+    }
+
+    fn ask_join(&mut self, id: &str, change: impl FnOnce(&mut Join)) -> Receiver<Result<Joined, GroupError>> {
+        let mut join = Join {
+            member_id: id.to_owned(),
+            client_id: "c".to_owned(),
+            session_timeout: SESSION,
+            rebalance_timeout: REBALANCE,
+            protocol_type: "consumer".to_owned(),
+            protocols: vec![
+                ("range".to_owned(), Bytes::from_static(b"r")),
+                ("rr".to_owned(), Bytes::from_static(b"x")),
+            ],
+            ..Join::default()
+        };
+        change(&mut join);
+        let (reply, answer) = oneshot::channel();
+        self.group.join(join, reply, self.now, &mut self.out);
+        self.settle();
+        answer
+    }
+
+    fn ask_sync(&mut self, joined: &Joined, to: &[(&str, &'static [u8])]) -> Receiver<Result<Synced, GroupError>> {
+        let sync = Sync {
+            member_id: joined.member_id.clone(),
+            generation: joined.generation,
+            assignments: to.iter().map(|(id, bytes)| ((*id).to_owned(), Bytes::from_static(bytes))).collect(),
+            ..Sync::default()
+        };
+        let (reply, answer) = oneshot::channel();
+        self.group.sync(sync, reply, self.now, &mut self.out);
+        self.settle();
+        answer
+    }
+
+    fn heartbeat(&mut self, joined: &Joined) -> Result<(), GroupError> {
+        self.group.heartbeat(&joined.member_id, None, joined.generation, self.now)
+    }
+
+    /// Two members with an assignment: the leader and the other.
+    fn stable() -> (Self, Joined, Joined) {
+        let mut story = Self::new();
+        let (mut one, mut two) = (story.ask_join("", |_| {}), story.ask_join("", |_| {}));
+        story.pass(FIRST_REBALANCE_DELAY);
+        let (one, two) = (take(&mut one).unwrap(), take(&mut two).unwrap());
+        let (leader, other) = if one.leader == one.member_id { (one, two) } else { (two, one) };
+        let mut waiting = story.ask_sync(&other, &[]);
+        assert!(waiting.try_recv().is_err(), "not before the leader has come");
+        let to = [(leader.member_id.clone(), b"A"), (other.member_id.clone(), b"B")];
+        let mut synced = story.ask_sync(&leader, &[(&to[0].0, to[0].1), (&to[1].0, to[1].1)]);
+        assert_eq!(take(&mut synced).unwrap().assignment, "A");
+        assert_eq!(take(&mut waiting).unwrap().assignment, "B");
+        assert_eq!(story.group.state, GroupState::Stable);
+        (story, leader, other)
+    }
+}
+
+fn take<T>(answer: &mut Receiver<Result<T, GroupError>>) -> Result<T, GroupError> {
+    answer.try_recv().expect("there is no answer")
+}
+
+fn offset(partition: u32, offset: i64) -> CommittedOffset {
+    CommittedOffset {
+        topic: "t".into(),
+        topic_id: 1,
+        partition,
+        offset,
+        leader_epoch: -1,
+        metadata: String::new(),
+        time_ms: super::super::now_ms(),
+    }
+}
+
+#[test]
+fn members_gather_get_assignments_and_are_in_the_log() {
+    let (story, leader, other) = Story::stable();
+    assert_eq!((leader.generation, leader.members.len(), other.members.len()), (1, 2, 0));
+    assert_eq!((leader.protocol.as_str(), leader.members[0].metadata.as_ref()), ("range", &b"r"[..]));
+    let [Entry::Group(record)] = &story.log[..] else { panic!("{:?}", story.log) };
+    assert_eq!((record.generation, record.members.len(), &record.leader), (1, 2, &Some(leader.member_id)));
+}
+
+#[test]
+fn a_group_comes_back_from_the_log_as_its_last_generation_was() {
+    let (mut story, leader, other) = Story::stable();
+    let mut third = story.ask_join("", |_| {}); // A rebalance that the failover interrupts.
+    let mut stored = BTreeMap::new();
+    story.log.into_iter().for_each(|entry| super::super::entry::apply(&mut stored, "g".to_owned(), entry));
+    let group = Group::restore("g", stored.remove("g").unwrap(), story.now);
+    let mut story = Story { group, now: story.now, out: Outbox::default(), log: Vec::new() };
+    assert!(third.try_recv().is_err());
+    assert_eq!((story.group.state, story.group.generation), (GroupState::Stable, 1));
+    assert_eq!((story.heartbeat(&leader), story.heartbeat(&other)), (Ok(()), Ok(())));
+    let mut synced = story.ask_sync(&other, &[]);
+    assert_eq!(take(&mut synced).unwrap().assignment, "B");
+    // Who is not heard of is gone, as everybody.
+    story.pass(SESSION);
+    assert_eq!(story.group.state, GroupState::Empty);
+}
+
+#[test]
+fn a_newcomer_starts_a_rebalance_and_old_members_are_told_by_their_heartbeat() {
+    let (mut story, leader, other) = Story::stable();
+    let mut new = story.ask_join("", |_| {});
+    assert!(new.try_recv().is_err());
+    assert_eq!(story.heartbeat(&leader), Err(GroupError::RebalanceInProgress));
+    let mut first = story.ask_join(&leader.member_id, |_| {});
+    assert!(first.try_recv().is_err(), "the other has not come yet");
+    let mut second = story.ask_join(&other.member_id, |_| {});
+    let first = take(&mut first).unwrap();
+    assert_eq!((first.generation, &first.leader, first.members.len()), (2, &leader.member_id, 3));
+    assert_eq!(take(&mut second).unwrap().generation, 2);
+    assert_eq!(take(&mut new).unwrap().generation, 2);
+    assert_eq!(story.heartbeat(&leader), Err(GroupError::IllegalGeneration));
+    assert_eq!(story.heartbeat(&first), Ok(()));
+}
+
+#[test]
+fn who_does_not_join_again_in_time_is_left_behind() {
+    let (mut story, leader, other) = Story::stable();
+    let mut new = story.ask_join("", |join| join.session_timeout = REBALANCE * 2);
+    let mut first = story.ask_join(&leader.member_id, |join| join.session_timeout = REBALANCE * 2);
+    story.pass(SESSION - Duration::from_secs(1));
+    assert_eq!(story.heartbeat(&other), Err(GroupError::RebalanceInProgress));
+    assert!(first.try_recv().is_err());
+    for _ in 0..7 {
+        let _ = story.heartbeat(&other); // It lives, and does not join.
+        story.pass(SESSION - Duration::from_secs(1));
+    }
+    assert_eq!(take(&mut first).unwrap().members.len(), 2);
+    assert_eq!(take(&mut new).unwrap().generation, 2);
+    assert_eq!(story.heartbeat(&other), Err(GroupError::UnknownMember));
+}
+
+#[test]
+fn a_member_that_is_silent_or_leaves_causes_a_rebalance() {
+    for silent in [true, false] {
+        let (mut story, leader, other) = Story::stable();
+        if silent {
+            story.pass(SESSION - Duration::from_secs(1));
+            story.heartbeat(&leader).unwrap();
+            story.pass(Duration::from_secs(1));
+        } else {
+            let leaving = Leaving { member_id: other.member_id.clone(), instance_id: None };
+            assert_eq!(story.group.leave(&leaving, story.now, &mut story.out), Ok(()));
+            assert_eq!(story.group.leave(&leaving, story.now, &mut story.out), Err(GroupError::UnknownMember));
+        }
+        assert_eq!(story.heartbeat(&leader), Err(GroupError::RebalanceInProgress));
+        assert_eq!(story.heartbeat(&other), Err(GroupError::UnknownMember));
+        let mut again = story.ask_join(&leader.member_id, |_| {});
+        assert_eq!(take(&mut again).unwrap().members.len(), 1);
+    }
+}
+
+#[test]
+fn a_leader_that_brings_no_assignment_is_dropped() {
+    let mut story = Story::new();
+    let mut joins = [
+        story.ask_join("", |j| j.session_timeout = REBALANCE * 3),
+        story.ask_join("", |j| j.session_timeout = REBALANCE * 3),
+    ];
+    story.pass(FIRST_REBALANCE_DELAY);
+    let joined = joins.each_mut().map(|join| take(join).unwrap());
+    let (leader, other) =
+        if joined[0].members.is_empty() { (&joined[1], &joined[0]) } else { (&joined[0], &joined[1]) };
+    let mut waiting = story.ask_sync(other, &[]);
+    story.pass(REBALANCE);
+    assert_eq!(take(&mut waiting), Err(GroupError::RebalanceInProgress));
+    assert_eq!(story.heartbeat(leader), Err(GroupError::UnknownMember));
+    let mut again = story.ask_join(&other.member_id, |_| {});
+    assert_eq!(take(&mut again).unwrap().leader, other.member_id);
+}
+
+#[test]
+fn new_members_of_newer_clients_get_their_id_first() {
+    let mut story = Story::new();
+    let mut first = story.ask_join("", |join| join.id_required = true);
+    let Err(GroupError::MemberIdRequired(id)) = take(&mut first) else { panic!() };
+    assert!(id.starts_with("c-"));
+    let mut second = story.ask_join(&id, |join| join.id_required = true);
+    story.pass(FIRST_REBALANCE_DELAY);
+    assert_eq!(take(&mut second).unwrap().member_id, id);
+    assert_eq!(take(&mut story.ask_join("made-up", |_| {})), Err(GroupError::UnknownMember));
+    // A promise that is not kept is forgotten, and the group with it.
+    let mut story = Story::new();
+    drop(story.ask_join("", |join| join.id_required = true));
+    assert!(!story.group.is_nothing());
+    story.pass(SESSION);
+    assert!(story.group.is_nothing() && story.log.is_empty());
+}
+
+#[test]
+fn a_static_member_keeps_its_place_over_a_restart() {
+    let mut story = Story::new();
+    let instance = |join: &mut Join| join.instance_id = Some("i".to_owned());
+    let mut first = story.ask_join("", instance);
+    story.pass(FIRST_REBALANCE_DELAY);
+    let first = take(&mut first).unwrap();
+    take(&mut story.ask_sync(&first, &[(&first.member_id.clone(), b"A")])).unwrap();
+    for may_skip in [true, false] {
+        let before = story.group.leader.clone().unwrap();
+        let mut again = story.ask_join("", |join| {
+            instance(join);
+            join.may_skip_assignment = may_skip;
+        });
+        let again = take(&mut again).unwrap();
+        assert_eq!((again.generation, again.skip_assignment), (1, may_skip), "no rebalance");
+        assert_ne!(again.member_id, before);
+        assert_eq!(again.leader == again.member_id, may_skip, "it must not take itself for one that assigns");
+        assert_eq!(take(&mut story.ask_sync(&again, &[])).unwrap().assignment, "A");
+        let fenced = story.group.heartbeat(&before, Some("i"), 1, story.now);
+        assert_eq!(fenced, Err(GroupError::FencedInstance));
+    }
+    assert_eq!(story.log.len(), 3, "the new ids are in the log");
+    // Another subscription is another thing.
+    let mut other = story.ask_join("", |join| {
+        instance(join);
+        join.protocols[0].1 = Bytes::from_static(b"other");
+    });
+    assert_eq!(take(&mut other).unwrap().generation, 2);
+}
+
+#[test]
+fn protocols_must_have_something_in_common() {
+    let (mut story, ..) = Story::stable();
+    let only = |name: &str| vec![(name.to_owned(), Bytes::new())];
+    let mut wrong = |change: &dyn Fn(&mut Join)| take(&mut story.ask_join("", |join| change(join)));
+    assert_eq!(wrong(&|join| join.protocols = only("sticky")), Err(GroupError::InconsistentProtocol));
+    assert_eq!(wrong(&|join| join.protocol_type = "connect".into()), Err(GroupError::InconsistentProtocol));
+    assert_eq!(wrong(&|join| join.protocols.clear()), Err(GroupError::InconsistentProtocol));
+}
+
+#[test]
+fn offsets_are_taken_from_members_of_the_present_generation() {
+    let (mut story, leader, _) = Story::stable();
+    let commit = |story: &mut Story, id: &str, generation| {
+        let (now, out) = (story.now, &mut story.out);
+        story.group.commit((id, None, generation), vec![offset(0, 5)], now, out)
+    };
+    assert_eq!(commit(&mut story, &leader.member_id, 1), Ok(()));
+    assert_eq!(commit(&mut story, &leader.member_id, 0), Err(GroupError::IllegalGeneration));
+    assert_eq!(commit(&mut story, "nobody", 1), Err(GroupError::UnknownMember));
+    assert_eq!(commit(&mut story, "", -1), Err(GroupError::UnknownMember), "from outside, while there are members");
+    story.settle();
+    assert!(matches!(story.log.last(), Some(Entry::Committed(_))));
+    assert_eq!(story.group.committed(None).len(), 1);
+    assert_eq!(story.group.committed(Some(&[("t".into(), 9)])), []);
+    let results = story.group.remove_offsets(&[("t".into(), 0)], &mut story.out);
+    assert_eq!(results, [Err(GroupError::Subscribed)], "the members' subscriptions cannot be read");
+    assert_eq!(story.group.delete(&mut story.out), Err(GroupError::NonEmpty));
+    story.pass(SESSION);
+    assert_eq!(commit(&mut story, "", -1), Ok(()));
+    assert_eq!(story.group.remove_offsets(&[("t".into(), 0)], &mut story.out), [Ok(())]);
+    assert_eq!(story.group.committed(None), []);
+}
+
+#[test]
+fn offsets_expire_only_where_nobody_is() {
+    let (mut story, leader, _) = Story::stable();
+    let (now, far) = (story.now, super::super::now_ms() + 1_000_000);
+    story.group.commit((&leader.member_id, None, 1), vec![offset(0, 5)], now, &mut story.out).unwrap();
+    assert!(!story.group.expire(far, &mut story.out));
+    assert_eq!(story.group.committed(None).len(), 1);
+    story.pass(SESSION);
+    assert!(!story.group.expire(0, &mut story.out));
+    assert_eq!(story.group.committed(None).len(), 1);
+    assert!(story.group.expire(far, &mut story.out));
+    story.settle();
+    assert!(matches!(&story.log[story.log.len() - 2..], [Entry::OffsetsRemoved(_), Entry::GroupRemoved]));
+}
+
+#[test]
+fn what_is_written_once_more_tells_the_same() {
+    let (mut story, leader, _) = Story::stable();
+    let now = story.now;
+    story.group.commit((&leader.member_id, None, 1), vec![offset(0, 5), offset(1, 6)], now, &mut story.out).unwrap();
+    drop(story.ask_join("", |_| {})); // A generation in the making is not told.
+    let tell = |entries: Vec<Entry>| {
+        let mut stored = BTreeMap::new();
+        entries.into_iter().for_each(|entry| super::super::entry::apply(&mut stored, "g".to_owned(), entry));
+        stored
+    };
+    assert_eq!(tell(story.group.rewrite()), tell(story.log));
+}

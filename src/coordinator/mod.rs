@@ -1,0 +1,423 @@
+//! Consumer groups: who is in one, what was assigned to whom, and how far they have read.
+//!
+//! Groups are spread over the partitions of an internal topic, [`OFFSETS_TOPIC`], an ordinary replicated topic: the leader of
+//! a partition coordinates its groups, and their state is a function of its log. A failover is an election; the new leader reads
+//! the log and goes on with the same generations and offsets.
+//!
+//! - [`Coordinator`]: finds the shard of a group and asks it. `shard`: one partition's groups, one task; nothing is told to
+//!   anybody before it is in the log. `group`: one group's state machine. `entry`: what stands in the log.
+//!
+//! It knows no protocol: `kafka` and `http` bring the requests. It never knows the catalog: [`Home`] is all it sees of its broker.
+
+mod consumer_protocol;
+mod entry;
+mod group;
+mod shard;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::error::{Code, Error};
+use crate::partition::Partition;
+
+pub use entry::CommittedOffset;
+use shard::{Request, Shard};
+
+/// The topic that holds the groups.
+pub const OFFSETS_TOPIC: &str = "__consumer_offsets";
+/// Requests that wait for one shard.
+const QUEUE: usize = 1024;
+/// Bounds of a session timeout, as a member may ask for it.
+const SESSION_TIMEOUT: std::ops::RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(1800);
+/// Longest metadata of a committed offset, in bytes.
+const METADATA_BYTES_MAX: usize = 4096;
+
+/// What the coordinator sees of its broker.
+pub trait Home: Send + std::marker::Sync + 'static {
+    /// This partition of [`OFFSETS_TOPIC`], if its replica here leads and is able to take writes.
+    fn led(&self, partition: u32) -> Result<Arc<Partition>, Error>;
+    /// How many partitions the topic has; 0 if there is none yet.
+    fn partitions(&self) -> u32;
+}
+
+/// Why a group did not do it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum GroupError {
+    /// Another broker coordinates the group, or none at the moment; or this one has just lost it. Find the coordinator again.
+    #[error("this broker does not coordinate the group")]
+    NotCoordinator,
+    /// The log is being read. Come again.
+    #[error("the group is being loaded")]
+    Loading,
+    /// An empty name.
+    #[error("a group's name must not be empty")]
+    InvalidGroup,
+    /// No member of this id, or it was dropped: join anew.
+    #[error("the group has no such member")]
+    UnknownMember,
+    /// Another generation than the present one: join again.
+    #[error("that is not the group's generation")]
+    IllegalGeneration,
+    /// Join again.
+    #[error("the group is rebalancing")]
+    RebalanceInProgress,
+    /// No protocol that all members know, or another kind of group.
+    #[error("the members' protocols have nothing in common")]
+    InconsistentProtocol,
+    /// Join again, with this id.
+    #[error("join again as {0:?}")]
+    MemberIdRequired(String),
+    /// Another process has the place of this static member.
+    #[error("another process has this group instance id")]
+    FencedInstance,
+    /// Too many members.
+    #[error("the group is full")]
+    Full,
+    /// Out of bounds.
+    #[error("a session timeout is between 1 s and 30 min")]
+    InvalidSessionTimeout,
+    /// A group that has members is not deleted.
+    #[error("the group has members")]
+    NonEmpty,
+    /// No such group.
+    #[error("there is no such group")]
+    NotFound,
+    /// A committed offset's metadata is too long.
+    #[error("the metadata of an offset has at most {METADATA_BYTES_MAX} bytes")]
+    MetadataTooLarge,
+    /// Members subscribe to the topic.
+    #[error("members of the group subscribe to the topic")]
+    Subscribed,
+}
+
+/// Where a group stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GroupState {
+    /// It has no members; it may have offsets.
+    Empty,
+    /// Members are joining.
+    PreparingRebalance,
+    /// They wait for the leader's assignment.
+    CompletingRebalance,
+    /// Everybody has an assignment.
+    Stable,
+}
+
+impl GroupState {
+    /// Kafka's name of it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Empty => "Empty",
+            Self::PreparingRebalance => "PreparingRebalance",
+            Self::CompletingRebalance => "CompletingRebalance",
+            Self::Stable => "Stable",
+        }
+    }
+}
+
+/// A member wants to join.
+#[derive(Clone, Debug, Default)]
+pub struct Join {
+    /// Its id; empty for a new one.
+    pub member_id: String,
+    /// The name under which it keeps its place over restarts.
+    pub instance_id: Option<String>,
+    /// What it calls itself.
+    pub client_id: String,
+    /// Where it is.
+    pub client_host: String,
+    /// It is gone if nothing is heard of it for so long.
+    pub session_timeout: Duration,
+    /// How long it may take to join again.
+    pub rebalance_timeout: Duration,
+    /// Which kind of group it takes this for.
+    pub protocol_type: String,
+    /// The protocols it knows, the best first, each with its metadata.
+    pub protocols: Vec<(String, Bytes)>,
+    /// A new member is given its id first (KIP-394).
+    pub id_required: bool,
+    /// It understands [`Joined::skip_assignment`] (KIP-814).
+    pub may_skip_assignment: bool,
+}
+
+/// It has joined.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Joined {
+    /// The generation it is part of.
+    pub generation: i32,
+    /// The kind of group.
+    pub protocol_type: String,
+    /// The protocol that was chosen.
+    pub protocol: String,
+    /// Who assigns.
+    pub leader: String,
+    /// Its own id.
+    pub member_id: String,
+    /// Everybody, told to the leader only.
+    pub members: Vec<JoinedMember>,
+    /// It leads, but what was assigned before still holds.
+    pub skip_assignment: bool,
+}
+
+/// A member, as the leader is told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct JoinedMember {
+    /// Its id.
+    pub id: String,
+    /// Its instance id.
+    pub instance_id: Option<String>,
+    /// Its metadata under the chosen protocol.
+    pub metadata: Bytes,
+}
+
+/// A member wants its assignment.
+#[derive(Clone, Debug, Default)]
+pub struct Sync {
+    /// Its id.
+    pub member_id: String,
+    /// Its instance id.
+    pub instance_id: Option<String>,
+    /// The generation it believes in.
+    pub generation: i32,
+    /// The kind of group it believes in.
+    pub protocol_type: Option<String>,
+    /// The protocol it believes in.
+    pub protocol: Option<String>,
+    /// The leader's: to whom what.
+    pub assignments: Vec<(String, Bytes)>,
+}
+
+/// Its assignment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Synced {
+    /// The kind of group.
+    pub protocol_type: String,
+    /// The protocol that was chosen.
+    pub protocol: String,
+    /// What is the member's to do.
+    pub assignment: Bytes,
+}
+
+/// A member that goes: by id, or by instance id.
+#[derive(Clone, Debug, Default)]
+pub struct Leaving {
+    /// Its id; may be empty beside an instance id.
+    pub member_id: String,
+    /// Its instance id.
+    pub instance_id: Option<String>,
+}
+
+/// Who says something: a member of a generation.
+#[derive(Clone, Debug, Default)]
+pub struct Speaker {
+    /// Its id.
+    pub member_id: String,
+    /// Its instance id.
+    pub instance_id: Option<String>,
+    /// The generation it believes in; -1 for somebody from outside.
+    pub generation: i32,
+}
+
+/// A group, described.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GroupDescription {
+    /// Its name.
+    pub name: String,
+    /// Where it stands.
+    pub state: GroupState,
+    /// Its generation.
+    pub generation: i32,
+    /// Its kind.
+    pub protocol_type: String,
+    /// The protocol that was chosen, if any.
+    pub protocol: String,
+    /// Its members.
+    pub members: Vec<MemberDescription>,
+}
+
+/// A member, described.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MemberDescription {
+    /// Its id.
+    pub id: String,
+    /// Its instance id.
+    pub instance_id: Option<String>,
+    /// What it calls itself.
+    pub client_id: String,
+    /// Where it is.
+    pub client_host: String,
+    /// Its metadata under the chosen protocol.
+    pub metadata: Bytes,
+    /// What was assigned to it.
+    pub assignment: Bytes,
+    /// The same read, if the group's members are consumers: topics and partitions.
+    pub assigned: Vec<(String, Vec<u32>)>,
+}
+
+/// Partitions by topic and number.
+pub type Partitions = Vec<(String, u32)>;
+
+type Answer<T> = Result<T, GroupError>;
+
+/// This broker's coordinator.
+pub struct Coordinator {
+    home: Arc<dyn Home>,
+    /// How long committed offsets of a group without members are kept.
+    offsets_retention: Duration,
+    shards: Mutex<BTreeMap<u32, Handle>>,
+}
+
+/// A shard's task, in one epoch.
+struct Handle {
+    epoch: u64,
+    requests: mpsc::Sender<Request>,
+}
+
+impl Coordinator {
+    /// For a broker.
+    pub fn new(home: Arc<dyn Home>, offsets_retention: Duration) -> Self {
+        Self { home, offsets_retention, shards: Mutex::default() }
+    }
+
+    /// The partition whose leader coordinates a group; `None` while the topic is not there.
+    pub fn partition_of(&self, group: &str) -> Option<u32> {
+        let partitions = self.home.partitions();
+        (partitions > 0).then(|| java_hash(group) % partitions)
+    }
+
+    /// Joins; the answer comes when the generation begins.
+    pub async fn join(&self, group: &str, join: Join) -> Answer<Joined> {
+        if !SESSION_TIMEOUT.contains(&join.session_timeout) {
+            return Err(GroupError::InvalidSessionTimeout);
+        }
+        self.ask(group, |group, reply| Request::Join(group, Box::new(join), reply)).await
+    }
+
+    /// Gets an assignment; the answer comes when the leader has brought it.
+    pub async fn sync(&self, group: &str, sync: Sync) -> Answer<Synced> {
+        self.ask(group, |group, reply| Request::Sync(group, Box::new(sync), reply)).await
+    }
+
+    /// Says that a member is alive.
+    pub async fn heartbeat(&self, group: &str, speaker: Speaker) -> Answer<()> {
+        self.ask(group, |group, reply| Request::Heartbeat(group, speaker, reply)).await
+    }
+
+    /// Lets members go, each with its own result.
+    pub async fn leave(&self, group: &str, leaving: Vec<Leaving>) -> Answer<Vec<Answer<()>>> {
+        self.ask(group, |group, reply| Request::Leave(group, leaving, reply)).await
+    }
+
+    /// Commits offsets, all or none. On return they are committed on a majority. `time_ms` is set here.
+    pub async fn commit(&self, group: &str, speaker: Speaker, mut offsets: Vec<CommittedOffset>) -> Answer<()> {
+        if offsets.iter().any(|offset| offset.metadata.len() > METADATA_BYTES_MAX) {
+            return Err(GroupError::MetadataTooLarge);
+        }
+        let time_ms = now_ms();
+        offsets.iter_mut().for_each(|offset| offset.time_ms = time_ms);
+        self.ask(group, |group, reply| Request::Commit(group, speaker, offsets, reply)).await
+    }
+
+    /// What is committed: of these partitions, or all there is. Covers every commit that was answered before the call.
+    pub async fn committed(&self, group: &str, partitions: Option<Partitions>) -> Answer<Vec<CommittedOffset>> {
+        self.ask(group, |group, reply| Request::Committed(group, partitions, reply)).await
+    }
+
+    /// Forgets committed offsets, each with its own result.
+    pub async fn remove_offsets(&self, group: &str, partitions: Partitions) -> Answer<Vec<Answer<()>>> {
+        self.ask(group, |group, reply| Request::RemoveOffsets(group, partitions, reply)).await
+    }
+
+    /// Describes a group. `NotFound` if it has never been heard of.
+    pub async fn describe(&self, group: &str) -> Answer<GroupDescription> {
+        self.ask(group, Request::Describe).await
+    }
+
+    /// Deletes a group that has no members.
+    pub async fn delete(&self, group: &str) -> Answer<()> {
+        self.ask(group, Request::Delete).await
+    }
+
+    /// Every group that this broker coordinates. `Loading` if one of its shards cannot say yet.
+    pub async fn list(&self) -> Answer<Vec<GroupDescription>> {
+        let mut groups = Vec::new();
+        for partition in 0..self.home.partitions() {
+            let (reply, answer) = oneshot::channel();
+            match self.send(partition, Request::List(reply)) {
+                Ok(()) => groups.extend(answer.await.map_err(|_| GroupError::Loading)??),
+                Err(GroupError::NotCoordinator) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(groups)
+    }
+
+    async fn ask<T>(
+        &self,
+        group: &str,
+        request: impl FnOnce(String, oneshot::Sender<Answer<T>>) -> Request,
+    ) -> Answer<T> {
+        if group.is_empty() {
+            return Err(GroupError::InvalidGroup);
+        }
+        let partition = self.partition_of(group).ok_or(GroupError::NotCoordinator)?;
+        let (reply, answer) = oneshot::channel();
+        self.send(partition, request(group.to_owned(), reply))?;
+        // A shard that has lost its partition drops what waits.
+        answer.await.unwrap_or(Err(GroupError::NotCoordinator))
+    }
+
+    /// Hands a request to a shard, which is started if this broker has come to lead its partition.
+    fn send(&self, partition: u32, request: Request) -> Answer<()> {
+        let led = self.home.led(partition).map_err(|error| match error.code {
+            Code::NotReady => GroupError::Loading,
+            _ => GroupError::NotCoordinator,
+        })?;
+        let epoch = led.leader_epoch().map_err(|_| GroupError::NotCoordinator)?;
+        let mut shards = self.shards.lock();
+        let running = shards.get(&partition).filter(|shard| shard.epoch == epoch && !shard.requests.is_closed());
+        let requests = match running {
+            Some(shard) => shard.requests.clone(),
+            None => {
+                let (requests, queue) = mpsc::channel(QUEUE);
+                tokio::spawn(Shard::run(led, epoch, self.offsets_retention, queue));
+                shards.insert(partition, Handle { epoch, requests: requests.clone() });
+                requests
+            }
+        };
+        drop(shards);
+        requests.try_send(request).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => GroupError::Loading,
+            mpsc::error::TrySendError::Closed(_) => GroupError::NotCoordinator,
+        })
+    }
+}
+
+/// Java's `String.hashCode` without its sign, as Kafka spreads groups.
+fn java_hash(text: &str) -> u32 {
+    let hash = text.encode_utf16().fold(0i32, |hash, unit| hash.wrapping_mul(31).wrapping_add(i32::from(unit)));
+    hash as u32 & i32::MAX as u32
+}
+
+fn now_ms() -> i64 {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(now.as_millis()).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn groups_are_spread_as_kafka_does() {
+        // From a JVM: "hello".hashCode() is 99162322, "my-group".hashCode() is -1189880229.
+        assert_eq!(java_hash("hello"), 99_162_322);
+        assert_eq!(java_hash(""), 0);
+        assert_eq!(java_hash("polygenelubricants"), 0, "i32::MIN has no absolute value");
+    }
+}

@@ -1,0 +1,336 @@
+//! One partition's groups: one task, which reads the log once and then does what is asked for, in rounds.
+//!
+//! A round is whatever waits: each request changes the groups in memory and leaves its answer and its log entries in the
+//! outbox; the entries are written as one batch; only when they are committed are the answers sent. So nobody ever
+//! sees a state that is not in the log, and one commit serves all that came meanwhile.
+//!
+//! Every batch says at which offset it must come to stand (`if_match`): if anything else was written in between, by whomever,
+//! the shard ends. It also ends when a write's outcome is unknown and when leadership moves. Whoever waits is then told
+//! to look for the coordinator again, and the next request starts a new shard, which reads the log anew. Nothing is decided on
+//! doubtful ground.
+//!
+//! The log is kept short: when most of it is overwritten, all groups are written once more and the log starts there.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use pontoon_raft::types::Offset;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, sleep_until};
+
+use super::entry::{self, CommittedOffset, Entry, StoredGroup};
+use super::group::{Group, Outbox, Reply};
+use super::{GroupDescription, GroupError, Join, Joined, Leaving, Partitions, Speaker, Sync, Synced, now_ms};
+use crate::error::{Code, Error};
+use crate::partition::{Acks, Consistency, Fetch, FetchFrom, Partition};
+use crate::record_batch::{BatchLimits, NewRecord, RecordBatch, RecordBatchBuilder};
+
+/// Most requests of one round.
+const ROUND: usize = 500;
+/// Longest that a write may take; after it the outcome counts as unknown.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Bytes read at a time while loading.
+const LOAD_BYTES: usize = 4 << 20;
+/// How often expired offsets are looked for.
+const EXPIRY_INTERVAL: Duration = Duration::from_secs(60);
+/// The log is rewritten when it has this many entries more than [`REWRITE_RATIO`] times what there is to remember.
+const REWRITE_SLACK: u64 = 10_000;
+const REWRITE_RATIO: u64 = 4;
+/// Entries per batch while it is.
+const REWRITE_ENTRIES: usize = 200;
+/// Limits of the shard's own batches.
+const LIMITS: BatchLimits =
+    BatchLimits { record_bytes_max: 32 << 20, batch_bytes_max: 64 << 20, decompressed_bytes_max: 64 << 20 };
+
+/// What a shard is asked.
+pub(super) enum Request {
+    Join(String, Box<Join>, Reply<Joined>),
+    Sync(String, Box<Sync>, Reply<Synced>),
+    Heartbeat(String, Speaker, Reply<()>),
+    Leave(String, Vec<Leaving>, Reply<Vec<Result<(), GroupError>>>),
+    Commit(String, Speaker, Vec<CommittedOffset>, Reply<()>),
+    Committed(String, Option<Partitions>, Reply<Vec<CommittedOffset>>),
+    RemoveOffsets(String, Partitions, Reply<Vec<Result<(), GroupError>>>),
+    Describe(String, Reply<GroupDescription>),
+    Delete(String, Reply<()>),
+    List(oneshot::Sender<Result<Vec<GroupDescription>, GroupError>>),
+}
+
+/// See the module's header.
+pub(super) struct Shard {
+    partition: Arc<Partition>,
+    epoch: u64,
+    offsets_retention: Duration,
+    /// Where the next batch must come to stand.
+    end: Offset,
+    groups: BTreeMap<String, Group>,
+    /// When each group wants to be looked at.
+    deadlines: BTreeMap<String, Instant>,
+    out: Outbox,
+    /// Somebody wants to know what is committed: leadership must be confirmed first.
+    must_confirm: bool,
+    next_expiry: Instant,
+}
+
+impl Shard {
+    /// Serves until the partition is lost or nobody can ask any more.
+    pub(super) async fn run(
+        partition: Arc<Partition>,
+        epoch: u64,
+        offsets_retention: Duration,
+        mut queue: mpsc::Receiver<Request>,
+    ) {
+        let mut follow = partition.follow();
+        let shard = Self {
+            partition,
+            epoch,
+            offsets_retention,
+            end: Offset(0),
+            groups: BTreeMap::new(),
+            deadlines: BTreeMap::new(),
+            out: Outbox::default(),
+            must_confirm: false,
+            next_expiry: Instant::now() + EXPIRY_INTERVAL,
+        };
+        let mut shard = match shard.load().await {
+            Ok(shard) => shard,
+            Err(error) => {
+                tracing::warn!(%error, "consumer groups could not be loaded");
+                return;
+            }
+        };
+        let mut requests = Vec::with_capacity(ROUND);
+        while shard.partition.leader_epoch() == Ok(shard.epoch) {
+            tokio::select! {
+                biased;
+                received = queue.recv_many(&mut requests, ROUND) => if received == 0 { return },
+                () = sleep_until(shard.next_wake()) => {}
+                () = follow.changed() => continue,
+            }
+            let now = Instant::now();
+            for request in requests.drain(..) {
+                shard.take(request, now);
+            }
+            shard.tick(now);
+            if let Err(error) = shard.finish_round().await {
+                tracing::info!(%error, "this broker stops coordinating some consumer groups for the moment");
+                return;
+            }
+        }
+    }
+
+    /// Reads the log, all of it that is committed.
+    async fn load(mut self) -> Result<Self, Error> {
+        let began = Instant::now();
+        // Confirmed: an old leader must not begin with an old end.
+        let offsets = self.partition.offsets(Consistency::Linearizable).await?;
+        let mut stored: BTreeMap<String, StoredGroup> = BTreeMap::new();
+        let mut at = offsets.log_start_offset;
+        while at < offsets.high_watermark {
+            let fetch = Fetch {
+                from: FetchFrom::Offset(at),
+                bytes_max: LOAD_BYTES,
+                wait: Duration::ZERO,
+                consistency: Consistency::Committed,
+            };
+            let fetched = self.partition.fetch(fetch).await?;
+            for batch in fetched.batches {
+                read_batch(batch, &mut stored);
+            }
+            at = fetched.next_offset;
+        }
+        // What came after that look is not ours to write behind: the first write would find out.
+        self.end = at;
+        let now = Instant::now();
+        for (name, group) in stored {
+            self.groups.insert(name.clone(), Group::restore(&name, group, now));
+            self.schedule(&name);
+        }
+        let (groups, took) = (self.groups.len(), began.elapsed());
+        tracing::info!(groups, epoch = self.epoch, ?took, "consumer groups are loaded");
+        Ok(self)
+    }
+
+    fn next_wake(&self) -> Instant {
+        self.deadlines.values().copied().chain([self.next_expiry]).min().unwrap_or(self.next_expiry)
+    }
+
+    fn schedule(&mut self, name: &str) {
+        match self.groups.get(name) {
+            Some(group) if group.is_nothing() => {
+                self.groups.remove(name);
+                self.deadlines.remove(name);
+            }
+            Some(group) => match group.next_deadline() {
+                Some(at) => drop(self.deadlines.insert(name.to_owned(), at)),
+                None => drop(self.deadlines.remove(name)),
+            },
+            None => drop(self.deadlines.remove(name)),
+        }
+    }
+
+    fn take(&mut self, request: Request, now: Instant) {
+        let out = &mut self.out;
+        let name = match request {
+            Request::Join(name, join, reply) => {
+                self.groups.entry(name.clone()).or_insert_with(|| Group::new(&name)).join(*join, reply, now, out);
+                name
+            }
+            Request::Commit(name, speaker, offsets, reply) => {
+                let group = self.groups.entry(name.clone()).or_insert_with(|| Group::new(&name));
+                let by = (speaker.member_id.as_str(), speaker.instance_id.as_deref(), speaker.generation);
+                let done = group.commit(by, offsets, now, out);
+                out.answer(reply, done);
+                name
+            }
+            Request::Sync(name, sync, reply) => {
+                match self.groups.get_mut(&name) {
+                    Some(group) => group.sync(*sync, reply, now, out),
+                    None => out.answer(reply, Err(GroupError::UnknownMember)),
+                }
+                name
+            }
+            Request::Heartbeat(name, Speaker { member_id, instance_id, generation }, reply) => {
+                let group = self.groups.get_mut(&name).ok_or(GroupError::UnknownMember);
+                let alive = group.and_then(|g| g.heartbeat(&member_id, instance_id.as_deref(), generation, now));
+                out.answer(reply, alive);
+                name
+            }
+            Request::Leave(name, leaving, reply) => {
+                let results = leaving.iter().map(|leaving| match self.groups.get_mut(&name) {
+                    Some(group) => group.leave(leaving, now, out),
+                    None => Err(GroupError::UnknownMember),
+                });
+                let results = results.collect();
+                out.answer(reply, Ok(results));
+                name
+            }
+            Request::Committed(name, partitions, reply) => {
+                self.must_confirm = true;
+                let committed = self.groups.get(&name).map(|group| group.committed(partitions.as_deref()));
+                return out.answer(reply, Ok(committed.unwrap_or_default()));
+            }
+            Request::RemoveOffsets(name, partitions, reply) => {
+                let group = self.groups.get_mut(&name).ok_or(GroupError::NotFound);
+                let done = group.map(|group| group.remove_offsets(&partitions, out));
+                return out.answer(reply, done);
+            }
+            Request::Describe(name, reply) => {
+                let described = self.groups.get(&name).map(Group::describe).ok_or(GroupError::NotFound);
+                return out.answer(reply, described);
+            }
+            Request::Delete(name, reply) => {
+                let done = self.groups.get(&name).ok_or(GroupError::NotFound).and_then(|group| group.delete(out));
+                if done.is_ok() {
+                    self.groups.remove(&name);
+                }
+                out.answer(reply, done);
+                name
+            }
+            Request::List(reply) => {
+                let groups = self.groups.values().map(Group::describe).collect();
+                return out.answer(reply, Ok(groups));
+            }
+        };
+        self.schedule(&name);
+    }
+
+    fn tick(&mut self, now: Instant) {
+        let due: Vec<String> =
+            self.deadlines.iter().filter(|(_, at)| **at <= now).map(|(name, _)| name.clone()).collect();
+        for name in due {
+            if let Some(group) = self.groups.get_mut(&name) {
+                group.tick(now, &mut self.out);
+            }
+            self.schedule(&name);
+        }
+        if self.next_expiry <= now {
+            self.next_expiry = now + EXPIRY_INTERVAL;
+            let retention = i64::try_from(self.offsets_retention.as_millis()).unwrap_or(i64::MAX);
+            let before = now_ms().saturating_sub(retention);
+            let out = &mut self.out;
+            let expired = |(name, group): (&String, &mut Group)| group.expire(before, out).then(|| name.clone());
+            let expired: Vec<String> = self.groups.iter_mut().filter_map(expired).collect();
+            for name in expired {
+                self.groups.remove(&name);
+                self.schedule(&name);
+            }
+        }
+    }
+
+    /// Writes what the round has decided, then says it.
+    async fn finish_round(&mut self) -> Result<(), Error> {
+        let entries = std::mem::take(&mut self.out.entries);
+        if !entries.is_empty() {
+            self.write(&entries).await?;
+        }
+        if std::mem::take(&mut self.must_confirm) {
+            // A commit that was answered by a newer coordinator must not be missed.
+            self.partition.offsets(Consistency::Linearizable).await?;
+        }
+        self.out.send();
+        self.rewrite_if_due().await
+    }
+
+    /// Appends entries as one batch, exactly at the end. Returns the offset of the first.
+    async fn write(&mut self, entries: &[(String, Entry)]) -> Result<Offset, Error> {
+        let mut builder = RecordBatchBuilder::new(LIMITS);
+        let timestamp = now_ms();
+        for (group, entry) in entries {
+            let (key, value) = (Bytes::copy_from_slice(group.as_bytes()), Bytes::from(entry.encode()));
+            builder.push(&NewRecord { timestamp, key: Some(key), value: Some(value), headers: Vec::new() })?;
+        }
+        let batch = builder.build(None)?;
+        let produced = self.partition.produce(batch, Acks::All, Some(self.end), WRITE_TIMEOUT).await?;
+        self.end = Offset(produced.last_offset.0 + 1);
+        Ok(produced.base_offset)
+    }
+
+    /// Writes everything once more and lets the log start there, if most of it is overwritten.
+    async fn rewrite_if_due(&mut self) -> Result<(), Error> {
+        let entries = self.end.0 - self.partition.log_start_offset().0.min(self.end.0);
+        let weight: u64 = self.groups.values().map(Group::weight).sum();
+        if entries < REWRITE_SLACK + REWRITE_RATIO * weight {
+            return Ok(());
+        }
+        let start = self.end;
+        let all: Vec<(String, Entry)> = self
+            .groups
+            .iter()
+            .flat_map(|(name, group)| group.rewrite().into_iter().map(|entry| (name.clone(), entry)))
+            .collect();
+        for some in all.chunks(REWRITE_ENTRIES) {
+            self.write(some).await?;
+        }
+        // What is behind is now all there is to know. If this fails nothing is lost: it is tried again.
+        match self.partition.start_log_at(start, now_ms(), WRITE_TIMEOUT).await {
+            Ok(_) => tracing::debug!(%start, written = all.len(), "the log of consumer groups was rewritten"),
+            Err(error) if error.code == Code::OutcomeUnknown => return Err(error),
+            Err(error) => tracing::warn!(%error, "the log of consumer groups could not be shortened"),
+        }
+        Ok(())
+    }
+}
+
+/// Takes in a batch of the log. What is no entry of ours was written by somebody else, and means nothing.
+fn read_batch(batch: Bytes, stored: &mut BTreeMap<String, StoredGroup>) {
+    let records = RecordBatch::stored(batch).and_then(|batch| batch.records(LIMITS.decompressed_bytes_max));
+    let records = match records {
+        Ok(records) => records,
+        Err(error) => return tracing::warn!(%error, "a batch in the log of consumer groups is passed over"),
+    };
+    for record in records {
+        let read = record.map_err(|error| error.to_string()).and_then(|record| {
+            let key = record.key.ok_or("it has no key")?;
+            let group = String::from_utf8(key.to_vec()).map_err(|error| error.to_string())?;
+            let entry = Entry::decode(&record.value.unwrap_or_default()).map_err(|error| error.to_string())?;
+            Ok((group, entry))
+        });
+        match read {
+            Ok((group, entry)) => entry::apply(stored, group, entry),
+            Err(why) => tracing::warn!(why, "a record in the log of consumer groups is passed over"),
+        }
+    }
+}

@@ -1,0 +1,275 @@
+//! Consumer groups: what Kafka's clients do with them, seen and set over HTTP. A group's requests are done by its coordinator, the
+//! leader of its partition of [`OFFSETS_TOPIC`]; the list is gathered from all brokers.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::{Request, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use futures_util::future::join_all;
+use pontoon_raft::types::BrokerId;
+
+use crate::api;
+use crate::api::groups::{
+    AssignedTopic, GroupDescription, GroupLag, GroupList, GroupMember, GroupOffset, GroupOffsets, GroupSummary,
+};
+use crate::broker::{Broker, PartitionDescription};
+use crate::coordinator::{self, CommittedOffset, GroupError, OFFSETS_TOPIC, Speaker};
+use crate::error::{Code, Error, WriteOutcome};
+use crate::http::Shared;
+use crate::http::leader::{AtLeader, Passable, Repeat};
+use crate::http::refusal::Refusal;
+use crate::http::request::{Params, Target, TopicName, check_json, read_body};
+use crate::partition::Partition;
+
+/// Longest that another broker may take to list its groups.
+const LIST_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long to look for a group's coordinator, unless the request says.
+const READ_TIMEOUT_MS: u64 = 10_000;
+
+/// `GET /v1/groups`
+pub(super) async fn list(State(shared): State<Arc<Shared>>, request: Request) -> Result<Json<GroupList>, Refusal> {
+    Params::read(request.uri(), &[])?;
+    let broker = shared.broker()?;
+    let here = match broker.groups().list().await {
+        Ok(groups) => Some(groups.iter().map(|group| summary(group, broker.id())).collect::<Vec<_>>()),
+        Err(_) => None,
+    };
+    let mut list = GroupList::default();
+    match here {
+        Some(groups) => list.groups = groups,
+        None => list.unavailable.push(broker.id()),
+    }
+    if !request.headers().contains_key(api::FORWARDED) {
+        let others = broker.cluster().brokers.into_iter().filter(|other| other.broker_id != broker.id());
+        let (peers, own) = (&shared.peers, broker.id());
+        let asked = others.map(|other| async move {
+            let found = if other.alive { ask(peers, &other.http_address, own).await } else { None };
+            (other.broker_id, found)
+        });
+        for (other, found) in join_all(asked).await {
+            match found {
+                Some(found) => {
+                    list.groups.extend(found.groups);
+                    list.unavailable.extend(found.unavailable);
+                }
+                None => list.unavailable.push(other),
+            }
+        }
+    }
+    // A group that has just moved may be told by both.
+    list.groups.sort_by(|a, b| a.group.cmp(&b.group));
+    list.groups.dedup_by(|a, b| a.group == b.group);
+    list.unavailable.sort_unstable();
+    Ok(Json(list))
+}
+
+/// Another broker's own groups.
+async fn ask(peers: &reqwest::Client, address: &str, asker: BrokerId) -> Option<GroupList> {
+    let request = peers.get(format!("http://{address}/v1/groups")).header(api::FORWARDED, asker.to_string());
+    let answer = request.timeout(LIST_TIMEOUT).send().await.ok()?.error_for_status().ok()?;
+    serde_json::from_slice(&answer.bytes().await.ok()?).ok()
+}
+
+fn summary(group: &coordinator::GroupDescription, coordinator: BrokerId) -> GroupSummary {
+    GroupSummary {
+        group: group.name.clone(),
+        state: group.state.as_str().to_owned(),
+        protocol_type: group.protocol_type.clone(),
+        members: group.members.len() as u32,
+        coordinator,
+    }
+}
+
+/// `GET /v1/groups/{g}`
+pub(super) async fn describe(
+    State(shared): State<Arc<Shared>>,
+    TopicName(group): TopicName,
+    request: Request,
+) -> Result<Response, Refusal> {
+    read(shared, group, request, What::Description).await
+}
+
+/// `GET /v1/groups/{g}/offsets`
+pub(super) async fn offsets(
+    State(shared): State<Arc<Shared>>,
+    TopicName(group): TopicName,
+    request: Request,
+) -> Result<Response, Refusal> {
+    read(shared, group, request, What::Offsets).await
+}
+
+async fn read(shared: Arc<Shared>, group: String, request: Request, what: What) -> Result<Response, Refusal> {
+    let (parts, _) = request.into_parts();
+    let timeout = Params::read(&parts.uri, &["timeout_ms"])?.timeout(&parts.headers, READ_TIMEOUT_MS)?;
+    let broker = Arc::clone(shared.broker()?);
+    let Some(partition) = broker.groups().partition_of(&group) else {
+        // Nobody has ever been in a group here.
+        return match what {
+            What::Offsets => Ok(Json(GroupOffsets::default()).into_response()),
+            _ => Err(refusal(&group, &GroupError::NotFound).into()),
+        };
+    };
+    let passable = Passable::new(&parts, Bytes::new(), timeout, Repeat::Read);
+    let target = Target { topic: OFFSETS_TOPIC.to_owned(), partition };
+    passable.at_leader(&shared, &target, &AtCoordinator { broker, group, what }).await
+}
+
+/// `PUT /v1/groups/{g}/offsets`: only while the group has no members, who would not notice.
+pub(super) async fn commit(
+    State(shared): State<Arc<Shared>>,
+    TopicName(group): TopicName,
+    request: Request,
+) -> Result<Response, Refusal> {
+    let (parts, body) = request.into_parts();
+    let timeout = Params::read(&parts.uri, &["timeout_ms"])?.timeout(&parts.headers, api::TIMEOUT_MS_DEFAULT)?;
+    check_json(&parts.headers)?;
+    let broker = Arc::clone(shared.broker()?);
+    let received = read_body(&parts.headers, body, &shared.limits, &shared.request_bytes).await?;
+    let offsets = api::parse::<GroupOffsets>(&received.bytes)?.offsets;
+    let offsets = offsets.into_iter().map(|offset| place(&broker, offset)).collect::<Result<Vec<_>, Error>>()?;
+    broker.ensure_offsets_topic(timeout).await?;
+    let Some(partition) = broker.groups().partition_of(&group) else {
+        return Err((Code::NotReady, "the groups' topic is being created".to_owned()).into());
+    };
+    let passable = Passable::new(&parts, received.bytes.clone(), timeout, Repeat::Idempotent);
+    let target = Target { topic: OFFSETS_TOPIC.to_owned(), partition };
+    passable.at_leader(&shared, &target, &AtCoordinator { broker, group, what: What::Commit(offsets) }).await
+}
+
+/// An offset with its topic's id; the topic and the partition must be there.
+fn place(broker: &Broker, offset: GroupOffset) -> Result<CommittedOffset, Error> {
+    let GroupOffset { topic, partition, offset, metadata } = offset;
+    let described = broker.topic(&topic)?;
+    if described.partitions.len() as u64 <= u64::from(partition) {
+        let why = format!("topic {topic:?} has {} partitions, no {partition}", described.partitions.len());
+        return Err(Error::new(Code::UnknownPartition, why));
+    }
+    let offset = i64::try_from(offset).map_err(|_| {
+        Error::new(Code::InvalidRequest, format!("offset {offset} of {topic}/{partition} is too large"))
+    })?;
+    let topic_id = u128::from_str_radix(&described.topic_id, 16).unwrap_or_default();
+    Ok(CommittedOffset { topic, topic_id, partition, offset, leader_epoch: -1, metadata, time_ms: 0 })
+}
+
+/// What is wanted of a coordinator.
+enum What {
+    Description,
+    Offsets,
+    Commit(Vec<CommittedOffset>),
+}
+
+struct AtCoordinator {
+    broker: Arc<Broker>,
+    group: String,
+    what: What,
+}
+
+impl AtLeader for AtCoordinator {
+    async fn run(&self, _partition: &Partition, _left: Duration) -> Result<Response, Refusal> {
+        let refused = |error: GroupError| Refusal::from(refusal(&self.group, &error));
+        match &self.what {
+            What::Description => Ok(Json(self.describe().await.map_err(refused)?).into_response()),
+            What::Offsets => {
+                let offsets = self.committed().await.map_err(refused)?.into_iter().map(|(offset, _)| GroupOffset {
+                    topic: offset.topic,
+                    partition: offset.partition,
+                    offset: offset.offset.max(0) as u64,
+                    metadata: offset.metadata,
+                });
+                Ok(Json(GroupOffsets { offsets: offsets.collect() }).into_response())
+            }
+            What::Commit(offsets) => {
+                let outside = Speaker { generation: -1, ..Speaker::default() };
+                let done = self.broker.groups().commit(&self.group, outside, offsets.clone()).await;
+                match done {
+                    Ok(()) => Ok(StatusCode::NO_CONTENT.into_response()),
+                    Err(GroupError::UnknownMember) => Err(refused(GroupError::NonEmpty)),
+                    // It may have been written before leadership moved. Again does no harm.
+                    Err(GroupError::NotCoordinator) => {
+                        let why = format!("the coordinator of group {:?} changed under way", self.group);
+                        Err(Error::new(Code::OutcomeUnknown, why).with_outcome(WriteOutcome::Unknown).into())
+                    }
+                    Err(error) => Err(refused(error)),
+                }
+            }
+        }
+    }
+}
+
+impl AtCoordinator {
+    async fn describe(&self) -> Result<GroupDescription, GroupError> {
+        let group = self.broker.groups().describe(&self.group).await?;
+        let lag = |(offset, partition): (CommittedOffset, PartitionDescription)| {
+            let high_watermark = partition.high_watermark.0;
+            GroupLag {
+                topic: offset.topic,
+                partition: offset.partition,
+                offset: offset.offset,
+                metadata: offset.metadata,
+                high_watermark,
+                lag: high_watermark.saturating_sub(offset.offset.max(0) as u64),
+            }
+        };
+        let offsets: Vec<GroupLag> = self.committed().await?.into_iter().map(lag).collect();
+        let member = |member: coordinator::MemberDescription| GroupMember {
+            member_id: member.id,
+            group_instance_id: member.instance_id,
+            client_id: member.client_id,
+            client_host: member.client_host,
+            assignment: member
+                .assigned
+                .into_iter()
+                .map(|(topic, partitions)| AssignedTopic { topic, partitions })
+                .collect(),
+        };
+        Ok(GroupDescription {
+            group: group.name,
+            state: group.state.as_str().to_owned(),
+            generation: group.generation,
+            protocol_type: group.protocol_type,
+            protocol: group.protocol,
+            coordinator: self.broker.id(),
+            members: group.members.into_iter().map(member).collect(),
+            lag: offsets.iter().map(|offset| offset.lag).sum(),
+            offsets,
+        })
+    }
+
+    /// Committed offsets with the partitions they are of. To a topic that was created again they mean nothing.
+    async fn committed(&self) -> Result<Vec<(CommittedOffset, PartitionDescription)>, GroupError> {
+        let mut found = Vec::new();
+        for offset in self.broker.groups().committed(&self.group, None).await? {
+            let Ok(topic) = self.broker.topic(&offset.topic) else { continue };
+            let same = u128::from_str_radix(&topic.topic_id, 16).is_ok_and(|id| id == offset.topic_id);
+            if same && let Some(partition) = topic.partitions.into_iter().nth(offset.partition as usize) {
+                found.push((offset, partition));
+            }
+        }
+        Ok(found)
+    }
+}
+
+fn refusal(group: &str, error: &GroupError) -> Error {
+    let code = match error {
+        GroupError::NotCoordinator => Code::NotLeader,
+        GroupError::Loading => Code::NotReady,
+        GroupError::NotFound => Code::UnknownGroup,
+        GroupError::NonEmpty
+        | GroupError::UnknownMember
+        | GroupError::IllegalGeneration
+        | GroupError::RebalanceInProgress
+        | GroupError::MemberIdRequired(_)
+        | GroupError::FencedInstance
+        | GroupError::Subscribed => Code::GroupNotEmpty,
+        GroupError::InvalidGroup
+        | GroupError::InconsistentProtocol
+        | GroupError::Full
+        | GroupError::InvalidSessionTimeout
+        | GroupError::MetadataTooLarge => Code::InvalidRequest,
+    };
+    Error::new(code, format!("group {group:?}: {error}"))
+}

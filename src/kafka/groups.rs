@@ -1,0 +1,434 @@
+//! Consumer groups: the classic group protocol, offsets and administration, as calls of [`crate::coordinator`].
+//!
+//! A committed offset is kept with its topic's id: to a topic that was created again under the name it means nothing.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::connection::Client;
+use super::dispatch::Handled;
+use super::messages::*;
+use super::metadata::{brokers, topic_uuid};
+use super::{Door, ErrorCode};
+use crate::coordinator::{
+    CommittedOffset, GroupDescription, GroupError, Join, Joined, Leaving, Partitions, Speaker, Sync,
+};
+
+/// Longest that a client waits for the groups' topic to be created by its asking for a coordinator.
+const TOPIC_TIMEOUT: Duration = Duration::from_secs(10);
+/// What FindCoordinator looks for.
+const GROUP: i8 = 0;
+
+impl From<&GroupError> for ErrorCode {
+    fn from(error: &GroupError) -> Self {
+        match error {
+            GroupError::NotCoordinator => Self::NotCoordinator,
+            GroupError::Loading => Self::CoordinatorLoadInProgress,
+            GroupError::InvalidGroup => Self::InvalidGroupId,
+            GroupError::UnknownMember => Self::UnknownMemberId,
+            GroupError::IllegalGeneration => Self::IllegalGeneration,
+            GroupError::RebalanceInProgress => Self::RebalanceInProgress,
+            GroupError::InconsistentProtocol => Self::InconsistentGroupProtocol,
+            GroupError::MemberIdRequired(_) => Self::MemberIdRequired,
+            GroupError::FencedInstance => Self::FencedInstanceId,
+            GroupError::Full => Self::GroupMaxSizeReached,
+            GroupError::InvalidSessionTimeout => Self::InvalidSessionTimeout,
+            GroupError::NonEmpty => Self::NonEmptyGroup,
+            GroupError::NotFound => Self::GroupIdNotFound,
+            GroupError::MetadataTooLarge => Self::OffsetMetadataTooLarge,
+            GroupError::Subscribed => Self::GroupSubscribedToTopic,
+        }
+    }
+}
+
+fn code<T>(result: &Result<T, GroupError>) -> i16 {
+    result.as_ref().map_or_else(|error| ErrorCode::from(error).number(), |_| 0)
+}
+
+fn millis(ms: i32) -> Duration {
+    Duration::from_millis(ms.max(0) as u64)
+}
+
+/// FindCoordinator.
+pub(super) async fn find_coordinator(door: &Arc<Door>, request: FindCoordinatorRequest, version: i16) -> Response {
+    let keys = if version >= 4 { request.keys } else { vec![request.key] };
+    let topic = match request.key_type {
+        GROUP => door.broker.ensure_offsets_topic(TOPIC_TIMEOUT).await.map_err(|error| error.message),
+        other => Err(format!("coordinators of kind {other}: there are no transactions")),
+    };
+    let known = brokers(&door.broker.cluster().brokers);
+    let find = |key: String| {
+        let refused = |code: ErrorCode, message: String| FoundCoordinator {
+            key: key.clone(),
+            error_code: code.number(),
+            error_message: Some(message),
+            ..Default::default()
+        };
+        let topic = match &topic {
+            Ok(topic) => topic,
+            Err(why) if request.key_type != GROUP => return refused(ErrorCode::InvalidRequest, why.clone()),
+            Err(why) => return refused(ErrorCode::CoordinatorNotAvailable, why.clone()),
+        };
+        let partition = door.broker.groups().partition_of(&key).and_then(|at| topic.partitions.get(at as usize));
+        let leader = partition.and_then(|partition| partition.leader).map(|leader| leader.0 as i32);
+        match known.iter().find(|broker| Some(broker.node_id) == leader) {
+            Some(broker) => FoundCoordinator {
+                key: key.clone(),
+                node_id: broker.node_id,
+                host: broker.host.clone(),
+                port: broker.port,
+                ..Default::default()
+            },
+            None => refused(ErrorCode::CoordinatorNotAvailable, "it has no leader at the moment".to_owned()),
+        }
+    };
+    let coordinators: Vec<_> = keys.into_iter().map(find).collect();
+    let mut response = FindCoordinatorResponse::default();
+    match coordinators.first().filter(|_| version < 4) {
+        Some(found) => {
+            (response.error_code, response.error_message) = (found.error_code, found.error_message.clone());
+            (response.node_id, response.host, response.port) = (found.node_id, found.host.clone(), found.port);
+        }
+        None => response.coordinators = coordinators,
+    }
+    Response::FindCoordinator(response)
+}
+
+/// JoinGroup. Nobody waits for the answer of a client that has gone: it may have left the group for good.
+pub(super) async fn join(
+    door: &Arc<Door>,
+    client: &Client,
+    client_id: Option<String>,
+    request: JoinGroupRequest,
+    version: i16,
+) -> Handled {
+    let rebalance_timeout = if version == 0 { request.session_timeout_ms } else { request.rebalance_timeout_ms };
+    let join = Join {
+        member_id: request.member_id.clone(),
+        instance_id: request.group_instance_id,
+        client_id: client_id.unwrap_or_default(),
+        client_host: format!("/{}", client.peer.ip()),
+        session_timeout: millis(request.session_timeout_ms),
+        rebalance_timeout: millis(rebalance_timeout),
+        protocol_type: request.protocol_type,
+        protocols: request.protocols.into_iter().map(|protocol| (protocol.name, protocol.metadata)).collect(),
+        id_required: version >= 4,
+        may_skip_assignment: version >= 9,
+    };
+    let joined = tokio::select! {
+        joined = door.broker.groups().join(&request.group_id, join) => joined,
+        () = client.gone() => return Handled::Silence,
+    };
+    let error_code = code(&joined);
+    let response = match joined {
+        Ok(Joined { generation, protocol_type, protocol, leader, member_id, members, skip_assignment }) => {
+            let member = |member: crate::coordinator::JoinedMember| JoinGroupMember {
+                member_id: member.id,
+                group_instance_id: member.instance_id,
+                metadata: member.metadata,
+            };
+            JoinGroupResponse {
+                generation_id: generation,
+                protocol_type: Some(protocol_type),
+                protocol_name: Some(protocol),
+                leader,
+                skip_assignment,
+                member_id,
+                members: members.into_iter().map(member).collect(),
+                ..Default::default()
+            }
+        }
+        Err(error) => {
+            let member_id = match error {
+                GroupError::MemberIdRequired(id) => id,
+                _ => request.member_id,
+            };
+            // Before version 7 the name may not be null.
+            let protocol_name = (version < 7).then(String::new);
+            JoinGroupResponse { error_code, member_id, protocol_name, ..Default::default() }
+        }
+    };
+    Response::JoinGroup(response).into()
+}
+
+/// SyncGroup.
+pub(super) async fn sync(door: &Arc<Door>, client: &Client, request: SyncGroupRequest) -> Handled {
+    let assignments = request.assignments.into_iter().map(|given| (given.member_id, given.assignment)).collect();
+    let sync = Sync {
+        member_id: request.member_id,
+        instance_id: request.group_instance_id,
+        generation: request.generation_id,
+        protocol_type: request.protocol_type,
+        protocol: request.protocol_name,
+        assignments,
+    };
+    let synced = tokio::select! {
+        synced = door.broker.groups().sync(&request.group_id, sync) => synced,
+        () = client.gone() => return Handled::Silence,
+    };
+    let error_code = code(&synced);
+    Response::SyncGroup(match synced {
+        Ok(synced) => SyncGroupResponse {
+            protocol_type: Some(synced.protocol_type),
+            protocol_name: Some(synced.protocol),
+            assignment: synced.assignment,
+            ..Default::default()
+        },
+        Err(_) => SyncGroupResponse { error_code, ..Default::default() },
+    })
+    .into()
+}
+
+/// Heartbeat.
+pub(super) async fn heartbeat(door: &Arc<Door>, request: HeartbeatRequest) -> Response {
+    let speaker = Speaker {
+        member_id: request.member_id,
+        instance_id: request.group_instance_id,
+        generation: request.generation_id,
+    };
+    let error_code = code(&door.broker.groups().heartbeat(&request.group_id, speaker).await);
+    Response::Heartbeat(HeartbeatResponse { error_code, ..Default::default() })
+}
+
+/// LeaveGroup.
+pub(super) async fn leave(door: &Arc<Door>, request: LeaveGroupRequest, version: i16) -> Response {
+    let members = match version {
+        ..=2 => vec![LeavingMember { member_id: request.member_id, ..Default::default() }],
+        _ => request.members,
+    };
+    let leaving = members
+        .iter()
+        .map(|member| Leaving { member_id: member.member_id.clone(), instance_id: member.group_instance_id.clone() });
+    let left = door.broker.groups().leave(&request.group_id, leaving.collect()).await;
+    let mut error_code = code(&left);
+    let results = left.unwrap_or_default();
+    if version <= 2 {
+        error_code = results.first().map_or(error_code, code);
+    }
+    let members = members.into_iter().zip(&results).map(|(member, result)| LeftMember {
+        member_id: member.member_id,
+        group_instance_id: member.group_instance_id,
+        error_code: code(result),
+    });
+    Response::LeaveGroup(LeaveGroupResponse { error_code, members: members.collect(), ..Default::default() })
+}
+
+/// Which topics there are, and their ids: each is looked up once per request.
+struct Topics<'a> {
+    door: &'a Door,
+    known: BTreeMap<String, Option<(u128, usize)>>,
+}
+
+impl<'a> Topics<'a> {
+    fn new(door: &'a Door) -> Self {
+        Self { door, known: BTreeMap::new() }
+    }
+
+    /// A topic's id and how many partitions it has.
+    fn get(&mut self, name: &str) -> Option<(u128, usize)> {
+        if let Some(known) = self.known.get(name) {
+            return *known;
+        }
+        let found = self.door.broker.topic(name).ok().map(|topic| (topic_uuid(&topic).0, topic.partitions.len()));
+        self.known.insert(name.to_owned(), found);
+        found
+    }
+}
+
+/// OffsetCommit.
+pub(super) async fn commit(door: &Arc<Door>, request: OffsetCommitRequest) -> Response {
+    let mut known = Topics::new(door);
+    let mut offsets = Vec::new();
+    let mut topics: Vec<OffsetCommittedTopic> = Vec::with_capacity(request.topics.len());
+    for topic in request.topics {
+        let found = known.get(&topic.name);
+        let mut partitions = Vec::with_capacity(topic.partitions.len());
+        for partition in topic.partitions {
+            let number = u32::try_from(partition.partition).ok();
+            let place = found.zip(number).filter(|((_, count), number)| (*number as usize) < *count);
+            let error_code = match place {
+                Some(_) => ErrorCode::None,
+                None => ErrorCode::UnknownTopicOrPartition,
+            };
+            if let Some(((topic_id, _), number)) = place {
+                offsets.push(CommittedOffset {
+                    topic: topic.name.clone(),
+                    topic_id,
+                    partition: number,
+                    offset: partition.offset,
+                    leader_epoch: partition.leader_epoch,
+                    metadata: partition.metadata.unwrap_or_default(),
+                    time_ms: 0,
+                });
+            }
+            partitions.push(PartitionError { partition: partition.partition, error_code: error_code.number() });
+        }
+        topics.push(OffsetCommittedTopic { name: topic.name, partitions });
+    }
+    let speaker = Speaker {
+        member_id: request.member_id,
+        instance_id: request.group_instance_id,
+        generation: request.generation_id,
+    };
+    let failed = code(&door.broker.groups().commit(&request.group_id, speaker, offsets).await);
+    for partition in topics.iter_mut().flat_map(|topic| &mut topic.partitions) {
+        if partition.error_code == 0 {
+            partition.error_code = failed;
+        }
+    }
+    Response::OffsetCommit(OffsetCommitResponse { topics, ..Default::default() })
+}
+
+/// OffsetFetch.
+pub(super) async fn fetch(door: &Arc<Door>, request: OffsetFetchRequest, version: i16) -> Response {
+    if version >= 8 {
+        let mut groups = Vec::with_capacity(request.groups.len());
+        for group in request.groups {
+            groups.push(fetch_group(door, group).await);
+        }
+        return Response::OffsetFetch(OffsetFetchResponse { groups, ..Default::default() });
+    }
+    // Before version 2 "all" could not be said: an empty list is one.
+    let topics = request.topics.or((version < 2).then(Vec::new));
+    let group = OffsetFetchGroup { group_id: request.group_id, topics, ..Default::default() };
+    let mut fetched = fetch_group(door, group).await;
+    if version < 2 && fetched.error_code != 0 {
+        // There is no other place to say it.
+        for partition in fetched.topics.iter_mut().flat_map(|topic| &mut topic.partitions) {
+            partition.error_code = fetched.error_code;
+        }
+    }
+    let OffsetFetchedGroup { topics, error_code, .. } = fetched;
+    Response::OffsetFetch(OffsetFetchResponse { topics, error_code, ..Default::default() })
+}
+
+async fn fetch_group(door: &Arc<Door>, group: OffsetFetchGroup) -> OffsetFetchedGroup {
+    let wanted = group.topics.as_ref().map(|topics| {
+        let partitions = topics.iter().flat_map(|topic| {
+            topic.partitions.iter().map(|partition| (topic.name.clone(), u32::try_from(*partition).unwrap_or(u32::MAX)))
+        });
+        partitions.collect::<Partitions>()
+    });
+    let committed = door.broker.groups().committed(&group.group_id, wanted).await;
+    let error_code = code(&committed);
+    let mut known = Topics::new(door);
+    let mut found: BTreeMap<(String, u32), CommittedOffset> = BTreeMap::new();
+    for offset in committed.unwrap_or_default() {
+        if known.get(&offset.topic).is_some_and(|(topic_id, _)| topic_id == offset.topic_id) {
+            found.insert((offset.topic.clone(), offset.partition), offset);
+        }
+    }
+    let asked = group.topics.unwrap_or_else(|| {
+        let mut topics: BTreeMap<&String, Vec<i32>> = BTreeMap::new();
+        found.keys().for_each(|(topic, partition)| topics.entry(topic).or_default().push(*partition as i32));
+        topics.into_iter().map(|(name, partitions)| OffsetFetchTopic { name: name.clone(), partitions }).collect()
+    });
+    let topics = asked.into_iter().map(|topic| {
+        let partitions = topic.partitions.iter().map(|partition| {
+            let number = u32::try_from(*partition).unwrap_or(u32::MAX);
+            let none =
+                OffsetFetchedPartition { partition: *partition, metadata: Some(String::new()), ..Default::default() };
+            match found.get(&(topic.name.clone(), number)) {
+                Some(offset) => OffsetFetchedPartition {
+                    offset: offset.offset,
+                    leader_epoch: offset.leader_epoch,
+                    metadata: Some(offset.metadata.clone()),
+                    ..none
+                },
+                None => none,
+            }
+        });
+        OffsetFetchedTopic { partitions: partitions.collect(), name: topic.name }
+    });
+    OffsetFetchedGroup { topics: topics.collect(), group_id: group.group_id, error_code }
+}
+
+/// OffsetDelete.
+pub(super) async fn delete_offsets(door: &Arc<Door>, request: OffsetDeleteRequest) -> Response {
+    let number = |partition: &OffsetDeletePartition| u32::try_from(partition.partition).unwrap_or(u32::MAX);
+    let partitions: Partitions = request
+        .topics
+        .iter()
+        .flat_map(|topic| topic.partitions.iter().map(|partition| (topic.name.clone(), number(partition))))
+        .collect();
+    let removed = door.broker.groups().remove_offsets(&request.group_id, partitions).await;
+    let error_code = code(&removed);
+    let mut results = removed.unwrap_or_default().into_iter();
+    let topics = request.topics.into_iter().map(|topic| {
+        let partitions = topic.partitions.iter().map(|partition| PartitionError {
+            partition: partition.partition,
+            error_code: results.next().as_ref().map_or(error_code, code),
+        });
+        OffsetCommittedTopic { partitions: partitions.collect(), name: topic.name }
+    });
+    let topics = if error_code == 0 { topics.collect() } else { Vec::new() };
+    Response::OffsetDelete(OffsetDeleteResponse { error_code, topics, ..Default::default() })
+}
+
+/// DescribeGroups.
+pub(super) async fn describe(door: &Arc<Door>, request: DescribeGroupsRequest) -> Response {
+    let mut groups = Vec::with_capacity(request.groups.len());
+    for group_id in request.groups {
+        groups.push(match door.broker.groups().describe(&group_id).await {
+            Ok(group) => described(group),
+            // A group that was never heard of is a dead one.
+            Err(GroupError::NotFound) => {
+                DescribedGroup { group_id, group_state: "Dead".to_owned(), ..Default::default() }
+            }
+            Err(error) => {
+                DescribedGroup { group_id, error_code: ErrorCode::from(&error).number(), ..Default::default() }
+            }
+        });
+    }
+    Response::DescribeGroups(DescribeGroupsResponse { groups, ..Default::default() })
+}
+
+fn described(group: GroupDescription) -> DescribedGroup {
+    let member = |member: crate::coordinator::MemberDescription| DescribedGroupMember {
+        member_id: member.id,
+        group_instance_id: member.instance_id,
+        client_id: member.client_id,
+        client_host: member.client_host,
+        member_metadata: member.metadata,
+        member_assignment: member.assignment,
+    };
+    DescribedGroup {
+        group_id: group.name,
+        group_state: group.state.as_str().to_owned(),
+        protocol_type: group.protocol_type,
+        protocol_data: group.protocol,
+        members: group.members.into_iter().map(member).collect(),
+        ..Default::default()
+    }
+}
+
+/// ListGroups: those of this broker; clients ask every broker.
+pub(super) async fn list(door: &Arc<Door>, request: ListGroupsRequest) -> Response {
+    let listed = door.broker.groups().list().await;
+    let error_code = code(&listed);
+    let wanted = |filter: &[String], value: &str| {
+        filter.is_empty() || filter.iter().any(|wanted| wanted.eq_ignore_ascii_case(value))
+    };
+    let groups = listed.unwrap_or_default().into_iter();
+    let groups = groups.filter(|group| {
+        wanted(&request.states_filter, group.state.as_str()) && wanted(&request.types_filter, "classic")
+    });
+    let groups = groups.map(|group| ListedGroup {
+        group_id: group.name,
+        protocol_type: group.protocol_type,
+        group_state: group.state.as_str().to_owned(),
+        group_type: "classic".to_owned(),
+    });
+    Response::ListGroups(ListGroupsResponse { error_code, groups: groups.collect(), ..Default::default() })
+}
+
+/// DeleteGroups.
+pub(super) async fn delete(door: &Arc<Door>, request: DeleteGroupsRequest) -> Response {
+    let mut results = Vec::with_capacity(request.groups.len());
+    for group_id in request.groups {
+        let error_code = code(&door.broker.groups().delete(&group_id).await);
+        results.push(DeletedGroup { group_id, error_code });
+    }
+    Response::DeleteGroups(DeleteGroupsResponse { results, ..Default::default() })
+}

@@ -1,0 +1,235 @@
+//! What an operator does with the real binary beyond the everyday: a second signal, too few file descriptors, a lagging
+//! replica, log lines that tell brokers apart, completions; and a raw fetch that is passed on whole.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use reqwest::StatusCode;
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+use crate::support::{Cluster, PATIENCE, free_ports, free_ports_in_a_row, pontoon, run};
+
+/// A process that does not outlive its test.
+struct Killed(Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn send(child: &Child, signal: Signal) {
+    kill_process(Pid::from_raw(child.id() as i32).unwrap(), signal).unwrap();
+}
+
+/// `pontoon serve` of a cluster of its own, in a shell that runs `before` first.
+fn serve_after(before: &str, dir: &std::path::Path, ports: &[u16]) -> Command {
+    let binary = pontoon();
+    let mut command = Command::new("sh");
+    command.arg("-c").arg(format!("{before}; exec \"$0\" \"$@\"")).arg(binary.get_program());
+    command.args(["serve", "--broker-id", "1", "--data-dir"]).arg(dir.join("data"));
+    command.args(["--bootstrap", &format!("1@127.0.0.1:{}", ports[0])]);
+    command.args(["--http-listen", &format!("127.0.0.1:{}", ports[1])]);
+    // Whatever the developer has set, and whatever else listens by default.
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("PONTOON_")) {
+        command.env_remove(name);
+    }
+    command.args(["--set", &format!("kafka.listen=127.0.0.1:{}", ports[2])]);
+    command.stderr(Stdio::piped()).stdout(Stdio::null());
+    command
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_second_signal_ends_at_once_with_130() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut broker = Killed(serve_after("true", dir.path(), &free_ports(3)).spawn().unwrap());
+    let mut lines = BufReader::new(broker.0.stderr.take().unwrap()).lines();
+    let mut wait_for = |word: &str| {
+        let found =
+            tokio::task::block_in_place(|| lines.by_ref().map_while(Result::ok).find(|line| line.contains(word)));
+        assert!(found.is_some(), "it never said {word:?}");
+    };
+    wait_for("the cluster is formed");
+    // While the process is stopped both signals gather; it then sees the one and, while it closes, the other.
+    send(&broker.0, Signal::STOP);
+    send(&broker.0, Signal::TERM);
+    send(&broker.0, Signal::INT);
+    send(&broker.0, Signal::CONT);
+    wait_for("again: ending at once");
+    let ended = tokio::task::block_in_place(|| broker.0.wait()).unwrap();
+    assert_eq!(ended.code(), Some(130));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn too_few_file_descriptors_are_refused_and_few_are_complained_about() {
+    let (dir, ports) = (tempfile::tempdir().unwrap(), free_ports(3));
+    let refused = tokio::task::block_in_place(|| serve_after("ulimit -n 512", dir.path(), &ports).output()).unwrap();
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert_eq!(refused.status.code(), Some(1), "{said}");
+    assert!(said.contains("RLIMIT_NOFILE is 512; at least 1024 are needed (ulimit -n)"), "{said}");
+
+    let mut broker = Killed(serve_after("ulimit -Sn 300; ulimit -Hn 4096", dir.path(), &ports).spawn().unwrap());
+    let mut lines = BufReader::new(broker.0.stderr.take().unwrap()).lines();
+    let mut said = String::new();
+    while !said.contains("the cluster is formed") {
+        let line = tokio::task::block_in_place(|| lines.next()).expect("it ended").unwrap();
+        said += &format!("{line}\n");
+    }
+    assert!(said.contains("RLIMIT_NOFILE is 4096, with limits.connections_max = 10000"), "{said}");
+    let metrics = format!("http://127.0.0.1:{}/metrics", ports[1]);
+    let text = crate::support::client().get(metrics).send().await.unwrap().text().await.unwrap();
+    assert!(text.contains("pontoon_process_max_fds 4096\n"), "the soft limit was raised to the hard one: {text}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_large_raw_fetch_is_passed_on_whole() {
+    let cluster = Cluster::start(3).await;
+    cluster.create_topic(1, "t", 1).await;
+    let leader = cluster.leader(1, "t", 0).await;
+    for at in 0..24u8 {
+        cluster.produce_text(leader, "t", 0, &String::from_utf8(vec![b'a' + at; 1_000_000]).unwrap()).await;
+    }
+    let fetch = async |id: u32| {
+        let path = "/v1/topics/t/partitions/0/records?offset=0&max_bytes=67108864&consistency=linearizable";
+        let request =
+            cluster.http.get(format!("{}{path}", cluster.url(id))).header("accept", "application/octet-stream");
+        let answer = request.send().await.unwrap();
+        assert_eq!(answer.status(), StatusCode::OK);
+        let header = |name: &str| answer.headers()[name].to_str().unwrap().to_owned();
+        let cursor = (header("pontoon-next-offset"), header("pontoon-high-watermark"), header("content-length"));
+        (cursor, answer.bytes().await.unwrap())
+    };
+    let (cursor, own) = fetch(leader).await;
+    assert!(own.len() > 24_000_000 && cursor.0 == "24" && cursor.2 == own.len().to_string(), "{cursor:?}");
+    for id in (1..=3).filter(|id| *id != leader) {
+        let (passed, bytes) = fetch(id).await;
+        assert_eq!(passed, cursor);
+        assert!(bytes == own, "broker {id} passed on other bytes");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lagging_replica_is_told_with_its_lag_and_the_reason() {
+    let mut cluster = Cluster::start(3).await;
+    cluster.create_topic(1, "t", 1).await;
+    cluster.kill(3);
+    for at in 0..3 {
+        cluster.produce_text(1, "t", 0, &format!("{at}{}", "x".repeat(500_000))).await;
+    }
+    let servers = cluster.servers();
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let shown = run(&["status", "--json", "--server", &servers], b"").await;
+        let shown: Value = serde_json::from_slice(&shown.stdout).unwrap();
+        let lagging = &shown["topics"][0]["partitions"][0]["lagging"][0];
+        let told = lagging["bytes"].as_u64().is_some_and(|bytes| (1_500_000..2_000_000).contains(&bytes));
+        if told && lagging["reason"] == "dead" && lagging["broker"] == 3 && lagging["records"] == 3 {
+            break;
+        }
+        assert!(Instant::now() < deadline, "{shown}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let text = run(&["status", "--server", &servers], b"").await;
+    let text = String::from_utf8(text.stdout).unwrap();
+    assert!(text.contains("! broker 3 is dead: nothing answers at"), "{text}");
+    assert!(
+        text.contains("t/0 has 2 of 3 replicas in sync: broker 3 lags 1.4") && text.contains("it is dead"),
+        "{text}"
+    );
+    cluster.restart(3).await;
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let text = run(&["status", "--server", &servers], b"").await;
+        if String::from_utf8_lossy(&text.stdout).contains("all is well") {
+            break;
+        }
+        assert!(Instant::now() < deadline, "{}", String::from_utf8_lossy(&text.stdout));
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn watching_goes_on_and_a_closed_pipe_is_quiet() {
+    let cluster = Cluster::start(1).await;
+    let mut watching = Killed(
+        pontoon()
+            .args(["status", "--watch", "--json", "--server", &cluster.servers()])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap(),
+    );
+    let mut lines = BufReader::new(watching.0.stdout.take().unwrap()).lines();
+    for _ in 0..2 {
+        let line = tokio::task::block_in_place(|| lines.next()).unwrap().unwrap();
+        let shown: Value = serde_json::from_str(&line).unwrap();
+        assert_eq!(
+            (&shown["troubles"], &shown["cluster"]["controller"]),
+            (&serde_json::json!([]), &serde_json::json!(1))
+        );
+    }
+    drop(lines);
+    let ended = tokio::task::block_in_place(|| watching.0.wait()).unwrap();
+    assert_eq!(ended.code(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn log_lines_of_dev_tell_brokers_groups_and_connections_apart() {
+    let first = free_ports_in_a_row(9);
+    let (http, peer, kafka) = (first.to_string(), (first + 3).to_string(), (first + 6).to_string());
+    let dir = tempfile::tempdir().unwrap();
+    let mut dev = Killed(
+        pontoon()
+            .args(["dev", "--log-format", "json", "--data", dir.path().join("dev").to_str().unwrap()])
+            .args(["--http-port", &http, "--peer-port", &peer, "--kafka-port", &kafka])
+            .env("PONTOON_LOG", "error,pontoon=debug,pontoon_raft=debug")
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap(),
+    );
+    let mut lines = BufReader::new(dev.0.stderr.take().unwrap()).lines();
+    // What is wanted: (span, a field of it, the broker).
+    let mut wanted: Vec<(&str, &str, String)> = Vec::new();
+    for broker in 1..=3 {
+        wanted.push(("broker", "broker", broker.to_string()));
+        wanted.push(("peer", "connection", broker.to_string()));
+        wanted.push(("http", "peer", broker.to_string()));
+    }
+    wanted.push(("group", "replica", "any".to_owned()));
+    let client = crate::support::client();
+    let asking = tokio::spawn(async move {
+        loop {
+            for at in 0..3 {
+                let _ = client.get(format!("http://127.0.0.1:{}/healthz", first + at)).send().await;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    });
+    while !wanted.is_empty() {
+        let line =
+            tokio::task::block_in_place(|| lines.next()).unwrap_or_else(|| panic!("never seen: {wanted:?}")).unwrap();
+        let Ok(line) = serde_json::from_str::<Value>(&line) else { continue };
+        for span in line["spans"].as_array().into_iter().flatten() {
+            let of = span["broker"]
+                .as_u64()
+                .map_or_else(|| span["broker"].as_str().unwrap_or("").to_owned(), |id| id.to_string());
+            wanted.retain(|(name, field, broker)| {
+                span["name"] != *name || span.get(field).is_none() || (broker != "any" && *broker != of)
+            });
+        }
+    }
+    asking.abort();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn completions_are_printed_for_the_shells_there_are() {
+    for shell in ["bash", "zsh", "fish"] {
+        let printed = run(&["completions", shell], b"").await;
+        assert_eq!(printed.status.code(), Some(0));
+        assert!(String::from_utf8(printed.stdout).unwrap().contains("consume"), "{shell}");
+    }
+    assert_eq!(run(&["completions", "cmd"], b"").await.status.code(), Some(2));
+}

@@ -1,0 +1,384 @@
+//! What the seed does to machines, processes, disks and wires, from outside.
+//!
+//! Bits rot, and whole disks are lost, on one broker of a run only (`victim`): what a majority has lost nobody can bring back.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use pontoon_raft::disk::Disk;
+use pontoon_raft::disk::sim::{EIO, Fault, OpKind, SimDisk};
+use rand::rngs::SmallRng;
+use rand::{RngExt, SeedableRng};
+use turmoil::Sim;
+
+use crate::broken::{Focus, Variant};
+use crate::cluster::{BROKERS, CLIENT, Start, World, host};
+
+/// How long a journal's syncs take, mostly, and on a disk that stalls.
+const SYNC: Duration = Duration::from_millis(1);
+/// Whether bits flip, too: what is found rotten only when it is read must be repaired in place (RULES.md R7).
+const FLIPS: bool = false;
+const SLOW: Duration = Duration::from_millis(60);
+const STALL: Duration = Duration::from_millis(1300);
+/// Longest that a message is on its way, mostly.
+pub(crate) const LATENCY: Duration = Duration::from_millis(5);
+
+/// What is to happen later.
+#[derive(Clone, Copy, Debug)]
+enum Later {
+    Repair(u32, u32),
+    Release(u32, u32),
+    /// A link is as quick as it was.
+    Quicken(u32, u32),
+    /// What is left of a killed process goes.
+    Bury(u32),
+    /// The next process starts.
+    Boot(u32),
+    /// The disk is itself again: quick, and with room.
+    Mend(u32),
+}
+
+/// The one who does it.
+pub(crate) struct Faults {
+    world: World,
+    rng: SmallRng,
+    /// Whose disk may rot.
+    victim: u32,
+    next_ms: u64,
+    later: BTreeMap<(u64, u64), Later>,
+    laters: u64,
+    /// How many of each kind there were.
+    pub(crate) struck: BTreeMap<&'static str, u64>,
+}
+
+impl Faults {
+    pub(crate) fn new(world: World, seed: u64) -> Self {
+        let mut rng = SmallRng::seed_from_u64(seed ^ 0xfa17);
+        let victim = rng.random_range(1..=BROKERS);
+        Self { world, rng, victim, next_ms: 0, later: BTreeMap::new(), laters: 0, struck: BTreeMap::new() }
+    }
+
+    fn note(&mut self, kind: &'static str, what: impl std::fmt::Display) {
+        *self.struck.entry(kind).or_default() += 1;
+        self.world.trace.note("fault", format_args!("{kind} {what}"));
+    }
+
+    fn ms(&mut self, from: u64, to: u64) -> u64 {
+        self.rng.random_range(from..to)
+    }
+
+    fn plan(&mut self, after_ms: u64, later: Later) {
+        self.laters += 1;
+        self.later.insert((self.world.trace.now_ms() + after_ms, self.laters), later);
+    }
+
+    /// Before each step: what is due ends, and processes that ended are started again.
+    pub(crate) fn step(&mut self, sim: &mut Sim<'_>) {
+        let now = self.world.trace.now_ms();
+        while let Some(due) = self.later.first_entry().filter(|due| due.key().0 <= now) {
+            let later = due.remove();
+            self.end(sim, later);
+        }
+        let ended = std::mem::take(&mut *self.world.ended.lock());
+        for ((broker, life), unreadable) in ended {
+            if self.world.is_alive(broker, life) {
+                match unreadable && self.world.start_of(broker).rots {
+                    // A directory that cannot be opened: the operator gives the broker an empty one.
+                    true => self.wipe(broker),
+                    false => self.kill(broker),
+                }
+            }
+        }
+    }
+
+    /// Before a step in which something may go wrong.
+    pub(crate) fn step_and_strike(&mut self, sim: &mut Sim<'_>) {
+        self.step(sim);
+        let now = self.world.trace.now_ms();
+        if now >= self.next_ms {
+            self.strike(sim);
+            self.next_ms = now + self.ms(100, 600);
+        }
+    }
+
+    /// Every fault ends within the next steps.
+    pub(crate) fn heal(&mut self) {
+        self.world.trace.note("fault", "heal");
+        for ((due_ms, _), later) in std::mem::take(&mut self.later) {
+            let left = due_ms.saturating_sub(self.world.trace.now_ms());
+            self.plan(if matches!(later, Later::Bury(_)) { left } else { 5 }, later);
+        }
+    }
+
+    /// The power of all machines at once.
+    pub(crate) fn black_out(&mut self, sim: &mut Sim<'_>) {
+        for broker in 1..=BROKERS {
+            self.power_off(sim, broker, 5);
+        }
+    }
+
+    fn strike(&mut self, sim: &mut Sim<'_>) {
+        // Leaders have more to lose.
+        let leads = self.world.ledger.leader_of(self.rng.random_range(0..4));
+        let any = self.rng.random_range(1..=BROKERS);
+        let broker = leads.filter(|_| self.rng.random_bool(0.5)).unwrap_or(any);
+        let other = (broker + self.rng.random_range(0..BROKERS - 1)) % BROKERS + 1;
+        let busy = self.later.values().any(|later| match later {
+            Later::Repair(one, two) | Later::Release(one, two) | Later::Quicken(one, two) => {
+                [one, two].contains(&&broker)
+            }
+            Later::Bury(off) | Later::Boot(off) | Later::Mend(off) => *off == broker,
+        });
+        if busy {
+            return;
+        }
+        let focus = self.world.variant.map_or(Focus::Nothing, Variant::focus);
+        if focus != Focus::Nothing && self.rng.random_bool(0.7) {
+            return self.strike_with(focus, sim);
+        }
+        match self.rng.random_range(0..3) {
+            0 => self.strike_machine(sim, broker),
+            1 => self.strike_network(sim, broker, other),
+            _ => self.strike_disk(broker),
+        }
+    }
+
+    fn strike_machine(&mut self, sim: &mut Sim<'_>, broker: u32) {
+        match self.rng.random_range(0..5) {
+            0 | 1 => {
+                let off_ms = self.ms(20, 2000);
+                self.power_off(sim, broker, off_ms);
+            }
+            2 | 3 => self.kill(broker),
+            _ => {
+                self.note("stop", broker);
+                // It ends by itself, and is started again then.
+                self.change(broker, |start| start.stop = true);
+            }
+        }
+    }
+
+    fn strike_network(&mut self, sim: &mut Sim<'_>, broker: u32, other: u32) {
+        match self.rng.random_range(0..5) {
+            0 => self.partition(sim, &[(broker, other)]),
+            1 => self.isolate(sim, broker),
+            2 => {
+                self.note("one-way cut", format_args!("{broker} to {other}"));
+                sim.partition_oneway(host(broker), host(other));
+                let after = self.ms(1300, 2500);
+                self.plan(after, Later::Repair(broker, other));
+            }
+            3 => {
+                self.note("hold", format_args!("{broker} {other}"));
+                sim.hold(host(broker), host(other));
+                let after = self.ms(20, 1800);
+                self.plan(after, Later::Release(broker, other));
+            }
+            _ => {
+                let latency = Duration::from_millis(self.ms(20, 300));
+                self.note("delay", format_args!("{broker} {other} up to {latency:?}"));
+                sim.set_link_max_message_latency(host(broker), host(other), latency);
+                let after = self.ms(500, 3000);
+                self.plan(after, Later::Quicken(broker, other));
+            }
+        }
+    }
+
+    fn strike_disk(&mut self, broker: u32) {
+        match self.rng.random_range(0..7) {
+            0 => {
+                self.note("stall", broker);
+                self.disk(broker).slow_syncs("", STALL);
+                let after = self.ms(500, 2500);
+                self.plan(after, Later::Mend(broker));
+            }
+            1 => {
+                self.note("failed sync", broker);
+                self.fail(broker, OpKind::Sync, "", true);
+            }
+            2 => {
+                self.note("failed write", broker);
+                self.fail(broker, OpKind::Write, ".segment", false);
+            }
+            3 => {
+                self.note("failed read", broker);
+                self.fail(broker, OpKind::Read, ".segment", false);
+            }
+            4 => {
+                let (disk, room) = (self.disk(broker), self.ms(0, 400 << 10));
+                self.note("full disk", format_args!("{broker}, {room} bytes left"));
+                disk.set_capacity(Some(disk.used_bytes() + room));
+                let after = self.ms(500, 2500);
+                self.plan(after, Later::Mend(broker));
+            }
+            5 => self.rot(),
+            _ if self.rng.random_bool(0.3) => self.wipe(self.victim),
+            _ => {}
+        }
+    }
+
+    /// What a broken variant needs most.
+    fn strike_with(&mut self, focus: Focus, sim: &mut Sim<'_>) {
+        match focus {
+            Focus::Nothing => {}
+            Focus::BlackOuts => {
+                self.note("black-out", "all");
+                for broker in 1..=BROKERS {
+                    let off_ms = self.ms(5, 300);
+                    self.power_off(sim, broker, off_ms);
+                    // With more time between a write and its sync there is more to lose.
+                    self.disk(broker).slow_syncs("", SLOW);
+                }
+            }
+            Focus::Isolation => {
+                let leader = self.world.ledger.leader_of(self.rng.random_range(1..4)).unwrap_or(1);
+                self.isolate(sim, leader);
+            }
+            Focus::Rot => self.rot(),
+        }
+    }
+
+    fn isolate(&mut self, sim: &mut Sim<'_>, broker: u32) {
+        let links: Vec<_> = (1..=BROKERS).filter(|other| *other != broker).map(|other| (broker, other)).collect();
+        self.partition(sim, &links);
+    }
+
+    fn partition(&mut self, sim: &mut Sim<'_>, links: &[(u32, u32)]) {
+        self.note("partition", format_args!("{links:?}"));
+        let after = self.ms(1300, 3000);
+        for (one, other) in links {
+            sim.partition(host(*one), host(*other));
+            self.plan(after, Later::Repair(*one, *other));
+        }
+    }
+
+    fn fail(&mut self, broker: u32, kind: OpKind, path_contains: &str, loses_data: bool) {
+        let skip = self.ms(0, 4);
+        let path_contains = path_contains.to_owned();
+        self.disk(broker).inject(Fault { kind, path_contains, skip, errno: EIO, loses_data });
+        self.change(broker, |start| start.disk_fails = true);
+    }
+
+    /// Flips a bit of one of the victim's segments, or takes a part of it away, while no process has it.
+    fn rot(&mut self) {
+        let victim = self.victim;
+        if self.later.values().any(|later| matches!(later, Later::Bury(off) | Later::Boot(off) if *off == victim)) {
+            return;
+        }
+        self.kill(victim);
+        let disk = self.disk(victim);
+        let files = segments(&disk);
+        if files.is_empty() {
+            return;
+        }
+        let (path, bytes) = files[self.rng.random_range(0..files.len())].clone();
+        let (position, bit) = (self.rng.random_range(0..bytes), self.rng.random_range(0..8));
+        if !FLIPS || self.rng.random_bool(0.4) {
+            self.note("cut file", format_args!("{victim} {} at {position}", path.display()));
+            disk.truncate(&path, position);
+        } else {
+            self.note("flipped bit", format_args!("{victim} {} at {position}", path.display()));
+            disk.flip_bit(&path, position, bit);
+        }
+        self.change(victim, |start| start.rots = true);
+    }
+
+    /// The broker gets an empty disk in place of what it had.
+    fn wipe(&mut self, broker: u32) {
+        if self.later.values().any(|later| matches!(later, Later::Bury(off) | Later::Boot(off) if *off == broker)) {
+            return;
+        }
+        self.kill(broker);
+        self.note("lost disk", broker);
+        let disk = new_disk(self.rng.random_range(0..u64::MAX));
+        self.change(broker, |start| {
+            start.disk = disk;
+            start.tables = Arc::default();
+            start.rots = true;
+        });
+    }
+
+    fn end(&mut self, sim: &mut Sim<'_>, later: Later) {
+        self.world.trace.note("fault", format_args!("{later:?}"));
+        match later {
+            Later::Repair(one, two) => sim.repair(host(one), host(two)),
+            Later::Release(one, two) => sim.release(host(one), host(two)),
+            Later::Quicken(one, two) => sim.set_link_max_message_latency(host(one), host(two), LATENCY),
+            Later::Bury(broker) => sim.crash(host(broker)),
+            Later::Boot(broker) => sim.bounce(host(broker)),
+            Later::Mend(broker) => {
+                self.disk(broker).slow_syncs("", SYNC);
+                self.disk(broker).set_capacity(None);
+            }
+        }
+    }
+
+    /// kill -9: the machine stays up, so that its connections close and new ones are refused until the process is back.
+    fn kill(&mut self, broker: u32) {
+        self.note("kill", broker);
+        let after = Duration::from_millis(self.ms(10, 1500));
+        self.next_life(broker, |start| {
+            start.disk = start.disk.kill();
+            start.after = after;
+        });
+        self.plan(1, Later::Bury(broker));
+        self.plan(1, Later::Boot(broker));
+    }
+
+    /// Nothing that it did not sync survives for certain; its connections do not close, they fall silent.
+    fn power_off(&mut self, sim: &mut Sim<'_>, broker: u32, off_ms: u64) {
+        self.note("power off", broker);
+        let tables_go = self.rng.random_bool(0.5);
+        self.next_life(broker, |start| {
+            start.disk = start.disk.crash();
+            start.after = Duration::ZERO;
+            if tables_go {
+                start.tables = Arc::default();
+            }
+        });
+        self.plan(1, Later::Bury(broker));
+        for other in (1..=CLIENT).filter(|other| *other != broker) {
+            sim.partition(host(broker), host(other));
+            self.plan(off_ms, Later::Repair(broker, other));
+        }
+        self.plan(off_ms, Later::Boot(broker));
+    }
+
+    fn disk(&self, broker: u32) -> SimDisk {
+        self.world.start_of(broker).disk
+    }
+
+    fn change(&self, broker: u32, change: impl FnOnce(&mut Start)) {
+        change(self.world.starts.lock().get_mut(&broker).expect("a broker"));
+    }
+
+    fn next_life(&self, broker: u32, change: impl FnOnce(&mut Start)) {
+        self.change(broker, |start| {
+            start.life += 1;
+            start.stop = false;
+            // A fault that has not struck yet may strike in this life.
+            start.disk_fails = start.disk.faults_left() > 0;
+            change(start);
+        });
+    }
+}
+
+/// A disk with its usual pace.
+pub(crate) fn new_disk(seed: u64) -> SimDisk {
+    let disk = SimDisk::new(seed);
+    disk.slow_syncs("", SYNC);
+    disk
+}
+
+/// Every segment that holds something. The simulated disk answers at once.
+fn segments(disk: &SimDisk) -> Vec<(PathBuf, u64)> {
+    let list = |path: &Path| disk.read_dir(path).now_or_never().and_then(Result::ok).unwrap_or_default();
+    let groups = Path::new("/data/groups");
+    let folders = list(groups).into_iter().map(|folder| groups.join(folder.name));
+    let files =
+        folders.flat_map(|folder| list(&folder).into_iter().map(move |file| (folder.join(&file.name), file.bytes)));
+    files.filter(|(path, bytes)| *bytes > 0 && path.extension().is_some_and(|kind| kind == "segment")).collect()
+}
