@@ -116,9 +116,12 @@ impl Shard {
             shard.tick(now);
             if let Err(error) = shard.finish_round().await {
                 tracing::info!(%error, "this broker stops coordinating some consumer groups for the moment");
-                return;
+                break;
             }
         }
+        // First, so that who is told to ask again finds no queue that nobody reads.
+        queue.close();
+        drop(shard);
     }
 
     /// Reads the log, all of it that is committed.
