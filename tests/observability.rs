@@ -107,6 +107,20 @@ async fn every_promised_metric_is_served_and_moves() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn partitions_are_shown_only_if_asked_for() {
+    let cluster = Cluster::start_with(1, &["--set", "metrics.partitions=true"]).await;
+    cluster.create_topic(1, "some.topic", 2).await;
+    cluster.produce_text(1, "some.topic", 1, "one").await;
+    let text = scrape(&cluster, 1).await;
+    let wanted = "pontoon_partition_high_watermark{broker=\"1\",topic=\"some.topic\",partition=\"1\"} 1\n";
+    assert!(text.contains(wanted), "{text}");
+    assert_eq!(served(&text).get("pontoon_partition_in_sync"), Some(&"gauge"));
+    let quiet = Cluster::start(1).await;
+    quiet.create_topic(1, "some.topic", 2).await;
+    assert!(!scrape(&quiet, 1).await.contains("some.topic"), "no label grows with topics");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_produce_says_where_its_time_went() {
     let cluster = Cluster::start(3).await;
     cluster.create_topic(1, "t", 1).await;

@@ -18,7 +18,8 @@ const HOMES: &[(&str, &[&str])] = &[
             "raft/src/supervision.rs",
             "raft/src/log/entry.rs",
             "raft/src/testing",
-            "src/telemetry", // the name of its log lines
+            "src/telemetry",                  // the name of its log lines
+            "jepsen/src/nemesis/scenario.rs", // the names of its issues
         ],
     ),
     ("sled::", &["src/catalog/tables"]),

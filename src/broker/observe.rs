@@ -9,9 +9,10 @@ use pontoon_raft::instruments::Instrument;
 use pontoon_raft::transport::Liveness;
 use pontoon_raft::types::BrokerId;
 
-use super::Broker;
 use super::shared::Shared;
+use super::{Broker, PartitionDescription};
 use crate::partition::PartitionInstruments;
+use crate::telemetry::recorder::write_family;
 
 instruments! {
     /// Set when somebody asks.
@@ -55,6 +56,24 @@ instruments! {
     }
 }
 
+/// Reads what is shown.
+type Value = fn(&PartitionDescription) -> u64;
+
+/// What is shown of a partition, by its leader, if `metrics.partitions` says so.
+const OF_PARTITIONS: &[(Instrument, Value)] = &[
+    (gauge("pontoon_partition_log_start_offset", "Oldest readable offset."), |of| of.log_start_offset.0),
+    (gauge("pontoon_partition_high_watermark", "One past the last committed offset."), |of| of.high_watermark.0),
+    (gauge("pontoon_partition_leader_epoch", "The leader's term."), |of| of.leader_epoch),
+    (gauge("pontoon_partition_in_sync", "Replicas that are alive and not behind."), |of| of.in_sync.len() as u64),
+    (gauge("pontoon_partition_lag_bytes_max", "Bytes that the replica furthest behind lacks."), |of| {
+        of.lagging.iter().map(|lagging| lagging.bytes).max().unwrap_or(0)
+    }),
+];
+
+const fn gauge(name: &'static str, help: &'static str) -> Instrument {
+    Instrument { kind: "gauge", name, help }
+}
+
 /// A broker's handles.
 pub(super) struct BrokerInstruments {
     gauges: BrokerGauges,
@@ -81,6 +100,30 @@ impl Broker {
         self.shared.observe_cluster(gauges);
         self.shared.observe_store(gauges);
         self.shared.observe_peers();
+    }
+}
+
+impl Broker {
+    /// The partitions that this broker leads, in Prometheus' text format; nothing unless `metrics.partitions` is set.
+    /// They have no handles: topics come and go.
+    pub fn partition_metrics(&self) -> String {
+        let mut text = String::new();
+        if !self.config().metrics_partitions {
+            return text;
+        }
+        let topics = self.topics();
+        for (instrument, value) in OF_PARTITIONS {
+            let led = topics.iter().flat_map(|topic| topic.partitions.iter().map(|partition| (&topic.name, partition)));
+            let led = led.filter(|(_, partition)| partition.leader == Some(self.id()));
+            // A topic's name needs no escaping: its characters are few.
+            let samples = led.map(|(topic, partition)| {
+                let labels =
+                    format!("broker=\"{}\",topic=\"{topic}\",partition=\"{}\"", self.id(), partition.partition);
+                (labels, value(partition))
+            });
+            write_family(&mut text, instrument, samples);
+        }
+        text
     }
 }
 

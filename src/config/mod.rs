@@ -123,6 +123,8 @@ pub struct Config {
     pub peer: ListenConfig,
     /// Listen on other addresses than loopback without security.
     pub allow_insecure: bool,
+    /// `/metrics` shows each partition that this broker leads. Default: no; thousands of them are many series.
+    pub metrics_partitions: bool,
     /// Limits.
     pub limits: Limits,
     /// Defaults of topic configuration (`log.*`).
@@ -145,6 +147,7 @@ impl Config {
             kafka: KafkaConfig::default(),
             peer: ListenConfig { listen: "127.0.0.1:7090".into(), advertised: None },
             allow_insecure: false,
+            metrics_partitions: false,
             limits: Limits::default(),
             log: BTreeMap::new(),
             retention_check_interval: Duration::from_secs(30),

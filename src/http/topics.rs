@@ -124,7 +124,8 @@ pub(super) async fn show_metrics(State(shared): State<Arc<Shared>>) -> Response 
     if let Ok(broker) = shared.broker() {
         broker.observe(not_ready(&shared).is_none());
     }
-    let text = shared.metrics.render(shared.request_bytes_in_flight());
+    let partitions = shared.broker().map(|broker| broker.partition_metrics()).unwrap_or_default();
+    let text = shared.metrics.render(shared.request_bytes_in_flight()) + &partitions;
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
 }
 

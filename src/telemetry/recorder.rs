@@ -13,6 +13,7 @@ use std::sync::{Arc, OnceLock};
 
 use metrics::{Counter, Gauge, Histogram, HistogramFn, Key, KeyName, Metadata, SharedString, Unit};
 use parking_lot::Mutex;
+use pontoon_raft::instruments::Instrument;
 use pontoon_raft::types::BrokerId;
 
 /// Upper bounds of latencies, in seconds: from a fast fsync to a timeout.
@@ -122,6 +123,15 @@ impl Recorder {
             write_series(&mut text, key, series);
         }
         text
+    }
+}
+
+/// Writes values that no handle holds, each with its labels.
+pub fn write_family(text: &mut String, of: &Instrument, samples: impl Iterator<Item = (String, u64)>) {
+    let Instrument { kind, name, help } = of;
+    let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}");
+    for (labels, value) in samples {
+        let _ = writeln!(text, "{name}{{{labels}}} {value}");
     }
 }
 

@@ -19,8 +19,6 @@ use crate::cluster::{BROKERS, CLIENT, Start, World, host};
 
 /// How long a journal's syncs take, mostly, and on a disk that stalls.
 const SYNC: Duration = Duration::from_millis(1);
-/// Whether bits flip, too: what is found rotten only when it is read must be repaired in place (RULES.md R7).
-const FLIPS: bool = false;
 const SLOW: Duration = Duration::from_millis(60);
 const STALL: Duration = Duration::from_millis(1300);
 /// Longest that a message is on its way, mostly.
@@ -276,7 +274,7 @@ impl Faults {
         }
         let (path, bytes) = files[self.rng.random_range(0..files.len())].clone();
         let (position, bit) = (self.rng.random_range(0..bytes), self.rng.random_range(0..8));
-        if !FLIPS || self.rng.random_bool(0.4) {
+        if self.rng.random_bool(0.4) {
             self.note("cut file", format_args!("{victim} {} at {position}", path.display()));
             disk.truncate(&path, position);
         } else {

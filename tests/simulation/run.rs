@@ -22,6 +22,9 @@ const CHAOS: Duration = Duration::from_secs(6);
 /// entry that no peer has is rotten, is set aside and replaced only after some minutes of trying to repair it.
 const RECOVERY_MAX: Duration = Duration::from_secs(300);
 
+/// Longest between an entry's being applied and its being shown, in steps of 1 ms; with room.
+const SETTLE_MS: u64 = 200;
+
 /// What to run.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Plan {
@@ -151,6 +154,11 @@ impl Simulation<'_> {
         self.until("the brokers agree after a black-out", agreed);
         self.world.want(Phase::ReadAll);
         self.until("all is read", |world| arrived(world, Phase::ReadAll));
+        // What was read, the observers see a moment later.
+        for _ in 0..SETTLE_MS {
+            self.step();
+        }
+        self.until("the brokers agree at the end", agreed);
         if !self.is_over() {
             self.world.ledger.judge();
         }
