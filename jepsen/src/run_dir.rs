@@ -5,6 +5,7 @@
 //! run.json        what judging must know of it
 //! history.edn     every event of every client, one a line
 //! timeline.jsonl  every fault, one event a line
+//! registers.jsonl every committed offset and every look at one, if there were any   (written by running)
 //! n1.log …        what each broker said                  (written by running)
 //! n1.ext4 …       the disks, of a run that is not valid  (written by running)
 //! results.json    the verdict, for machines      (written by checking)
@@ -29,6 +30,8 @@ pub const PLAN_JSON: &str = "plan.json";
 pub const HISTORY_EDN: &str = "history.edn";
 /// What was done to the brokers.
 pub const TIMELINE_JSONL: &str = "timeline.jsonl";
+/// What was committed for consumer groups, and seen.
+pub const REGISTERS_JSONL: &str = "registers.jsonl";
 /// The verdict for machines.
 pub const RESULTS_JSON: &str = "results.json";
 /// The verdict for people.

@@ -10,18 +10,22 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use crate::checkers::registers as judge_registers;
+use crate::client::any::AnyConnector;
 use crate::client::http::HttpConnector;
+use crate::client::kafka::KafkaConnector;
+use crate::client::registers::Registers;
 use crate::cluster::{Cluster, Doing as _, Harness, HarnessError, Tuning, isolation, network};
 use crate::nemesis::Nemesis;
 use crate::plan::Plan;
 use crate::recorder::Recorder;
 use crate::replicas;
-use crate::run_dir;
+use crate::run_dir::{self, REGISTERS_JSONL};
 use crate::timeline::Entry;
 use crate::verdict::{Verdict, judge};
 use crate::workload::churn::Churn;
 use crate::workload::worker::Worker;
-use crate::workload::{Values, final_reads, record_bytes};
+use crate::workload::{Values, final_reads, record_bytes, registers};
 
 /// How long brokers may take to form a cluster, and topics to come up.
 const START_PATIENCE: Duration = Duration::from_secs(60);
@@ -33,6 +37,8 @@ const READ_PATIENCE: Duration = Duration::from_secs(60);
 const READERS: usize = 2;
 /// How long a run that was asked to stop may take to do so.
 const STOP_PATIENCE: Duration = Duration::from_secs(40);
+/// How many clients commit offsets and look at them, where the clients can.
+const REGISTER_CLIENTS: usize = 3;
 /// Between two lines about how it goes.
 const PROGRESS: Duration = Duration::from_secs(10);
 
@@ -92,14 +98,18 @@ async fn play(
     dir: &Path,
     recorder: &Arc<Recorder>,
     stop: watch::Receiver<bool>,
-    brokers: &mut Option<Nemesis<HttpConnector>>,
+    brokers: &mut Option<Nemesis<AnyConnector>>,
 ) -> Harness<()> {
     phase(recorder, "cluster");
     let tuning = Tuning { disk_bytes: plan.disk_bytes(), settings: plan.settings(), clocks: plan.clocks() };
     let mut cluster = Cluster::create(plan.nodes, &plan.binary, dir, tuning).await?;
     form(&mut cluster, plan).await?;
     let values = Values::new(plan.places().len());
-    let connector = HttpConnector::new(Cluster::urls(plan.nodes), plan.places(), record_bytes);
+    let known = Arc::new(Registers::default());
+    let http = HttpConnector::new(Cluster::urls(plan.nodes), plan.places(), record_bytes);
+    let kafka =
+        KafkaConnector::new(Cluster::kafka_addresses(plan.nodes), plan.places(), record_bytes, known.clone());
+    let connector = AnyConnector::new(plan.client, http, kafka);
     let nemesis = brokers.insert(Nemesis::new(
         cluster,
         recorder.clone(),
@@ -135,6 +145,7 @@ async fn play(
     phase(recorder, "final reads");
     nemesis.recover(&[]).await?;
     read_everything(recorder, &connector, &values).await?;
+    judge_offsets(plan, dir, recorder, connector.kafka(), &known).await?;
     let (came, went) = churn.last_look().await;
     progress(recorder, &format!("  {came} topics came, {went} went"));
     phase(recorder, "stop");
@@ -188,7 +199,7 @@ async fn form(cluster: &mut Cluster, plan: &Plan) -> Harness<()> {
 fn start_workers(
     plan: &Plan,
     recorder: &Arc<Recorder>,
-    connector: &HttpConnector,
+    connector: &AnyConnector,
     values: &Values,
     halted: &watch::Receiver<bool>,
 ) -> JoinSet<()> {
@@ -205,6 +216,9 @@ fn start_workers(
             pause,
         };
         workers.spawn(worker.run(halted.clone()));
+    }
+    for _ in (0..REGISTER_CLIENTS).filter(|_| plan.client.can_subscribe()) {
+        workers.spawn(registers::run(connector.kafka().clone(), random.split(), halted.clone()));
     }
     workers
 }
@@ -223,7 +237,45 @@ async fn tell_progress(recorder: Arc<Recorder>, mut halted: watch::Receiver<bool
     }
 }
 
-async fn read_everything(recorder: &Arc<Recorder>, connector: &HttpConnector, values: &Values) -> Harness<()> {
+/// Committed offsets and groups: what they must not show is said at once, and all that was seen of them is kept.
+async fn judge_offsets(
+    plan: &Plan,
+    dir: &Path,
+    recorder: &Arc<Recorder>,
+    connector: &KafkaConnector,
+    known: &Registers,
+) -> Harness<()> {
+    if !plan.client.can_subscribe() {
+        return Ok(());
+    }
+    if !registers::last_look(connector, READ_PATIENCE).await {
+        let what = "a committed offset cannot be read".to_owned();
+        recorder.tell(|time_ns| Entry::Accused { time_ns, broker: "groups".to_owned(), what });
+    }
+    let kept = known.kept();
+    let mut lines = Vec::new();
+    for op in &kept.ops {
+        serde_json::to_writer(&mut lines, op).doing(REGISTERS_JSONL)?;
+        lines.push(b'\n');
+    }
+    for told in &kept.assigned {
+        serde_json::to_writer(&mut lines, told).doing(REGISTERS_JSONL)?;
+        lines.push(b'\n');
+    }
+    std::fs::write(dir.join(REGISTERS_JSONL), lines).doing(REGISTERS_JSONL)?;
+    let seen = kept.ops.iter().filter(|op| !op.write).count();
+    let (commits, shares) = (kept.ops.len() - seen, kept.assigned.len());
+    progress(recorder, &format!("  {commits} offsets committed, {seen} looked at, {shares} shares of groups given"));
+    if commits == 0 || seen == 0 {
+        return Err(HarnessError("no offset was committed, or none was looked at: nothing was tested".to_owned()));
+    }
+    for what in judge_registers::accusations(&kept) {
+        recorder.tell(|time_ns| Entry::Accused { time_ns, broker: "groups".to_owned(), what });
+    }
+    Ok(())
+}
+
+async fn read_everything(recorder: &Arc<Recorder>, connector: &AnyConnector, values: &Values) -> Harness<()> {
     let mut readers = JoinSet::new();
     for broker in 0..READERS {
         let (recorder, connector, keys) = (recorder.clone(), connector.clone(), values.keys());

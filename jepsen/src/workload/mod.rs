@@ -2,12 +2,13 @@
 //!
 //! [`worker`] is one client after another in one place, [`steps`] one operation from invocation to completion as it goes into the history,
 //! [`final_reads`] the end; [`churn`] makes
-//! topics come and go beside it. They know the [`crate::client`] trait and nothing of the brokers or of what is done to them.
+//! topics come and go beside it, [`registers`] commits offsets. They know the [`crate::client`] trait and nothing of the brokers or of what is done to them.
 
 pub mod churn;
 #[cfg(test)]
 mod fake;
 pub mod final_reads;
+pub mod registers;
 pub mod steps;
 pub mod worker;
 
