@@ -107,8 +107,7 @@ async fn play(
     let values = Values::new(plan.places().len());
     let known = Arc::new(Registers::default());
     let http = HttpConnector::new(Cluster::urls(plan.nodes), plan.places(), record_bytes);
-    let kafka =
-        KafkaConnector::new(Cluster::kafka_addresses(plan.nodes), plan.places(), record_bytes, known.clone());
+    let kafka = KafkaConnector::new(Cluster::kafka_addresses(plan.nodes), plan.places(), record_bytes, known.clone());
     let connector = AnyConnector::new(plan.client, http, kafka);
     let nemesis = brokers.insert(Nemesis::new(
         cluster,

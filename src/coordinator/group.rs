@@ -21,7 +21,8 @@ use tokio::time::Instant;
 use super::consumer_protocol;
 use super::entry::{CommittedOffset, Entry, GroupRecord, MemberRecord, StoredGroup};
 use super::{
-    GroupDescription, GroupError, GroupState, Join, Joined, JoinedMember, Leaving, MemberDescription, Sync, Synced,
+    GroupDescription, GroupError, GroupProgress, GroupState, Join, Joined, JoinedMember, Leaving, MemberDescription,
+    Sync, Synced,
 };
 
 /// Most members of a group.
@@ -723,6 +724,12 @@ impl Group {
     }
 
     /// For those who look.
+    /// How far it has read.
+    pub(super) fn progress(&self) -> GroupProgress {
+        let (name, members) = (self.name.clone(), self.members.len());
+        GroupProgress { name, state: self.state, members, offsets: self.offsets.values().cloned().collect() }
+    }
+
     pub(super) fn describe(&self) -> GroupDescription {
         let member = |(id, member): (&String, &Member)| {
             let assigned = consumer_protocol::assigned_partitions(&member.assignment);

@@ -310,7 +310,10 @@ mod tests {
     #[test]
     fn a_generation_has_one_leader_and_a_key_one_member() {
         let accused = |assigned| accusations(&Kept { ops: Vec::new(), assigned });
-        assert!(accused(vec![told(1, "a", "a", &[0], 0), told(1, "a", "b", &[1], 0), told(2, "b", "b", &[0], 5)]).is_empty());
+        assert!(
+            accused(vec![told(1, "a", "a", &[0], 0), told(1, "a", "b", &[1], 0), told(2, "b", "b", &[0], 5)])
+                .is_empty()
+        );
         assert!(accused(vec![told(1, "a", "a", &[0], 0), told(1, "b", "b", &[1], 0)])[0].contains("led by a and by b"));
         assert!(accused(vec![told(1, "a", "a", &[0], 0), told(1, "a", "b", &[0], 0)])[0].contains("has a and b"));
     }

@@ -70,9 +70,12 @@ impl<C: Connector> Worker<C> {
         let lifetime_ms = self.random.between(1, 2 * LIFETIME.as_millis() as u64);
         let ends = Instant::now() + Duration::from_millis(lifetime_ms);
         let seek = self.random.percent(10);
-        let member =
-            self.workload == Workload::SingleSubscribe && life.can_subscribe() && self.random.percent(75);
-        if member { self.subscribe(&mut life) } else { life.assign(self.keys(), seek, remembered) }
+        let member = self.workload == Workload::SingleSubscribe && life.can_subscribe() && self.random.percent(75);
+        if member {
+            self.subscribe(&mut life)
+        } else {
+            life.assign(self.keys(), seek, remembered)
+        }
         while !*stop.borrow() && Instant::now() < ends {
             let ended = match member {
                 true => self.operation_of_member(&mut life).await,

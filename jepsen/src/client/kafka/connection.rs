@@ -137,7 +137,8 @@ fn answer<C: Call>(mut bytes: Bytes, id: i32) -> Result<C::Answer, String> {
     if header.correlation_id != id {
         return Err(format!("the answer to request {}, not to {id}", header.correlation_id));
     }
-    let answer = C::Answer::decode(&mut bytes, C::VERSION).map_err(|error| format!("an answer that is none: {error}"))?;
+    let answer =
+        C::Answer::decode(&mut bytes, C::VERSION).map_err(|error| format!("an answer that is none: {error}"))?;
     if bytes.has_remaining() {
         return Err(format!("an answer with {} bytes too many", bytes.remaining()));
     }

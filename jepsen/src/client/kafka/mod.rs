@@ -92,12 +92,7 @@ impl Shared {
 
 impl KafkaConnector {
     /// For these brokers; `places` is indexed by key.
-    pub fn new(
-        brokers: Vec<String>,
-        places: Vec<Place>,
-        sizes: fn(Value) -> usize,
-        registers: Arc<Registers>,
-    ) -> Self {
+    pub fn new(brokers: Vec<String>, places: Vec<Place>, sizes: fn(Value) -> usize, registers: Arc<Registers>) -> Self {
         Self { shared: Arc::new(Shared { brokers, places, sizes, registers }) }
     }
 }
@@ -164,8 +159,7 @@ impl KafkaClient {
             Ok(batch) => batch,
             Err(why) => return Sent::Failed(why),
         };
-        let partition =
-            PartitionProduceData::default().with_index(place.partition as i32).with_records(Some(batch));
+        let partition = PartitionProduceData::default().with_index(place.partition as i32).with_records(Some(batch));
         let topic =
             TopicProduceData::default().with_name(topic_name(&place.topic)).with_partition_data(vec![partition]);
         let request = ProduceRequest::default()
