@@ -64,21 +64,31 @@ pub struct Course {
     pub clients: usize,
     /// As in [`Plan`].
     pub rate: u64,
+    /// Only runs with all faults, on so many brokers.
+    pub nodes: Option<usize>,
+    /// Only this scenario.
+    pub scenario: Option<String>,
     /// As in [`Plan`].
     pub binary: PathBuf,
 }
 
 impl Course {
-    /// The plan of a run: of six runs two have all faults on five brokers and one on three, one has mixed operations, two are scenarios,
+    /// The plan of a run. Unless it is limited: of six runs two have all faults on five brokers and one on three, one has mixed operations, two are scenarios,
     /// each in its turn.
     pub fn plan(&self, number: u64) -> Plan {
-        let scenario = match number % 6 {
+        let turn = match number % 6 {
             2 => Some(2 * (number / 6)),
             5 => Some(2 * (number / 6) + 1),
             _ => None,
         };
-        let scenario = scenario.and_then(|turn| scenario::sound().nth(turn as usize % scenario::sound().count()));
+        let of_turn = |turn: u64| scenario::sound().nth(turn as usize % scenario::sound().count());
+        let scenario = match (&self.scenario, self.nodes) {
+            (Some(name), _) => scenario::find(name),
+            (None, Some(_)) => None,
+            (None, None) => turn.and_then(of_turn),
+        };
         let (nodes, workload) = match number % 6 {
+            turn if let Some(nodes) = self.nodes => (nodes, if turn == 3 { Workload::Mixed } else { Workload::Single }),
             1 => (3, Workload::Single),
             3 => (if number % 12 == 3 { 5 } else { 3 }, Workload::Mixed),
             _ => (5, Workload::Single),
@@ -219,7 +229,7 @@ mod tests {
     use super::*;
 
     fn course() -> Course {
-        Course { seed: 1000, time_s: 60, clients: 4, rate: 50, binary: "pontoon".into() }
+        Course { seed: 1000, time_s: 60, clients: 4, rate: 50, nodes: None, scenario: None, binary: "pontoon".into() }
     }
 
     fn sample(number: u64, verdict: Verdict) -> Entry {
@@ -252,6 +262,15 @@ mod tests {
             );
         }
         assert_eq!((plans[3].seed, &plans[3]), (1003, &course().plan(3)));
+    }
+
+    #[test]
+    fn a_course_can_be_kept_to_one_size_or_one_scenario() {
+        let five = Course { nodes: Some(5), ..course() };
+        assert!((0..12).map(|number| five.plan(number)).all(|plan| plan.nodes == 5 && plan.scenario.is_none()));
+        let one = Course { scenario: Some("power-in-fsync".to_owned()), ..course() };
+        let plans: Vec<Plan> = (0..3).map(|number| one.plan(number)).collect();
+        assert!(plans.iter().all(|plan| plan.scenario == one.scenario && plan.nodes == 3), "{plans:?}");
     }
 
     #[test]

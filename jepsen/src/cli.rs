@@ -143,6 +143,12 @@ enum Command {
         /// How many operations a second clients begin together, at most
         #[arg(long, value_name = "N", default_value_t = 150, value_parser = clap::value_parser!(u64).range(1..=10_000))]
         rate: u64,
+        /// Only runs with all faults, on 3 or 5 brokers
+        #[arg(long, value_name = "N", value_parser = clap::builder::PossibleValuesParser::new(["3", "5"]))]
+        nodes: Option<String>,
+        /// Only runs of this scenario
+        #[arg(long, value_name = "NAME", conflicts_with = "nodes")]
+        scenario: Option<String>,
         /// The broker's binary [default: that of this checkout, built for release]
         #[arg(long, value_name = "FILE", env = "PONTOON_BIN")]
         bin: Option<PathBuf>,
@@ -164,8 +170,20 @@ pub fn run(args: &Args, out: &mut impl Write, err: &mut impl Write) -> u8 {
         (Some(dir), None) => replay(dir, out),
         (None, Some(Command::List)) => list(out).map(|()| 0).map_err(Failure::Output),
         (None, Some(Command::Campaign { out: dir, tally: true, .. })) => campaign_tally(dir, out),
-        (None, Some(Command::Campaign { out: dir, runs, minutes, time, seed, rate, bin, .. })) => {
-            let course = |binary| Course { seed: *seed, time_s: *time, clients: CAMPAIGN_CLIENTS, rate: *rate, binary };
+        (None, Some(Command::Campaign { out: dir, runs, minutes, time, seed, rate, nodes, scenario, bin, .. })) => {
+            let course = |binary| Course {
+                seed: *seed,
+                time_s: *time,
+                clients: CAMPAIGN_CLIENTS,
+                rate: *rate,
+                nodes: nodes.as_deref().and_then(|nodes| nodes.parse().ok()),
+                scenario: scenario.clone(),
+                binary,
+            };
+            if let Some(unknown) = scenario.as_deref().filter(|name| scenario::find(name).is_none()) {
+                let _ = writeln!(err, "pontoon-jepsen: there is no scenario {unknown:?}; `list` tells what there is");
+                return USAGE;
+            }
             start::binary(bin.as_deref(), err).map_err(Failure::Start).and_then(|binary| {
                 let until = minutes.map(|minutes| Instant::now() + Duration::from_secs(60 * minutes));
                 campaign(dir, &course(binary), runs.unwrap_or(u64::MAX), until, out, err)

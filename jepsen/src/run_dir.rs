@@ -5,7 +5,7 @@
 //! run.json        what judging must know of it
 //! history.edn     every event of every client, one a line
 //! timeline.jsonl  every fault, one event a line
-//! registers.jsonl every committed offset and every look at one, if there were any   (written by running)
+//! registers.edn   what clients saw of consumer groups' offsets  (absent in runs of an older harness)
 //! n1.log …        what each broker said                  (written by running)
 //! n1.ext4 …       the disks, of a run that is not valid  (written by running)
 //! results.json    the verdict, for machines      (written by checking)
@@ -19,6 +19,7 @@ use std::io::{self, BufReader, Read as _};
 use std::path::{Path, PathBuf};
 
 use crate::history::{History, codec};
+use crate::registers::{self, Registers};
 use crate::timeline::Timeline;
 use crate::verdict::{Run, RunInfo};
 
@@ -28,10 +29,10 @@ pub const RUN_JSON: &str = "run.json";
 pub const PLAN_JSON: &str = "plan.json";
 /// What the clients saw.
 pub const HISTORY_EDN: &str = "history.edn";
+/// What the clients saw of registers.
+pub const REGISTERS_EDN: &str = "registers.edn";
 /// What was done to the brokers.
 pub const TIMELINE_JSONL: &str = "timeline.jsonl";
-/// What was committed for consumer groups, and seen.
-pub const REGISTERS_JSONL: &str = "registers.jsonl";
 /// The verdict for machines.
 pub const RESULTS_JSON: &str = "results.json";
 /// The verdict for people.
@@ -66,7 +67,12 @@ pub fn load(dir: &Path) -> Result<Run, RunDirError> {
         .and_then(|file| codec::read(file).map_err(|error| error.to_string()))
         .and_then(|events| History::new(events).map_err(|error| format!("the history breaks its rules: {error}")));
     let timeline = open(dir, TIMELINE_JSONL).and_then(|file| Timeline::read(file).map_err(|error| error.to_string()));
-    Ok(Run { info, history, timeline })
+    let registers = match open(dir, REGISTERS_EDN) {
+        Ok(file) => registers::codec::read(file).and_then(Registers::new).map(Some),
+        Err(_) if !dir.join(REGISTERS_EDN).exists() => Ok(None),
+        Err(why) => Err(why),
+    };
+    Ok(Run { info, history, timeline, registers })
 }
 
 fn open(dir: &Path, name: &str) -> Result<BufReader<File>, String> {

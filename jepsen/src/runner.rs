@@ -3,6 +3,7 @@
 //! It writes the history, the timeline and the brokers' logs, and judges nothing. What it cannot do itself goes into the timeline as an
 //! error of the harness, which makes the run unknown.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,22 +11,24 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::checkers::registers as judge_registers;
+use crate::checkers::generations;
+use crate::checkers::workloads::Workload;
 use crate::client::any::AnyConnector;
 use crate::client::http::HttpConnector;
 use crate::client::kafka::KafkaConnector;
-use crate::client::registers::Registers;
 use crate::cluster::{Cluster, Doing as _, Harness, HarnessError, Tuning, isolation, network};
 use crate::nemesis::Nemesis;
 use crate::plan::Plan;
 use crate::recorder::Recorder;
 use crate::replicas;
-use crate::run_dir::{self, REGISTERS_JSONL};
+use crate::run_dir;
 use crate::timeline::Entry;
 use crate::verdict::{Verdict, judge};
 use crate::workload::churn::Churn;
+use crate::workload::registers::{RegisterClients, Subject};
+use crate::workload::retained::{self, Retained, Summary};
 use crate::workload::worker::Worker;
-use crate::workload::{Values, final_reads, record_bytes, registers};
+use crate::workload::{Values, final_reads, record_bytes};
 
 /// How long brokers may take to form a cluster, and topics to come up.
 const START_PATIENCE: Duration = Duration::from_secs(60);
@@ -37,8 +40,6 @@ const READ_PATIENCE: Duration = Duration::from_secs(60);
 const READERS: usize = 2;
 /// How long a run that was asked to stop may take to do so.
 const STOP_PATIENCE: Duration = Duration::from_secs(40);
-/// How many clients commit offsets and look at them, where the clients can.
-const REGISTER_CLIENTS: usize = 3;
 /// Between two lines about how it goes.
 const PROGRESS: Duration = Duration::from_secs(10);
 
@@ -105,9 +106,9 @@ async fn play(
     let mut cluster = Cluster::create(plan.nodes, &plan.binary, dir, tuning).await?;
     form(&mut cluster, plan).await?;
     let values = Values::new(plan.places().len());
-    let known = Arc::new(Registers::default());
     let http = HttpConnector::new(Cluster::urls(plan.nodes), plan.places(), record_bytes);
-    let kafka = KafkaConnector::new(Cluster::kafka_addresses(plan.nodes), plan.places(), record_bytes, known.clone());
+    let kafka =
+        KafkaConnector::new(Cluster::kafka_addresses(plan.nodes), plan.places(), record_bytes, recorder.clone());
     let connector = AnyConnector::new(plan.client, http, kafka);
     let nemesis = brokers.insert(Nemesis::new(
         cluster,
@@ -123,6 +124,14 @@ async fn play(
     let mut workers = start_workers(plan, recorder, &connector, &values, &halted);
     let churn = Churn::new(Cluster::urls(plan.nodes), recorder.clone(), plan.random(4));
     let churn = tokio::spawn(churn.run(halted.clone()));
+    let retained = Retained::new(Cluster::urls(plan.nodes), recorder.clone());
+    let of_log = retained.clone();
+    nemesis.log_start = Box::new(move || of_log.start());
+    workers.spawn(retained.clone().run(plan.random(5), halted.clone()));
+    let registers = RegisterClients::new(Cluster::urls(plan.nodes), subject(plan), recorder.clone());
+    let registers =
+        if plan.client.can_subscribe() { registers.with_kafka(connector.kafka().clone()) } else { registers };
+    workers.spawn(registers.clone().run(plan.random(6), halted.clone()));
     workers.spawn(tell_progress(recorder.clone(), halted));
     nemesis.wait(CALM).await;
     let faults = match plan.scenario().map_err(HarnessError)? {
@@ -144,14 +153,52 @@ async fn play(
     phase(recorder, "final reads");
     nemesis.recover(&[]).await?;
     read_everything(recorder, &connector, &values).await?;
-    judge_offsets(plan, dir, recorder, connector.kafka(), &known).await?;
+    judge_groups(plan, recorder, connector.kafka())?;
     let (came, went) = churn.last_look().await;
     progress(recorder, &format!("  {came} topics came, {went} went"));
+    look_at_retention(plan, recorder, retained).await?;
+    let (count, answered) = registers.last_reads().await;
+    progress(recorder, &format!("  {count} group offsets are read once more"));
+    if !answered {
+        let (broker, what) =
+            ("groups".to_owned(), "a group's offset cannot be read though everything is healed".to_owned());
+        recorder.tell(|time_ns| Entry::Accused { time_ns, broker, what });
+    }
     phase(recorder, "stop");
     nemesis.note_ends()?;
     stop_all(&mut nemesis.cluster, recorder).await?;
     nemesis.note_ends()?;
     compare_disks(plan, &nemesis.cluster, recorder).await
+}
+
+/// What the registers are offsets of.
+fn subject(plan: &Plan) -> Subject {
+    let place = plan.places().swap_remove(0);
+    Subject { topic: place.topic, partition: place.partition }
+}
+
+/// The topic with retention must be readable, and something must have happened in it: a run that needs that makes no sense without.
+async fn look_at_retention(plan: &Plan, recorder: &Arc<Recorder>, retained: Retained) -> Harness<()> {
+    let Summary { start, end, remembered, read } = retained.last_look().await;
+    progress(
+        recorder,
+        &format!("  retention left {start}..{end}; {remembered} batches were known after they were gone"),
+    );
+    if !read {
+        let (broker, what) =
+            ("retention".to_owned(), "the retained topic cannot be read though everything is healed".to_owned());
+        recorder.tell(|time_ns| Entry::Accused { time_ns, broker, what });
+    }
+    let scenario = plan.scenario().map_err(HarnessError)?;
+    match scenario.map(|scenario| scenario.name) {
+        Some("rot-in-snapshot" | "crash-in-retention" | "retry-after-eviction") if start == 0 => {
+            Err(HarnessError("no record of the retained topic went: nothing was tested".to_owned()))
+        }
+        Some("retry-after-eviction") if remembered == 0 => {
+            Err(HarnessError("nobody sent again what was gone: nothing was tested".to_owned()))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// With everything stopped: every replica has the same log, and every file is sound (unless files were made to rot).
@@ -189,9 +236,11 @@ async fn form(cluster: &mut Cluster, plan: &Plan) -> Harness<()> {
     }
     let mut names = Vec::new();
     for (topic, partitions, replicas) in plan.topics() {
-        cluster.admin.create_topic(&topic, partitions, replicas).await?;
+        cluster.admin.create_topic(&topic, partitions, replicas, &BTreeMap::new()).await?;
         names.push(topic);
     }
+    cluster.admin.create_topic(retained::TOPIC, 1, plan.nodes.min(3), &retained::config()).await?;
+    names.push(retained::TOPIC.to_owned());
     cluster.await_in_sync(&names, START_PATIENCE).await.doing("the topics do not come up")
 }
 
@@ -216,9 +265,6 @@ fn start_workers(
         };
         workers.spawn(worker.run(halted.clone()));
     }
-    for _ in (0..REGISTER_CLIENTS).filter(|_| plan.client.can_subscribe()) {
-        workers.spawn(registers::run(connector.kafka().clone(), random.split(), halted.clone()));
-    }
     workers
 }
 
@@ -236,42 +282,21 @@ async fn tell_progress(recorder: Arc<Recorder>, mut halted: watch::Receiver<bool
     }
 }
 
-/// Committed offsets and groups: what they must not show is said at once, and all that was seen of them is kept.
-async fn judge_offsets(
-    plan: &Plan,
-    dir: &Path,
-    recorder: &Arc<Recorder>,
-    connector: &KafkaConnector,
-    known: &Registers,
-) -> Harness<()> {
-    if !plan.client.can_subscribe() {
+/// Consumer groups: what they must not show accuses the brokers.
+fn judge_groups(plan: &Plan, recorder: &Arc<Recorder>, connector: &KafkaConnector) -> Harness<()> {
+    let kept = connector.ledger().kept();
+    for what in generations::accusations(&kept) {
+        recorder.tell(|time_ns| Entry::Accused { time_ns, broker: "groups".to_owned(), what });
+    }
+    if plan.workload != Workload::SingleSubscribe {
         return Ok(());
     }
-    if !registers::last_look(connector, READ_PATIENCE).await {
-        let what = "a committed offset cannot be read".to_owned();
-        recorder.tell(|time_ns| Entry::Accused { time_ns, broker: "groups".to_owned(), what });
+    let (shares, groups) = (kept.assigned.len(), kept.first_commits.len());
+    progress(recorder, &format!("  {shares} shares of consumer groups were given; {groups} groups committed offsets"));
+    match shares.min(groups) {
+        0 => Err(HarnessError("no share of a group was given, or no offset committed: nothing was tested".to_owned())),
+        _ => Ok(()),
     }
-    let kept = known.kept();
-    let mut lines = Vec::new();
-    for op in &kept.ops {
-        serde_json::to_writer(&mut lines, op).doing(REGISTERS_JSONL)?;
-        lines.push(b'\n');
-    }
-    for told in &kept.assigned {
-        serde_json::to_writer(&mut lines, told).doing(REGISTERS_JSONL)?;
-        lines.push(b'\n');
-    }
-    std::fs::write(dir.join(REGISTERS_JSONL), lines).doing(REGISTERS_JSONL)?;
-    let seen = kept.ops.iter().filter(|op| !op.write).count();
-    let (commits, shares) = (kept.ops.len() - seen, kept.assigned.len());
-    progress(recorder, &format!("  {commits} offsets committed, {seen} looked at, {shares} shares of groups given"));
-    if commits == 0 || seen == 0 {
-        return Err(HarnessError("no offset was committed, or none was looked at: nothing was tested".to_owned()));
-    }
-    for what in judge_registers::accusations(&kept) {
-        recorder.tell(|time_ns| Entry::Accused { time_ns, broker: "groups".to_owned(), what });
-    }
-    Ok(())
 }
 
 async fn read_everything(recorder: &Arc<Recorder>, connector: &AnyConnector, values: &Values) -> Harness<()> {

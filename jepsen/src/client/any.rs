@@ -129,14 +129,6 @@ impl Client for AnyClient {
     async fn leave_group(&mut self) {
         either!(self, client => client.leave_group().await)
     }
-
-    async fn commit_offset(&mut self, group: &str, key: Key, offset: Offset) -> Result<(), String> {
-        either!(self, client => client.commit_offset(group, key, offset).await)
-    }
-
-    async fn committed_offset(&mut self, group: &str, key: Key) -> Result<Option<Offset>, String> {
-        either!(self, client => client.committed_offset(group, key).await)
-    }
 }
 
 #[cfg(test)]
@@ -155,7 +147,9 @@ mod tests {
     #[test]
     fn mixed_clients_are_of_both_kinds() {
         let http = HttpConnector::new(Vec::new(), Vec::new(), |_| 0);
-        let kafka = KafkaConnector::new(Vec::new(), Vec::new(), |_| 0, Arc::default());
+        let dir = tempfile::tempdir().unwrap();
+        let recorder = Arc::new(crate::recorder::Recorder::begin(dir.path()).unwrap());
+        let kafka = KafkaConnector::new(Vec::new(), Vec::new(), |_| 0, recorder);
         for (kind, expected) in [(ClientKind::Http, 0), (ClientKind::Kafka, 10), (ClientKind::Mixed, 5)] {
             let connector = AnyConnector::new(kind, http.clone(), kafka.clone());
             let made = (0..10).map(|at| connector.connect(at, false));

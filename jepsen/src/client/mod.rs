@@ -1,14 +1,14 @@
 //! What a workload needs of a client: to append, to fetch, and to know what became of it.
 //!
 //! The trait is all that the workloads know; HTTP is behind it in [`http`], Kafka's protocol in [`kafka`], and [`any`] is either. A client
-//! never decides what goes into the history: it says what it was told, and how sure that is. [`registers`] keeps what is known of
-//! committed offsets, beside the history.
+//! never decides what goes into the history: it says what it was told, and how sure that is. [`ledger`] keeps what members of
+//! consumer groups were told, beside the history.
 
 pub mod any;
 pub mod http;
 pub mod kafka;
+pub mod ledger;
 pub mod payload;
-pub mod registers;
 
 use std::future::Future;
 
@@ -89,25 +89,6 @@ pub trait Client: Send {
     /// Commits where it stands, and gives its keys to the others.
     fn leave_group(&mut self) -> impl Future<Output = ()> + Send {
         std::future::ready(())
-    }
-
-    /// Commits an offset for a group that has no members.
-    fn commit_offset(
-        &mut self,
-        _group: &str,
-        _key: Key,
-        _offset: Offset,
-    ) -> impl Future<Output = Result<(), String>> + Send {
-        std::future::ready(Ok(()))
-    }
-
-    /// What is committed for a group.
-    fn committed_offset(
-        &mut self,
-        _group: &str,
-        _key: Key,
-    ) -> impl Future<Output = Result<Option<Offset>, String>> + Send {
-        std::future::ready(Ok(None))
     }
 }
 

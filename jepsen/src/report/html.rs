@@ -377,7 +377,7 @@ mod tests {
             end_ns: Some(end_ns),
         };
         let info = RunInfo { name: evil, workload: Workload::Single, seed: 1, nodes: 3, faults_planned: vec![] };
-        Run { info, history, timeline: Ok(timeline) }
+        Run { info, history, timeline: Ok(timeline), registers: Ok(None) }
     }
 
     fn html(run: &Run) -> String {

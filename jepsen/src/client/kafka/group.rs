@@ -2,7 +2,8 @@
 //!
 //! A poll does what a consumer's poll does: it tells that it lives, joins again when it is told to, commits now and then where it stands, and
 //! fetches what it was assigned from where the group stood. The leader shares the keys out in turn. Every committed offset carries a word of
-//! its own as metadata, so that what is told later names the very commit; [`Registers`] keeps both, and who was assigned what.
+//! its own as metadata, so that what is told later names the very commit; the [`crate::client::ledger`] has
+//! both, and who was assigned what.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -23,9 +24,9 @@ use kafka_protocol::protocol::{Decodable, Encodable, StrBytes};
 use super::brokers::{text, topic_name};
 use super::connection::NoAnswer;
 use super::{KafkaClient, REQUEST_TIMEOUT, Shared, code};
-use crate::client::registers::{Assigned, Outcome};
+use crate::client::ledger::{Assigned, Open};
 use crate::client::{Client as _, FromGroup};
-use crate::history::{Key, Offset};
+use crate::history::{Key, Kind, Offset};
 
 /// The group gives up on a member that says nothing for so long.
 const SESSION_TIMEOUT: Duration = Duration::from_secs(6);
@@ -55,17 +56,25 @@ pub(super) struct Member {
     positions: BTreeMap<Key, Option<Offset>>,
     heard: Instant,
     polls: u64,
+    /// It goes into the ledger.
+    kept: bool,
+}
+
+/// An offset was not committed, or nobody knows.
+pub(super) struct NotCommitted {
+    pub(super) may_have: bool,
+    pub(super) why: String,
 }
 
 impl Member {
     pub(super) fn new(group: String, keys: Vec<Key>) -> Self {
-        let (id, positions) = (StrBytes::default(), BTreeMap::new());
-        Self { group, keys, id, generation: -1, coordinator: None, positions, heard: Instant::now(), polls: 0 }
+        let (id, positions, heard) = (StrBytes::default(), BTreeMap::new(), Instant::now());
+        Self { group, keys, id, generation: -1, coordinator: None, positions, heard, polls: 0, kept: true }
     }
 
-    /// Nobody: commits of no generation.
+    /// Nobody: commits of no generation, which are in no ledger.
     pub(super) fn outside(group: &str) -> Self {
-        Self::new(group.to_owned(), Vec::new())
+        Self { kept: false, ..Self::new(group.to_owned(), Vec::new()) }
     }
 
     fn group_id(&self) -> GroupId {
@@ -181,7 +190,7 @@ impl Member {
     /// Joins, is told what to read, and from where on.
     async fn join(&mut self, client: &mut KafkaClient) -> Result<(), String> {
         self.positions.clear();
-        let invoked_ns = client.shared.registers.now_ns();
+        let invoked_ns = client.shared.ledger.now_ns();
         let joined = self.ask_to_join(client).await?;
         self.id = joined.member_id.clone();
         let assignments = if joined.leader == joined.member_id { self.share_out(client, &joined)? } else { Vec::new() };
@@ -198,14 +207,14 @@ impl Member {
             return Err(self.refused("a sync", told.error_code));
         }
         let keys = keys_of(&client.shared, told.assignment)?;
-        client.shared.registers.assigned(Assigned {
+        client.shared.ledger.assigned(Assigned {
             group: self.group.clone(),
             generation: joined.generation_id,
             leader: joined.leader.to_string(),
             member: self.id.to_string(),
             keys: keys.iter().map(|key| key.0).collect(),
             invoked_ns,
-            completed_ns: client.shared.registers.now_ns(),
+            completed_ns: client.shared.ledger.now_ns(),
         });
         let committed = self.committed(client, &keys).await?;
         self.positions = keys.into_iter().map(|key| (key, committed.get(&key).copied())).collect();
@@ -257,25 +266,82 @@ impl Member {
     async fn commit_positions(&mut self, client: &mut KafkaClient) -> Result<(), String> {
         let positions: Vec<(Key, Offset)> =
             self.positions.iter().filter_map(|(key, position)| Some((*key, (*position)?))).collect();
-        if positions.is_empty() { Ok(()) } else { self.commit(client, &positions).await }
+        if positions.is_empty() {
+            return Ok(());
+        }
+        self.commit(client, &positions).await.map_err(|not| not.why)
     }
 
-    /// Commits offsets. What becomes of each is kept by [`super::Registers`].
-    pub(super) async fn commit(&mut self, client: &mut KafkaClient, offsets: &[(Key, Offset)]) -> Result<(), String> {
-        let coordinator = self.coordinator(client).await?;
-        let registers = client.shared.registers.clone();
-        let mut writes = Vec::with_capacity(offsets.len());
+    /// Commits offsets.
+    pub(super) async fn commit(
+        &mut self,
+        client: &mut KafkaClient,
+        offsets: &[(Key, Offset)],
+    ) -> Result<(), NotCommitted> {
+        let coordinator = self.coordinator(client).await;
+        let coordinator = coordinator.map_err(|why| NotCommitted { may_have: false, why })?;
+        let shared = client.shared.clone();
+        let open = |(key, offset): &(Key, Offset)| {
+            (*key, self.kept.then(|| shared.ledger.begin_commit(&self.group, *key, *offset)))
+        };
+        let open: Vec<(Key, Option<Open>)> = offsets.iter().map(open).collect();
+        let words = open.iter().map(|(_, open)| open.as_ref().map_or(String::new(), |open| open.word.to_string()));
+        let told = match self.commit_request(&shared, offsets, words) {
+            Ok(request) => client.brokers.ask(&coordinator, &request, REQUEST_TIMEOUT).await,
+            Err(why) => Err(NoAnswer::Unsent(why)),
+        };
+        let end = |open: Option<Open>, kind, why: Option<String>| {
+            if let Some(open) = open {
+                shared.ledger.end_commit(open, kind, why);
+            }
+        };
+        let told = match told {
+            Ok(told) => told,
+            Err(why) => {
+                let may_have = matches!(why, NoAnswer::Unknown(_));
+                let (kind, why) = (if may_have { Kind::Info } else { Kind::Fail }, self.lost(why));
+                open.into_iter().for_each(|(_, open)| end(open, kind, Some(why.clone())));
+                return Err(NotCommitted { may_have, why });
+            }
+        };
+        let mut errors: BTreeMap<Key, i16> = BTreeMap::new();
+        for topic in &told.topics {
+            for partition in &topic.partitions {
+                let key = shared.key_of(&topic.name.0, partition.partition_index);
+                errors.extend(key.map(|key| (key, partition.error_code)));
+            }
+        }
+        let mut worst: Option<(bool, i16)> = None;
+        for (key, open) in open {
+            let error = errors.get(&key).copied();
+            let kind = commit_outcome(error);
+            end(open, kind, (kind != Kind::Ok).then(|| format!("error {error:?}")));
+            if kind != Kind::Ok {
+                let before = worst.is_some_and(|(may_have, _)| may_have);
+                worst = Some((before || kind == Kind::Info, error.unwrap_or(-1)));
+            }
+        }
+        match worst {
+            None => Ok(()),
+            Some((may_have, error)) => Err(NotCommitted { may_have, why: self.refused("a commit", error) }),
+        }
+    }
+
+    fn commit_request(
+        &self,
+        shared: &Shared,
+        offsets: &[(Key, Offset)],
+        words: impl Iterator<Item = String>,
+    ) -> Result<OffsetCommitRequest, String> {
         let mut topics: BTreeMap<String, Vec<OffsetCommitRequestPartition>> = BTreeMap::new();
-        for (key, offset) in offsets {
-            let place = client.shared.place(*key)?;
-            let write = registers.begin_write(&self.group, *key, *offset);
+        for ((key, offset), word) in offsets.iter().zip(words) {
+            let place = shared.place(*key)?;
             let partition = OffsetCommitRequestPartition::default()
                 .with_partition_index(place.partition as i32)
                 .with_committed_offset(offset.0 as i64)
                 .with_committed_leader_epoch(-1)
-                .with_committed_metadata(Some(text(&write.word)));
+                .with_committed_metadata(Some(StrBytes::from_string(word)));
             topics.entry(place.topic.clone()).or_default().push(partition);
-            writes.push((*key, write));
         }
         let topics = topics.into_iter().map(|(topic, partitions)| {
             OffsetCommitRequestTopic::default().with_name(topic_name(&topic)).with_partitions(partitions)
@@ -286,31 +352,7 @@ impl Member {
             .with_member_id(self.id.clone())
             .with_retention_time_ms(-1)
             .with_topics(topics.collect());
-        let told = match client.brokers.ask(&coordinator, &request, REQUEST_TIMEOUT).await {
-            Ok(told) => told,
-            Err(why) => {
-                let unsent = matches!(why, NoAnswer::Unsent(_));
-                let outcome = if unsent { Outcome::Failed } else { Outcome::Unknown };
-                writes.into_iter().for_each(|(_, write)| registers.end_write(write, outcome));
-                return Err(self.lost(why));
-            }
-        };
-        let mut errors: BTreeMap<Key, i16> = BTreeMap::new();
-        for topic in &told.topics {
-            for partition in &topic.partitions {
-                let key = client.shared.key_of(&topic.name.0, partition.partition_index);
-                errors.extend(key.map(|key| (key, partition.error_code)));
-            }
-        }
-        let mut refusal = None;
-        for (key, write) in writes {
-            let error = errors.get(&key).copied();
-            registers.end_write(write, commit_outcome(error));
-            if let Some(error) = error.filter(|error| *error != 0) {
-                refusal = Some(error);
-            }
-        }
-        refusal.map_or(Ok(()), |error| Err(self.refused("a commit", error)))
+        Ok(request)
     }
 
     /// Where the group stands in these keys; without those in which nothing was committed.
@@ -322,6 +364,29 @@ impl Member {
         if keys.is_empty() {
             return Ok(BTreeMap::new());
         }
+        let shared = client.shared.clone();
+        let looks = keys.iter().filter(|_| self.kept).map(|key| (*key, shared.ledger.begin_look(&self.group, *key)));
+        let mut looks: BTreeMap<Key, Open> = looks.collect();
+        let told = self.ask_committed(client, keys).await;
+        let mut found = BTreeMap::new();
+        for (key, offset, metadata) in told.iter().flatten() {
+            let offset = u64::try_from(*offset).ok().map(Offset);
+            if let Some(look) = looks.remove(key) {
+                shared.ledger.end_look(look, offset.map(|offset| (offset, metadata.as_str())));
+            }
+            found.extend(offset.map(|offset| (*key, offset)));
+        }
+        let why = told.as_ref().err().cloned().unwrap_or_else(|| "it is not in the answer".to_owned());
+        looks.into_values().for_each(|look| shared.ledger.fail_look(look, why.clone()));
+        told.map(|_| found)
+    }
+
+    /// Key, offset (-1: none) and metadata of each.
+    async fn ask_committed(
+        &mut self,
+        client: &mut KafkaClient,
+        keys: &[Key],
+    ) -> Result<Vec<(Key, i64, String)>, String> {
         let mut topics: BTreeMap<String, Vec<i32>> = BTreeMap::new();
         for key in keys {
             let place = client.shared.place(*key)?;
@@ -334,24 +399,20 @@ impl Member {
             OffsetFetchRequestGroup::default().with_group_id(self.group_id()).with_topics(Some(topics.collect()));
         let request = OffsetFetchRequest::default().with_groups(vec![group]).with_require_stable(true);
         let coordinator = self.coordinator(client).await?;
-        let registers = client.shared.registers.clone();
-        let invoked_ns = registers.now_ns();
         let told = client.brokers.ask(&coordinator, &request, REQUEST_TIMEOUT).await.map_err(|why| self.lost(why))?;
         let group = told.groups.into_iter().next().ok_or("an answer without a group")?;
         if group.error_code != 0 {
             return Err(self.refused("its offsets", group.error_code));
         }
-        let mut found = BTreeMap::new();
+        let mut found = Vec::with_capacity(keys.len());
         for topic in &group.topics {
             for partition in &topic.partitions {
                 let Some(key) = client.shared.key_of(&topic.name.0, partition.partition_index) else { continue };
                 if partition.error_code != 0 {
                     return Err(self.refused("its offsets", partition.error_code));
                 }
-                let offset = u64::try_from(partition.committed_offset).ok().map(Offset);
-                let told = offset.map(|offset| (offset, partition.metadata.as_deref().unwrap_or_default().to_owned()));
-                registers.read(&self.group, key, told, invoked_ns);
-                found.extend(offset.map(|offset| (key, offset)));
+                let metadata = partition.metadata.as_deref().unwrap_or_default().to_owned();
+                found.push((key, partition.committed_offset, metadata));
             }
         }
         Ok(found)
@@ -372,15 +433,15 @@ impl Member {
 }
 
 /// What became of a commit, by its error; no error at all: the answer did not name it.
-fn commit_outcome(error: Option<i16>) -> Outcome {
+fn commit_outcome(error: Option<i16>) -> Kind {
     match error {
-        Some(0) => Outcome::Ok,
+        Some(0) => Kind::Ok,
         // Refused by the group's state, before anything was written.
         Some(3 | 12 | code::LOADING | code::ILLEGAL_GENERATION | code::UNKNOWN_MEMBER | code::REBALANCING) => {
-            Outcome::Failed
+            Kind::Fail
         }
         // A coordinator that loses its place says so also of what it may have written.
-        _ => Outcome::Unknown,
+        _ => Kind::Info,
     }
 }
 
@@ -447,7 +508,9 @@ mod tests {
     fn client() -> KafkaClient {
         let place = |topic: &str, partition| Place { topic: topic.to_owned(), partition };
         let places = vec![place("a", 0), place("a", 1), place("b", 0)];
-        KafkaConnector::new(Vec::new(), places, |_| 0, Arc::default()).connect(0, false)
+        let dir = tempfile::tempdir().unwrap();
+        let recorder = Arc::new(crate::recorder::Recorder::begin(dir.path()).unwrap());
+        KafkaConnector::new(Vec::new(), places, |_| 0, recorder).connect(0, false)
     }
 
     #[test]
@@ -472,11 +535,11 @@ mod tests {
 
     #[test]
     fn a_coordinator_that_loses_its_place_leaves_a_commit_open() {
-        assert_eq!(commit_outcome(Some(0)), Outcome::Ok);
+        assert_eq!(commit_outcome(Some(0)), Kind::Ok);
         for open in [Some(code::NOT_COORDINATOR), Some(code::COORDINATOR_NOT_AVAILABLE), Some(7), Some(-1), None] {
-            assert_eq!(commit_outcome(open), Outcome::Unknown, "{open:?}");
+            assert_eq!(commit_outcome(open), Kind::Info, "{open:?}");
         }
-        assert_eq!(commit_outcome(Some(code::ILLEGAL_GENERATION)), Outcome::Failed);
+        assert_eq!(commit_outcome(Some(code::ILLEGAL_GENERATION)), Kind::Fail);
     }
 
     #[test]

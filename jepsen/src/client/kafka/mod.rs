@@ -23,11 +23,12 @@ use kafka_protocol::messages::{BrokerId, FetchRequest, InitProducerIdRequest, Li
 use self::batch::Sequence;
 use self::brokers::{Brokers, topic_name};
 use self::connection::NoAnswer;
-use self::group::Member;
+use self::group::{Member, NotCommitted};
 use super::http::Place;
-use super::registers::Registers;
+use super::ledger::Ledger;
 use super::{Client, Connector, Fetched, FromGroup, Sent};
 use crate::history::{Key, Offset, Value};
+use crate::recorder::Recorder;
 
 /// How long the broker may wait for a majority.
 const BROKER_TIMEOUT: Duration = Duration::from_secs(4);
@@ -75,8 +76,8 @@ struct Shared {
     places: Vec<Place>,
     /// How large records are made, by their value.
     sizes: fn(Value) -> usize,
-    /// What the groups' committed offsets were seen to be.
-    registers: Arc<Registers>,
+    /// What members of groups were told.
+    ledger: Ledger,
 }
 
 impl Shared {
@@ -92,8 +93,13 @@ impl Shared {
 
 impl KafkaConnector {
     /// For these brokers; `places` is indexed by key.
-    pub fn new(brokers: Vec<String>, places: Vec<Place>, sizes: fn(Value) -> usize, registers: Arc<Registers>) -> Self {
-        Self { shared: Arc::new(Shared { brokers, places, sizes, registers }) }
+    pub fn new(brokers: Vec<String>, places: Vec<Place>, sizes: fn(Value) -> usize, recorder: Arc<Recorder>) -> Self {
+        Self { shared: Arc::new(Shared { brokers, places, sizes, ledger: Ledger::new(recorder) }) }
+    }
+
+    /// What members of groups were told so far.
+    pub fn ledger(&self) -> &Ledger {
+        &self.shared.ledger
     }
 }
 
@@ -221,6 +227,20 @@ impl KafkaClient {
         u64::try_from(found.offset).map(Offset).map_err(|_| format!("no error, and offset {}", found.offset))
     }
 
+    /// Sets the offset of a group without members. It is in no ledger.
+    pub async fn commit_offset(&mut self, group: &str, key: Key, offset: Offset) -> Sent {
+        match Member::outside(group).commit(self, &[(key, offset)]).await {
+            Ok(()) => Sent::At(offset),
+            Err(NotCommitted { may_have: false, why }) => Sent::Failed(why),
+            Err(NotCommitted { may_have: true, why }) => Sent::Unknown(why),
+        }
+    }
+
+    /// The offset of a group. It is in no ledger.
+    pub async fn committed_offset(&mut self, group: &str, key: Key) -> Result<Option<Offset>, String> {
+        Ok(Member::outside(group).committed(self, &[key]).await?.get(&key).copied())
+    }
+
     /// The leader did not answer as one.
     fn lost(&mut self, key: Key, why: String) -> String {
         self.brokers.forget(key);
@@ -337,15 +357,6 @@ impl Client for KafkaClient {
             member.leave(self).await;
         }
     }
-
-    async fn commit_offset(&mut self, group: &str, key: Key, offset: Offset) -> Result<(), String> {
-        Member::outside(group).commit(self, &[(key, offset)]).await
-    }
-
-    async fn committed_offset(&mut self, group: &str, key: Key) -> Result<Option<Offset>, String> {
-        let found = Member::outside(group).committed(self, &[key]).await?;
-        Ok(found.get(&key).copied())
-    }
 }
 
 #[cfg(test)]
@@ -364,12 +375,10 @@ mod tests {
     #[test]
     fn keys_are_found_by_their_places() {
         let place = |topic: &str, partition| Place { topic: topic.to_owned(), partition };
-        let shared = Shared {
-            brokers: Vec::new(),
-            places: vec![place("a", 0), place("a", 1), place("b", 0)],
-            sizes: |_| 0,
-            registers: Arc::default(),
-        };
+        let dir = tempfile::tempdir().unwrap();
+        let recorder = Arc::new(Recorder::begin(dir.path()).unwrap());
+        let places = vec![place("a", 0), place("a", 1), place("b", 0)];
+        let shared = KafkaConnector::new(Vec::new(), places, |_| 0, recorder).shared;
         assert_eq!((shared.key_of("a", 1), shared.key_of("b", 0)), (Some(Key(1)), Some(Key(2))));
         assert_eq!((shared.key_of("b", 1), shared.key_of("a", -1)), (None, None));
     }
