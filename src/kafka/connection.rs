@@ -38,6 +38,9 @@ pub(super) const SMALL_BYTES: usize = 64 << 10;
 /// While others wait for room, a frame arrives at this rate at least, in bytes per second.
 const RATE_MIN: usize = 256 << 10;
 
+/// How HTTP begins.
+const HTTP_METHODS: [&[u8; 4]; 8] = [b"GET ", b"POST", b"PUT ", b"HEAD", b"DELE", b"PATC", b"OPTI", b"PRI "];
+
 /// Why a connection ends.
 #[derive(Debug)]
 enum End {
@@ -154,7 +157,7 @@ fn check_length(prefix: [u8; 4], max: usize) -> Result<usize, End> {
     let length = i32::from_be_bytes(prefix);
     match usize::try_from(length) {
         Ok(length) if length <= max => Ok(length),
-        _ if prefix.is_ascii() && prefix.iter().all(u8::is_ascii_alphabetic) => Err(End::Malformed(format!(
+        _ if HTTP_METHODS.contains(&&prefix) => Err(End::Malformed(format!(
             "it begins with {:?}: is that HTTP? HTTP has another port",
             String::from_utf8_lossy(&prefix)
         ))),
@@ -345,7 +348,7 @@ mod tests {
         assert!(why([0, 0, 0, 101]).contains("101 bytes; the limit is 100"));
         assert!(why([0xff, 0xff, 0xff, 0xff]).contains("-1 bytes"));
         assert!(why([0x80, 0, 0, 0]).contains("-2147483648"));
-        assert!(why(*b"POST").contains("HTTP"));
+        assert!(why(*b"POST").contains("HTTP") && why(*b"GET ").contains("HTTP"));
         assert!(why([0x16, 0x03, 0x01, 0x02]).contains("TLS"));
     }
 

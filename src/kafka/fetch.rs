@@ -140,6 +140,8 @@ pub(super) async fn fetch(door: &Arc<Door>, client: &Client, request: FetchReque
 /// Reads every slot, as far as the answer has room. At least one batch, if there is any.
 async fn read_all(door: &Door, slots: &mut [Slot], bytes_max: usize) -> (Vec<FetchedPartition>, OwnedSemaphorePermit) {
     let mut permit = door.answer_bytes.reserve(bytes_max).await;
+    // Perhaps less than was asked for: as much as there ever is.
+    let bytes_max = bytes_max.min(permit.num_permits());
     let (mut found, mut left, mut any) = (Vec::with_capacity(slots.len()), bytes_max, false);
     for slot in slots.iter_mut() {
         // The reader returns a batch however little room there is: behind the first, better none than one too many.
@@ -159,8 +161,7 @@ async fn read_all(door: &Door, slots: &mut [Slot], bytes_max: usize) -> (Vec<Fet
         }
         found.push(partition);
     }
-    // As much as there ever is was reserved, perhaps less than asked for.
-    drop(permit.split(left.min(permit.num_permits())));
+    drop(permit.split(left));
     (found, permit)
 }
 

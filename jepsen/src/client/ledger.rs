@@ -59,9 +59,10 @@ pub struct Kept {
     pub assigned: Vec<Assigned>,
     /// When something was first committed for a group, in nanoseconds.
     pub first_commits: BTreeMap<String, u64>,
-    registers: BTreeMap<(String, Key), Register>,
+    /// The register of each key of a group.
+    pub(crate) registers: BTreeMap<(String, Key), Register>,
     /// The offset of each word; the next word is how many there are.
-    words: Vec<Offset>,
+    pub(crate) words: Vec<Offset>,
 }
 
 impl Ledger {
