@@ -301,7 +301,7 @@ async fn bombs_of_every_codec_go_off_in_little_room() {
         assert_eq!(code, 10, "{codec}");
     });
     join_all(thrown).await;
-    // 16 of 100 MiB; each may take as much as a batch may come to, twice while its memory grows, and is worked on by one of few threads.
+    // 16 of 100 MiB; each may take what a batch may come to, and a third of that while its memory grows, on one of few threads.
     let grown = peak_bytes(&cluster).saturating_sub(before);
     let threads = std::thread::available_parallelism().map_or(2, usize::from) as u64;
     assert!(grown < threads * (2 * 64 << 20) + (64 << 20), "{} MiB", grown >> 20);
