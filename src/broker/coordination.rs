@@ -43,6 +43,19 @@ impl Broker {
         &self.coordinator
     }
 
+    /// The partition that coordinates a group; `None`: the topic that holds the groups was never created, by the controller's word. A
+    /// broker that has not heard of it must not say that nobody ever committed anything.
+    pub async fn group_partition(&self, group: &str, timeout: Duration) -> Result<Option<u32>> {
+        if let Some(partition) = self.groups().partition_of(group) {
+            return Ok(Some(partition));
+        }
+        match self.topic_shape(OFFSETS_TOPIC, timeout).await {
+            Ok(_) => Ok(self.groups().partition_of(group)),
+            Err(error) if error.code == Code::UnknownTopic => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// The topic that holds the groups, created if it is not there yet.
     pub async fn ensure_offsets_topic(&self, timeout: Duration) -> Result<TopicDescription> {
         match self.topic(OFFSETS_TOPIC) {

@@ -106,8 +106,8 @@ async fn read(shared: Arc<Shared>, group: String, request: Request, what: What) 
     let (parts, _) = request.into_parts();
     let timeout = Params::read(&parts.uri, &["timeout_ms"])?.timeout(&parts.headers, READ_TIMEOUT_MS)?;
     let broker = Arc::clone(shared.broker()?);
-    let Some(partition) = broker.groups().partition_of(&group) else {
-        // Nobody has ever been in a group here.
+    let Some(partition) = broker.group_partition(&group, timeout).await? else {
+        // Nobody has ever been in a group.
         return match what {
             What::Offsets => Ok(Json(GroupOffsets::default()).into_response()),
             _ => Err(refusal(&group, &GroupError::NotFound).into()),
@@ -135,7 +135,8 @@ pub(super) async fn commit(
     let Some(partition) = broker.groups().partition_of(&group) else {
         return Err((Code::NotReady, "the groups' topic is being created".to_owned()).into());
     };
-    let passable = Passable::new(&parts, received.bytes.clone(), timeout, Repeat::Idempotent);
+    // A second attempt could overwrite what somebody else has committed since the first: the client is told instead.
+    let passable = Passable::new(&parts, received.bytes.clone(), timeout, Repeat::Harmful);
     let target = Target { topic: OFFSETS_TOPIC.to_owned(), partition };
     passable.at_leader(&shared, &target, &AtCoordinator { broker, group, what: What::Commit(offsets) }).await
 }
@@ -188,7 +189,7 @@ impl AtLeader for AtCoordinator {
                 match done {
                     Ok(()) => Ok(StatusCode::NO_CONTENT.into_response()),
                     Err(GroupError::UnknownMember) => Err(refused(GroupError::NonEmpty)),
-                    // It may have been written before leadership moved. Again does no harm.
+                    // It may have been written before leadership moved.
                     Err(GroupError::NotCoordinator) => {
                         let why = format!("the coordinator of group {:?} changed under way", self.group);
                         Err(Error::new(Code::OutcomeUnknown, why).with_outcome(WriteOutcome::Unknown).into())

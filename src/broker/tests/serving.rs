@@ -47,6 +47,21 @@ async fn a_topic_survives_a_crash_fails_over_and_gets_its_leaders_back() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broker_that_has_not_heard_of_the_groups_does_not_say_that_there_are_none() {
+    let mut cluster = Cluster::started().await;
+    assert_eq!(cluster.broker(3).group_partition("g", PATIENCE).await.unwrap(), None);
+    cluster.broker(1).ensure_offsets_topic(PATIENCE).await.unwrap();
+    assert!(cluster.broker(2).group_partition("g", PATIENCE).await.unwrap().is_some());
+
+    let mut cut_off = Cluster::started().await;
+    cut_off.crash(1).await;
+    cut_off.crash(2).await;
+    // The others may have made groups meanwhile, for all it knows.
+    let answer = cut_off.broker(3).group_partition("g", Duration::from_millis(300)).await;
+    assert!(answer.is_err(), "{answer:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_clean_stop_hands_over_and_all_may_stop_and_start() {
     let mut cluster = Cluster::started().await;
     cluster.create(1, "calm", 6, 3).await;
