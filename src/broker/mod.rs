@@ -2,7 +2,7 @@
 //!
 //! - `bootstrap`: becoming part of a cluster. `lifecycle`, `membership`: making this directory what the catalog says.
 //! - `routing`, `summary`: who leads what. `leadership`: giving leaderships back. `topics`: what clients ask for.
-//! - `coordination`: consumer groups. `control`: asking the controller. `peer`: the calls between brokers. `start`: opening and closing all of it.
+//! - [`recover`]: offline, from one survivor. `coordination`: consumer groups. `control`: asking the controller. `peer`: the calls between brokers. `start`: opening and closing all of it.
 //!
 //! It knows no HTTP, no segment and no openraft; what a record is it leaves to [`crate::partition`].
 
@@ -30,6 +30,7 @@ mod lifecycle;
 mod membership;
 pub mod observe;
 mod peer;
+pub mod recover;
 mod retention;
 mod routing;
 mod shared;

@@ -185,7 +185,7 @@ impl Controller {
                 return Err(ControlError::refused(Code::InvalidPartitions, why));
             }
             check_partitions(wanted)?;
-            let replicas = record.partitions.first().map_or(1, |first| first.replicas.len() as u32);
+            let replicas = record.partitions.first().map_or(1, |first| state.replicas_wanted(first));
             let partitions = match wanted - before {
                 0 => Vec::new(),
                 more => self.new_partitions(state, more, replicas)?,
@@ -382,12 +382,19 @@ impl Controller {
     async fn repair(&self, group: &RaftGroup) {
         let Ok(_turn) = self.serial.acquire().await else { return };
         for command in repair::plan(&self.catalog.state()) {
-            match self.propose(group, &command).await {
-                Ok((Ok(_), _)) => tracing::info!(?command, "lost replicas are replaced"),
-                // Stale or no longer the controller: the next look, here or elsewhere, computes it anew.
-                Ok((Err(error), _)) => tracing::debug!(%error, "a repair was stale"),
-                Err(error) => tracing::debug!(%error, "a repair was not proposed"),
-            }
+            self.propose_repair(group, command, "lost replicas are replaced").await;
+        }
+        if let Some(command) = repair::grow(&self.catalog.state(), |broker| self.alive(broker)) {
+            self.propose_repair(group, command, "recovered partitions get replicas").await;
+        }
+    }
+
+    async fn propose_repair(&self, group: &RaftGroup, command: Command, what: &str) {
+        match self.propose(group, &command).await {
+            Ok((Ok(_), _)) => tracing::info!(?command, "{what}"),
+            // Stale or no longer the controller: the next look, here or elsewhere, computes it anew.
+            Ok((Err(error), _)) => tracing::debug!(%error, "a repair was stale"),
+            Err(error) => tracing::debug!(%error, "a repair was not proposed"),
         }
     }
 

@@ -182,6 +182,8 @@ pub struct JournalIdentity {
     pub directory: u128,
     /// Rises at every opening of the directory (RULES.md J1).
     pub epoch: u64,
+    /// What the cluster was called before it was recovered from this directory: older files may bear these.
+    pub former: Vec<u128>,
 }
 
 /// The journal's limits; see [`RaftConfig`].

@@ -155,6 +155,8 @@ async fn foreign_and_future_files_are_refused() {
     assert!(matches!(foreign, Err(OpenError::Corrupt { why, .. }) if why.contains("directory")));
     let foreign = read_as(JournalIdentity { cluster: 8, ..mine() }).await;
     assert!(matches!(foreign, Err(OpenError::ForeignCluster { found: 7, expected: 8, .. })));
+    let renamed = read_as(JournalIdentity { cluster: 8, former: vec![6, 7], ..mine() }).await;
+    assert_eq!(renamed.unwrap(), Lsn(3), "written before the cluster was recovered");
     let same_epoch = read_as(JournalIdentity { epoch: 1, ..mine() }).await;
     assert!(matches!(same_epoch, Err(OpenError::Corrupt { why, .. }) if why.contains("epoch")));
     let path = Path::new(DIR).join("0000000001-0000000000.journal");
