@@ -188,6 +188,7 @@ async fn auto_create(door: &Arc<Door>, name: &str) -> Result<TopicDescription, E
         name: name.to_owned(),
         partitions: door.config.num_partitions,
         replicas: None,
+        assignment: None,
         config: BTreeMap::new(),
     };
     match door.broker.create_topic(spec, AUTO_CREATE_TIMEOUT).await {
