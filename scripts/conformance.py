@@ -86,7 +86,8 @@ def guarded(command, cwd, env, log, limit):
 class Librdkafka:
     """The tests within rdkafka-sys that need a broker; those that need none say nothing about one."""
 
-    name, scenarios = "librdkafka", {
+    name, divided, first = "librdkafka", "0081_admin", 1
+    scenarios = {
         "default": ["auto.create.topics.enable=true", "num.partitions=4"],
         "noautocreate": ["auto.create.topics.enable=false", "num.partitions=4"],
     }
@@ -114,22 +115,38 @@ class Librdkafka:
         return found
 
     def units(self, scenario, wanted):
-        """Tests of one number run in one process."""
-        numbers = collections.defaultdict(list)
+        """Tests of one number run in one process; those of the admin client, which stop at the first that fails, each in its own."""
+        numbers, found = collections.defaultdict(list), []
         for name in self.tests(scenario):
-            if not wanted or name in wanted or name[:4] in wanted:
+            if not wanted or name[:4] in wanted or any(word.startswith(name) for word in wanted):
                 numbers[name[:4]].append(name)
-        return list(numbers.items())
+        for number, names in numbers.items():
+            subtests = self.subtests(names[0]) if names == [self.divided] else [None]
+            for subtest in subtests:
+                unit = names if subtest is None else [f"{names[0]}:{subtest}"]
+                if subtest is None or not wanted or number in wanted or names[0] in wanted or unit[0] in wanted:
+                    found.append((number if subtest is None else f"{number}-{subtest}", unit, number, subtest))
+        return found
+
+    def subtests(self, name):
+        (source,) = (self.folder / "tests").glob(name.replace("_", "-", 1) + ".c")
+        body = source.read_text().split("static void do_test_apis(")[1]
+        return sorted(set(re.findall(r"\bdo_test_(\w+)\(", body[:body.index("\n}")])))
 
     def run(self, unit, bootstrap, scenario, log, limit):
-        number, names = unit
+        _, names, number, subtest = unit
         config = log.with_suffix(".conf")
         config.write_text(f"bootstrap.servers={bootstrap}\nbroker.address.family=v4\ntest.timeout.multiplier=2\n")
         env = {"TESTS": number, "RDKAFKA_TEST_CONF": str(config.absolute()), "LD_LIBRARY_PATH": "../src:../src-cpp"}
+        if subtest:
+            env["SUBTESTS"] = f"do_test_{subtest}:"
         command = ["./test-runner", "-p1", "-L", "-K", "-Q", "-s", scenario, "-V", "4.0.0"]
         status, text, seconds = guarded(command, self.folder / "tests", env, log, limit)
         summary = dict.fromkeys(names, Result("failed", f"no end within {limit} s" if status is None else "it crashed", seconds))
+        if subtest and status is not None and f"[ do_test_{subtest}:" not in text:
+            return {names[0]: Result("skipped", "the suite left it out", seconds)}
         for name, state, took, why in re.findall(r"^\|\s+(\w+)\s+\|\s+(\w+)\s+\|\s+([\d.]+)s\s+\|(.*)$", text, re.M):
+            name = f"{name}:{subtest}" if subtest else name
             if name in summary:
                 state = {"PASSED": "passed", "SKIPPED": "skipped"}.get(state, "failed")
                 summary[name] = Result(state, why.strip(), float(took))
@@ -140,6 +157,8 @@ class Librdkafka:
 
 class Crate:
     """Integration tests of a Rust crate, each a process of its own."""
+
+    first = 0  # rdkafka's place replicas on broker 0
 
     def __init__(self, work, name, settings, features, env):
         self.name, self.folder, self.target = name, source_of(work, name), work / "target"
@@ -255,7 +274,7 @@ def run_suite(suite, binary, work, wanted, excused):
             continue
         logs = work / "logs" / suite.name
         logs.mkdir(parents=True, exist_ok=True)
-        cluster = Cluster(binary, settings + PATIENT)
+        cluster = Cluster(binary, settings + PATIENT, first=suite.first)
 
         def one(unit):
             found = suite.run(unit, cluster.bootstrap, scenario, logs / f"{unit[0]}.log", LIMIT)

@@ -31,22 +31,22 @@ def free_ports(count):
 
 
 class Cluster:
-    """Three brokers; `settings` are `key=value` of their configuration."""
+    """Three brokers, numbered from `first` on; `settings` are `key=value` of their configuration."""
 
-    def __init__(self, binary, settings=(), folder=None):
-        self.binary, self.settings = binary, settings
+    def __init__(self, binary, settings=(), folder=None, first=1):
+        self.binary, self.settings, self.first = binary, settings, first
         self.dir = tempfile.mkdtemp(prefix="pontoon-kafka-", dir=folder)
         ports = free_ports(9)
         self.http, self.kafka, self.peer = ports[:3], ports[3:6], ports[6:]
         self.running = {}
-        for broker in (1, 2, 3):
+        for broker in range(first, first + 3):
             self.start(broker)
-        for broker in (1, 2, 3):
+        for broker in range(first, first + 3):
             self.await_ready(broker)
 
     def start(self, broker):
-        at = broker - 1
-        bootstrap = ",".join(f"{n + 1}@127.0.0.1:{port}" for n, port in enumerate(self.peer))
+        at = broker - self.first
+        bootstrap = ",".join(f"{n + self.first}@127.0.0.1:{port}" for n, port in enumerate(self.peer))
         log = open(f"{self.dir}/broker-{broker}.log", "ab")
         self.running[broker] = subprocess.Popen(
             [self.binary, "serve", "--broker-id", str(broker), "--data-dir", f"{self.dir}/data-{broker}",
@@ -67,7 +67,7 @@ class Cluster:
 
     def ask(self, broker, path, body=None, method=None):
         data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(f"http://127.0.0.1:{self.http[broker - 1]}{path}", data, method=method)
+        request = urllib.request.Request(f"http://127.0.0.1:{self.http[broker - self.first]}{path}", data, method=method)
         request.add_header("content-type", "application/json")
         answer = urllib.request.urlopen(request, timeout=30).read()
         return json.loads(answer) if answer else None

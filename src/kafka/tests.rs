@@ -1022,6 +1022,15 @@ async fn configurations_change_and_records_are_deleted() {
         assert_eq!(alter(incremental(2, vec![wrong], false)).await, 40);
     }
     assert_eq!(alter(incremental(4, retention(), false)).await, 42);
+    // A list takes in and lets go; what it cannot hold is refused by its value.
+    for (operation, value, code) in
+        [(2, "delete", 0), (2, "compact", 40), (3, "compact", 0), (3, "delete", 40), (9, "x", 40)]
+    {
+        let change = vec![change("cleanup.policy", operation, Some(value))];
+        assert_eq!(alter(incremental(2, change, false)).await, code, "{operation} {value}");
+    }
+    assert_eq!(set()["cleanup.policy"], "delete");
+    alter(incremental(2, vec![change("cleanup.policy", 1, None)], false)).await;
     assert_eq!((alter(incremental(2, vec![change("retention.ms", 1, None)], false)).await, set().len()), (0, 0));
     alter(incremental(2, retention(), false)).await;
     let configs = vec![ConfigValue { name: "segment.ms".into(), value: Some("7".into()) }];
@@ -1041,5 +1050,40 @@ async fn configurations_change_and_records_are_deleted() {
         assert_eq!((deleted.error_code, deleted.low_watermark), found, "{offset}");
     }
     assert_eq!(client.list(-2).await.0, 5);
+    // Who gives it no time is told what came of it all the same.
+    client.produce(0, batch_of(&[("a", 1)], None)).await;
+    let partitions = vec![DeleteRecordsPartition { partition: 0, offset: 6 }];
+    let topics = vec![DeleteRecordsTopic { name: "t".into(), partitions }];
+    let request = Request::DeleteRecords(DeleteRecordsRequest { topics, timeout_ms: 0 });
+    let Response::DeleteRecords(response) = client.call(request, 2).await else { panic!() };
+    assert_eq!((response.topics[0].partitions[0].error_code, response.topics[0].partitions[0].low_watermark), (0, 6));
+    house.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_asks_what_it_may_do_is_told_everything() {
+    let house = House::open().await;
+    house.topic("t", 1).await;
+    let mut client = house.client().await;
+    for (asked, cluster, topic) in [(false, i32::MIN, i32::MIN), (true, 0x1fa0 & !(1 << 6), 0xdf8)] {
+        let request = Request::Metadata(MetadataRequest {
+            topics: Some(vec![MetadataTopicName { name: Some("t".into()), ..Default::default() }]),
+            include_cluster_authorized_operations: asked,
+            include_topic_authorized_operations: asked,
+            ..Default::default()
+        });
+        let Response::Metadata(response) = client.call(request, 10).await else { panic!() };
+        assert_eq!(response.cluster_authorized_operations, cluster);
+        assert_eq!(response.topics[0].topic_authorized_operations, topic);
+        let request = DescribeClusterRequest {
+            include_cluster_authorized_operations: asked,
+            endpoint_type: 1,
+            ..Default::default()
+        };
+        let Response::DescribeCluster(response) = client.call(Request::DescribeCluster(request), 2).await else {
+            panic!()
+        };
+        assert_eq!(response.cluster_authorized_operations, cluster);
+    }
     house.close().await;
 }

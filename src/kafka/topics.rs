@@ -22,6 +22,8 @@ use crate::error::{Code, Error};
 
 /// Longest that such a request may take, whatever it asks for.
 const TIMEOUT_MAX: Duration = Duration::from_secs(120);
+/// Least time that a partition has for moving its log start.
+const DELETE_RECORDS_MIN: Duration = Duration::from_secs(2);
 
 /// A refusal: the number and a word for people.
 pub(super) struct Refused(pub(super) ErrorCode, pub(super) String);
@@ -258,7 +260,8 @@ async fn more_partitions(
 
 /// DeleteRecords: the log starts at the offset, or at the high watermark (-1).
 pub(super) async fn delete_records(door: &Arc<Door>, request: DeleteRecordsRequest) -> Response {
-    let limit = timeout(request.timeout_ms);
+    // Who gives no time at all still wants to know: a log start moves by a commit, and that takes a moment here.
+    let limit = timeout(request.timeout_ms).max(DELETE_RECORDS_MIN);
     let mut topics = Vec::with_capacity(request.topics.len());
     for topic in request.topics {
         let mut partitions = Vec::with_capacity(topic.partitions.len());
