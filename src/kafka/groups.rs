@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::connection::Client;
 use super::dispatch::Handled;
 use super::messages::*;
-use super::metadata::{brokers, topic_uuid};
+use super::metadata::{Allowed, brokers, topic_uuid};
 use super::{Door, ErrorCode};
 use crate::coordinator::{
     CommittedOffset, GroupDescription, GroupError, Join, Joined, Leaving, Partitions, Speaker, Sync,
@@ -369,9 +369,10 @@ pub(super) async fn delete_offsets(door: &Arc<Door>, request: OffsetDeleteReques
 /// DescribeGroups.
 pub(super) async fn describe(door: &Arc<Door>, request: DescribeGroupsRequest) -> Response {
     let mut groups = Vec::with_capacity(request.groups.len());
+    let authorized_operations = Allowed::Group.bits(request.include_authorized_operations);
     for group_id in request.groups {
         groups.push(match door.broker.groups().describe(&group_id).await {
-            Ok(group) => described(group),
+            Ok(group) => DescribedGroup { authorized_operations, ..described(group) },
             // A group that was never heard of is a dead one.
             Err(GroupError::NotFound) => {
                 DescribedGroup { group_id, group_state: "Dead".to_owned(), ..Default::default() }

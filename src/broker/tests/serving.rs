@@ -112,6 +112,7 @@ async fn what_cannot_be_is_refused_with_its_value() {
         name: name.to_owned(),
         partitions,
         replicas,
+        assignment: None,
         config: config.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect(),
     };
     let refused = [

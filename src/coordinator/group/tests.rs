@@ -1,8 +1,11 @@
 //! A group's life, told step by step with time in hand.
 
+use bytes::Bytes;
 use tokio::sync::oneshot::Receiver;
 
 use super::*;
+use crate::coordinator::entry::CommittedOffset;
+use crate::coordinator::{Join, Joined, Sync, Synced};
 
 const SESSION: Duration = Duration::from_secs(10);
 const REBALANCE: Duration = Duration::from_secs(60);
