@@ -325,6 +325,12 @@ impl Broker {
         self.shared.route_wait(topic, partition, timeout).await
     }
 
+    /// Brings this broker's copy of the catalog to where the controller's is now, by a majority's word: a topic that it does not show
+    /// then is not there. `NOT_READY` if that cannot be had within `timeout`.
+    pub async fn catch_up(&self, timeout: Duration) -> Result<()> {
+        self.shared.catch_up(tokio::time::Instant::now() + timeout).await
+    }
+
     /// Changes whenever [`Self::route`] may have another answer.
     pub fn watch_routes(&self) -> tokio::sync::watch::Receiver<u64> {
         self.shared.routing.watch()

@@ -216,10 +216,13 @@ impl Shared {
     }
 
     /// Brings the catalog's copy here to where the controller's is now.
-    async fn catch_up(&self, deadline: Instant) -> Result<()> {
+    pub(super) async fn catch_up(&self, deadline: Instant) -> Result<()> {
         let limit = deadline.saturating_duration_since(Instant::now());
-        if let ControlAnswer::Done { index } = self.control(ControlRequest::Sync, limit).await? {
-            self.await_catalog(index, deadline).await;
+        if let ControlAnswer::Done { index } = self.control(ControlRequest::Sync, limit).await?
+            && !self.await_catalog(index, deadline).await
+        {
+            // What is not in it may yet be there.
+            return Err(Error::new(Code::NotReady, "this broker's copy of the catalog is behind"));
         }
         Ok(())
     }

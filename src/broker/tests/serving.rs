@@ -216,6 +216,19 @@ async fn a_replica_whose_files_vanish_is_replaced_under_a_new_id() {
     assert_eq!(all.len(), 9);
 }
 
+/// A consumer that is told of a committed offset for no topic begins anew: a broker must not say so out of an old catalog.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broker_without_a_controller_does_not_take_its_catalog_for_complete() {
+    let mut cluster = Cluster::started().await;
+    cluster.broker(1).catch_up(PATIENCE).await.unwrap();
+    cluster.crash(2).await;
+    cluster.crash(3).await;
+    let error = cluster.broker(1).catch_up(Duration::from_millis(300)).await.unwrap_err();
+    assert!(matches!(error.code, Code::NotReady | Code::OutcomeUnknown), "{error}");
+    cluster.start(2).await;
+    cluster.broker(1).catch_up(PATIENCE).await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_only_replica_is_never_replaced_by_an_empty_one() {
     let mut cluster = Cluster::started().await;
