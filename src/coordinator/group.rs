@@ -31,6 +31,11 @@ use member::{Member, Stale};
 
 /// Most members of a group.
 const MEMBERS_MAX: usize = 2000;
+/// Most bytes of what all members of a group say of themselves, and of what they are assigned: a generation stands in the log as one
+/// entry, and one that the log does not take would end the other groups' coordinator too.
+const GROUP_BYTES_MAX: usize = 8 << 20;
+/// Most protocols that a member may know. Clients know two or three.
+const PROTOCOLS_MAX: usize = 32;
 /// How long a group that was empty waits for more members before its first generation.
 const FIRST_REBALANCE_DELAY: Duration = Duration::from_millis(500);
 

@@ -3,9 +3,18 @@
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use super::member::{Member, Stale, new_member_id};
-use super::{Group, MEMBERS_MAX, Outbox, Reply};
+use super::member::{Member, Stale, new_member_id, protocol_bytes};
+use super::{GROUP_BYTES_MAX, Group, MEMBERS_MAX, Outbox, PROTOCOLS_MAX, Reply};
 use crate::coordinator::{GroupError, GroupState, Join, Joined, JoinedMember};
+
+impl Join {
+    /// Bytes of what it says of itself. The client's name stands in the member's id too.
+    fn bytes(&self) -> usize {
+        let instance = self.instance_id.as_deref().map_or(0, str::len);
+        let own = 2 * self.client_id.len() + self.client_host.len() + 2 * instance + self.protocol_type.len();
+        own + protocol_bytes(&self.protocols)
+    }
+}
 
 impl Group {
     /// A member wants to be part of the next generation.
@@ -35,21 +44,31 @@ impl Group {
     }
 
     fn check_join(&self, join: &Join) -> Result<(), GroupError> {
-        if join.protocols.is_empty() || join.protocol_type.is_empty() {
+        if join.protocols.is_empty() || join.protocols.len() > PROTOCOLS_MAX || join.protocol_type.is_empty() {
             return Err(GroupError::InconsistentProtocol);
+        }
+        let others = || self.members.iter().filter(|(id, _)| **id != join.member_id).map(|(_, member)| member);
+        let bytes: usize = others().map(Member::bytes).sum();
+        if !self.has_place_for(join) || bytes + join.bytes() > GROUP_BYTES_MAX {
+            return Err(GroupError::Full);
         }
         if self.members.is_empty() {
             return Ok(());
         }
-        let others = || self.members.iter().filter(|(id, _)| **id != join.member_id).map(|(_, member)| member);
         let common = |(name, _): &(String, Bytes)| others().all(|other| other.protocols.iter().any(|(n, _)| n == name));
         if join.protocol_type != self.protocol_type || !join.protocols.iter().any(common) {
             return Err(GroupError::InconsistentProtocol);
         }
-        if self.members.len() + self.promised.len() >= MEMBERS_MAX && !self.members.contains_key(&join.member_id) {
-            return Err(GroupError::Full);
-        }
         Ok(())
+    }
+
+    /// Whether it is a member, or was promised to become one, or there is room for one more.
+    fn has_place_for(&self, join: &Join) -> bool {
+        let instance = join.instance_id.as_deref();
+        self.members.len() + self.promised.len() < MEMBERS_MAX
+            || self.members.contains_key(&join.member_id)
+            || self.promised.contains_key(&join.member_id)
+            || instance.is_some_and(|instance| self.of_instance(instance).is_some())
     }
 
     /// A member that keeps its place over restarts (KIP-345).

@@ -57,6 +57,12 @@ impl Member {
         }
     }
 
+    /// Bytes of what it says of itself.
+    pub(super) fn bytes(&self) -> usize {
+        let instance = self.instance_id.as_deref().map_or(0, str::len);
+        2 * self.client_id.len() + self.client_host.len() + 2 * instance + protocol_bytes(&self.protocols)
+    }
+
     /// Something was heard of it.
     pub(super) fn heard(&mut self, now: Instant) {
         self.deadline = now + self.session_timeout;
@@ -95,6 +101,11 @@ impl Stale {
             Self::Sync(reply) => out.answer(reply, Err(error)),
         }
     }
+}
+
+/// Bytes of protocols with their names.
+pub(super) fn protocol_bytes(protocols: &[(String, Bytes)]) -> usize {
+    protocols.iter().map(|(name, metadata)| name.len() + metadata.len()).sum()
 }
 
 /// An id that nobody has had before.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use super::{FIRST_REBALANCE_DELAY, Group, Outbox, Reply};
+use super::{FIRST_REBALANCE_DELAY, GROUP_BYTES_MAX, Group, Outbox, Reply};
 use crate::coordinator::{GroupError, GroupState, Sync, Synced};
 
 impl Group {
@@ -85,9 +85,12 @@ impl Group {
     fn choose_protocol(&self) -> Option<String> {
         let known_to_all =
             |name: &str| self.members.values().all(|m| m.protocols.iter().any(|(known, _)| known == name));
+        let first = self.members.values().next()?;
+        let common: Vec<&str> =
+            first.protocols.iter().map(|(name, _)| &**name).filter(|name| known_to_all(name)).collect();
         let mut votes: BTreeMap<&str, usize> = BTreeMap::new();
         for member in self.members.values() {
-            if let Some((name, _)) = member.protocols.iter().find(|(name, _)| known_to_all(name)) {
+            if let Some((name, _)) = member.protocols.iter().find(|(name, _)| common.contains(&&**name)) {
                 *votes.entry(name).or_default() += 1;
             }
         }
@@ -138,6 +141,9 @@ impl Group {
         let other_type = sync.protocol_type.as_ref().is_some_and(|protocol_type| *protocol_type != self.protocol_type);
         if other_type || sync.protocol.is_some() && sync.protocol != self.protocol {
             return Err(GroupError::InconsistentProtocol);
+        }
+        if sync.assignments.iter().map(|(_, assignment)| assignment.len()).sum::<usize>() > GROUP_BYTES_MAX {
+            return Err(GroupError::Full);
         }
         match self.state {
             GroupState::Empty => Err(GroupError::UnknownMember),
