@@ -29,6 +29,8 @@ use crate::partition::Partition;
 const LIST_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long to look for a group's coordinator, unless the request says.
 const READ_TIMEOUT_MS: u64 = 10_000;
+/// How long the controller may take to say whether a topic is there of which this broker has not heard.
+const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// `GET /v1/groups`
 pub(super) async fn list(State(shared): State<Arc<Shared>>, request: Request) -> Result<Json<GroupList>, Refusal> {
@@ -130,6 +132,10 @@ pub(super) async fn commit(
     let broker = Arc::clone(shared.broker()?);
     let received = read_body(&parts.headers, body, &shared.limits, &shared.request_bytes).await?;
     let offsets = api::parse::<GroupOffsets>(&received.bytes)?.offsets;
+    for offset in &offsets {
+        // This broker may not have heard of the topic yet.
+        broker.topic_shape(&offset.topic, timeout).await?;
+    }
     let offsets = offsets.into_iter().map(|offset| place(&broker, offset)).collect::<Result<Vec<_>, Error>>()?;
     broker.ensure_offsets_topic(timeout).await?;
     let Some(partition) = broker.groups().partition_of(&group) else {
@@ -242,8 +248,16 @@ impl AtCoordinator {
 
     /// Committed offsets with the partitions they are of. To a topic that was created again they mean nothing.
     async fn committed(&self) -> Result<Vec<(CommittedOffset, PartitionDescription)>, GroupError> {
+        let committed = self.broker.groups().committed(&self.group, None).await?;
+        // A topic that this broker has not heard of yet is no topic that is gone. Once it has caught up, it is.
+        if let Some(unheard) = committed.iter().find(|offset| self.broker.topic(&offset.topic).is_err())
+            && let Err(error) = self.broker.topic_shape(&unheard.topic, CATCH_UP_TIMEOUT).await
+            && error.code != Code::UnknownTopic
+        {
+            return Err(GroupError::Loading);
+        }
         let mut found = Vec::new();
-        for offset in self.broker.groups().committed(&self.group, None).await? {
+        for offset in committed {
             let Ok(topic) = self.broker.topic(&offset.topic) else { continue };
             let same = u128::from_str_radix(&topic.topic_id, 16).is_ok_and(|id| id == offset.topic_id);
             if same && let Some(partition) = topic.partitions.into_iter().nth(offset.partition as usize) {
