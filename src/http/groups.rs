@@ -132,6 +132,10 @@ pub(super) async fn commit(
     let broker = Arc::clone(shared.broker()?);
     let received = read_body(&parts.headers, body, &shared.limits, &shared.request_bytes).await?;
     let offsets = api::parse::<GroupOffsets>(&received.bytes)?.offsets;
+    for offset in &offsets {
+        // This broker may not have heard of the topic yet.
+        broker.topic_shape(&offset.topic, timeout).await?;
+    }
     let offsets = offsets.into_iter().map(|offset| place(&broker, offset)).collect::<Result<Vec<_>, Error>>()?;
     broker.ensure_offsets_topic(timeout).await?;
     let Some(partition) = broker.groups().partition_of(&group) else {

@@ -48,7 +48,7 @@ async fn a_topic_survives_a_crash_fails_over_and_gets_its_leaders_back() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_broker_that_has_not_heard_of_the_groups_does_not_say_that_there_are_none() {
-    let mut cluster = Cluster::started().await;
+    let cluster = Cluster::started().await;
     assert_eq!(cluster.broker(3).group_partition("g", PATIENCE).await.unwrap(), None);
     cluster.broker(1).ensure_offsets_topic(PATIENCE).await.unwrap();
     assert!(cluster.broker(2).group_partition("g", PATIENCE).await.unwrap().is_some());
