@@ -135,6 +135,17 @@ pub fn add(dir: &Path, entry: &Entry) -> io::Result<()> {
     file.sync_all()
 }
 
+/// Puts all lines in place of those that are there.
+pub fn replace(dir: &Path, entries: &[Entry]) -> io::Result<()> {
+    let aside = dir.join(format!(".{CAMPAIGN_JSONL}.new"));
+    let mut file = File::create(&aside)?;
+    for entry in entries {
+        writeln!(file, "{}", serde_json::to_string(entry)?)?;
+    }
+    file.sync_all()?;
+    fs::rename(aside, dir.join(CAMPAIGN_JSONL))
+}
+
 /// A folder for a run that is not there yet.
 pub fn folder(dir: &Path, number: u64) -> String {
     let name = |attempt: u32| match attempt {
@@ -284,6 +295,16 @@ mod tests {
         assert_eq!((entries.len(), entries[1].verdict.as_str()), (2, "anomalies"));
         fs::create_dir(dir.path().join(folder(dir.path(), 2))).unwrap();
         assert_eq!(folder(dir.path(), 2), "run-00002-1");
+    }
+
+    #[test]
+    fn lines_are_replaced_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let entries = [sample(0, Verdict::Valid), sample(1, Verdict::Unknown)];
+        entries.iter().for_each(|entry| add(dir.path(), entry).unwrap());
+        let judged_again = [sample(0, Verdict::Valid), sample(1, Verdict::Valid)];
+        replace(dir.path(), &judged_again).unwrap();
+        assert_eq!(load(dir.path()).unwrap(), judged_again);
     }
 
     #[test]

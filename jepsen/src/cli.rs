@@ -13,7 +13,7 @@ use crate::campaign::{self, Course};
 use crate::checkers::CHECKERS;
 use crate::checkers::workloads::{TABLE, Workload};
 use crate::client::any::ClientKind;
-use crate::nemesis::kind::KINDS;
+use crate::nemesis::kind::{self, KINDS};
 use crate::nemesis::scenario::{self, SCENARIOS, Scenario};
 use crate::plan::Plan;
 use crate::report::Report;
@@ -123,6 +123,12 @@ impl RunArgs {
 enum Command {
     /// What is checked, what each workload may show, which faults and scenarios there are
     List,
+    /// Whether this machine can do it; says what is missing and what to install
+    Check {
+        /// Which faults: names or families of `list`, `all`
+        #[arg(long, value_name = "LIST", default_value = "all")]
+        nemesis: String,
+    },
     /// Many runs one after another, with a tally; goes on where it was
     Campaign {
         /// The campaign's folder
@@ -155,6 +161,9 @@ enum Command {
         /// Only say how it stands
         #[arg(long)]
         tally: bool,
+        /// Only judge anew what was not valid: a checker or the harness was mended
+        #[arg(long, conflicts_with = "tally")]
+        again: bool,
     },
     /// The inner half of a run; only the outer half calls it
     #[command(hide = true)]
@@ -169,7 +178,9 @@ pub fn run(args: &Args, out: &mut impl Write, err: &mut impl Write) -> u8 {
     let done = match (&args.replay, &args.command) {
         (Some(dir), None) => replay(dir, out),
         (None, Some(Command::List)) => list(out).map(|()| 0).map_err(Failure::Output),
+        (None, Some(Command::Check { nemesis })) => check(nemesis, out),
         (None, Some(Command::Campaign { out: dir, tally: true, .. })) => campaign_tally(dir, out),
+        (None, Some(Command::Campaign { out: dir, again: true, .. })) => campaign_again(dir, out),
         (None, Some(Command::Campaign { out: dir, runs, minutes, time, seed, rate, nodes, scenario, bin, .. })) => {
             let course = |binary| Course {
                 seed: *seed,
@@ -202,6 +213,12 @@ pub fn run(args: &Args, out: &mut impl Write, err: &mut impl Write) -> u8 {
             if matches!(failure, Failure::Start(StartError::Machine(_))) { MACHINE } else { USAGE }
         }
     }
+}
+
+fn check(faults: &str, out: &mut impl Write) -> Result<u8, Failure> {
+    start::check_machine_for(&kind::parse(faults).map_err(Failure::Usage)?)?;
+    writeln!(out, "this machine can run it").map_err(Failure::Output)?;
+    Ok(0)
 }
 
 fn inside(dir: &Path, err: &mut impl Write) -> u8 {
@@ -237,6 +254,21 @@ fn campaign_tally(dir: &Path, out: &mut impl Write) -> Result<u8, Failure> {
     write!(out, "{}", campaign::tally(&entries)).map_err(Failure::Output)?;
     let all_valid = entries.iter().all(|entry| entry.verdict == Verdict::Valid.name());
     Ok(if all_valid { 0 } else { 1 })
+}
+
+/// Judges anew what was not valid and still has its history.
+fn campaign_again(dir: &Path, out: &mut impl Write) -> Result<u8, Failure> {
+    let fail = |error: io::Error| Failure::Campaign(dir.display().to_string(), error);
+    let mut entries = campaign::load(dir).map_err(fail)?;
+    for entry in entries.iter_mut().filter(|entry| entry.verdict != Verdict::Valid.name()) {
+        let run_dir = dir.join(&entry.folder);
+        let plan = Plan::load(&run_dir)?;
+        let run = run_dir::load(&run_dir)?;
+        let judgement = tell(&run_dir, &run, out)?;
+        *entry = campaign::entry(entry.number, &entry.folder, &plan, &run, &judgement);
+    }
+    campaign::replace(dir, &entries).map_err(fail)?;
+    campaign_tally(dir, out)
 }
 
 /// Runs until it was enough, or it is interrupted. The exit code is that of the tally.

@@ -94,6 +94,11 @@ fn phase(recorder: &Recorder, name: &str) {
     recorder.tell(|time_ns| Entry::Phase { time_ns, name: name.to_owned() });
 }
 
+fn note(recorder: &Recorder, text: String) {
+    progress(recorder, &format!("  {text}"));
+    recorder.tell(|time_ns| Entry::Note { time_ns, text });
+}
+
 async fn play(
     plan: &Plan,
     dir: &Path,
@@ -155,10 +160,10 @@ async fn play(
     read_everything(recorder, &connector, &values).await?;
     judge_groups(plan, recorder, connector.kafka())?;
     let (came, went) = churn.last_look().await;
-    progress(recorder, &format!("  {came} topics came, {went} went"));
+    note(recorder, format!("{came} topics came, {went} went"));
     look_at_retention(plan, recorder, retained).await?;
     let (count, answered) = registers.last_reads().await;
-    progress(recorder, &format!("  {count} group offsets are read once more"));
+    note(recorder, format!("{count} offsets of consumer groups were read once more at the end"));
     if !answered {
         let (broker, what) =
             ("groups".to_owned(), "a group's offset cannot be read though everything is healed".to_owned());
@@ -180,10 +185,8 @@ fn subject(plan: &Plan) -> Subject {
 /// The topic with retention must be readable, and something must have happened in it: a run that needs that makes no sense without.
 async fn look_at_retention(plan: &Plan, recorder: &Arc<Recorder>, retained: Retained) -> Harness<()> {
     let Summary { start, end, remembered, read } = retained.last_look().await;
-    progress(
-        recorder,
-        &format!("  retention left {start}..{end}; {remembered} batches were known after they were gone"),
-    );
+    let again = format!("{remembered} batches that were sent again after they were gone were known");
+    note(recorder, format!("of {end} records of the topic with retention the first {start} went; {again}"));
     if !read {
         let (broker, what) =
             ("retention".to_owned(), "the retained topic cannot be read though everything is healed".to_owned());
@@ -219,7 +222,7 @@ async fn compare_disks(plan: &Plan, cluster: &Cluster, recorder: &Arc<Recorder>)
         return Err(HarnessError("the disks have no entries in common: nothing was compared".to_owned()));
     }
     accusations.extend(disagreements);
-    progress(recorder, &format!("  {entries} entries compared between disks: {} disagreements", accusations.len()));
+    note(recorder, format!("{entries} entries compared between the disks: {} disagreements", accusations.len()));
     for what in accusations {
         recorder.tell(|time_ns| Entry::Accused { time_ns, broker: "disks".to_owned(), what });
     }

@@ -62,11 +62,11 @@ impl Plan {
         Self { seed, variant: None, awaited: None }
     }
 
-    /// Runs on a thread of its own: what a thread remembers must not decide anything. `None`: it panicked.
-    pub(crate) fn spawn(self) -> thread::JoinHandle<Run> {
+    /// Runs on a thread of its own: what a thread remembers must not decide anything.
+    pub(crate) fn spawn<T: Send + 'static>(self, then: fn(Run) -> T) -> thread::JoinHandle<T> {
         // A panic names the thread.
         let thread = thread::Builder::new().name(format!("PONTOON_SEED={}", self.seed));
-        thread.spawn(move || Simulation::new(self).run()).expect("a thread")
+        thread.spawn(move || then(Simulation::new(self).run())).expect("a thread")
     }
 }
 

@@ -155,13 +155,13 @@ impl Model {
     }
 
     /// How many payloads were acknowledged.
-    pub(crate) fn acknowledgements(&self) -> usize {
-        self.inner.lock().groups.values().map(|group| group.acknowledged.len()).sum()
+    pub(crate) fn acknowledgements(&self) -> u64 {
+        self.inner.lock().groups.values().map(|group| group.acknowledged.len() as u64).sum()
     }
 
     /// How many terms had a leader.
-    pub(crate) fn elections(&self) -> usize {
-        self.inner.lock().groups.values().map(|group| group.leaders.len()).sum()
+    pub(crate) fn elections(&self) -> u64 {
+        self.inner.lock().groups.values().map(|group| group.leaders.len() as u64).sum()
     }
 
     /// The index up to which every committed entry was shown by somebody.
