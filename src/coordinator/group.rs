@@ -272,13 +272,13 @@ impl Group {
         Ok(())
     }
 
-    /// For those who look.
     /// How far it has read.
     pub(super) fn progress(&self) -> GroupProgress {
         let (name, members) = (self.name.clone(), self.members.len());
         GroupProgress { name, state: self.state, members, offsets: self.offsets.values().cloned().collect() }
     }
 
+    /// For those who look.
     pub(super) fn describe(&self) -> GroupDescription {
         let member = |(id, member): (&String, &Member)| {
             let assigned = consumer_protocol::assigned_partitions(&member.assignment);
