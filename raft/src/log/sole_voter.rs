@@ -40,6 +40,7 @@ impl Log {
         broker: BrokerId,
         then: Option<Bytes>,
     ) -> io::Result<()> {
+        self.abandoned.send_replace(false);
         let (voted, last) = {
             let state = self.state.lock();
             (state.vote.map_or(0, |vote| vote.leader_id.term), state.head.last)
