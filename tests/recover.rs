@@ -114,7 +114,8 @@ async fn one_survivor_becomes_the_cluster_and_grows_back() {
     }
     let status = run(&["status", "--server", &cluster.url(1)], b"").await;
     assert!(said(&status).contains("2 more replicas"), "{}", said(&status));
-    cluster.create_topic(1, "later", 1).await;
+    let later = json!({"name": "later", "partitions": 1, "replicas": 1});
+    assert_eq!(cluster.post(1, "/v1/topics", later).await.0, StatusCode::CREATED);
 
     // Brokers that were given up come back: one at a time to a survivor that runs, and both together before it does.
     for broker in [2, 3] {
@@ -126,7 +127,11 @@ async fn one_survivor_becomes_the_cluster_and_grows_back() {
     cluster.restart_all(&[2, 3]).await;
     cluster.restart(1).await;
     for broker in [2, 3] {
-        assert!(ends(&mut cluster, broker).await.contains("was recovered from one survivor"), "{}", cluster.log(broker));
+        assert!(
+            ends(&mut cluster, broker).await.contains("was recovered from one survivor"),
+            "{}",
+            cluster.log(broker)
+        );
         fs::remove_dir_all(cluster.data_dir(broker)).unwrap();
     }
 

@@ -35,7 +35,9 @@ pub(crate) enum CheckpointFailed {
     #[error("no room for a checkpoint: {0}")]
     Full(io::Error),
     /// It would be longer than what a start reads. The last one still holds, and the journal keeps what it keeps: it grows.
-    #[error("a checkpoint of {bytes} bytes is longer than the {max} that a start reads: there are too many replicas or producers here")]
+    #[error(
+        "a checkpoint of {bytes} bytes is longer than the {max} that a start reads: there are too many replicas or producers here"
+    )]
     TooLong {
         /// Its length.
         bytes: u64,

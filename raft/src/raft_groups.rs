@@ -170,7 +170,8 @@ impl RaftGroups {
         let hosted = &self.hosted;
         let _alone = hosted.lifecycle_of(group).lock().await;
         let running = hosted.get(group).filter(|running| running.replica() == replica && !running.is_closing());
-        let running = running.ok_or_else(|| Stopped(format!("replica {replica} of group {group} is not here").into()))?;
+        let running =
+            running.ok_or_else(|| Stopped(format!("replica {replica} of group {group} is not here").into()))?;
         if running.log().voters().into_keys().eq([replica]) {
             return Ok(());
         }

@@ -201,7 +201,8 @@ impl Shared {
         }
         if seen.applied.is_none() {
             // The first look: what is here and in no topic wants a step too.
-            let partitions = self.groups.present().into_iter().map(|(group, _)| group).filter(|id| *id != CATALOG_GROUP);
+            let partitions =
+                self.groups.present().into_iter().map(|(group, _)| group).filter(|id| *id != CATALOG_GROUP);
             partitions.for_each(|group| self.work.add(group));
         }
         if gone {

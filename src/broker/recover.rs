@@ -225,9 +225,10 @@ impl Survey {
             broker: self.identity.broker,
             cluster_id: format!("{:032x}", self.state.cluster().map_or(0, |cluster| cluster.0)),
             interrupted: self.state.cluster() != Some(self.identity.cluster),
-            catalog_uncommitted: self.catalog.last.map_or(0, |(_, last)| {
-                last.saturating_sub(self.catalog.committed.unwrap_or(0))
-            }),
+            catalog_uncommitted: self
+                .catalog
+                .last
+                .map_or(0, |(_, last)| last.saturating_sub(self.catalog.committed.unwrap_or(0))),
             needless: self.is_needless(&brokers_given_up, &partitions),
             brokers_given_up,
             partitions,
@@ -263,7 +264,9 @@ impl Survey {
                 }
                 // It lives, and is of this cluster, or it would have said that it is not.
                 Ok(PeerAnswer::Control(_) | PeerAnswer::Taken) | Err(CallError::NoAnswer(..)) => {
-                    found.push(format!("broker {broker} may live: something is at {address} that does not say who it is"));
+                    found.push(format!(
+                        "broker {broker} may live: something is at {address} that does not say who it is"
+                    ));
                 }
                 Ok(PeerAnswer::Hello(_)) | Err(CallError::Unreachable(..) | CallError::Refused(..)) => {}
             }
@@ -388,7 +391,8 @@ async fn catalog_at_its_end(replica: &Replica) -> Result<CatalogState, String> {
         for frame in frames {
             let header = &frame.header;
             if header.kind == FrameKind::Records {
-                let unknown = |level| format!("the cluster has feature level {level}, which this version does not know");
+                let unknown =
+                    |level| format!("the cluster has feature level {level}, which this version does not know");
                 let (result, _) = apply::execute_bytes(&mut state, &frame.payload).map_err(unknown)?;
                 if let Err(error) = result {
                     tracing::debug!(%error, index = header.index, "a command that was refused");

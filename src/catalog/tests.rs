@@ -284,7 +284,7 @@ fn a_recovery_leaves_the_survivor_alone_with_what_it_has() {
 #[test]
 fn what_is_lost_begins_anew_only_if_that_was_ordered() {
     let mut state = formed();
-    execute(&mut state, recovery(9, 1, &[1], true)).unwrap();
+    execute(&mut state, recovery(9, 1, &[1, 10], true)).unwrap();
     for group in [1, 3, 4] {
         let partition = state.partition(GroupId(group)).unwrap();
         let new = partition.replicas[0];
@@ -384,8 +384,12 @@ fn arbitrary_command() -> impl Strategy<Value = Command> {
         (1..60u64, 1..90u64, 1..120u64, 1..5u32).prop_map(|(group, old, new, broker)| Command::ReplaceReplicas {
             replacements: vec![Replacement { group: GroupId(group), old: ReplicaId(old), new: place(broker, new) }],
         }),
-        (2..5u128, 1..5u32, 1..20u64, any::<bool>())
-            .prop_map(|(cluster, broker, replica, empty)| recovery(cluster, broker, &[replica], empty)),
+        (2..5u128, 1..5u32, 1..20u64, any::<bool>()).prop_map(|(cluster, broker, replica, empty)| recovery(
+            cluster,
+            broker,
+            &[replica],
+            empty
+        )),
         (1..20u64, 1..5u32, 0..40u64, any::<bool>()).prop_map(|(group, broker, replica, first)| Command::AddReplicas {
             additions: vec![Addition { group: GroupId(group), first, new: place(broker, RECOVERY_GAP + replica) }],
         }),
@@ -436,7 +440,9 @@ fn check_invariants(state: &CatalogState) {
     }
     for (group, record) in state.recoveries() {
         let partition = state.partition(*group).unwrap();
-        assert!(record.below < state.next_replica() && partition.replicas.len() as u32 <= state.replicas_wanted(partition));
+        assert!(
+            record.below <= state.next_replica() && partition.replicas.len() as u32 <= state.replicas_wanted(partition)
+        );
     }
     assert_eq!(state.names.len(), state.topics.len());
     let partitions: usize = state.topics.values().map(|topic| topic.partitions.len()).sum();

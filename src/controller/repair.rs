@@ -349,7 +349,8 @@ mod tests {
         let partition = state.partition(GroupId(1)).unwrap().clone();
         let created = partition.replicas.iter().map(|record| (GroupId(1), record.replica)).collect();
         execute(&mut state, &Command::Report(ReplicaReport { created, ..Default::default() })).0.unwrap();
-        lose(&mut state, 1, state.recovery(GroupId(1)).unwrap().survivor.0);
+        let survivor = state.recovery(GroupId(1)).unwrap().survivor.0;
+        lose(&mut state, 1, survivor);
         assert_eq!(plan(&state), []);
     }
 }

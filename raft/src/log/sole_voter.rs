@@ -35,11 +35,7 @@ impl Log {
     /// of them may have been acknowledged, by a leader that this replica did not hear from again.
     ///
     /// An empty log is refused: its group has never had a leader that this replica knew of.
-    pub(crate) async fn become_only_voter(
-        self: &Arc<Self>,
-        broker: BrokerId,
-        then: Option<Bytes>,
-    ) -> io::Result<()> {
+    pub(crate) async fn become_only_voter(self: &Arc<Self>, broker: BrokerId, then: Option<Bytes>) -> io::Result<()> {
         self.abandoned.send_replace(false);
         let (voted, last) = {
             let state = self.state.lock();

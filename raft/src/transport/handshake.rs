@@ -87,7 +87,9 @@ pub enum Turned {
     #[error("it has too many connections")]
     Busy = 6,
     /// The dialler's cluster was recovered from a survivor and has another id since: what the dialler holds was given up.
-    #[error("the cluster was recovered from one survivor and goes on under another id; this broker's data was given up")]
+    #[error(
+        "the cluster was recovered from one survivor and goes on under another id; this broker's data was given up"
+    )]
     Superseded = 7,
 }
 

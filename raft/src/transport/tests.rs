@@ -884,7 +884,7 @@ async fn a_handshake_that_does_not_fit_is_refused_by_name() {
     assert_eq!(turned(|hello| hello.target = Some(BrokerId(3))).await, Some(Turned::WrongBroker));
     assert_eq!(turned(|hello| hello.broker = BrokerId(2)).await, Some(Turned::SameBroker));
     assert_eq!(turned(|hello| hello.cluster = None).await, Some(Turned::NoCluster));
-    b.0.supersede([ClusterId(8)]);
+    b.transport.supersede([ClusterId(8)]);
     assert_eq!(turned(|hello| hello.cluster = Some(ClusterId(8))).await, Some(Turned::Superseded));
     assert_eq!(turned(|hello| hello.cluster = Some(ClusterId(9))).await, Some(Turned::ForeignCluster));
 

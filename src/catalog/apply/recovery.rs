@@ -62,12 +62,7 @@ impl Work {
     }
 
     /// A partition goes on from the survivor's replica; if that holds nothing, it stays lost or begins anew.
-    fn recover_partition(
-        &mut self,
-        group: GroupId,
-        below: ReplicaId,
-        recovery: &Recovery,
-    ) -> Result<(), CommandError> {
+    fn recover_partition(&mut self, group: GroupId, below: ReplicaId, recovery: &Recovery) -> Result<(), CommandError> {
         let partition = self.state.partition(group).ok_or_else(|| stale(format!("there is no group {group}")))?.clone();
         let replicas = self.state.replicas_wanted(&partition);
         let here = |record: &&ReplicaRecord| {
