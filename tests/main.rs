@@ -9,6 +9,7 @@ mod http;
 mod lifecycle;
 mod observability;
 mod operator;
+mod recover;
 mod repair;
 mod retention;
 mod support;
