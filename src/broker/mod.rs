@@ -25,6 +25,7 @@ use crate::record_batch::BatchLimits;
 mod bootstrap;
 mod control;
 mod coordination;
+mod group_lag;
 mod leadership;
 mod lifecycle;
 mod membership;
