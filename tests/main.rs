@@ -10,6 +10,7 @@ mod kafka_hostile;
 mod lifecycle;
 mod observability;
 mod operator;
+mod recover;
 mod repair;
 mod retention;
 mod support;

@@ -140,7 +140,8 @@ impl Shared {
             leaderless += u32::from(partition.leader.is_none());
             if partition.leader == Some(self.broker) {
                 leads += 1;
-                under += u32::from(partition.in_sync.len() < partition.replicas.len());
+                under +=
+                    u32::from(partition.in_sync.len() < partition.replicas.len() || partition.replicas_missing > 0);
                 for lagging in &partition.lagging {
                     (records, bytes) = (records.max(lagging.records), bytes.max(lagging.bytes));
                 }

@@ -200,7 +200,11 @@ fn trouble(topic: &str, partition: &PartitionDescription, alive: &BTreeMap<Broke
         return Some(format!("{name} has no leader: {why}"));
     }
     let behind = |id: &&BrokerId| !partition.in_sync.contains(id);
-    let whys: Vec<String> = partition.replicas.iter().filter(behind).map(|id| lag(*id, partition, lives(id))).collect();
+    let mut whys: Vec<String> =
+        partition.replicas.iter().filter(behind).map(|id| lag(*id, partition, lives(id))).collect();
+    if partition.replicas_missing > 0 {
+        whys.push(format!("recovered, {} more replicas wait for brokers", partition.replicas_missing));
+    }
     (!whys.is_empty()).then(|| {
         format!(
             "{name} has {} of {} replicas in sync: {}",
@@ -271,6 +275,7 @@ mod tests {
                 leader: leader.map(BrokerId),
                 leader_epoch: 1,
                 replicas: [1, 2, 3].map(BrokerId).to_vec(),
+                replicas_missing: 0,
                 in_sync: in_sync.iter().copied().map(BrokerId).collect(),
                 lagging: Vec::new(),
                 log_start_offset: Offset(0),
@@ -359,6 +364,14 @@ mod tests {
         ] {
             assert!(told(reason, 1, 1).contains(words), "{reason:?}");
         }
+    }
+
+    #[test]
+    fn a_recovered_partition_says_what_it_waits_for() {
+        let mut topic = topic(Some(1), &[1, 2, 3]);
+        topic.partitions[0].replicas_missing = 2;
+        let told = troubles(&cluster([true; 3]), &[topic]).join("\n");
+        assert_eq!(told, "orders/3 has 3 of 3 replicas in sync: recovered, 2 more replicas wait for brokers");
     }
 
     #[test]

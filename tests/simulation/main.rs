@@ -38,12 +38,16 @@ use broken::{VARIANTS, Variant};
 use run::Plan;
 use seeds::{Told, keep, number, replay_all, run_all, show_logs};
 
+/// The allocator that the binary has, too.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Seeds that are tried by default, and how many are run twice.
-const SEEDS: u64 = 4;
+const SEEDS: u64 = 100;
 const REPLAYED: u64 = 1;
 
-fn sound(seed: u64) -> std::thread::JoinHandle<Told> {
-    Plan::sound(seed).spawn(|run| {
+fn sound(seed: u64, traced: bool) -> std::thread::JoinHandle<Told> {
+    Plan { seed, traced, variant: None, awaited: None }.spawn(|run| {
         let broken = run.broken.iter().map(|broken| format!("{}: {}", broken.invariant, broken.why)).collect();
         let (lines, hash, acknowledged, terms) = (run.lines, run.hash, run.acknowledged, run.terms);
         Told { broken, lines, hash, acknowledged, terms, simulated_ms: run.simulated_ms, struck: run.struck }
@@ -81,7 +85,7 @@ fn one_run_of_a_broken_variant() {
     show_logs();
     let (number, seed) = (number("PONTOON_VARIANT").unwrap_or(0) as usize, number("PONTOON_SEED").unwrap_or(1));
     let (variant, awaited, _) = VARIANTS[number];
-    let plan = Plan { seed, variant: Some(variant), awaited: Some(awaited) };
+    let plan = Plan { seed, traced: true, variant: Some(variant), awaited: Some(awaited) };
     let run = plan.spawn(|run| run).join().expect("a run that comes to its end");
     let mut noticed = run.broken.iter().filter(|broken| broken.invariant == awaited);
     match noticed.next() {

@@ -9,6 +9,8 @@ use turmoil::Sim;
 
 use crate::broker::{BROKERS, CLIENT, World, host};
 
+/// How long things go wrong.
+const CHAOS_MS: std::ops::Range<u64> = 1500..6000;
 /// How long a journal's syncs take, mostly, and on a disk that stalls.
 const SYNC: Duration = Duration::from_millis(1);
 const STALL: Duration = Duration::from_millis(1300);
@@ -30,6 +32,8 @@ enum Later {
 pub(crate) struct Faults {
     world: World,
     rng: SmallRng,
+    /// How long things go wrong.
+    pub(crate) chaos_ms: u64,
     next_ms: u64,
     later: BTreeMap<(u64, u64), Later>,
     laters: u64,
@@ -39,8 +43,9 @@ pub(crate) struct Faults {
 
 impl Faults {
     pub(crate) fn new(world: World, seed: u64) -> Self {
-        let rng = SmallRng::seed_from_u64(seed ^ 0xfa17);
-        Self { world, rng, next_ms: 0, later: BTreeMap::new(), laters: 0, struck: BTreeMap::new() }
+        let mut rng = SmallRng::seed_from_u64(seed ^ 0xfa17);
+        let chaos_ms = rng.random_range(CHAOS_MS);
+        Self { world, rng, chaos_ms, next_ms: 0, later: BTreeMap::new(), laters: 0, struck: BTreeMap::new() }
     }
 
     fn note(&mut self, kind: &'static str, what: impl std::fmt::Display) {
@@ -198,6 +203,8 @@ impl Faults {
         let start = starts.get_mut(&broker).expect("a broker");
         start.life += 1;
         change(start);
+        drop(starts);
+        self.world.changed.notify_waiters();
     }
 }
 

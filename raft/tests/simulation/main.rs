@@ -36,12 +36,17 @@ use seeds::{Told, replay_all, run_all};
 use trace::Trace;
 use turmoil::Sim;
 
+/// The allocator that the binary has, too.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Seeds that are tried by default.
-const SEEDS: u64 = 3;
+const SEEDS: u64 = 100;
 /// And how many of them are run twice.
 const REPLAYED: u64 = 2;
-/// How long things go wrong.
-const CHAOS: Duration = Duration::from_secs(6);
+/// Longest step of simulated time: all processes of a run take steps of so many ms, 1 to this many, as the seed says. Whatever comes
+/// within one step comes in an order that the seed draws.
+const STEP_MS_MAX: u64 = 5;
 /// How long a healthy cluster may take until all is as it should be.
 const RECOVERY_MAX: Duration = Duration::from_secs(30);
 
@@ -50,19 +55,21 @@ struct Simulation<'a> {
     sim: Sim<'a>,
     world: World,
     faults: Faults,
-    steps: u64,
+    step_ms: u64,
+    now_ms: u64,
 }
 
 impl Simulation<'_> {
-    fn new(seed: u64, lies: bool) -> Self {
+    fn new(seed: u64, traced: bool, lies: bool) -> Self {
         // Every host of the simulation runs on this thread and draws from this generator.
         runtime::seed_thread(seed);
-        let trace = Trace::default();
+        let trace = Trace::new(traced);
+        let step_ms = 1 + seed % STEP_MS_MAX;
         let mut builder = turmoil::Builder::new();
         builder
             .rng_seed(seed)
             .simulation_duration(Duration::from_secs(3600))
-            .tick_duration(Duration::from_millis(1))
+            .tick_duration(Duration::from_millis(step_ms))
             .min_message_latency(Duration::ZERO)
             .max_message_latency(Duration::from_millis(5))
             .tcp_capacity(1024)
@@ -79,6 +86,7 @@ impl Simulation<'_> {
             created: Arc::default(),
             ended: Arc::default(),
             finish: Arc::default(),
+            changed: Arc::default(),
             lies,
         };
         let mut sim = builder.build();
@@ -89,7 +97,7 @@ impl Simulation<'_> {
         let client = world.clone();
         sim.host(host(CLIENT), move || client::run(client.clone()));
         let faults = Faults::new(world.clone(), seed);
-        Self { sim, world, faults, steps: 0 }
+        Self { sim, world, faults, step_ms, now_ms: 0 }
     }
 
     fn is_broken(&self) -> bool {
@@ -97,8 +105,8 @@ impl Simulation<'_> {
     }
 
     fn step(&mut self) {
-        self.steps += 1;
-        self.world.trace.set_now(self.steps);
+        self.now_ms += self.step_ms;
+        self.world.trace.set_now(self.now_ms);
         if let Err(error) = self.sim.step() {
             self.world.model.broken(format!("a process ended: {error}"));
         }
@@ -106,9 +114,9 @@ impl Simulation<'_> {
 
     /// Goes on until `done`, without new faults.
     fn until(&mut self, what: &str, done: impl Fn(&World) -> bool) {
-        let end = self.steps + RECOVERY_MAX.as_millis() as u64;
+        let end = self.now_ms + RECOVERY_MAX.as_millis() as u64;
         while !done(&self.world) && !self.is_broken() {
-            if self.steps == end {
+            if self.now_ms >= end {
                 return self.world.model.broken(format!("{what}: not within {RECOVERY_MAX:?}"));
             }
             self.faults.step(&mut self.sim);
@@ -118,8 +126,8 @@ impl Simulation<'_> {
 
     fn run(mut self) -> Told {
         self.until("the cluster starts", |world| world.created.lock().len() as u32 == BROKERS && acknowledged(world));
-        let end = self.steps + CHAOS.as_millis() as u64;
-        while self.steps < end && !self.is_broken() {
+        let end = self.now_ms + self.faults.chaos_ms;
+        while self.now_ms < end && !self.is_broken() {
             self.faults.step_and_strike(&mut self.sim);
             self.step();
         }
@@ -139,7 +147,7 @@ impl Simulation<'_> {
         let acknowledged = model.acknowledgements();
         let (lines, hash) = self.world.trace.take();
         let struck = std::mem::take(&mut self.faults.struck);
-        Told { broken, lines, hash, acknowledged, terms, simulated_ms: self.steps, struck }
+        Told { broken, lines, hash, acknowledged, terms, simulated_ms: self.now_ms, struck }
     }
 }
 
@@ -154,21 +162,21 @@ fn agreed(world: &World) -> bool {
 }
 
 /// Runs a seed on a thread of its own: what a thread remembers must not decide anything.
-fn spawn(seed: u64, lies: bool) -> thread::JoinHandle<Told> {
+fn spawn(seed: u64, traced: bool, lies: bool) -> thread::JoinHandle<Told> {
     // A panic names the thread.
     let thread = thread::Builder::new().name(format!("PONTOON_SEED={seed}"));
-    thread.spawn(move || Simulation::new(seed, lies).run()).expect("a thread")
+    thread.spawn(move || Simulation::new(seed, traced, lies).run()).expect("a thread")
 }
 
 #[test]
 fn nothing_acknowledged_is_lost() {
-    run_all(SEEDS, |seed| spawn(seed, false));
+    run_all(SEEDS, |seed, traced| spawn(seed, traced, false));
 }
 
 #[test]
 fn a_seed_replays_to_the_same_trace() {
     if owned::tokio_is_seeded() {
-        replay_all(REPLAYED, |seed| spawn(seed, false));
+        replay_all(REPLAYED, |seed, traced| spawn(seed, traced, false));
     }
 }
 
@@ -177,6 +185,6 @@ fn a_seed_replays_to_the_same_trace() {
 #[test]
 fn disks_that_lie_about_the_journal_s_syncs_are_found_out() {
     let found: Vec<String> =
-        (1..=2).flat_map(|seed| spawn(seed, true).join().expect("a run that comes to its end").broken).collect();
+        (1..=2).flat_map(|seed| spawn(seed, false, true).join().expect("a run that comes to its end").broken).collect();
     assert!(!found.is_empty(), "nobody noticed");
 }

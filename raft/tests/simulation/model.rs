@@ -274,7 +274,7 @@ mod tests {
 
     /// Two records, acknowledged, shown by a broker; what is broken after this.
     fn after(what: impl FnOnce(&Model)) -> Vec<String> {
-        let model = Model::new(Trace::default());
+        let model = Model::new(Trace::new(false));
         for number in 0..2 {
             model.committed(1, 1, &entry(number, number as u32, number));
             model.acknowledged(1, (0, number as u32, 1), acknowledged(number, number));

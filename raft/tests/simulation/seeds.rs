@@ -2,8 +2,8 @@
 //! whole brokers.
 //!
 //! `PONTOON_SEED=n` tries that seed, `PONTOON_SEEDS=n` so many from there on (from 1 without it), `PONTOON_JOBS=n` so many at a
-//! time. `PONTOON_TRACE=1` keeps the traces of good seeds too; those of bad ones are always kept. `PONTOON_TALLY=FILE` adds a line
-//! for each seed to that file, `PONTOON_TALLY_AS` before it: `scripts/simulate` asks for that.
+//! time. A bad seed runs again, and leaves its trace; `PONTOON_TRACE=1` wants the traces of good ones too. `PONTOON_TALLY=FILE` adds
+//! a line for each seed to that file, `PONTOON_TALLY_AS` before it: `scripts/simulate` asks for that.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -17,11 +17,17 @@ use parking_lot::Mutex;
 
 use crate::trace::first_difference;
 
+/// Fewest writes that a seed must see acknowledged on average: else the faults leave nothing to lose.
+const ACKNOWLEDGED_MIN: u64 = 50;
+
+/// Runs a seed on a thread of its own, with a trace or without.
+pub(crate) type Spawn = fn(u64, bool) -> JoinHandle<Told>;
+
 /// What a run came to.
 pub(crate) struct Told {
     /// What does not hold; empty if the run is a good one.
     pub(crate) broken: Vec<String>,
-    /// The trace, and its hash.
+    /// The trace, if it was wanted, and its hash.
     pub(crate) lines: Vec<String>,
     pub(crate) hash: u32,
     /// Writes that were acknowledged.
@@ -61,11 +67,11 @@ pub(crate) fn keep(seed: u64, name: &str, lines: &[String]) -> PathBuf {
 }
 
 /// Runs every wanted seed, `default` of them if nobody wants others. Panics at the end if one is bad.
-pub(crate) fn run_all(default: u64, spawn: fn(u64) -> JoinHandle<Told>) {
+pub(crate) fn run_all(default: u64, spawn: Spawn) {
     show_logs();
     let (first, count) = wanted(default);
     let jobs = number("PONTOON_JOBS").unwrap_or_else(|| thread::available_parallelism().map_or(1, |n| n.get() as u64));
-    let (next, bad) = (AtomicU64::new(first), Mutex::new(Vec::new()));
+    let (next, acknowledged, bad) = (AtomicU64::new(first), AtomicU64::new(0), Mutex::new(Vec::new()));
     thread::scope(|scope| {
         for _ in 0..jobs.min(count) {
             scope.spawn(|| {
@@ -74,8 +80,9 @@ pub(crate) fn run_all(default: u64, spawn: fn(u64) -> JoinHandle<Told>) {
                     if seed >= first + count {
                         return;
                     }
-                    if !is_good(seed, spawn) {
-                        bad.lock().push(seed);
+                    match try_seed(seed, spawn) {
+                        Some(count) => drop(acknowledged.fetch_add(count, Ordering::Relaxed)),
+                        None => bad.lock().push(seed),
                     }
                 }
             });
@@ -83,40 +90,51 @@ pub(crate) fn run_all(default: u64, spawn: fn(u64) -> JoinHandle<Told>) {
     });
     let bad = bad.into_inner();
     assert!(bad.is_empty(), "bad seeds: {bad:?}; PONTOON_SEED={} replays the first", bad[0]);
+    let acknowledged = acknowledged.into_inner();
+    assert!(
+        count < 4 || acknowledged >= count * ACKNOWLEDGED_MIN,
+        "{acknowledged} acknowledged: nothing much happened"
+    );
 }
 
-/// Runs one seed and tells of it.
-fn is_good(seed: u64, spawn: fn(u64) -> JoinHandle<Told>) -> bool {
+/// Runs one seed and tells of it. How many writes were acknowledged; `None`: it is a bad one.
+fn try_seed(seed: u64, spawn: Spawn) -> Option<u64> {
     let began = Instant::now();
-    let told = spawn(seed).join();
+    let traced = number("PONTOON_TRACE").is_some();
+    let told = spawn(seed, traced).join();
     let took = began.elapsed().as_millis();
+    let good = told.as_ref().is_ok_and(|told| told.broken.is_empty());
+    if traced && good {
+        told.as_ref().inspect(|told| eprintln!("trace in {}", keep(seed, "", &told.lines).display())).ok();
+    }
+    if !good {
+        explain(seed, spawn);
+    }
+    // What a panic said stands above.
     let Ok(told) = told else {
-        // What it said of itself stands above.
         tell(seed, "FAILED: it panicked");
-        return false;
+        return None;
     };
     let struck: Vec<String> = told.struck.iter().map(|(kind, count)| format!("{kind}={count}")).collect();
-    let did = format!(
-        "{} lines, hash {:08x}, {} acknowledged, {} terms, {} ms in {took} ms; {}",
-        told.lines.len(),
-        told.hash,
-        told.acknowledged,
-        told.terms,
-        told.simulated_ms,
-        struck.join(", ")
+    let (verdict, struck) = (if good { "ok" } else { "FAILED" }, struck.join(", "));
+    let Told { acknowledged, terms, simulated_ms, .. } = told;
+    tell(
+        seed,
+        &format!("{verdict}: {acknowledged} acknowledged, {terms} terms, {simulated_ms} ms in {took} ms; {struck}"),
     );
-    let mut broken = told.broken;
-    if broken.is_empty() && told.acknowledged <= 50 {
-        broken.push("harness: nothing much happened".to_owned());
+    good.then_some(acknowledged)
+}
+
+/// Runs a bad seed again, for its trace.
+fn explain(seed: u64, spawn: Spawn) {
+    match spawn(seed, true).join() {
+        Ok(told) if told.broken.is_empty() => eprintln!("PONTOON_SEED={seed}: it does not replay"),
+        Ok(told) => {
+            let path = keep(seed, "", &told.lines);
+            eprintln!("PONTOON_SEED={seed} (trace in {}):\n  {}", path.display(), told.broken.join("\n  "));
+        }
+        Err(_) => eprintln!("PONTOON_SEED={seed} panics"),
     }
-    if !broken.is_empty() {
-        let path = keep(seed, "", &told.lines);
-        eprintln!("PONTOON_SEED={seed} (trace in {}):\n  {}", path.display(), broken.join("\n  "));
-    } else if number("PONTOON_TRACE").is_some() {
-        eprintln!("trace in {}", keep(seed, "", &told.lines).display());
-    }
-    tell(seed, &format!("{}: {did}", if broken.is_empty() { "ok" } else { "FAILED" }));
-    broken.is_empty()
 }
 
 /// One line, for whoever watches and for the tally.
@@ -130,12 +148,12 @@ fn tell(seed: u64, what: &str) {
 }
 
 /// Runs each of so many seeds twice: both traces must be the same, line by line.
-pub(crate) fn replay_all(default: u64, spawn: fn(u64) -> JoinHandle<Told>) {
+pub(crate) fn replay_all(default: u64, spawn: Spawn) {
     show_logs();
     let (first, count) = wanted(default);
     let mut hashes = BTreeMap::new();
     for seed in first..first + count {
-        let [one, other] = [spawn(seed), spawn(seed)].map(|run| {
+        let [one, other] = [spawn(seed, true), spawn(seed, true)].map(|run| {
             run.join().unwrap_or_else(|panic| {
                 eprintln!("PONTOON_SEED={seed} panicked");
                 std::panic::resume_unwind(panic)
