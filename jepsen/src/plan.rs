@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::checkers::workloads::Workload;
+use crate::client::any::ClientKind;
 use crate::client::http::Place;
 use crate::nemesis::kind::{self, Kind};
 use crate::nemesis::scenario::{self, Scenario};
@@ -27,6 +28,9 @@ pub struct Plan {
     pub name: String,
     /// What the clients do.
     pub workload: Workload,
+    /// Which protocol the clients speak.
+    #[serde(default)]
+    pub client: ClientKind,
     /// All choices are drawn from it.
     pub seed: u64,
     /// How many brokers.
@@ -102,7 +106,12 @@ impl Plan {
     /// How brokers are set up: with limits so small that files fill, checkpoints come and large appends leave the journal all the
     /// time, or (one run in three) about as an operator would have them, on a small disk.
     pub fn settings(&self) -> Vec<String> {
-        let reserves = ["raft.reserve_produce_bytes=50331648", "raft.reserve_append_bytes=25165824"];
+        let reserves = [
+            "raft.reserve_produce_bytes=50331648",
+            "raft.reserve_append_bytes=25165824",
+            "retention.check_interval_ms=1000",
+            "offsets.topic.num.partitions=4",
+        ];
         let usual = ["raft.journal_file_bytes=16777216", "raft.checkpoint_journal_bytes=16777216"];
         let small = [
             "raft.journal_file_bytes=2097152",
@@ -159,6 +168,7 @@ mod tests {
         Plan {
             name: "a run".into(),
             workload: Workload::Single,
+            client: ClientKind::Mixed,
             seed: 7,
             nodes,
             time_s: 300,

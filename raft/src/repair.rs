@@ -3,8 +3,8 @@
 //!
 //! One task per broker, woken when a reader, the scrub or recovery finds rot, and again while something is left. Reading and writing
 //! segments is [`crate::log`]'s; here it is decided whom to ask, when to try again, who leads meanwhile, and when a replica is
-//! given up: what is rotten *above* the commit index and nobody else has may not be made up for by anyone, so such a replica is
-//! set aside, and the controller gives the group another one.
+//! given up: what is rotten *above* the commit index and nobody else has may not be made up for by anyone, and what the others have
+//! purged nobody will ever give, so such a replica is set aside, and the controller gives the group another one.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Weak};
@@ -35,10 +35,11 @@ const PAUSE_MAX: Duration = Duration::from_secs(10);
 const ANSWER_WAIT: Duration = Duration::from_secs(10);
 /// Logs that are repaired at the same time.
 const CONCURRENT: usize = 4;
-/// Attempts after which a replica that is rotten above its commit index is set aside.
+/// Attempts after which a replica is set aside that is rotten above its commit index, or where there is little hope of a repair.
 const ATTEMPTS_MAX: u32 = 4;
 
-/// The same for one that does not run yet, and so cannot know who leads, while some member has not answered: some minutes.
+/// The same for one that does not run yet and so cannot know who leads, if there is hope that a peer returns with what it lacks:
+/// some minutes.
 const OPENING_ATTEMPTS_MAX: u32 = 20;
 
 /// When something is tried again.
@@ -137,12 +138,14 @@ async fn repair(hosted: &Arc<Hosted>, log: &Arc<Log>, segment: SegmentName, coun
     log.note_outlook(segment, &error.to_string());
     if let MendError::NotFound { index, everybody, .. } = error {
         let above = log.committed_log_id().is_none_or(|committed| committed.index < index);
-        let why = || format!("rotten above its commit index: {error}");
-        let opening_max = if everybody { ATTEMPTS_MAX } else { OPENING_ATTEMPTS_MAX };
-        if above && count >= opening_max && hosted.take_opening(group, replica) {
+        let why = || format!("rotten where nobody can repair it: {error}");
+        let hopeless = peers.needless || (above && everybody);
+        let opening_max = if hopeless { ATTEMPTS_MAX } else { OPENING_ATTEMPTS_MAX };
+        if (above || peers.needless) && count >= opening_max && hosted.take_opening(group, replica) {
             hosted.report_lost(group, replica, why());
             return true;
         }
+        // One that runs does not need what the others have purged: it will purge it, too.
         if above && count >= ATTEMPTS_MAX {
             return hosted.set_aside(log, &why()).await;
         }
@@ -214,6 +217,10 @@ struct PeerFrames {
     brokers: Vec<BrokerId>,
     /// What came with the last answer and has not been wanted yet.
     ready: VecDeque<Frame>,
+    /// There is little hope for the entry that was wanted last, and little need of it: a peer has purged it, or has an entry of a
+    /// later term in its place. (That one need not be committed, so this is no proof, Raft §5.4.2; but to replace the replica is as
+    /// safe as to repair it, and only costs a copy.)
+    needless: bool,
 }
 
 impl PeerFrames {
@@ -226,7 +233,7 @@ impl PeerFrames {
         brokers
             .sort_by_key(|broker| (Some(*broker) != leader, transport.liveness(*broker) != Liveness::Alive, *broker));
         brokers.dedup();
-        Self { transport, group: log.group(), brokers, ready: VecDeque::new() }
+        Self { transport, group: log.group(), brokers, ready: VecDeque::new(), needless: false }
     }
 
     async fn find(&mut self, wanted: Wanted) -> Result<Frame, NoFrame> {
@@ -237,6 +244,7 @@ impl PeerFrames {
             return Ok(frame);
         }
         let (mut said, mut everybody) = (Vec::new(), !self.brokers.is_empty());
+        self.needless = false;
         for at in 0..self.brokers.len() {
             let broker = self.brokers[at];
             match self.ask(broker, wanted).await {
@@ -252,6 +260,7 @@ impl PeerFrames {
                     if self.is_superseded(broker, wanted).await {
                         return Err(NoFrame::Superseded(other + ", committed"));
                     }
+                    self.needless |= found.1 > wanted.index || (found.1 == wanted.index && found.0 > wanted.term);
                     said.push(other);
                 }
                 Err(why) => {

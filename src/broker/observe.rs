@@ -89,7 +89,7 @@ impl BrokerInstruments {
 /// Whatever a broker shows, whichever door asks.
 pub fn instruments() -> impl Iterator<Item = Instrument> {
     let own = BrokerGauges::ALL.iter().chain(PartitionInstruments::ALL).copied();
-    own.chain(pontoon_raft::instruments::all())
+    own.chain(super::group_lag::INSTRUMENTS).chain(pontoon_raft::instruments::all())
 }
 
 impl Broker {

@@ -478,8 +478,7 @@ async fn begin(
         let path = dir.join(name);
         disk.remove_file(&path).await.at(&path)?;
     }
-    let first_ever = scan.live.is_empty() && scan.spares.is_empty();
-    let mut keeper = Keeper::new(disk, identity, config, first_ever, &scan.spares);
+    let mut keeper = Keeper::new(disk, identity, config, &scan.spares);
     for (name, bytes) in scan.spares.iter().chain(&scan.unused) {
         keeper.give_up(name, *bytes).await?;
     }

@@ -425,3 +425,39 @@ async fn what_is_rotten_above_the_commit_index_is_put_back_from_whoever_has_it()
     assert_eq!(cluster.leader(1, &[1, 3]).await, 1);
     cluster.shows(3, 1, &names(301)).await;
 }
+
+/// A replica that cannot run before it is repaired, and what it lacks has been purged by everyone else: nobody will ever give it.
+#[tokio::test(start_paused = true)]
+async fn a_replica_that_is_rotten_where_the_others_have_purged_is_given_up() {
+    let mut cluster = written(300).await;
+    let disk = cluster.kill(3).await;
+    let (path, bytes) = segments(&disk, 3).await.pop().unwrap();
+    disk.truncate(&path, bytes.len() as u64 / 2);
+    write_all(&cluster.group(1, 1), &names(300)).await;
+    for broker in [1, 2] {
+        let group = cluster.group(broker, 1);
+        cluster.brokers[&broker].store.checkpoint().await.unwrap();
+        group.snapshot(560).await.unwrap();
+        let purged = async {
+            while group.log().log_start_offset().0 < 400 {
+                sleep(Duration::from_millis(10)).await;
+            }
+        };
+        timeout(Duration::from_secs(30), purged).await.unwrap();
+    }
+    cluster.boot(3, disk).await;
+    given_up(&cluster, 3).await;
+}
+
+/// Waits until a broker has given up its replica of group 1: long before it would without its peers' proof.
+async fn given_up(cluster: &Cluster, broker: u32) {
+    let groups = &cluster.brokers[&broker].groups;
+    assert!(groups.is_opening(GroupId(1)), "it waits to be repaired");
+    let lost = async {
+        while groups.lost().is_empty() {
+            sleep(Duration::from_millis(50)).await;
+        }
+    };
+    timeout(Duration::from_secs(30), lost).await.unwrap();
+    assert!(cluster.brokers[&broker].disk.read_dir(&folder(broker)).await.is_ok(), "its files stay");
+}
