@@ -175,6 +175,9 @@ impl RaftGroups {
         if running.log().voters().into_keys().eq([replica]) {
             return Ok(());
         }
+        if running.log().last_log_id().is_none() {
+            return Err(Stopped(format!("replica {replica} of group {group}: its log is empty").into()));
+        }
         running.set_stopped("it becomes its group's only voter".to_owned());
         // Its core ends only once nothing of it waits.
         running.log().release_readers();

@@ -114,9 +114,11 @@ async fn repair(hosted: &Arc<Hosted>, log: &Arc<Log>, segment: SegmentName, coun
         && hosted.is_opening(group, replica)
     {
         tracing::warn!(%group, %replica, ?segment, index, why, "rotten entries were superseded: the log ends before them");
-        mended = match log.end_before(*index).await {
+        let index = *index;
+        mended = match log.end_before(index).await {
             Ok(()) => log.mend_segment(segment, &mut peers).await,
-            Err(error) => Err(error.into()),
+            // It is replaced, then. Whoever else might answer does not have it either.
+            Err(error) => Err(MendError::NotFound { index, why: error.to_string(), everybody: true }),
         };
     }
     let error = match mended {

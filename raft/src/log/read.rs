@@ -198,6 +198,14 @@ impl Log {
                 until,
                 generation: state.generation,
             },
+            // Where a segment begins is known without its index, which cannot be made if it is rotten further on.
+            None if from == segment.first_index() => Plan::File {
+                file: segment.file.clone(),
+                position: 0,
+                end: segment.bytes,
+                until,
+                generation: state.generation,
+            },
             None => Plan::Index(segment.name()),
         }
     }
