@@ -444,6 +444,6 @@ async fn without_a_majority_requests_wait_their_time_and_say_so() {
     let answer = read(response).await;
     assert_eq!(answer.1["outcome"], "none", "{}", answer.1);
     assert_eq!((answer.1["retriable"].clone(), refusal(answer)), (json!(true), (503, "NO_LEADER".into())));
-    cluster.spawn(leader);
+    cluster.restart(leader).await;
     cluster.produce_text(survivor, "t", 0, "again").await;
 }
