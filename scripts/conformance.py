@@ -64,6 +64,8 @@ def fetch(work):
         with open(fresh / "Cargo.toml", "a") as file:
             file.write("\n[workspace]\n")
         (fresh / "rust-toolchain.toml").unlink(missing_ok=True)
+        if name == "rskafka":  # the one that its lock file names does not compile any more
+            run("cargo", "update", "--quiet", "--package", "rsasl", cwd=fresh)
         fresh.rename(source_of(work, name))
 
 
@@ -86,7 +88,7 @@ def guarded(command, cwd, env, log, limit):
 class Librdkafka:
     """The tests within rdkafka-sys that need a broker; those that need none say nothing about one."""
 
-    name, divided, first = "librdkafka", "0081_admin", 1
+    name, divided, first, kafka_port = "librdkafka", "0081_admin", 1, None
     scenarios = {
         "default": ["auto.create.topics.enable=true", "num.partitions=4"],
         "noautocreate": ["auto.create.topics.enable=false", "num.partitions=4"],
@@ -180,7 +182,8 @@ class Crate:
 
     first = 0  # rdkafka's place replicas on broker 0
 
-    def __init__(self, work, name, settings, features, env):
+    def __init__(self, work, name, settings, features, env, kafka_port=None):
+        self.kafka_port = kafka_port
         self.name, self.folder, self.target = name, source_of(work, name), work / "target"
         self.scenarios, self.features, self.env = {"default": settings}, features, env
         self.binaries = []
@@ -267,7 +270,8 @@ def suites(work):
         rskafka["TEST_JAVA_INTEROPT"] = "1"
     return [
         Librdkafka(work),
-        Crate(work, "rdkafka", ["auto.create.topics.enable=true", "num.partitions=3"], [], {"KAFKA_HOST": "BOOTSTRAP"}),
+        Crate(work, "rdkafka", ["auto.create.topics.enable=true", "num.partitions=3"], [], {"KAFKA_HOST": "BOOTSTRAP"},
+              kafka_port=9092),  # some of them look nowhere else
         Crate(work, "rskafka", ["auto.create.topics.enable=false"], ["--features", "transport-socks5"], rskafka),
     ]
 
@@ -294,7 +298,7 @@ def run_suite(suite, binary, work, wanted, excused):
             continue
         logs = work / "logs" / suite.name
         logs.mkdir(parents=True, exist_ok=True)
-        cluster = Cluster(binary, settings + PATIENT, first=suite.first)
+        cluster = Cluster(binary, settings + PATIENT, first=suite.first, kafka_port=suite.kafka_port)
 
         def one(unit):
             found = suite.run(unit, cluster.bootstrap, scenario, logs / f"{unit[0]}.log", LIMIT)
@@ -345,6 +349,9 @@ def main():
             continue
         print(f"building {suite.name}", flush=True)
         suite.build()
+        if suite.name == "rskafka":  # the first of the tests with Java fetches its jars; two at a time would get in each other's way
+            for unit in suite.units("default", {"test_produce_java_consume_java_nocompression"}):
+                suite.run(unit, NOBODY, "default", work / "jars.log", CONTROL_LIMIT)
         if isinstance(suite, Crate):
             suite.env = {key: value.replace("PROXY", proxy.address) for key, value in suite.env.items()}
         everything[suite.name] = run_suite(suite, binary, work, tests - {""}, known.get(suite.name, {}))

@@ -31,13 +31,14 @@ def free_ports(count):
 
 
 class Cluster:
-    """Three brokers, numbered from `first` on; `settings` are `key=value` of their configuration."""
+    """Three brokers, numbered from `first` on, the first at `kafka_port`; `settings` are `key=value` of their configuration."""
 
-    def __init__(self, binary, settings=(), folder=None, first=1):
+    def __init__(self, binary, settings=(), folder=None, first=1, kafka_port=None):
         self.binary, self.settings, self.first = binary, settings, first
         self.dir = tempfile.mkdtemp(prefix="pontoon-kafka-", dir=folder)
         ports = free_ports(9)
         self.http, self.kafka, self.peer = ports[:3], ports[3:6], ports[6:]
+        self.kafka[0] = kafka_port or self.kafka[0]
         self.running = {}
         for broker in range(first, first + 3):
             self.start(broker)
