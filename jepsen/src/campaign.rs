@@ -63,21 +63,31 @@ pub struct Course {
     pub clients: usize,
     /// As in [`Plan`].
     pub rate: u64,
+    /// Only runs with all faults, on so many brokers.
+    pub nodes: Option<usize>,
+    /// Only this scenario.
+    pub scenario: Option<String>,
     /// As in [`Plan`].
     pub binary: PathBuf,
 }
 
 impl Course {
-    /// The plan of a run: of six runs two have all faults on five brokers and one on three, one has mixed operations, two are scenarios,
+    /// The plan of a run. Unless it is limited: of six runs two have all faults on five brokers and one on three, one has mixed operations, two are scenarios,
     /// each in its turn.
     pub fn plan(&self, number: u64) -> Plan {
-        let scenario = match number % 6 {
+        let turn = match number % 6 {
             2 => Some(2 * (number / 6)),
             5 => Some(2 * (number / 6) + 1),
             _ => None,
         };
-        let scenario = scenario.and_then(|turn| scenario::sound().nth(turn as usize % scenario::sound().count()));
+        let of_turn = |turn: u64| scenario::sound().nth(turn as usize % scenario::sound().count());
+        let scenario = match (&self.scenario, self.nodes) {
+            (Some(name), _) => scenario::find(name),
+            (None, Some(_)) => None,
+            (None, None) => turn.and_then(of_turn),
+        };
         let (nodes, workload) = match number % 6 {
+            turn if let Some(nodes) = self.nodes => (nodes, if turn == 3 { Workload::Mixed } else { Workload::Single }),
             1 => (3, Workload::Single),
             3 => (if number % 12 == 3 { 5 } else { 3 }, Workload::Mixed),
             _ => (5, Workload::Single),
@@ -121,6 +131,17 @@ pub fn add(dir: &Path, entry: &Entry) -> io::Result<()> {
     let mut file = File::options().create(true).append(true).open(dir.join(CAMPAIGN_JSONL))?;
     writeln!(file, "{}", serde_json::to_string(entry)?)?;
     file.sync_all()
+}
+
+/// Puts all lines in place of those that are there.
+pub fn replace(dir: &Path, entries: &[Entry]) -> io::Result<()> {
+    let aside = dir.join(format!(".{CAMPAIGN_JSONL}.new"));
+    let mut file = File::create(&aside)?;
+    for entry in entries {
+        writeln!(file, "{}", serde_json::to_string(entry)?)?;
+    }
+    file.sync_all()?;
+    fs::rename(aside, dir.join(CAMPAIGN_JSONL))
 }
 
 /// A folder for a run that is not there yet.
@@ -217,7 +238,7 @@ mod tests {
     use super::*;
 
     fn course() -> Course {
-        Course { seed: 1000, time_s: 60, clients: 4, rate: 50, binary: "pontoon".into() }
+        Course { seed: 1000, time_s: 60, clients: 4, rate: 50, nodes: None, scenario: None, binary: "pontoon".into() }
     }
 
     fn sample(number: u64, verdict: Verdict) -> Entry {
@@ -253,6 +274,15 @@ mod tests {
     }
 
     #[test]
+    fn a_course_can_be_kept_to_one_size_or_one_scenario() {
+        let five = Course { nodes: Some(5), ..course() };
+        assert!((0..12).map(|number| five.plan(number)).all(|plan| plan.nodes == 5 && plan.scenario.is_none()));
+        let one = Course { scenario: Some("power-in-fsync".to_owned()), ..course() };
+        let plans: Vec<Plan> = (0..3).map(|number| one.plan(number)).collect();
+        assert!(plans.iter().all(|plan| plan.scenario == one.scenario && plan.nodes == 3), "{plans:?}");
+    }
+
+    #[test]
     fn a_campaign_goes_on_where_it_was() {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(load(dir.path()).unwrap(), []);
@@ -263,6 +293,16 @@ mod tests {
         assert_eq!((entries.len(), entries[1].verdict.as_str()), (2, "anomalies"));
         fs::create_dir(dir.path().join(folder(dir.path(), 2))).unwrap();
         assert_eq!(folder(dir.path(), 2), "run-00002-1");
+    }
+
+    #[test]
+    fn lines_are_replaced_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let entries = [sample(0, Verdict::Valid), sample(1, Verdict::Unknown)];
+        entries.iter().for_each(|entry| add(dir.path(), entry).unwrap());
+        let judged_again = [sample(0, Verdict::Valid), sample(1, Verdict::Valid)];
+        replace(dir.path(), &judged_again).unwrap();
+        assert_eq!(load(dir.path()).unwrap(), judged_again);
     }
 
     #[test]

@@ -12,7 +12,7 @@ use clap::{Parser, Subcommand};
 use crate::campaign::{self, Course};
 use crate::checkers::CHECKERS;
 use crate::checkers::workloads::{TABLE, Workload};
-use crate::nemesis::kind::KINDS;
+use crate::nemesis::kind::{self, KINDS};
 use crate::nemesis::scenario::{self, SCENARIOS, Scenario};
 use crate::plan::Plan;
 use crate::report::Report;
@@ -110,6 +110,12 @@ impl RunArgs {
 enum Command {
     /// What is checked, what each workload may show, which faults and scenarios there are
     List,
+    /// Whether this machine can do it; says what is missing and what to install
+    Check {
+        /// Which faults: names or families of `list`, `all`
+        #[arg(long, value_name = "LIST", default_value = "all")]
+        nemesis: String,
+    },
     /// Many runs one after another, with a tally; goes on where it was
     Campaign {
         /// The campaign's folder
@@ -130,12 +136,21 @@ enum Command {
         /// How many operations a second clients begin together, at most
         #[arg(long, value_name = "N", default_value_t = 150, value_parser = clap::value_parser!(u64).range(1..=10_000))]
         rate: u64,
+        /// Only runs with all faults, on 3 or 5 brokers
+        #[arg(long, value_name = "N", value_parser = clap::builder::PossibleValuesParser::new(["3", "5"]))]
+        nodes: Option<String>,
+        /// Only runs of this scenario
+        #[arg(long, value_name = "NAME", conflicts_with = "nodes")]
+        scenario: Option<String>,
         /// The broker's binary [default: that of this checkout, built for release]
         #[arg(long, value_name = "FILE", env = "PONTOON_BIN")]
         bin: Option<PathBuf>,
         /// Only say how it stands
         #[arg(long)]
         tally: bool,
+        /// Only judge anew what was not valid: a checker or the harness was mended
+        #[arg(long, conflicts_with = "tally")]
+        again: bool,
     },
     /// The inner half of a run; only the outer half calls it
     #[command(hide = true)]
@@ -150,9 +165,23 @@ pub fn run(args: &Args, out: &mut impl Write, err: &mut impl Write) -> u8 {
     let done = match (&args.replay, &args.command) {
         (Some(dir), None) => replay(dir, out),
         (None, Some(Command::List)) => list(out).map(|()| 0).map_err(Failure::Output),
+        (None, Some(Command::Check { nemesis })) => check(nemesis, out),
         (None, Some(Command::Campaign { out: dir, tally: true, .. })) => campaign_tally(dir, out),
-        (None, Some(Command::Campaign { out: dir, runs, minutes, time, seed, rate, bin, .. })) => {
-            let course = |binary| Course { seed: *seed, time_s: *time, clients: CAMPAIGN_CLIENTS, rate: *rate, binary };
+        (None, Some(Command::Campaign { out: dir, again: true, .. })) => campaign_again(dir, out),
+        (None, Some(Command::Campaign { out: dir, runs, minutes, time, seed, rate, nodes, scenario, bin, .. })) => {
+            let course = |binary| Course {
+                seed: *seed,
+                time_s: *time,
+                clients: CAMPAIGN_CLIENTS,
+                rate: *rate,
+                nodes: nodes.as_deref().and_then(|nodes| nodes.parse().ok()),
+                scenario: scenario.clone(),
+                binary,
+            };
+            if let Some(unknown) = scenario.as_deref().filter(|name| scenario::find(name).is_none()) {
+                let _ = writeln!(err, "pontoon-jepsen: there is no scenario {unknown:?}; `list` tells what there is");
+                return USAGE;
+            }
             start::binary(bin.as_deref(), err).map_err(Failure::Start).and_then(|binary| {
                 let until = minutes.map(|minutes| Instant::now() + Duration::from_secs(60 * minutes));
                 campaign(dir, &course(binary), runs.unwrap_or(u64::MAX), until, out, err)
@@ -171,6 +200,12 @@ pub fn run(args: &Args, out: &mut impl Write, err: &mut impl Write) -> u8 {
             if matches!(failure, Failure::Start(StartError::Machine(_))) { MACHINE } else { USAGE }
         }
     }
+}
+
+fn check(faults: &str, out: &mut impl Write) -> Result<u8, Failure> {
+    start::check_machine_for(&kind::parse(faults).map_err(Failure::Usage)?)?;
+    writeln!(out, "this machine can run it").map_err(Failure::Output)?;
+    Ok(0)
 }
 
 fn inside(dir: &Path, err: &mut impl Write) -> u8 {
@@ -203,6 +238,21 @@ fn campaign_tally(dir: &Path, out: &mut impl Write) -> Result<u8, Failure> {
     write!(out, "{}", campaign::tally(&entries)).map_err(Failure::Output)?;
     let all_valid = entries.iter().all(|entry| entry.verdict == Verdict::Valid.name());
     Ok(if all_valid { 0 } else { 1 })
+}
+
+/// Judges anew what was not valid and still has its history.
+fn campaign_again(dir: &Path, out: &mut impl Write) -> Result<u8, Failure> {
+    let fail = |error: io::Error| Failure::Campaign(dir.display().to_string(), error);
+    let mut entries = campaign::load(dir).map_err(fail)?;
+    for entry in entries.iter_mut().filter(|entry| entry.verdict != Verdict::Valid.name()) {
+        let run_dir = dir.join(&entry.folder);
+        let plan = Plan::load(&run_dir)?;
+        let run = run_dir::load(&run_dir)?;
+        let judgement = tell(&run_dir, &run, out)?;
+        *entry = campaign::entry(entry.number, &entry.folder, &plan, &run, &judgement);
+    }
+    campaign::replace(dir, &entries).map_err(fail)?;
+    campaign_tally(dir, out)
 }
 
 /// Runs until it was enough, or it is interrupted. The exit code is that of the tally.

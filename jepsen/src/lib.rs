@@ -17,6 +17,7 @@ pub mod nemesis;
 pub mod plan;
 pub mod random;
 pub mod recorder;
+pub mod registers;
 pub mod replicas;
 pub mod report;
 pub mod run_dir;

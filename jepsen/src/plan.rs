@@ -102,7 +102,12 @@ impl Plan {
     /// How brokers are set up: with limits so small that files fill, checkpoints come and large appends leave the journal all the
     /// time, or (one run in three) about as an operator would have them, on a small disk.
     pub fn settings(&self) -> Vec<String> {
-        let reserves = ["raft.reserve_produce_bytes=50331648", "raft.reserve_append_bytes=25165824"];
+        let reserves = [
+            "raft.reserve_produce_bytes=50331648",
+            "raft.reserve_append_bytes=25165824",
+            "retention.check_interval_ms=1000",
+            "offsets.topic.num.partitions=4",
+        ];
         let usual = ["raft.journal_file_bytes=16777216", "raft.checkpoint_journal_bytes=16777216"];
         let small = [
             "raft.journal_file_bytes=2097152",

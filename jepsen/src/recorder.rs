@@ -1,6 +1,6 @@
 //! Writes down a run as it happens: every event of every client, and what was done to the brokers, by one monotonic clock.
 //!
-//! The history and the timeline go to their files line by line, so that a harness that dies leaves what it knew. The clock is read
+//! The histories and the timeline go to their files line by line, so that a harness that dies leaves what it knew. The clock is read
 //! under the lock that orders the lines: times never go back, and an operation's invocation is always written before its request is
 //! sent. What cannot be written is remembered and makes the run unknown. It judges nothing.
 
@@ -12,7 +12,8 @@ use std::time::Instant;
 use parking_lot::Mutex;
 
 use crate::history::{Action, ClaimedRange, Event, Key, Kind, MicroOp, Offset, Process, codec};
-use crate::run_dir::{HISTORY_EDN, TIMELINE_JSONL};
+use crate::registers::{self, Deed, Register, RegisterEvent};
+use crate::run_dir::{HISTORY_EDN, REGISTERS_EDN, TIMELINE_JSONL};
 use crate::timeline::{self, Entry};
 
 /// How many operations ended how.
@@ -26,7 +27,7 @@ pub struct Tally {
     pub info: u64,
 }
 
-/// The run's two files.
+/// The run's files.
 pub struct Recorder {
     began: Instant,
     files: Mutex<Files>,
@@ -35,8 +36,11 @@ pub struct Recorder {
 struct Files {
     history: BufWriter<File>,
     timeline: BufWriter<File>,
+    registers: BufWriter<File>,
     next_index: usize,
     next_process: u64,
+    next_register_index: usize,
+    next_register_process: u64,
     next_fault: u64,
     tally: Tally,
     /// The furthest acknowledged offset of each key.
@@ -50,8 +54,11 @@ impl Recorder {
         let files = Files {
             history: BufWriter::new(File::create(dir.join(HISTORY_EDN))?),
             timeline: BufWriter::new(File::create(dir.join(TIMELINE_JSONL))?),
+            registers: BufWriter::new(File::create(dir.join(REGISTERS_EDN))?),
             next_index: 0,
             next_process: 0,
+            next_register_index: 0,
+            next_register_process: 0,
             next_fault: 0,
             tally: Tally::default(),
             acknowledged: std::collections::BTreeMap::new(),
@@ -109,6 +116,23 @@ impl Recorder {
         files.note("the history", written);
     }
 
+    /// A process id that was never used in the history of registers.
+    pub fn new_register_process(&self) -> Process {
+        let mut files = self.files.lock();
+        files.next_register_process += 1;
+        Process(files.next_register_process - 1)
+    }
+
+    /// An event of a register. Invocations are to be told before their request is sent, completions after the answer came.
+    pub fn register(&self, kind: Kind, process: Process, register: Register, deed: Deed, error: Option<String>) {
+        let mut files = self.files.lock();
+        let (index, time_ns) = (files.next_register_index, self.now_ns());
+        files.next_register_index += 1;
+        let line = registers::codec::line(&RegisterEvent { index, time_ns, kind, process, register, deed, error });
+        let written = writeln!(files.registers, "{line}");
+        files.note("the history of registers", written);
+    }
+
     /// The number of a fault about to be injected, and its first line.
     pub fn start_fault(&self, kind: &str, targets: Vec<String>) -> u64 {
         let fault = {
@@ -142,11 +166,11 @@ impl Recorder {
     /// Writes out what is still in memory.
     pub fn flush(&self) {
         let mut files = self.files.lock();
-        let written = files.history.flush();
+        let written = files.history.flush().and_then(|()| files.registers.flush());
         files.note("the history", written);
     }
 
-    /// Ends both files. Returns why they cannot be trusted, if so; then the timeline has no end.
+    /// Ends the files. Returns why they cannot be trusted, if so; then the timeline has no end.
     pub fn end(&self) -> Result<(), String> {
         self.flush();
         if let Some(failed) = self.files.lock().failed.clone() {

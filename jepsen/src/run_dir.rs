@@ -5,6 +5,7 @@
 //! run.json        what judging must know of it
 //! history.edn     every event of every client, one a line
 //! timeline.jsonl  every fault, one event a line
+//! registers.edn   what clients saw of consumer groups' offsets  (absent in runs of an older harness)
 //! n1.log …        what each broker said                  (written by running)
 //! n1.ext4 …       the disks, of a run that is not valid  (written by running)
 //! results.json    the verdict, for machines      (written by checking)
@@ -18,6 +19,7 @@ use std::io::{self, BufReader, Read as _};
 use std::path::{Path, PathBuf};
 
 use crate::history::{History, codec};
+use crate::registers::{self, Registers};
 use crate::timeline::Timeline;
 use crate::verdict::{Run, RunInfo};
 
@@ -27,6 +29,8 @@ pub const RUN_JSON: &str = "run.json";
 pub const PLAN_JSON: &str = "plan.json";
 /// What the clients saw.
 pub const HISTORY_EDN: &str = "history.edn";
+/// What the clients saw of registers.
+pub const REGISTERS_EDN: &str = "registers.edn";
 /// What was done to the brokers.
 pub const TIMELINE_JSONL: &str = "timeline.jsonl";
 /// The verdict for machines.
@@ -63,7 +67,12 @@ pub fn load(dir: &Path) -> Result<Run, RunDirError> {
         .and_then(|file| codec::read(file).map_err(|error| error.to_string()))
         .and_then(|events| History::new(events).map_err(|error| format!("the history breaks its rules: {error}")));
     let timeline = open(dir, TIMELINE_JSONL).and_then(|file| Timeline::read(file).map_err(|error| error.to_string()));
-    Ok(Run { info, history, timeline })
+    let registers = match open(dir, REGISTERS_EDN) {
+        Ok(file) => registers::codec::read(file).and_then(Registers::new).map(Some),
+        Err(_) if !dir.join(REGISTERS_EDN).exists() => Ok(None),
+        Err(why) => Err(why),
+    };
+    Ok(Run { info, history, timeline, registers })
 }
 
 fn open(dir: &Path, name: &str) -> Result<BufReader<File>, String> {

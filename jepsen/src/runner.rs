@@ -3,6 +3,7 @@
 //! It writes the history, the timeline and the brokers' logs, and judges nothing. What it cannot do itself goes into the timeline as an
 //! error of the harness, which makes the run unknown.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,6 +21,8 @@ use crate::run_dir;
 use crate::timeline::Entry;
 use crate::verdict::{Verdict, judge};
 use crate::workload::churn::Churn;
+use crate::workload::registers::{RegisterClients, Subject};
+use crate::workload::retained::{self, Retained, Summary};
 use crate::workload::worker::Worker;
 use crate::workload::{Values, final_reads, record_bytes};
 
@@ -87,6 +90,11 @@ fn phase(recorder: &Recorder, name: &str) {
     recorder.tell(|time_ns| Entry::Phase { time_ns, name: name.to_owned() });
 }
 
+fn note(recorder: &Recorder, text: String) {
+    progress(recorder, &format!("  {text}"));
+    recorder.tell(|time_ns| Entry::Note { time_ns, text });
+}
+
 async fn play(
     plan: &Plan,
     dir: &Path,
@@ -114,6 +122,12 @@ async fn play(
     let mut workers = start_workers(plan, recorder, &connector, &values, &halted);
     let churn = Churn::new(Cluster::urls(plan.nodes), recorder.clone(), plan.random(4));
     let churn = tokio::spawn(churn.run(halted.clone()));
+    let retained = Retained::new(Cluster::urls(plan.nodes), recorder.clone());
+    let of_log = retained.clone();
+    nemesis.log_start = Box::new(move || of_log.start());
+    workers.spawn(retained.clone().run(plan.random(5), halted.clone()));
+    let registers = RegisterClients::new(Cluster::urls(plan.nodes), subject(plan), recorder.clone());
+    workers.spawn(registers.clone().run(plan.random(6), halted.clone()));
     workers.spawn(tell_progress(recorder.clone(), halted));
     nemesis.wait(CALM).await;
     let faults = match plan.scenario().map_err(HarnessError)? {
@@ -136,12 +150,48 @@ async fn play(
     nemesis.recover(&[]).await?;
     read_everything(recorder, &connector, &values).await?;
     let (came, went) = churn.last_look().await;
-    progress(recorder, &format!("  {came} topics came, {went} went"));
+    note(recorder, format!("{came} topics came, {went} went"));
+    look_at_retention(plan, recorder, retained).await?;
+    let (count, answered) = registers.last_reads().await;
+    note(recorder, format!("{count} offsets of consumer groups were read once more at the end"));
+    if !answered {
+        let (broker, what) =
+            ("groups".to_owned(), "a group's offset cannot be read though everything is healed".to_owned());
+        recorder.tell(|time_ns| Entry::Accused { time_ns, broker, what });
+    }
     phase(recorder, "stop");
     nemesis.note_ends()?;
     stop_all(&mut nemesis.cluster, recorder).await?;
     nemesis.note_ends()?;
     compare_disks(plan, &nemesis.cluster, recorder).await
+}
+
+/// What the registers are offsets of.
+fn subject(plan: &Plan) -> Subject {
+    let place = plan.places().swap_remove(0);
+    Subject { topic: place.topic, partition: place.partition }
+}
+
+/// The topic with retention must be readable, and something must have happened in it: a run that needs that makes no sense without.
+async fn look_at_retention(plan: &Plan, recorder: &Arc<Recorder>, retained: Retained) -> Harness<()> {
+    let Summary { start, end, remembered, read } = retained.last_look().await;
+    let again = format!("{remembered} batches that were sent again after they were gone were known");
+    note(recorder, format!("of {end} records of the topic with retention the first {start} went; {again}"));
+    if !read {
+        let (broker, what) =
+            ("retention".to_owned(), "the retained topic cannot be read though everything is healed".to_owned());
+        recorder.tell(|time_ns| Entry::Accused { time_ns, broker, what });
+    }
+    let scenario = plan.scenario().map_err(HarnessError)?;
+    match scenario.map(|scenario| scenario.name) {
+        Some("rot-in-snapshot" | "crash-in-retention" | "retry-after-eviction") if start == 0 => {
+            Err(HarnessError("no record of the retained topic went: nothing was tested".to_owned()))
+        }
+        Some("retry-after-eviction") if remembered == 0 => {
+            Err(HarnessError("nobody sent again what was gone: nothing was tested".to_owned()))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// With everything stopped: every replica has the same log, and every file is sound (unless files were made to rot).
@@ -162,7 +212,7 @@ async fn compare_disks(plan: &Plan, cluster: &Cluster, recorder: &Arc<Recorder>)
         return Err(HarnessError("the disks have no entries in common: nothing was compared".to_owned()));
     }
     accusations.extend(disagreements);
-    progress(recorder, &format!("  {entries} entries compared between disks: {} disagreements", accusations.len()));
+    note(recorder, format!("{entries} entries compared between the disks: {} disagreements", accusations.len()));
     for what in accusations {
         recorder.tell(|time_ns| Entry::Accused { time_ns, broker: "disks".to_owned(), what });
     }
@@ -179,9 +229,11 @@ async fn form(cluster: &mut Cluster, plan: &Plan) -> Harness<()> {
     }
     let mut names = Vec::new();
     for (topic, partitions, replicas) in plan.topics() {
-        cluster.admin.create_topic(&topic, partitions, replicas).await?;
+        cluster.admin.create_topic(&topic, partitions, replicas, &BTreeMap::new()).await?;
         names.push(topic);
     }
+    cluster.admin.create_topic(retained::TOPIC, 1, plan.nodes.min(3), &retained::config()).await?;
+    names.push(retained::TOPIC.to_owned());
     cluster.await_in_sync(&names, START_PATIENCE).await.doing("the topics do not come up")
 }
 

@@ -7,6 +7,7 @@ use std::process::{Command, Stdio};
 
 use crate::cluster::isolation;
 use crate::cluster::preflight::{self, Needs};
+use crate::nemesis::kind::Kind;
 use crate::plan::Plan;
 use crate::run_dir::{self, RunDirError};
 
@@ -32,8 +33,13 @@ pub enum StartError {
 
 /// Checks what a plan needs of this machine.
 pub fn check_machine(plan: &Plan) -> Result<(), StartError> {
+    check_machine_for(&plan.kinds().map_err(StartError::Plan)?)
+}
+
+/// Checks what these kinds of faults need of this machine.
+pub fn check_machine_for(kinds: &[Kind]) -> Result<(), StartError> {
     let mut needs = Needs::default();
-    for kind in plan.kinds().map_err(StartError::Plan)? {
+    for kind in kinds {
         let of_kind = kind.needs();
         needs.strace |= of_kind.strace;
         needs.faketime |= of_kind.faketime;

@@ -9,6 +9,7 @@
 //! {"event":"stop","time_ns":15000000000,"fault":0}
 //! {"event":"recovered","time_ns":15400000000,"fault":0,"evidence":"every partition took a produce"}
 //! {"event":"phase","time_ns":60000000000,"name":"final reads"}
+//! {"event":"note","time_ns":60500000000,"text":"12 topics came, 11 went"}
 //! {"event":"harness-error","time_ns":61000000000,"message":"client 3 panicked"}
 //! {"event":"accused","time_ns":62000000000,"broker":"n3","what":"it ended by itself: exit status: 1"}
 //! {"event":"end","time_ns":70000000000}
@@ -74,6 +75,13 @@ pub enum Entry {
         time_ns: u64,
         /// Its name, for the report.
         name: String,
+    },
+    /// Something was tested beside the history, and how much of it.
+    Note {
+        /// When.
+        time_ns: u64,
+        /// In words.
+        text: String,
     },
     /// The harness itself failed at something.
     HarnessError {
@@ -148,6 +156,8 @@ pub struct Timeline {
     pub faults: Vec<Fault>,
     /// The parts of the run: when each began, and its name.
     pub phases: Vec<(u64, String)>,
+    /// What was tested beside the history.
+    pub notes: Vec<(u64, String)>,
     /// What the harness failed at: when, and in words.
     pub harness_errors: Vec<(u64, String)>,
     /// What brokers did that they never may: when, and in words.
@@ -208,6 +218,7 @@ impl Timeline {
                 };
             }
             Entry::Phase { time_ns, name } => self.phases.push((time_ns, name)),
+            Entry::Note { time_ns, text } => self.notes.push((time_ns, text)),
             Entry::HarnessError { time_ns, message } => self.harness_errors.push((time_ns, message)),
             Entry::Accused { time_ns, broker, what } => self.accusations.push((time_ns, format!("{broker}: {what}"))),
             Entry::End { time_ns } => self.end_ns = Some(time_ns),

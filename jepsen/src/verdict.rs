@@ -18,6 +18,7 @@ use crate::checkers::analysis::Analysis;
 use crate::checkers::workloads::Workload;
 use crate::checkers::{self, Anomaly, Outcome, faults, harness};
 use crate::history::History;
+use crate::registers::{self, Registers};
 use crate::timeline::Timeline;
 
 /// What a run was meant to be: `run.json`.
@@ -80,6 +81,8 @@ pub struct Run {
     pub history: Result<History, String>,
     /// What was done to the brokers.
     pub timeline: Result<Timeline, String>,
+    /// What the clients saw of registers; `None`: the run had none.
+    pub registers: Result<Option<Registers>, String>,
 }
 
 /// All that was found in a run.
@@ -121,8 +124,11 @@ pub fn judge(run: &Run) -> Judgement {
     let broke_off = timeline.end_ns.is_none() || !timeline.harness_errors.is_empty();
     let counts = |outcome: &&Outcome| !(outcome.allowed || broke_off && outcome.anomaly == Anomaly::Unseen);
     let accused = timeline.accusations.iter();
-    let accusations: Vec<String> =
+    let mut accusations: Vec<String> =
         accused.map(|(time_ns, what)| format!("at {:.3} s, {what}", *time_ns as f64 / 1e9)).collect();
+    let (of_registers, why) = judge_registers(&run.registers);
+    accusations.extend(of_registers);
+    unknowns.extend(why);
     let wrong = !accusations.is_empty() || outcomes.iter().filter(counts).any(|outcome| outcome.findings.count > 0);
     let verdict = match (wrong, unknowns.is_empty(), rejections.is_empty()) {
         (true, ..) => Verdict::Anomalies,
@@ -131,6 +137,19 @@ pub fn judge(run: &Run) -> Judgement {
         (false, true, true) => Verdict::Valid,
     };
     Judgement { verdict, outcomes, accusations, unknowns, rejections }
+}
+
+/// What registers did that they never may, and why nobody can tell.
+fn judge_registers(registers: &Result<Option<Registers>, String>) -> (Vec<String>, Option<String>) {
+    match registers {
+        Ok(None) => (Vec::new(), None),
+        Ok(Some(registers)) => {
+            let untested = registers.ended[0] == 0 && !registers.events.is_empty();
+            let why = untested.then(|| "no operation on a group's offset ever worked: nothing was tested".to_owned());
+            (registers::check::findings(registers), why)
+        }
+        Err(why) => (Vec::new(), Some(why.clone())),
+    }
 }
 
 #[cfg(test)]
@@ -148,7 +167,7 @@ mod tests {
             nodes: 3,
             faults_planned: vec!["kill".to_owned()],
         };
-        Run { info, history: Ok(history), timeline: Ok(timeline) }
+        Run { info, history: Ok(history), timeline: Ok(timeline), registers: Ok(None) }
     }
 
     fn verdict(run: &Run) -> Verdict {
@@ -194,6 +213,24 @@ mod tests {
             (judged.verdict, judged.accusations),
             (Verdict::Anomalies, vec!["at 1.500 s, n2: it panicked".to_owned()])
         );
+    }
+
+    #[test]
+    fn a_group_offset_that_went_back_is_an_anomaly_and_one_nobody_can_read_is_unknown() {
+        let mut stale = run(simple_log(1));
+        let text = "{:index 0, :time 1, :type :invoke, :process 1, :f :write, :value [4 1]}\n\
+                    {:index 1, :time 2, :type :ok, :process 1, :f :write, :value [4 1]}\n\
+                    {:index 2, :time 3, :type :invoke, :process 1, :f :read, :value [4 nil]}\n\
+                    {:index 3, :time 4, :type :ok, :process 1, :f :read, :value [4 nil]}\n";
+        stale.registers = registers::codec::read(text.as_bytes()).and_then(Registers::new).map(Some);
+        let judged = judge(&stale);
+        assert_eq!(judged.verdict, Verdict::Anomalies);
+        assert!(judged.accusations[0].starts_with("group offset 4: it held nothing"), "{judged:?}");
+        stale.registers =
+            registers::codec::read(text.lines().next().unwrap_or("").as_bytes()).and_then(Registers::new).map(Some);
+        assert!(judge(&stale).unknowns[0].contains("nothing was tested"));
+        stale.registers = Err("line 7".to_owned());
+        assert_eq!(verdict(&stale), Verdict::Unknown);
     }
 
     #[test]

@@ -163,6 +163,25 @@ impl RaftGroups {
         self.hosted.drop_replica(group, replica).await
     }
 
+    /// Makes the replica here its group's only voter, whoever voted before: they are gone for good, and somebody has ordered that
+    /// the group goes on without them ([`crate::survivor`]). Everything in its log is kept and will be committed. The group is
+    /// closed for that moment, and its supervision opens it again. Nothing if it is the only voter already.
+    pub async fn become_only_voter(&self, group: GroupId, replica: ReplicaId) -> Result<(), Stopped> {
+        let hosted = &self.hosted;
+        let _alone = hosted.lifecycle_of(group).lock().await;
+        let running = hosted.get(group).filter(|running| running.replica() == replica && !running.is_closing());
+        let running =
+            running.ok_or_else(|| Stopped(format!("replica {replica} of group {group} is not here").into()))?;
+        if running.log().voters().into_keys().eq([replica]) {
+            return Ok(());
+        }
+        // Its core ends only once none of its readers waits.
+        running.log().release_readers();
+        let _ = running.raft().shutdown().await;
+        let done = running.log().become_only_voter(hosted.transport.broker(), None).await;
+        done.map_err(|error| Stopped(format!("replica {replica} of group {group}: {error}").into()))
+    }
+
     /// What supervision sees from now on; what was lost before is in [`Self::lost`].
     pub fn watch_events(&self) -> broadcast::Receiver<GroupEvent> {
         self.hosted.events.subscribe()

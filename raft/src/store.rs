@@ -293,6 +293,17 @@ impl Store {
         self.data_dir.join_cluster(cluster).await
     }
 
+    /// What the cluster was called before it was recovered from this directory, the oldest first.
+    pub fn former_clusters(&self) -> Vec<ClusterId> {
+        self.data_dir.identity().former
+    }
+
+    /// Gives the cluster another id, durably. The one it had becomes a former one ([`Self::former_clusters`]), and who knows it
+    /// by that is not let in any more.
+    pub async fn rename_cluster(&self, cluster: ClusterId) -> Result<(), OpenError> {
+        self.data_dir.rename_cluster(cluster).await
+    }
+
     /// Every replica here that is open, by group.
     pub fn replicas(&self) -> Vec<Replica> {
         self.registry.open.lock().values().cloned().collect()
@@ -390,7 +401,28 @@ impl Store {
     /// one that is rotten are not removed but moved aside ([`Self::quarantined`]).
     pub async fn delete(&self, group: GroupId, replica: ReplicaId) -> Result<(), Stopped> {
         let key = (group, replica);
-        self.quarantine(key).await?;
+        if self.is_rotten(key) {
+            self.quarantine(key).await?;
+        }
+        self.delete_record(key).await
+    }
+
+    /// [`Self::delete`], but the files are kept for a person whatever they are ([`Self::quarantined`]).
+    pub async fn set_aside(&self, group: GroupId, replica: ReplicaId) -> Result<(), Stopped> {
+        self.quarantine((group, replica)).await?;
+        self.delete_record((group, replica)).await
+    }
+
+    fn is_rotten(&self, key: ReplicaKey) -> bool {
+        let open = self.registry.open.lock().get(&key).cloned();
+        match open {
+            Some(open) => open.log.is_rotten(),
+            None => self.registry.corrupt.lock().contains_key(&key),
+        }
+    }
+
+    async fn delete_record(&self, key: ReplicaKey) -> Result<(), Stopped> {
+        let (group, replica) = key;
         let floor = self.checkpointer.hold_floor();
         let open = self.registry.open.lock().get(&key).cloned();
         match open {
@@ -425,17 +457,10 @@ impl Store {
         Ok(())
     }
 
-    /// Moves the folder of a replica that is rotten aside. Before the record that deletes it: a crash between the two leaves a
-    /// replica without files, which is lost and replaced like any other.
+    /// Moves a replica's folder aside. Before the record that deletes it: a crash between the two leaves a replica without files,
+    /// which is lost and replaced like any other.
     async fn quarantine(&self, key: ReplicaKey) -> Result<(), Stopped> {
         let open = self.registry.open.lock().get(&key).cloned();
-        let rotten = match &open {
-            Some(open) => open.log.is_rotten(),
-            None => self.registry.corrupt.lock().contains_key(&key),
-        };
-        if !rotten {
-            return Ok(());
-        }
         let dir = recovery::replica_dir(self.data_dir.path(), key);
         let taken = self.quarantined();
         let name = format!("{}{}-{}", recovery::QUARANTINED_PREFIX, key.0, key.1);
@@ -446,7 +471,7 @@ impl Store {
             None => move_folder(&self.context, &dir, &aside).await,
         };
         moved.map_err(|error| Stopped(format!("{} cannot be moved aside: {error}", dir.display()).into()))?;
-        tracing::warn!(path = %aside.display(), "what is left of a rotten replica is kept for a person");
+        tracing::warn!(path = %aside.display(), "what is left of a replica is kept for a person");
         self.quarantined.lock().push(aside);
         Ok(())
     }

@@ -32,6 +32,16 @@ impl Home for Groups {
     }
 }
 
+/// `INTERNAL_TOPIC` if the topic is Pontoon's own: a client's record in it would be taken for a group's, another number of
+/// partitions would send groups elsewhere, and retention would forget them.
+pub fn check_not_internal(topic: &str) -> Result<()> {
+    if topic == OFFSETS_TOPIC {
+        let why = format!("topic {topic:?} holds the consumer groups: only the brokers change it");
+        return Err(Error::new(Code::InternalTopic, why));
+    }
+    Ok(())
+}
+
 /// A coordinator for a broker.
 pub(super) fn coordinator(shared: &Arc<Shared>) -> Coordinator {
     Coordinator::new(Arc::new(Groups(Arc::downgrade(shared))), shared.config.kafka.offsets_retention)
@@ -41,6 +51,19 @@ impl Broker {
     /// The consumer groups that this broker coordinates.
     pub fn groups(&self) -> &Coordinator {
         &self.coordinator
+    }
+
+    /// The partition that coordinates a group; `None`: the topic that holds the groups was never created, by the controller's word. A
+    /// broker that has not heard of it must not say that nobody ever committed anything.
+    pub async fn group_partition(&self, group: &str, timeout: Duration) -> Result<Option<u32>> {
+        if let Some(partition) = self.groups().partition_of(group) {
+            return Ok(Some(partition));
+        }
+        match self.topic_shape(OFFSETS_TOPIC, timeout).await {
+            Ok(_) => Ok(self.groups().partition_of(group)),
+            Err(error) if error.code == Code::UnknownTopic => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// The topic that holds the groups, created if it is not there yet.
@@ -53,13 +76,14 @@ impl Broker {
             name: OFFSETS_TOPIC.to_owned(),
             partitions: self.config().kafka.offsets_partitions,
             replicas: None,
+            assignment: None,
             // The coordinators shorten it themselves, by what is overwritten and not by age.
             config: BTreeMap::from(
                 [("retention.ms", "-1"), ("retention.bytes", "-1"), ("segment.bytes", "16777216")]
                     .map(|(key, value)| (key.to_owned(), value.to_owned())),
             ),
         };
-        match self.create_topic(spec, timeout).await {
+        match self.shared.create_topic(spec, timeout).await {
             // Another broker was quicker; its creation may not show here yet.
             Err(error) if error.code == Code::TopicExists => {
                 self.route_wait(OFFSETS_TOPIC, 0, timeout).await?;

@@ -186,6 +186,7 @@ impl Shared {
                 }
             }
         }
+        self.transport().supersede(state.superseded().iter().copied());
         for (id, topic) in state.topics() {
             let before = seen.topics().get(id);
             if before.is_some_and(|before| Arc::ptr_eq(before, topic)) {
@@ -267,6 +268,9 @@ impl Shared {
                 self.create(group, replica).await
             }
             (Some((replica, _)), Some(local)) if local.replica() == replica => {
+                if votes_with_the_given_up(&state, &local) {
+                    return self.go_on_alone(&local).await;
+                }
                 self.host(topic, home, &local);
                 self.tend(partition, replica, &local).await
             }
@@ -311,6 +315,16 @@ impl Shared {
                 Next::After(RETRY_WAIT)
             }
         }
+    }
+
+    /// The replica here is what a recovery left of its partition: it becomes the whole group.
+    async fn go_on_alone(&self, local: &RaftGroup) -> Next {
+        let (group, replica) = (local.group(), local.replica());
+        match self.groups.become_only_voter(group, replica).await {
+            Ok(()) => tracing::warn!(%group, %replica, "recovered: the partition goes on from the replica here alone"),
+            Err(error) => tracing::error!(%group, %replica, %error, "not recovered yet"),
+        }
+        Next::After(RETRY_WAIT)
     }
 
     /// Deletes a replica here that the catalog does not assign here (any more).
@@ -442,6 +456,14 @@ impl Shared {
         }
         Next::Change
     }
+}
+
+/// Whether the group here is what a recovery is to go on from, and its log still counts on replicas that were given up. Whoever was
+/// given up has an id below the recovery's; what joins later has not, so that this is so until it is done, and never again.
+fn votes_with_the_given_up(state: &CatalogState, local: &RaftGroup) -> bool {
+    let Some(recovery) = state.recovery(local.group()) else { return false };
+    let given_up = |voter: &ReplicaId| *voter < recovery.below && *voter != recovery.survivor;
+    recovery.survivor == local.replica() && local.log().voters().keys().any(given_up)
 }
 
 #[cfg(test)]

@@ -19,12 +19,15 @@ use crate::catalog::command::PARTITIONS_MAX;
 use crate::catalog::names::check_topic_name;
 use crate::catalog::state::{PartitionRecord, ReplicaState, TopicId, TopicRecord};
 use crate::catalog::topic_config::{self, TopicConfig};
-use crate::controller::Controller;
 use crate::controller::requests::{ControlAnswer, ControlRequest};
+use crate::controller::{Controller, placement};
 use crate::error::{Code, Error, Result};
 
 /// Producer ids that a broker takes at a time.
 const PRODUCER_IDS: u32 = 1000;
+/// How long a new topic waits for brokers that are not heard of, and how often it asks.
+const ALIVE_PATIENCE: Duration = Duration::from_secs(3);
+const ALIVE_CHECK: Duration = Duration::from_millis(100);
 /// Replicas of a topic that asks for no number.
 const REPLICAS_DEFAULT: usize = 3;
 
@@ -60,14 +63,16 @@ impl Shared {
         self.check_registered()?;
         check_names(&spec)?;
         let topic = Controller::random_topic_id();
-        let request = ControlRequest::CreateTopic {
-            topic,
-            name: spec.name.clone(),
-            partitions: spec.partitions,
-            replicas: spec.replicas.unwrap_or_else(|| self.default_replicas()),
-            config: spec.config,
+        let (name, config) = (spec.name.clone(), spec.config);
+        let request = match spec.assignment {
+            Some(assignment) => ControlRequest::CreateTopicOn { topic, name, assignment, config },
+            None => {
+                let replicas = spec.replicas.unwrap_or_else(|| self.default_replicas());
+                self.await_promised_brokers(replicas, deadline).await?;
+                ControlRequest::CreateTopic { topic, name, partitions: spec.partitions, replicas, config }
+            }
         };
-        self.change(request, deadline).await?;
+        self.create_when_alive(request, deadline).await?;
         let mut version = self.routing.watch();
         loop {
             version.mark_unchanged();
@@ -90,6 +95,9 @@ impl Shared {
             let code = if existing.name == spec.name { Code::TopicExists } else { Code::TopicNameCollision };
             return Err(Error::new(code, format!("topic {:?} exists", existing.name)));
         }
+        if let Some(assignment) = &spec.assignment {
+            return self.check_assignment(assignment);
+        }
         let brokers = state.brokers().len();
         if spec.replicas.is_some_and(|replicas| replicas == 0 || replicas as usize > brokers) {
             let why = format!("{} replicas asked for; there are {brokers} brokers", spec.replicas.unwrap_or_default());
@@ -109,6 +117,41 @@ impl Shared {
         brokers.clamp(1, REPLICAS_DEFAULT) as u32
     }
 
+    /// Waits for brokers that the configuration promises and that a topic with this many replicas needs: in a cluster's first
+    /// second not all of them have joined. What nobody promised is for the controller to refuse.
+    async fn await_promised_brokers(&self, replicas: u32, deadline: Instant) -> Result<()> {
+        let promised = self.config.bootstrap.len();
+        if replicas as usize > promised {
+            return Ok(());
+        }
+        let mut catalog = self.catalog.watch();
+        let joined = catalog.wait_for(|state| state.brokers().len() >= replicas as usize);
+        match timeout_at(deadline, joined).await {
+            Ok(_) => Ok(()),
+            Err(_) => {
+                let joined = self.catalog.state().brokers().len();
+                let why = format!(
+                    "{replicas} replicas need {replicas} brokers; {joined} of {promised} in `bootstrap` have joined"
+                );
+                Err(Error::new(Code::NotEnoughReplicas, why))
+            }
+        }
+    }
+
+    /// The controller may not have heard of a broker that has only just joined: it is asked again for a moment. Nothing was done
+    /// when it says so.
+    async fn create_when_alive(&self, request: ControlRequest, deadline: Instant) -> Result<()> {
+        let patience = deadline.min(Instant::now() + ALIVE_PATIENCE);
+        loop {
+            match self.change(request.clone(), deadline).await {
+                Err(error) if error.code == Code::NotEnoughReplicas && Instant::now() < patience => {
+                    tokio::time::sleep(ALIVE_CHECK).await;
+                }
+                done => return done,
+            }
+        }
+    }
+
     pub(super) async fn alter_topic(
         &self,
         name: &str,
@@ -123,6 +166,34 @@ impl Shared {
         let state = self.catalog.state();
         let record = state.topics().get(&topic).ok_or_else(|| unknown_topic(name))?;
         Ok(self.describe(record))
+    }
+
+    pub(super) async fn grow_topic(
+        &self,
+        name: &str,
+        partitions_before: u32,
+        assignment: Vec<Vec<BrokerId>>,
+        timeout: Duration,
+    ) -> Result<TopicDescription> {
+        let deadline = Instant::now() + timeout;
+        let topic = self.find_topic(name, deadline).await?;
+        self.change(ControlRequest::GrowTopicOn { topic, partitions_before, assignment }, deadline).await?;
+        let state = self.catalog.state();
+        let record = state.topics().get(&topic).ok_or_else(|| unknown_topic(name))?;
+        Ok(self.describe(record))
+    }
+
+    pub(super) fn check_assignment(&self, assignment: &[Vec<BrokerId>]) -> Result<()> {
+        let state = self.catalog.state();
+        let alive: Vec<_> = state.brokers().keys().copied().filter(|broker| self.alive(*broker)).collect();
+        placement::check(assignment, &alive).map_err(|why| Error::new(Code::InvalidAssignment, why))?;
+        match assignment.len() {
+            1.. if assignment.len() <= PARTITIONS_MAX as usize => Ok(()),
+            many => {
+                let why = format!("a topic has 1 to {PARTITIONS_MAX} partitions, not {many}");
+                Err(Error::new(Code::InvalidPartitions, why))
+            }
+        }
     }
 
     pub(super) async fn delete_topic(&self, name: &str, timeout: Duration) -> Result<()> {
@@ -145,10 +216,13 @@ impl Shared {
     }
 
     /// Brings the catalog's copy here to where the controller's is now.
-    async fn catch_up(&self, deadline: Instant) -> Result<()> {
+    pub(super) async fn catch_up(&self, deadline: Instant) -> Result<()> {
         let limit = deadline.saturating_duration_since(Instant::now());
-        if let ControlAnswer::Done { index } = self.control(ControlRequest::Sync, limit).await? {
-            self.await_catalog(index, deadline).await;
+        if let ControlAnswer::Done { index } = self.control(ControlRequest::Sync, limit).await?
+            && !self.await_catalog(index, deadline).await
+        {
+            // What is not in it may yet be there.
+            return Err(Error::new(Code::NotReady, "this broker's copy of the catalog is behind"));
         }
         Ok(())
     }

@@ -12,10 +12,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use pontoon_raft::config::RaftConfig;
+use pontoon_raft::log::frame::FRAME_PAYLOAD_BYTES_MAX;
 use pontoon_raft::types::BrokerId;
 
-/// Largest `limits.request_bytes_max`: a record batch's length is a signed 32-bit number.
-const REQUEST_BYTES_CEILING: usize = 1 << 30;
+/// Largest `limits.request_bytes_max`: a request may carry one batch, and a batch becomes one frame of the log.
+const REQUEST_BYTES_CEILING: usize = FRAME_PAYLOAD_BYTES_MAX as usize;
 
 /// Why a configuration is refused: names the key, the value and where it came from.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -230,7 +231,7 @@ impl Config {
         }
         if limits.request_bytes_max > REQUEST_BYTES_CEILING {
             return refuse(format!(
-                "limits.request_bytes_max = {} is larger than {REQUEST_BYTES_CEILING}, which a record batch can be",
+                "limits.request_bytes_max = {} is larger than {REQUEST_BYTES_CEILING}, which a record batch can have",
                 limits.request_bytes_max
             ));
         }
@@ -367,7 +368,7 @@ mod tests {
                     c.limits.request_bytes_max = 2 << 30;
                     c.limits.inflight_bytes_max = 2 << 30;
                 },
-                ["2147483648", "1073741824"],
+                ["2147483648", "83886080"],
             ),
             (|c| c.raft.election_timeout = Duration::from_millis(7), ["= 7 ", "raft.heartbeat_ms = 1000"]),
             (|c| c.raft.silence_max = Duration::from_millis(9), ["= 9 ", "raft.ping_interval_ms = 50"]),

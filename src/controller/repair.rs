@@ -5,11 +5,12 @@
 //!
 //! A replica is replaced only while the rest is a majority that has its files: with less, what is there may be the last
 //! copy of acknowledged records, and a person must decide (`pontoon recover`). A partition with one replica is therefore
-//! never replaced (RULES.md R7).
+//! never replaced (RULES.md R7). What a person has so recovered from one survivor gets its replicas back here ([`grow`]).
 
-use pontoon_raft::types::ReplicaId;
+use pontoon_raft::types::{BrokerId, ReplicaId};
 
-use crate::catalog::command::{Command, Placement, Replacement};
+use super::placement;
+use crate::catalog::command::{Addition, Command, Placement, Replacement};
 use crate::catalog::state::{CatalogState, PartitionRecord, ReplicaRecord, ReplicaState};
 
 /// Most replacements in one command, so that no command outgrows what a peer accepts.
@@ -60,6 +61,41 @@ pub fn plan(state: &CatalogState) -> Vec<Command> {
     commands
 }
 
+/// New replicas where a recovery left fewer than there were, as far as there are brokers that live and hold none. Like a
+/// replacement they need a majority that has its files; so a partition whose newcomers have not taken their places yet gets no more.
+pub fn grow(state: &CatalogState, alive: impl Fn(BrokerId) -> bool) -> Option<Command> {
+    let brokers: Vec<BrokerId> = state.brokers().keys().copied().filter(|broker| alive(*broker)).collect();
+    let mut loads = placement::loads(state, brokers.iter().copied());
+    let mut next = state.next_replica().0;
+    let mut additions: Vec<Addition> = Vec::new();
+    let partitions = state.recoveries().keys().filter_map(|group| state.partition(*group));
+    for partition in partitions.filter(|partition| partition.initialised && can_replace(state, partition)) {
+        let missing = (state.replicas_wanted(partition) as usize).saturating_sub(partition.replicas.len());
+        let mut free: Vec<BrokerId> = brokers.iter().copied().filter(|id| partition.on(*id).is_none()).collect();
+        free.sort_by_key(|broker| (loads.get(broker).map_or(0, |load| load.replicas), *broker));
+        let mut leader = partition.replicas.first().map(|first| first.broker);
+        for broker in free.into_iter().take(missing) {
+            if additions.len() >= REPLACEMENTS_MAX {
+                return Some(Command::AddReplicas { additions });
+            }
+            let Some(known) = state.brokers().get(&broker) else { continue };
+            let leads = |id: Option<BrokerId>| id.and_then(|id| loads.get(&id)).map_or(0, |load| load.leads);
+            let first = leads(Some(broker)) + 1 < leads(leader);
+            if let Some(load) = leader.filter(|_| first).and_then(|leader| loads.get_mut(&leader)) {
+                load.leads -= 1;
+            }
+            let load = loads.entry(broker).or_default();
+            load.replicas += 1;
+            load.leads += u32::from(first);
+            leader = if first { Some(broker) } else { leader };
+            let new = Placement { broker, directory: known.directory, replica: ReplicaId(next) };
+            next += 2; // Its own, and the one that stands for its place.
+            additions.push(Addition { group: partition.group, first, new });
+        }
+    }
+    (!additions.is_empty()).then_some(Command::AddReplicas { additions })
+}
+
 struct Ids {
     next: u64,
 }
@@ -78,7 +114,7 @@ impl Ids {
 mod tests {
     use std::collections::BTreeMap;
 
-    use pontoon_raft::types::{BrokerId, DirectoryId, GroupId};
+    use pontoon_raft::types::{DirectoryId, GroupId};
 
     use super::*;
     use crate::catalog::apply::execute;

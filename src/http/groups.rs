@@ -27,6 +27,8 @@ use crate::partition::Partition;
 
 /// Longest that another broker may take to list its groups.
 const LIST_TIMEOUT: Duration = Duration::from_secs(5);
+/// Longest that it waits for the catalog, when a committed offset is of a topic that this broker does not know.
+const CATALOG_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long to look for a group's coordinator, unless the request says.
 const READ_TIMEOUT_MS: u64 = 10_000;
 
@@ -106,8 +108,8 @@ async fn read(shared: Arc<Shared>, group: String, request: Request, what: What) 
     let (parts, _) = request.into_parts();
     let timeout = Params::read(&parts.uri, &["timeout_ms"])?.timeout(&parts.headers, READ_TIMEOUT_MS)?;
     let broker = Arc::clone(shared.broker()?);
-    let Some(partition) = broker.groups().partition_of(&group) else {
-        // Nobody has ever been in a group here.
+    let Some(partition) = broker.group_partition(&group, timeout).await? else {
+        // Nobody has ever been in a group.
         return match what {
             What::Offsets => Ok(Json(GroupOffsets::default()).into_response()),
             _ => Err(refusal(&group, &GroupError::NotFound).into()),
@@ -130,12 +132,17 @@ pub(super) async fn commit(
     let broker = Arc::clone(shared.broker()?);
     let received = read_body(&parts.headers, body, &shared.limits, &shared.request_bytes).await?;
     let offsets = api::parse::<GroupOffsets>(&received.bytes)?.offsets;
+    for offset in &offsets {
+        // This broker may not have heard of the topic yet.
+        broker.topic_shape(&offset.topic, timeout).await?;
+    }
     let offsets = offsets.into_iter().map(|offset| place(&broker, offset)).collect::<Result<Vec<_>, Error>>()?;
     broker.ensure_offsets_topic(timeout).await?;
     let Some(partition) = broker.groups().partition_of(&group) else {
         return Err((Code::NotReady, "the groups' topic is being created".to_owned()).into());
     };
-    let passable = Passable::new(&parts, received.bytes.clone(), timeout, Repeat::Idempotent);
+    // A second attempt could overwrite what somebody else has committed since the first: the client is told instead.
+    let passable = Passable::new(&parts, received.bytes.clone(), timeout, Repeat::Harmful);
     let target = Target { topic: OFFSETS_TOPIC.to_owned(), partition };
     passable.at_leader(&shared, &target, &AtCoordinator { broker, group, what: What::Commit(offsets) }).await
 }
@@ -188,8 +195,8 @@ impl AtLeader for AtCoordinator {
                 match done {
                     Ok(()) => Ok(StatusCode::NO_CONTENT.into_response()),
                     Err(GroupError::UnknownMember) => Err(refused(GroupError::NonEmpty)),
-                    // It may have been written before leadership moved. Again does no harm.
-                    Err(GroupError::NotCoordinator) => {
+                    // It may have been written before leadership moved.
+                    Err(GroupError::Lost) => {
                         let why = format!("the coordinator of group {:?} changed under way", self.group);
                         Err(Error::new(Code::OutcomeUnknown, why).with_outcome(WriteOutcome::Unknown).into())
                     }
@@ -241,21 +248,31 @@ impl AtCoordinator {
 
     /// Committed offsets with the partitions they are of. To a topic that was created again they mean nothing.
     async fn committed(&self) -> Result<Vec<(CommittedOffset, PartitionDescription)>, GroupError> {
-        let mut found = Vec::new();
+        let (mut found, mut caught_up) = (Vec::new(), false);
         for offset in self.broker.groups().committed(&self.group, None).await? {
-            let Ok(topic) = self.broker.topic(&offset.topic) else { continue };
-            let same = u128::from_str_radix(&topic.topic_id, 16).is_ok_and(|id| id == offset.topic_id);
-            if same && let Some(partition) = topic.partitions.into_iter().nth(offset.partition as usize) {
-                found.push((offset, partition));
+            let mut partition = self.partition(&offset);
+            if partition.is_none() && !caught_up {
+                // Only a copy of the catalog that is up to date can say that a topic is gone.
+                self.broker.catch_up(CATALOG_TIMEOUT).await.map_err(|_| GroupError::Loading)?;
+                caught_up = true;
+                partition = self.partition(&offset);
             }
+            found.extend(partition.map(|partition| (offset, partition)));
         }
         Ok(found)
+    }
+
+    fn partition(&self, offset: &CommittedOffset) -> Option<PartitionDescription> {
+        let topic = self.broker.topic(&offset.topic).ok()?;
+        let same = u128::from_str_radix(&topic.topic_id, 16).is_ok_and(|id| id == offset.topic_id);
+        topic.partitions.into_iter().nth(offset.partition as usize).filter(|_| same)
     }
 }
 
 fn refusal(group: &str, error: &GroupError) -> Error {
     let code = match error {
-        GroupError::NotCoordinator => Code::NotLeader,
+        // Of a question; nothing was to be changed.
+        GroupError::NotCoordinator | GroupError::Lost => Code::NotLeader,
         GroupError::Loading => Code::NotReady,
         GroupError::NotFound => Code::UnknownGroup,
         GroupError::NonEmpty

@@ -1,5 +1,6 @@
 //! What the harness asks brokers for its own sake: are they ready, who leads what, what time do they have. Never part of the history.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -71,8 +72,15 @@ impl Admin {
     }
 
     /// Makes a topic; one that is there already will do.
-    pub async fn create_topic(&self, name: &str, partitions: u32, replicas: usize) -> Harness<()> {
-        let body = json!({ "name": name, "partitions": partitions, "replicas": replicas }).to_string();
+    pub async fn create_topic(
+        &self,
+        name: &str,
+        partitions: u32,
+        replicas: usize,
+        config: &BTreeMap<String, String>,
+    ) -> Harness<()> {
+        let body =
+            json!({ "name": name, "partitions": partitions, "replicas": replicas, "config": config }).to_string();
         let deadline = std::time::Instant::now() + CREATE_TIMEOUT;
         for attempt in 0.. {
             let url = format!("{}/v1/topics", self.brokers[attempt % self.brokers.len()]);

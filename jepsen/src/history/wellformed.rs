@@ -86,11 +86,10 @@ fn may_invoke(event: &Event, life: &mut Life) -> Result<(), String> {
         {
             Err(format!("process {process} seeks to the beginning after it has polled"))
         }
-        Action::Poll(_) | Action::Txn(_) => {
-            life.polled = true;
+        action => {
+            life.polled |= action.micro_ops().iter().any(|step| matches!(step, MicroOp::Poll(_)));
             Ok(())
         }
-        _ => Ok(()),
     }
 }
 
@@ -232,6 +231,9 @@ mod tests {
         let seek = "{:type :invoke, :process 0, :f :assign, :value [0], :seek-to-beginning? true}";
         assert_eq!(broken(&[POLL, POLLED, seek]), "event 2: process 0 seeks to the beginning after it has polled");
         assert!(history(&[seek, &seek.replace(":invoke", ":ok"), POLL, POLLED]).is_ok());
+        // A list of steps that only sends moves no position.
+        let [send, sent] = [SEND, SENT].map(|line| line.replace(":f :send", ":f :txn"));
+        assert!(history(&[&send, &sent, seek, &seek.replace(":invoke", ":ok")]).is_ok());
     }
 
     #[test]

@@ -71,6 +71,22 @@ impl<C: Connector> Nemesis<C> {
         Ok(())
     }
 
+    /// Takes disks away; the brokers are down until the fault is taken back, and then find an empty one.
+    pub(super) async fn lose_disks(&mut self, hosts: &[usize]) -> Harness<Option<String>> {
+        let mut evidence = Vec::new();
+        for host in hosts {
+            self.cluster.kill(*host).await?;
+            let disk = &mut self.cluster.hosts[*host].disk;
+            let before = std::fs::read_dir(disk.data()).map_or(0, Iterator::count);
+            disk.replace().await?;
+            if before == 0 || disk.data().exists() {
+                return Ok(None);
+            }
+            evidence.push(format!("{}: {before} entries are gone with the disk", network::name(*host)));
+        }
+        Ok(Some(evidence.join(", ")))
+    }
+
     pub(super) async fn rot(&mut self, hosts: &[usize], what: Rot, stopped: bool) -> Harness<Option<String>> {
         let kinds = self.rot_kinds;
         let mut evidence = Vec::new();

@@ -90,7 +90,7 @@ impl<C: Connector> Nemesis<C> {
                 Hit::Ways(all.filter(|way| way.from != way.to).collect())
             }
             // A disk that lies may take what only it and one more have: one at a time.
-            Kind::FailedFsync | Kind::RotStopped | Kind::RotRunning | Kind::RotTruncated => {
+            Kind::FailedFsync | Kind::DiskLost | Kind::RotStopped | Kind::RotRunning | Kind::RotTruncated => {
                 Hit::Hosts(targets::hosts(Pick::One, hosts, &[], &mut self.random))
             }
             Kind::ClockJump | Kind::ClockRate | Kind::DiskFull | Kind::SlowFsync | Kind::LyingFsync => {
@@ -135,6 +135,7 @@ impl<C: Connector> Nemesis<C> {
             Kind::SlowFsync => self.trace(hosts, SyncFault::Slow(SLOW), means).await,
             Kind::FailedFsync => self.trace(hosts, SyncFault::Fails, means).await,
             Kind::LyingFsync => self.trace(hosts, SyncFault::Lies, means).await,
+            Kind::DiskLost => self.lose_disks(hosts).await,
             Kind::RotStopped => self.rot(hosts, Rot::Flip, true).await,
             Kind::RotRunning => self.rot(hosts, Rot::Flip, false).await,
             Kind::RotTruncated => self.rot(hosts, Rot::Truncate, true).await,
@@ -196,7 +197,7 @@ impl<C: Connector> Nemesis<C> {
     /// Takes a fault back.
     pub async fn heal(&mut self, open: Open) -> Harness<()> {
         match (open.kind, open.hit, open.means) {
-            (Kind::Kill(_) | Kind::Power(_), Hit::Hosts(hosts), _) => {
+            (Kind::Kill(_) | Kind::Power(_) | Kind::DiskLost, Hit::Hosts(hosts), _) => {
                 for host in hosts {
                     self.cluster.start(host)?;
                 }

@@ -67,6 +67,8 @@ pub enum Kind {
     FailedFsync,
     /// fsyncs do nothing. Not a fault that anybody survives: only for the harness's test of itself.
     LyingFsync,
+    /// A disk is gone for good: the broker starts on an empty one.
+    DiskLost,
     /// A stopped broker's file has a bit flipped, and it starts again.
     RotStopped,
     /// A running broker's file has a bit flipped under its feet.
@@ -129,6 +131,7 @@ pub const KINDS: &[Row] = &[
     row(Kind::DiskFull, "disk-full", "a disk has no block left"),
     row(Kind::SlowFsync, "disk-slow", "each fsync of a broker takes 300 ms longer"),
     row(Kind::FailedFsync, "disk-failed", "an fsync of a broker fails once with EIO"),
+    row(Kind::DiskLost, "disk-lost", "a disk is gone for good: the broker starts on an empty one"),
     row(Kind::RotStopped, "rot-stopped", "a bit flipped in a file of a broker that is down"),
     row(Kind::RotRunning, "rot-running", "a bit flipped in a file of a broker that runs"),
     row(Kind::RotTruncated, "rot-truncated", "a file of a broker that is down cut short"),
@@ -156,7 +159,8 @@ impl Kind {
     pub fn class(self) -> Class {
         match self {
             Self::Kill(_) | Self::Pause(_) | Self::Power(_) => Class::Host,
-            Self::FailedFsync | Self::RotStopped | Self::RotRunning | Self::RotTruncated => Class::Host,
+            Self::FailedFsync | Self::DiskLost => Class::Host,
+            Self::RotStopped | Self::RotRunning | Self::RotTruncated => Class::Host,
             Self::Partition(_) | Self::Loss | Self::Delay | Self::Unruly => Class::Net,
             Self::ClockJump | Self::ClockRate | Self::DiskFull | Self::SlowFsync | Self::LyingFsync => Class::Side,
         }

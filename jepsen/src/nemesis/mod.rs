@@ -52,6 +52,8 @@ pub struct Nemesis<C: Connector> {
     pub progress: fn(&Recorder, &str),
     /// Which kinds of files rot; none named: any.
     pub rot_kinds: &'static [&'static str],
+    /// Where the log of the topic with retention starts, as last seen.
+    pub log_start: Box<dyn Fn() -> u64 + Send + Sync>,
     probe: Probe<C>,
     /// Hosts whose brokers may end by themselves, or panic, until the next recovery: something was done to their disks.
     fragile: Vec<usize>,
@@ -69,7 +71,18 @@ impl<C: Connector> Nemesis<C> {
         progress: fn(&Recorder, &str),
     ) -> Self {
         let probe = Probe::new(recorder.clone(), connector, values);
-        Self { cluster, recorder, random, places, stop, progress, rot_kinds: &[], probe, fragile: Vec::new() }
+        Self {
+            cluster,
+            recorder,
+            random,
+            places,
+            stop,
+            progress,
+            rot_kinds: &[],
+            log_start: Box::new(|| 0),
+            probe,
+            fragile: Vec::new(),
+        }
     }
 
     /// How many hosts there are.

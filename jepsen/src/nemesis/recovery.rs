@@ -12,9 +12,9 @@ use crate::cluster::{Harness, HarnessError};
 use crate::history::Key;
 use crate::recorder::Recorder;
 use crate::timeline::Entry;
-use crate::workload::Values;
 use crate::workload::final_reads::read_everything;
 use crate::workload::steps::{Ended, Life};
+use crate::workload::{Values, retained};
 
 /// How long the cluster may take.
 const PATIENCE: Duration = Duration::from_secs(180);
@@ -114,6 +114,7 @@ impl<C: Connector> Nemesis<C> {
         }
         let mut topics: Vec<String> = self.places.iter().map(|place| place.topic.clone()).collect();
         topics.dedup();
+        topics.push(retained::TOPIC.to_owned());
         Ok(self.cluster.await_in_sync(&topics, left()).await)
     }
 }

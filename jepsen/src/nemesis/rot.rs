@@ -37,6 +37,8 @@ const CLASSES: &[Class] = &[
 
 /// The kinds that hold records.
 pub const LOG: &[&str] = &["segment", "journal"];
+/// The kinds that say what was before the records that are left.
+pub const BEFORE: &[&str] = &["snapshot", "base"];
 
 /// Does it to one file below `data`, of one of these kinds (any, if none are named). Returns what was done, seen by reading it back.
 pub fn rot(data: &Path, rot: Rot, kinds: &[&str], random: &mut Random) -> io::Result<String> {

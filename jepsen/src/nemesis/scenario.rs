@@ -10,7 +10,7 @@ use super::kind::{Kind, Pick, Shape};
 use super::{Nemesis, SEEN_PATIENCE, rot, targets};
 use crate::checkers::workloads::Workload;
 use crate::client::Connector;
-use crate::cluster::Harness;
+use crate::cluster::{Harness, HarnessError};
 
 /// One line of the table.
 #[derive(Clone, Copy, Debug)]
@@ -42,8 +42,16 @@ enum Play {
     CrashApply,
     KillAgain,
     LongAbsence,
+    RotInSnapshot,
+    CrashInRetention(&'static [Kind]),
+    ReplaceUnderPartition,
     SelfTest,
 }
+
+/// How long the oldest records may stay.
+const RETENTION_PATIENCE: Duration = Duration::from_secs(60);
+/// Between two looks at them.
+const LOOK: Duration = Duration::from_millis(50);
 
 /// The scenario that must *not* be valid.
 pub const SELF_TEST: &str = "self-test";
@@ -153,6 +161,46 @@ pub const SCENARIOS: &[Scenario] = &[
         Play::LongAbsence,
     ),
     scenario(
+        "rot-in-snapshot",
+        "nats #7556",
+        "bits flip in what stands for the records that are gone: snapshots and bases, stopped and running",
+        3,
+        &[Kind::RotStopped, Kind::RotRunning],
+        Play::RotInSnapshot,
+    ),
+    scenario(
+        "crash-in-retention",
+        "etcd #17780",
+        "brokers are killed and lose their power in the moment in which old records go: no log goes back",
+        3,
+        &[KILL_LEADERS, KILL_ALL, POWER_ALL, POWER_ONE],
+        Play::CrashInRetention(&[KILL_LEADERS, POWER_ALL, KILL_ALL, POWER_ONE]),
+    ),
+    scenario(
+        "retry-after-eviction",
+        "Redpanda PR 5356",
+        "producers send again what is long gone, at ever new leaders: the table of producers outlives its records",
+        3,
+        &[KILL_LEADERS, POWER_ONE, Kind::DiskLost, KILL_ALL],
+        Play::CrashInRetention(&[KILL_LEADERS, Kind::DiskLost, POWER_ONE, KILL_ALL]),
+    ),
+    scenario(
+        "replaced-disks",
+        "Redpanda suite: membership",
+        "disks are replaced by empty ones one after another, brokers are killed: replicas join under new ids",
+        5,
+        &[Kind::DiskLost, KILL_ONE, KILL_LEADERS],
+        Play::Turns(4_000),
+    ),
+    scenario(
+        "replace-under-partition",
+        "redisraft #17, #43, #44",
+        "a disk is replaced while a leader is cut off: members change with a part of them away",
+        5,
+        &[Kind::DiskLost, LEADER_CUT],
+        Play::ReplaceUnderPartition,
+    ),
+    scenario(
         SELF_TEST,
         "nobody",
         "fsyncs do nothing and all lose their power: the harness must find losses, or it finds nothing",
@@ -187,6 +235,13 @@ impl<C: Connector> Nemesis<C> {
                     self.rot_kinds = rot::LOG;
                     self.turn(scenario.kinds[act % scenario.kinds.len()], 4_000).await?;
                 }
+                Play::RotInSnapshot => {
+                    self.rot_kinds = rot::BEFORE;
+                    self.await_retention().await;
+                    self.turn(scenario.kinds[act % scenario.kinds.len()], 4_000).await?;
+                }
+                Play::CrashInRetention(kinds) => self.crash_in_retention(kinds[act % kinds.len()]).await?,
+                Play::ReplaceUnderPartition => self.replace_under_partition().await?,
                 Play::CrashApply => self.crash_apply().await?,
                 Play::KillAgain => self.kill_again(act).await?,
                 Play::SelfTest => self.self_test().await?,
@@ -200,7 +255,8 @@ impl<C: Connector> Nemesis<C> {
     /// After how many repetitions every kind has had its turn.
     fn acts(&self, scenario: &Scenario) -> usize {
         match scenario.play {
-            Play::Turns(_) | Play::RotInLog => scenario.kinds.len(),
+            Play::Turns(_) | Play::RotInLog | Play::RotInSnapshot => scenario.kinds.len(),
+            Play::CrashInRetention(kinds) => kinds.len(),
             Play::PowerInFsync => 4,
             Play::KillAgain => 2,
             _ => 1,
@@ -324,6 +380,53 @@ impl<C: Connector> Nemesis<C> {
         let killed = self.inject(KILL_ONE, &[]).await?;
         self.wait(away).await;
         self.end(vec![killed]).await
+    }
+
+    /// Waits for the log of the retained topic to start further on. False: it does not, or the run is to end.
+    async fn await_retention(&mut self) -> bool {
+        let (before, deadline) = ((self.log_start)(), Instant::now() + RETENTION_PATIENCE);
+        while (self.log_start)() == before {
+            if self.stopping() || Instant::now() >= deadline {
+                return false;
+            }
+            self.wait(LOOK).await;
+        }
+        true
+    }
+
+    async fn crash_in_retention(&mut self, kind: Kind) -> Harness<()> {
+        if !self.await_retention().await && !self.stopping() {
+            return Err(HarnessError("no record of the retained topic goes".to_owned()));
+        }
+        // What the leader decided is on its way to the others; segments go, snapshots are written.
+        let moment = Duration::from_millis(self.random.between(0, 300));
+        self.wait(moment).await;
+        let open = self.inject(kind, &[]).await?;
+        self.hold(0, 2_000).await;
+        self.end(vec![open]).await?;
+        self.hold(500, 3_000).await;
+        Ok(())
+    }
+
+    async fn replace_under_partition(&mut self) -> Harness<()> {
+        let mut cut = self.inject(LEADER_CUT, &[]).await?;
+        let lonely: Vec<usize> = match &cut.hit {
+            Hit::Ways(ways) => ways.first().map(|way| way.from).into_iter().collect(),
+            Hit::Hosts(hosts) => hosts.clone(),
+        };
+        self.hold(500, 2_000).await;
+        // Of the others, so that a majority is left that can change the members.
+        let victims = targets::free(1, self.hosts(), &lonely, &mut self.random);
+        let lost = self.inject_at(Kind::DiskLost, Hit::Hosts(victims)).await?;
+        let ids = [cut.id, lost.id];
+        self.hold(200, 1_500).await;
+        self.heal(lost).await?;
+        self.hold(3_000, 8_000).await;
+        self.confirm(&mut cut, SEEN_PATIENCE).await?;
+        self.heal(cut).await?;
+        self.recover(&ids).await?;
+        self.hold(500, 2_000).await;
+        Ok(())
     }
 
     async fn self_test(&mut self) -> Harness<()> {

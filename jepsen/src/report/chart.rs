@@ -12,6 +12,8 @@ const WIDTH: f64 = 1080.0;
 const LEFT: f64 = 112.0;
 const RIGHT: f64 = 14.0;
 const PANEL_GAP: f64 = 46.0;
+/// How wide a small letter is, about.
+const CHARACTER: f64 = 6.4;
 const LANE: f64 = 22.0;
 
 /// An anomaly on the time axis.
@@ -82,10 +84,18 @@ impl Drawing<'_> {
                 );
             }
         }
-        for (time_ns, name) in &self.timeline.phases {
-            let x = self.x(*time_ns);
+        let marks: Vec<(f64, &str)> =
+            self.timeline.phases.iter().map(|(time_ns, name)| (self.x(*time_ns), name.as_str())).collect();
+        for (at, (x, name)) in marks.iter().enumerate() {
+            let x = *x;
             put!(svg, r#"<line x1="{x:.1}" x2="{x:.1}" y1="{top:.1}" y2="{bottom:.1}" class="phase"/>"#);
             let (anchor, dx) = if x > WIDTH * 0.8 { ("end", -5.0) } else { ("start", 5.0) };
+            // Where another's name would stand in the way, the line alone must do.
+            let neighbour = if dx < 0.0 { at.checked_sub(1) } else { Some(at + 1) };
+            let room = neighbour.and_then(|at| marks.get(at)).map_or(f64::MAX, |(other, _)| (other - x).abs());
+            if room < CHARACTER * name.chars().count() as f64 + 10.0 {
+                continue;
+            }
             put!(
                 svg,
                 r#"<text x="{:.1}" y="{:.1}" class="phase" text-anchor="{anchor}">{}</text>"#,
@@ -180,20 +190,16 @@ impl Drawing<'_> {
         put!(self.out, r#"<text x="{LEFT}" y="{:.1}" class="title">{title}</text>"#, top - 9.0);
         let mut right = WIDTH - RIGHT;
         for (class, label) in legend.iter().rev() {
-            put!(
-                self.out,
-                r#"<text x="{right:.1}" y="{:.1}" class="label" text-anchor="end">{}</text>"#,
-                top - 9.0,
-                escape(label)
-            );
-            right -= 7.4 * label.chars().count() as f64 + 6.0;
+            right -= CHARACTER * label.chars().count() as f64;
+            put!(self.out, r#"<text x="{right:.1}" y="{:.1}" class="label">{}</text>"#, top - 9.0, escape(label));
+            right -= 6.0;
             put!(
                 self.out,
                 r#"<rect x="{:.1}" y="{:.1}" width="10" height="10" rx="2" class="{class}"/>"#,
                 right - 9.0,
                 top - 18.0
             );
-            right -= 26.0;
+            right -= 24.0;
         }
         for (y, label) in ticks {
             put!(self.out, r#"<line x1="{LEFT}" x2="{:.1}" y1="{y:.1}" y2="{y:.1}" class="grid"/>"#, WIDTH - RIGHT);
@@ -389,12 +395,13 @@ fn nice_ticks_upto(most: f64, count: f64) -> Vec<f64> {
 
 /// A colour for a kind of fault; kinds of one family share it.
 pub fn fault_class(kind: &str) -> &'static str {
-    const FAMILIES: [(&str, &str); 8] = [
+    const FAMILIES: [(&str, &str); 9] = [
         ("kill", "f-kill"),
         ("pause", "f-pause"),
         ("partition", "f-net"),
         ("loss", "f-net"),
         ("delay", "f-net"),
+        ("unruly", "f-net"),
         ("clock", "f-clock"),
         ("power", "f-power"),
         ("crash", "f-kill"),

@@ -42,6 +42,7 @@ pub fn page(run: &Run, judgement: &Judgement, series: Option<&Series>) -> String
     }
     faults(&mut out, timeline);
     checkers(&mut out, &judgement.outcomes);
+    notes(&mut out, timeline, run);
     out.push_str(
         "<footer>Judged from <code>run.json</code>, <code>history.edn</code> (Jepsen's EDN, one event a line) and \
          <code>timeline.jsonl</code> beside this page. To judge again: <code>pontoon-jepsen --replay DIR</code>. \
@@ -158,8 +159,11 @@ fn tiles(out: &mut String, history: &History, series: &Series, timeline: &Timeli
 fn kinds(timeline: &Timeline) -> String {
     let mut kinds: Vec<&str> = timeline.faults.iter().map(|fault| fault.kind.as_str()).collect();
     kinds.sort_unstable();
-    let of_kind = kinds.chunk_by(|a, b| a == b).map(|kind| format!("{} {}", kind.len(), escape(kind[0])));
-    of_kind.collect::<Vec<_>>().join(", ")
+    // By family: the table below has every single one.
+    let family = |kind: &str| kind.split('-').next().unwrap_or_default().to_owned();
+    let families = kinds.chunk_by(|a, b| family(a) == family(b));
+    let of_family = families.map(|kinds| format!("{} {}", kinds.len(), escape(&family(kinds[0]))));
+    of_family.collect::<Vec<_>>().join(", ")
 }
 
 fn marks(history: &History, outcomes: &[Outcome]) -> Vec<Mark> {
@@ -312,10 +316,11 @@ fn faults(out: &mut String, timeline: &Timeline) {
         let confirmed = fault.confirmed.as_ref().map_or("<em>no</em>".to_owned(), |(_, evidence)| escape(evidence));
         put!(
             out,
-            "<tr><td><i class=\"swatch {}\"></i>{}</td><td>{}</td><td>{}</td><td>{lasted}</td><td>{confirmed}</td>",
+            "<tr><td class=\"kind\"><i class=\"swatch {}\"></i>{}</td><td title=\"{}\">{}</td><td>{}</td><td>{lasted}</td><td>{confirmed}</td>",
             chart::fault_class(&fault.kind),
             escape(&fault.kind),
             escape(&fault.targets.join(", ")),
+            escape(&few(&fault.targets)),
             seconds_tenths(fault.start_ns)
         );
         match fault.time_to_recover_ns() {
@@ -334,6 +339,32 @@ fn faults(out: &mut String, timeline: &Timeline) {
         }
     }
     out.push_str("</table></div></section>");
+}
+
+/// Targets, shortened if they are many.
+fn few(targets: &[String]) -> String {
+    match targets {
+        [first, second, .., last] if targets.len() > 8 => {
+            format!("{first}, {second}, … {last}: {} in all", targets.len())
+        }
+        _ => targets.join(", "),
+    }
+}
+
+/// What was tested besides the history, in the run's own words.
+fn notes(out: &mut String, timeline: &Timeline, run: &Run) {
+    let mut lines: Vec<String> = timeline.notes.iter().map(|(_, text)| escape(text)).collect();
+    if let Ok(Some(registers)) = &run.registers {
+        let [ok, fail, info] = registers.ended;
+        let ops = thousands((ok + fail + info) as f64);
+        lines.push(format!("{ops} operations on consumer groups' offsets: {ok} ok, {info} unknown, {fail} failed"));
+    }
+    if lines.is_empty() {
+        return;
+    }
+    out.push_str("<section><h2>Besides the history</h2><ul class=\"notes\">");
+    lines.iter().for_each(|line| put!(out, "<li>{line}</li>"));
+    out.push_str("</ul></section>");
 }
 
 fn checkers(out: &mut String, outcomes: &[Outcome]) {
@@ -372,12 +403,13 @@ mod tests {
         let timeline = Timeline {
             faults: vec![fault],
             phases: vec![(end_ns / 2, evil.clone())],
+            notes: vec![(end_ns / 2, evil.clone())],
             harness_errors: vec![(1, evil.clone())],
             accusations: vec![(1, evil.clone())],
             end_ns: Some(end_ns),
         };
         let info = RunInfo { name: evil, workload: Workload::Single, seed: 1, nodes: 3, faults_planned: vec![] };
-        Run { info, history, timeline: Ok(timeline) }
+        Run { info, history, timeline: Ok(timeline), registers: Ok(None) }
     }
 
     fn html(run: &Run) -> String {

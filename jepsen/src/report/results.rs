@@ -25,6 +25,10 @@ struct Results<'r> {
     unknowns: &'r [String],
     rejections: &'r [String],
     faults: Vec<FaultResult<'r>>,
+    /// What was tested beside the history.
+    notes: Vec<&'r str>,
+    /// Operations on consumer groups' offsets.
+    registers: Option<Outcomes>,
     statistics: Option<Statistics>,
 }
 
@@ -114,6 +118,11 @@ pub fn document(run: &Run, judgement: &Judgement, series: Option<&Series>) -> Re
             .iter()
             .map(|fault| FaultResult { fault, time_to_recover_ms: fault.time_to_recover_ns().map(milliseconds) })
             .collect(),
+        notes: run.timeline.iter().flat_map(|timeline| &timeline.notes).map(|(_, text)| text.as_str()).collect(),
+        registers: run.registers.as_ref().ok().and_then(Option::as_ref).map(|registers| {
+            let [ok, fail, info] = registers.ended;
+            Outcomes { ok, info, fail }
+        }),
         statistics: history.zip(series).map(|(history, series)| statistics(history, series)),
     };
     serde_json::to_string_pretty(&results).map(|text| text + "\n")

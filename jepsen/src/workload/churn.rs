@@ -12,6 +12,7 @@ use serde::Deserialize;
 use serde_json::json;
 use tokio::sync::watch;
 
+use super::http::{Answer, ask};
 use crate::random::Random;
 use crate::recorder::Recorder;
 use crate::timeline::Entry;
@@ -34,14 +35,6 @@ struct Name {
     there: Option<BTreeSet<String>>,
 }
 
-/// How a request ended.
-enum Answer {
-    /// With this status and body.
-    Status(u16, String),
-    /// Nobody knows.
-    Unknown,
-}
-
 #[derive(Deserialize)]
 struct Fetched {
     high_watermark: u64,
@@ -52,11 +45,6 @@ struct Fetched {
 #[derive(Deserialize)]
 struct Record {
     value: Option<String>,
-}
-
-#[derive(Deserialize)]
-struct Refusal {
-    outcome: String,
 }
 
 /// Makes topics come and go.
@@ -135,17 +123,18 @@ impl Churn {
         let url = self.url("");
         let request = self.http.post(url).header("content-type", "application/json").body(body);
         let name = self.names[at].name.clone();
-        match Self::ask(request).await {
+        match ask(request).await {
             Answer::Status(201, _) => {
                 self.counts.0 += 1;
                 self.names[at].incarnation += 1;
                 self.names[at].there = Some(BTreeSet::new());
             }
-            Answer::Status(409, body) if had_no_effect(&body) => {
-                self.accuse(format!("topic {name} was deleted, or never there, and yet exists: {body}"));
+            refused @ Answer::Status(409, _) if refused.had_no_effect() => {
+                let told = refused.excerpt();
+                self.accuse(format!("topic {name} was deleted, or never there, and yet exists: {told}"));
                 self.forget(at);
             }
-            Answer::Status(_, body) if had_no_effect(&body) => {}
+            refused if refused.had_no_effect() => {}
             _ => self.forget(at),
         }
     }
@@ -153,14 +142,14 @@ impl Churn {
     async fn delete(&mut self, at: usize) {
         let url = self.url(&format!("/{}", self.names[at].name));
         let request = self.http.delete(url);
-        match Self::ask(request).await {
+        match ask(request).await {
             Answer::Status(204, _) => {
                 self.counts.1 += 1;
                 self.names[at].there = None;
             }
             // A broker that has not heard of it yet; nothing has happened.
             Answer::Status(404, _) => {}
-            Answer::Status(_, body) if had_no_effect(&body) => {}
+            refused if refused.had_no_effect() => {}
             _ => self.forget(at),
         }
     }
@@ -171,7 +160,7 @@ impl Churn {
         let record = format!("{incarnation}:{}", self.next);
         let url = self.url(&format!("/{name}/partitions/0/records?timeout_ms=4000"));
         let request = self.http.post(url);
-        let answer = Self::ask(request.header("content-type", "text/plain").body(record.clone())).await;
+        let answer = ask(request.header("content-type", "text/plain").body(record.clone())).await;
         if let (Answer::Status(200, _), Some(there)) = (answer, &mut self.names[at].there) {
             there.insert(record);
         }
@@ -183,7 +172,7 @@ impl Churn {
         let (mut found, mut offset) = (BTreeSet::new(), "earliest".to_owned());
         loop {
             let url = self.url(&format!("/{name}/partitions/0/records?offset={offset}&consistency=linearizable"));
-            let Answer::Status(200, body) = Self::ask(self.http.get(url)).await else { return false };
+            let Answer::Status(200, body) = ask(self.http.get(url)).await else { return false };
             let Ok(answer) = serde_json::from_str::<Fetched>(&body) else { return false };
             found.extend(answer.records.into_iter().filter_map(|record| record.value));
             if answer.next_offset >= answer.high_watermark {
@@ -211,32 +200,5 @@ impl Churn {
     fn url(&mut self, path: &str) -> String {
         let broker = self.random.below(self.brokers.len());
         format!("{}/v1/topics{path}", self.brokers[broker])
-    }
-
-    async fn ask(request: reqwest::RequestBuilder) -> Answer {
-        match request.send().await {
-            Ok(answer) => {
-                let status = answer.status().as_u16();
-                answer.text().await.map_or(Answer::Unknown, |body| Answer::Status(status, body))
-            }
-            Err(error) if error.is_connect() => Answer::Status(0, r#"{"outcome":"none"}"#.to_owned()),
-            Err(_) => Answer::Unknown,
-        }
-    }
-}
-
-fn had_no_effect(body: &str) -> bool {
-    serde_json::from_str::<Refusal>(body).is_ok_and(|refusal| refusal.outcome == "none")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_a_refusal_that_says_so_had_no_effect() {
-        assert!(had_no_effect(r#"{"error":"NOT_READY","message":"","retriable":true,"outcome":"none"}"#));
-        assert!(!had_no_effect(r#"{"error":"TIMEOUT","outcome":"unknown"}"#));
-        assert!(!had_no_effect("gateway"));
     }
 }

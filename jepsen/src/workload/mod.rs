@@ -1,13 +1,16 @@
 //! What the clients of a run do: send, poll, read linearizably, crash, and at the end read everything.
 //!
 //! [`worker`] is one client after another in one place, [`steps`] one operation from invocation to completion as it goes into the history,
-//! [`final_reads`] the end; [`churn`] makes
-//! topics come and go beside it. They know the [`crate::client`] trait and nothing of the brokers or of what is done to them.
+//! [`final_reads`] the end. Beside them, each with claims of its own: [`churn`] makes topics come and go, [`retained`] fills a topic whose
+//! oldest records go, [`registers`] sets and reads the offsets of consumer groups. They know the [`crate::client`] trait and nothing of the brokers or of what is done to them.
 
 pub mod churn;
 #[cfg(test)]
 mod fake;
 pub mod final_reads;
+mod http;
+pub mod registers;
+pub mod retained;
 pub mod steps;
 pub mod worker;
 
@@ -87,7 +90,7 @@ mod tests {
         }
         halt.send(true).unwrap();
         while workers.join_next().await.is_some() {}
-        final_reads::read_everything(&recorder, &logs, 0, 3, Duration::from_secs(1)).await;
+        final_reads::read_everything(&recorder, &logs, 0, 3, Duration::from_secs(60)).await;
         recorder.end().unwrap();
         let (name, faults_planned) = ("test".to_owned(), Vec::new());
         let info = RunInfo { name, workload, seed: 1, nodes: 3, faults_planned };

@@ -36,6 +36,7 @@ pub(crate) mod mend;
 mod read;
 mod retention;
 pub(crate) mod segment;
+mod sole_voter;
 pub(crate) mod state;
 pub(crate) mod tail;
 #[cfg(test)]
@@ -263,9 +264,8 @@ impl Log {
         self.state.lock().head.append_state.save()
     }
 
-    /// The frames of these indexes, whatever their kind, committed or not, until `bytes_max` is reached. For simulations: what
-    /// openraft would be given.
-    #[cfg(any(test, feature = "simulation"))]
+    /// The frames of these indexes, whatever their kind, committed or not, until `bytes_max` is reached: what openraft would be
+    /// given. For those who look at a log without a group: simulations, and recovery from one survivor.
     pub async fn frames(&self, from_index: u64, to_index: u64, bytes_max: usize) -> Result<Vec<Frame>, ReadError> {
         self.read_indexes(from_index, to_index, bytes_max).await
     }

@@ -12,7 +12,7 @@
 //! `requests` lanes and answers, [`client`] openraft's network, `server` accepting, `liveness` the detector, [`net`]
 //! sockets, `testing` faults.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -265,6 +265,10 @@ pub(crate) struct Shared {
     incarnation: u64,
     started: Instant,
     cluster: watch::Sender<Option<ClusterId>>,
+    /// Ids that the cluster had before it was recovered from a survivor.
+    superseded: Mutex<BTreeSet<ClusterId>>,
+    /// Who said that this broker's cluster is one of those, and what it is called now.
+    outdated: watch::Sender<Option<(BrokerId, ClusterId)>>,
     config: RaftConfig,
     service: Arc<dyn PeerService>,
     raft: Mutex<Option<Arc<dyn RaftService>>>,
@@ -348,6 +352,8 @@ impl Transport {
             incarnation: runtime::random_u64(),
             started: Instant::now(),
             cluster: watch::Sender::new(identity.cluster),
+            superseded: Mutex::default(),
+            outdated: watch::Sender::new(None),
             detector: Detector::new(config.silence_max),
             pace: Arc::new(catch_up::Pace::new(config.catch_up_bytes_per_second)),
             instruments: ReplicationInstruments::new(identity.broker),
@@ -382,6 +388,28 @@ impl Transport {
     /// From now on part of this cluster: handshakes check it. Connections made before are made anew.
     pub fn set_cluster(&self, cluster: ClusterId) {
         self.shared.cluster.send_if_modified(|known| known.replace(cluster) != Some(cluster));
+    }
+
+    /// The cluster had these ids before it was recovered from a survivor: who still has one is turned away and told so.
+    pub fn supersede(&self, former: impl IntoIterator<Item = ClusterId>) {
+        self.shared.superseded.lock().extend(former);
+    }
+
+    /// Whether the cluster is known to have had other ids.
+    pub fn has_superseded(&self) -> bool {
+        !self.shared.superseded.lock().is_empty()
+    }
+
+    /// Resolves when some broker has said that this one's cluster was recovered without it: with that broker, and with what the
+    /// cluster is called now.
+    pub async fn outdated(&self) -> (BrokerId, ClusterId) {
+        let mut outdated = self.shared.outdated.subscribe();
+        // The sender lives in `self`: it cannot be gone.
+        let told = outdated.wait_for(Option::is_some).await.ok().and_then(|told| *told);
+        match told {
+            Some(told) => told,
+            None => std::future::pending().await,
+        }
     }
 
     /// Who takes Raft messages from now on. Until then they are answered with [`Refusal::NotHere`].

@@ -872,13 +872,16 @@ async fn hello_with(network: &MemoryNetwork, change: impl FnOnce(&mut Hello)) ->
 #[tokio::test(start_paused = true)]
 async fn a_handshake_that_does_not_fit_is_refused_by_name() {
     let network = MemoryNetwork::new();
-    let _b = start(&network, 2).await;
+    let b = start(&network, 2).await;
     let turned = async |change: fn(&mut Hello)| hello_with(&network, change).await.1.turned;
     assert_eq!(turned(|_| ()).await, None);
     assert_eq!(turned(|hello| hello.cluster = Some(ClusterId(8))).await, Some(Turned::ForeignCluster));
     assert_eq!(turned(|hello| hello.target = Some(BrokerId(3))).await, Some(Turned::WrongBroker));
     assert_eq!(turned(|hello| hello.broker = BrokerId(2)).await, Some(Turned::SameBroker));
     assert_eq!(turned(|hello| hello.cluster = None).await, Some(Turned::NoCluster));
+    b.0.supersede([ClusterId(8)]);
+    assert_eq!(turned(|hello| hello.cluster = Some(ClusterId(8))).await, Some(Turned::Superseded));
+    assert_eq!(turned(|hello| hello.cluster = Some(ClusterId(9))).await, Some(Turned::ForeignCluster));
 
     let mut bytes =
         Hello { kind: ConnectionKind::Data, broker: BrokerId(1), target: None, cluster: Some(CLUSTER), incarnation: 1 }

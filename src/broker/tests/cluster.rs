@@ -60,6 +60,12 @@ impl Cluster {
         cluster
     }
 
+    /// One more that every broker started from now on finds in its `bootstrap`.
+    pub(super) fn promise(&mut self, id: u32) {
+        self.initial.push(id);
+        self.add(id);
+    }
+
     /// A directory and a port for a broker.
     pub(super) fn add(&mut self, id: u32) {
         self.directories.insert(id, tempfile::tempdir().unwrap());
@@ -168,7 +174,13 @@ impl Cluster {
     }
 
     pub(super) async fn create(&self, at: u32, name: &str, partitions: u32, replicas: u32) -> TopicDescription {
-        let spec = TopicSpec { name: name.to_owned(), partitions, replicas: Some(replicas), config: BTreeMap::new() };
+        let spec = TopicSpec {
+            name: name.to_owned(),
+            partitions,
+            replicas: Some(replicas),
+            assignment: None,
+            config: BTreeMap::new(),
+        };
         self.broker(at).create_topic(spec, PATIENCE).await.unwrap()
     }
 

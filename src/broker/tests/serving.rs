@@ -47,6 +47,21 @@ async fn a_topic_survives_a_crash_fails_over_and_gets_its_leaders_back() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broker_that_has_not_heard_of_the_groups_does_not_say_that_there_are_none() {
+    let cluster = Cluster::started().await;
+    assert_eq!(cluster.broker(3).group_partition("g", PATIENCE).await.unwrap(), None);
+    cluster.broker(1).ensure_offsets_topic(PATIENCE).await.unwrap();
+    assert!(cluster.broker(2).group_partition("g", PATIENCE).await.unwrap().is_some());
+
+    let mut cut_off = Cluster::started().await;
+    cut_off.crash(1).await;
+    cut_off.crash(2).await;
+    // The others may have made groups meanwhile, for all it knows.
+    let answer = cut_off.broker(3).group_partition("g", Duration::from_millis(300)).await;
+    assert!(answer.is_err(), "{answer:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_clean_stop_hands_over_and_all_may_stop_and_start() {
     let mut cluster = Cluster::started().await;
     cluster.create(1, "calm", 6, 3).await;
@@ -97,6 +112,7 @@ async fn what_cannot_be_is_refused_with_its_value() {
         name: name.to_owned(),
         partitions,
         replicas,
+        assignment: None,
         config: config.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect(),
     };
     let refused = [
@@ -198,6 +214,19 @@ async fn a_replica_whose_files_vanish_is_replaced_under_a_new_id() {
         all.extend(cluster.read(2, ("safe", partition)).await);
     }
     assert_eq!(all.len(), 9);
+}
+
+/// A consumer that is told of a committed offset for no topic begins anew: a broker must not say so out of an old catalog.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broker_without_a_controller_does_not_take_its_catalog_for_complete() {
+    let mut cluster = Cluster::started().await;
+    cluster.broker(1).catch_up(PATIENCE).await.unwrap();
+    cluster.crash(2).await;
+    cluster.crash(3).await;
+    let error = cluster.broker(1).catch_up(Duration::from_millis(300)).await.unwrap_err();
+    assert!(matches!(error.code, Code::NotReady | Code::OutcomeUnknown), "{error}");
+    cluster.start(2).await;
+    cluster.broker(1).catch_up(PATIENCE).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
