@@ -19,7 +19,7 @@ use tokio::time::{Instant, sleep, timeout};
 use crate::journal::SegmentName;
 use crate::log::Log;
 use crate::log::frame::{Frame, FrameHeader};
-use crate::log::mend::{FrameSource, MendError, Wanted};
+use crate::log::mend::{FrameSource, MendError, Mended, NoFrame, Wanted};
 use crate::raft_groups::Hosted;
 use crate::recovery::ReplicaKey;
 use crate::store::Replica;
@@ -108,11 +108,20 @@ async fn round(hosted: &Arc<Hosted>, attempts: &mut BTreeMap<(ReplicaKey, Segmen
 async fn repair(hosted: &Arc<Hosted>, log: &Arc<Log>, segment: SegmentName, count: u32) -> bool {
     let (group, replica) = (log.group(), log.replica());
     let mut peers = PeerFrames::new(hosted, log);
-    let error = match log.mend_segment(segment, &mut peers).await {
+    let mut mended = log.mend_segment(segment, &mut peers).await;
+    // While a core runs, its leader sees to that.
+    if let Err(MendError::Superseded { index, why }) = &mended
+        && hosted.is_opening(group, replica)
+    {
+        tracing::warn!(%group, %replica, ?segment, index, why, "rotten entries were superseded: the log ends before them");
+        mended = match log.end_before(*index).await {
+            Ok(()) => log.mend_segment(segment, &mut peers).await,
+            Err(error) => Err(error.into()),
+        };
+    }
+    let error = match mended {
         Ok(mended) => {
-            tracing::warn!(%group, %replica, ?segment, mended.frames, mended.bytes, "rotten segment repaired");
-            log.context().instruments.repairs.increment(1);
-            log.context().instruments.repaired_bytes.increment(mended.bytes);
+            note_repaired(log, segment, mended);
             return true;
         }
         Err(MendError::Changed) => return false,
@@ -125,11 +134,12 @@ async fn repair(hosted: &Arc<Hosted>, log: &Arc<Log>, segment: SegmentName, coun
     }
     log.context().instruments.repair_failures.increment(1);
     log.note_outlook(segment, &error.to_string());
-    if let MendError::NotFound { index, .. } = error {
+    if let MendError::NotFound { index, everybody, .. } = error {
         let above = log.committed_log_id().is_none_or(|committed| committed.index < index);
         let why = || format!("rotten where nobody can repair it: {error}");
-        let patience = if peers.needless { ATTEMPTS_MAX } else { OPENING_ATTEMPTS_MAX };
-        if (above || peers.needless) && count >= patience && hosted.take_opening(group, replica) {
+        let hopeless = peers.needless || (above && everybody);
+        let opening_max = if hopeless { ATTEMPTS_MAX } else { OPENING_ATTEMPTS_MAX };
+        if (above || peers.needless) && count >= opening_max && hosted.take_opening(group, replica) {
             hosted.report_lost(group, replica, why());
             return true;
         }
@@ -139,6 +149,13 @@ async fn repair(hosted: &Arc<Hosted>, log: &Arc<Log>, segment: SegmentName, coun
         }
     }
     false
+}
+
+fn note_repaired(log: &Log, segment: SegmentName, mended: Mended) {
+    let (group, replica) = (log.group(), log.replica());
+    tracing::warn!(%group, %replica, ?segment, mended.frames, mended.bytes, "rotten segment repaired");
+    log.context().instruments.repairs.increment(1);
+    log.context().instruments.repaired_bytes.increment(mended.bytes);
 }
 
 /// Starts a replica once nothing in it is rotten any more.
@@ -217,53 +234,74 @@ impl PeerFrames {
         Self { transport, group: log.group(), brokers, ready: VecDeque::new(), needless: false }
     }
 
-    async fn find(&mut self, wanted: Wanted) -> Result<Frame, String> {
+    async fn find(&mut self, wanted: Wanted) -> Result<Frame, NoFrame> {
         while self.ready.front().is_some_and(|frame| frame.header.index < wanted.index) {
             self.ready.pop_front();
         }
         if let Some(frame) = self.ready.pop_front().filter(|frame| wanted.fits(&frame.header)) {
             return Ok(frame);
         }
-        let mut said = Vec::new();
+        let (mut said, mut everybody) = (Vec::new(), !self.brokers.is_empty());
         self.needless = false;
         for at in 0..self.brokers.len() {
             let broker = self.brokers[at];
             match self.ask(broker, wanted).await {
-                Ok(mut frames) => match frames.pop_front() {
-                    Some(frame) if wanted.fits(&frame.header) => {
-                        self.ready = frames;
-                        self.brokers.swap(0, at);
-                        return Ok(frame);
+                Ok(Asked::Here(frame, rest)) => {
+                    self.ready = rest;
+                    self.brokers.swap(0, at);
+                    return Ok(frame);
+                }
+                Ok(Asked::Ends) => said.push(format!("broker {broker}'s log ends before it")),
+                Ok(Asked::Other(other)) => {
+                    let found = (other.term, other.index, other.base_offset);
+                    let other = format!("broker {broker} has another entry there: {found:?}");
+                    if self.is_superseded(broker, wanted).await {
+                        return Err(NoFrame::Superseded(other + ", committed"));
                     }
-                    other => {
-                        let other =
-                            other.map(|frame| (frame.header.term, frame.header.index, frame.header.base_offset));
-                        self.needless |= other.is_some_and(|(term, index, _)| {
-                            index > wanted.index || (index == wanted.index && term > wanted.term)
-                        });
-                        said.push(format!("broker {broker} has another entry there: {other:?}"));
-                    }
-                },
-                Err(why) => said.push(why),
+                    self.needless |= found.1 > wanted.index || (found.1 == wanted.index && found.0 > wanted.term);
+                    said.push(other);
+                }
+                Err(why) => {
+                    everybody = false;
+                    said.push(why);
+                }
             }
         }
-        Err(if said.is_empty() { "there is no other replica".to_owned() } else { said.join("; ") })
+        let why = if said.is_empty() { "there is no other replica".to_owned() } else { said.join("; ") };
+        Err(NoFrame::Nowhere { why, everybody })
     }
 
-    /// The frames from the wanted one on that one answer holds; the first one whole, however long it is.
-    async fn ask(&self, broker: BrokerId, wanted: Wanted) -> Result<VecDeque<Frame>, String> {
+    /// Whether another entry is committed where this one stands, by what a broker knows for certain.
+    async fn is_superseded(&self, broker: BrokerId, wanted: Wanted) -> bool {
+        let (from, to) = (wanted.index, wanted.index + 1);
+        let request = FramesRequest { group: self.group, from, to, skip: 0, committed: true };
+        let answer = self.transport.frames(broker, request, ANSWER_WAIT).await;
+        let header = answer.ok().and_then(|answer| FrameHeader::decode(&answer).ok());
+        header.is_some_and(|header| header.index == wanted.index && header.term != wanted.term)
+    }
+
+    /// What a broker has there: the wanted frame whole, however long it is, and what else one answer holds.
+    async fn ask(&self, broker: BrokerId, wanted: Wanted) -> Result<Asked, String> {
         let mut bytes = BytesMut::new();
         loop {
             let (from, skip) = (wanted.index, bytes.len() as u64);
             // Of a long frame's rest nothing else is wanted.
             let to = if skip == 0 { wanted.until } else { wanted.index + 1 };
-            let request = FramesRequest { group: self.group, from, to, skip };
+            let request = FramesRequest { group: self.group, from, to, skip, committed: false };
             let answer =
                 self.transport.frames(broker, request, ANSWER_WAIT).await.map_err(|error| error.to_string())?;
+            if answer.is_empty() && skip == 0 {
+                return Ok(Asked::Ends);
+            }
             bytes.extend_from_slice(&answer);
             let header = FrameHeader::decode(&bytes).map_err(|error| format!("broker {broker}: {error}"))?;
-            if !wanted.fits(&header) || bytes.len() as u64 >= header.frame_bytes() {
-                return Ok(split(bytes.freeze()));
+            if !wanted.fits(&header) {
+                return Ok(Asked::Other(header));
+            }
+            if bytes.len() as u64 >= header.frame_bytes() {
+                let mut frames = split(bytes.freeze());
+                let frame = frames.pop_front().ok_or_else(|| format!("broker {broker} gave a frame that is rotten"))?;
+                return Ok(Asked::Here(frame, frames));
             }
             if answer.is_empty() {
                 return Err(format!("broker {broker} gave {} of {} bytes", bytes.len(), header.frame_bytes()));
@@ -272,8 +310,18 @@ impl PeerFrames {
     }
 }
 
+/// What a broker was found to have where a frame is wanted.
+enum Asked {
+    /// The frame, and some that follow it.
+    Here(Frame, VecDeque<Frame>),
+    /// Another.
+    Other(FrameHeader),
+    /// Nothing: its log ends before.
+    Ends,
+}
+
 impl FrameSource for PeerFrames {
-    fn frame(&mut self, wanted: Wanted) -> BoxFuture<'_, Result<Frame, String>> {
+    fn frame(&mut self, wanted: Wanted) -> BoxFuture<'_, Result<Frame, NoFrame>> {
         Box::pin(self.find(wanted))
     }
 }

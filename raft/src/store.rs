@@ -245,13 +245,9 @@ impl Store {
             // Their deletion is on record; and they may be the room that the checkpoint needs.
             self.remove_aside(&path, None).await?;
         }
-        match self.try_checkpoint().await {
-            Ok(()) => {}
-            Err(full @ CheckpointFailed::Full(_)) => {
-                tracing::warn!(%full, "the checkpoint was put off, and with it the cleaning up");
-                return Ok(());
-            }
-            Err(stopped) => return Err(io::Error::other(stopped)),
+        if let Err(failed) = self.try_checkpoint().await {
+            // And with it the cleaning up.
+            return failed.put_off().map_err(io::Error::other);
         }
         for (leftovers, cuts) in cleanup {
             for (file, bytes) in cuts {
@@ -413,6 +409,11 @@ impl Store {
         self.delete_record((group, replica)).await
     }
 
+    /// [`Self::delete`], but nothing is kept, whatever the files are: nobody wants them any more.
+    pub async fn discard(&self, group: GroupId, replica: ReplicaId) -> Result<(), Stopped> {
+        self.delete_record((group, replica)).await
+    }
+
     fn is_rotten(&self, key: ReplicaKey) -> bool {
         let open = self.registry.open.lock().get(&key).cloned();
         match open {
@@ -505,14 +506,7 @@ impl Store {
 
     /// Takes a checkpoint now. One is taken by itself after enough journal bytes, or after a while.
     pub async fn checkpoint(&self) -> Result<(), Stopped> {
-        match self.try_checkpoint().await {
-            Err(CheckpointFailed::Stopped(stopped)) => Err(stopped),
-            Err(full @ CheckpointFailed::Full(_)) => {
-                tracing::warn!(%full, "the checkpoint was put off");
-                Ok(())
-            }
-            Ok(()) => Ok(()),
-        }
+        self.try_checkpoint().await.or_else(CheckpointFailed::put_off)
     }
 
     async fn try_checkpoint(&self) -> Result<(), CheckpointFailed> {
@@ -522,6 +516,11 @@ impl Store {
         self.context.instruments.checkpoint_seconds.record(began.elapsed().as_secs_f64());
         *self.checkpointed.lock() = began;
         Ok(())
+    }
+
+    #[cfg(test)]
+    pub(crate) fn limit_checkpoints(&self, bytes_max: u64) {
+        self.checkpointer.limit(bytes_max);
     }
 
     /// What the directory holds and how far behind its parts are, at this moment.
@@ -633,10 +632,12 @@ async fn checkpoints(store: Weak<Store>, context: Arc<LogContext>) {
         }
         match store.try_checkpoint().await {
             Ok(()) => last = now,
-            Err(CheckpointFailed::Stopped(_)) => return,
-            Err(full @ CheckpointFailed::Full(_)) => {
-                tracing::warn!(%full, "the checkpoint is put off");
-                pause = FULL_RETRY;
+            Err(failed) => {
+                let full = matches!(failed, CheckpointFailed::Full(_));
+                if failed.put_off().is_err() {
+                    return;
+                }
+                pause = if full { FULL_RETRY } else { context.config.checkpoint_interval };
             }
         }
     }

@@ -201,7 +201,8 @@ impl Shared {
         }
         if seen.applied.is_none() {
             // The first look: what is here and in no topic wants a step too.
-            let partitions = self.groups.all().into_iter().map(|group| group.group()).filter(|id| *id != CATALOG_GROUP);
+            let partitions =
+                self.groups.present().into_iter().map(|(group, _)| group).filter(|id| *id != CATALOG_GROUP);
             partitions.for_each(|group| self.work.add(group));
         }
         if gone {
@@ -250,14 +251,14 @@ impl Shared {
         if group == CATALOG_GROUP {
             return self.cut_catalog_log().await;
         }
-        if self.groups.is_opening(group) {
-            // Its files are here, and are being repaired.
-            return Next::After(RETRY_WAIT);
-        }
         let state = self.catalog.state();
         let (Some(home), Some(partition)) = (state.group(group), state.partition(group)) else {
             return self.drop_unassigned(&state, group).await;
         };
+        if self.groups.is_opening(group) {
+            // Its files are here, and are being repaired.
+            return Next::After(RETRY_WAIT);
+        }
         let Some(topic) = state.topics().get(&home.topic) else { return Next::Change };
         let mine = partition.on(self.broker).filter(|record| record.directory == self.directory());
         let local = self.local(group);
@@ -330,16 +331,24 @@ impl Shared {
     /// Deletes a replica here that the catalog does not assign here (any more).
     async fn drop_unassigned(&self, state: &CatalogState, group: GroupId) -> Next {
         self.routing.unhost(group);
-        let Some(replica) = self.groups.get(group).map(|local| local.replica()) else { return Next::Change };
+        // Also one that does not run: what is given up must not stay for ever.
+        let Some((_, replica)) = self.groups.present().into_iter().find(|(present, _)| *present == group) else {
+            return Next::Change;
+        };
         if replica >= state.next_replica() {
             // This catalog never gave the id out, so it cannot have taken it back. Somebody must look.
             tracing::error!(%group, %replica, "a replica that the catalog does not know is kept and not served");
             return Next::Change;
         }
-        match self.groups.delete(group, replica).await {
+        // What is rotten is kept for a person, unless its topic is deleted.
+        let deleted = match state.group(group) {
+            Some(_) => self.groups.delete(group, replica).await,
+            None => self.groups.discard(group, replica).await,
+        };
+        match deleted {
             Ok(()) => {
                 tracing::info!(%group, %replica, "replica deleted");
-                Next::Change
+                Next::After(Duration::ZERO) // There may be another.
             }
             Err(error) => {
                 tracing::warn!(%group, %replica, %error, "replica not deleted");

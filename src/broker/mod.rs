@@ -25,6 +25,7 @@ use crate::record_batch::BatchLimits;
 mod bootstrap;
 mod control;
 mod coordination;
+mod group_lag;
 mod leadership;
 mod lifecycle;
 mod membership;
@@ -104,6 +105,9 @@ pub struct PartitionDescription {
     pub leader_epoch: u64,
     /// The brokers that hold it; the first is the preferred leader.
     pub replicas: Vec<BrokerId>,
+    /// How many replicas more there are to be: a recovery left fewer than there were, and they wait for brokers.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub replicas_missing: u32,
     /// The brokers whose replica is alive and not behind.
     pub in_sync: Vec<BrokerId>,
     /// The replicas that are behind, what they lack, and why, as last reported by the leader.
@@ -113,6 +117,10 @@ pub struct PartitionDescription {
     pub log_start_offset: Offset,
     /// High watermark, as last reported by the leader.
     pub high_watermark: Offset,
+}
+
+fn is_zero(count: &u32) -> bool {
+    *count == 0
 }
 
 /// A replica that is behind its leader.

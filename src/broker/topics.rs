@@ -408,6 +408,7 @@ impl Shared {
             leader: leader.map(|(broker, _)| broker),
             leader_epoch: leader.map_or(0, |(_, epoch)| epoch),
             replicas: record.replicas.iter().map(|replica| replica.broker).collect(),
+            replicas_missing: self.catalog.state().replicas_wanted(record).saturating_sub(record.replicas.len() as u32),
             in_sync: in_sync.into_iter().filter(|broker| self.alive(*broker)).collect(),
             lagging: behind.into_iter().map(|behind| self.lagging(record, behind)).collect(),
             log_start_offset,

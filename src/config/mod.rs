@@ -126,6 +126,8 @@ pub struct Config {
     pub allow_insecure: bool,
     /// `/metrics` shows each partition that this broker leads. Default: no; thousands of them are many series.
     pub metrics_partitions: bool,
+    /// Most consumer groups that `/metrics` shows by name, and most of their partitions. Default: 500.
+    pub metrics_groups_max: usize,
     /// Limits.
     pub limits: Limits,
     /// Defaults of topic configuration (`log.*`).
@@ -149,6 +151,7 @@ impl Config {
             peer: ListenConfig { listen: "127.0.0.1:7090".into(), advertised: None },
             allow_insecure: false,
             metrics_partitions: false,
+            metrics_groups_max: 500,
             limits: Limits::default(),
             log: BTreeMap::new(),
             retention_check_interval: Duration::from_secs(30),

@@ -26,7 +26,7 @@ use tokio::time::Instant;
 
 use super::consumer_protocol;
 use super::entry::{CommittedOffset, Entry, GroupRecord, StoredGroup};
-use super::{GroupDescription, GroupError, GroupState, Leaving, MemberDescription};
+use super::{GroupDescription, GroupError, GroupProgress, GroupState, Leaving, MemberDescription};
 use member::{Member, Stale};
 
 /// Most members of a group.
@@ -270,6 +270,12 @@ impl Group {
         }
         out.entries.push((self.name.clone(), Entry::GroupRemoved));
         Ok(())
+    }
+
+    /// How far it has read.
+    pub(super) fn progress(&self) -> GroupProgress {
+        let (name, members) = (self.name.clone(), self.members.len());
+        GroupProgress { name, state: self.state, members, offsets: self.offsets.values().cloned().collect() }
     }
 
     /// For those who look.

@@ -19,6 +19,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
+use futures_util::future::join_all;
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
 
@@ -266,6 +267,19 @@ pub struct MemberDescription {
     pub assigned: Vec<(String, Vec<u32>)>,
 }
 
+/// How far a group has read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GroupProgress {
+    /// Its name.
+    pub name: String,
+    /// Where it stands.
+    pub state: GroupState,
+    /// How many members.
+    pub members: usize,
+    /// What is committed.
+    pub offsets: Vec<CommittedOffset>,
+}
+
 /// Partitions by topic and number.
 pub type Partitions = Vec<(String, u32)>;
 
@@ -363,6 +377,21 @@ impl Coordinator {
             }
         }
         Ok(groups)
+    }
+
+    /// How far every group that this broker coordinates has read, as of now, for whoever only looks: a shard that is being loaded, or that
+    /// says nothing for so long, is left out.
+    pub async fn progress(&self, patience: Duration) -> Vec<GroupProgress> {
+        let asked = (0..self.home.partitions()).filter_map(|partition| {
+            let (reply, answer) = oneshot::channel();
+            self.send(partition, Request::Progress(reply)).ok()?;
+            Some(tokio::time::timeout(patience, answer))
+        });
+        let asked: Vec<_> = asked.collect();
+        let told = join_all(asked).await.into_iter().flatten().flatten();
+        let mut groups: Vec<GroupProgress> = told.flatten().flatten().collect();
+        groups.sort_by(|a, b| a.name.cmp(&b.name));
+        groups
     }
 
     async fn ask<T>(

@@ -22,7 +22,9 @@ use tokio::time::{Instant, sleep_until};
 
 use super::entry::{self, CommittedOffset, Entry, StoredGroup};
 use super::group::{Group, Outbox, Reply};
-use super::{GroupDescription, GroupError, Join, Joined, Leaving, Partitions, Speaker, Sync, Synced, now_ms};
+use super::{
+    GroupDescription, GroupError, GroupProgress, Join, Joined, Leaving, Partitions, Speaker, Sync, Synced, now_ms,
+};
 use crate::error::{Code, Error};
 use crate::partition::{Acks, Consistency, Fetch, FetchFrom, Partition};
 use crate::record_batch::{BatchLimits, NewRecord, RecordBatch, RecordBatchBuilder};
@@ -60,6 +62,7 @@ pub(super) enum Request {
     Describe(String, Reply<GroupDescription>),
     Delete(String, Reply<()>),
     List(oneshot::Sender<Result<Vec<GroupDescription>, GroupError>>),
+    Progress(Reply<Vec<GroupProgress>>),
 }
 
 /// See the module's header.
@@ -238,6 +241,10 @@ impl Shard {
             }
             Request::List(reply) => {
                 let groups = self.groups.values().map(Group::describe).collect();
+                return out.answer(reply, Ok(groups));
+            }
+            Request::Progress(reply) => {
+                let groups = self.groups.values().map(Group::progress).collect();
                 return out.answer(reply, Ok(groups));
             }
         };

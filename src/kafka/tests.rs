@@ -1,6 +1,8 @@
 //! The door over a real broker of its own: what clients rely on, and what hostile ones try (each class of input that a broker
 //! must refuse). Against real clients: `scripts/kafka-smoke`.
 
+mod sharing;
+
 use std::collections::BTreeMap;
 use std::net::TcpListener as StdListener;
 use std::time::Duration;

@@ -116,6 +116,8 @@ pub struct FramesRequest {
     pub to: u64,
     /// Bytes of the first frame that are left out: a frame longer than an answer is asked for in pieces.
     pub skip: u64,
+    /// Only entries that the answering replica knows to be committed.
+    pub committed: bool,
 }
 
 /// Longest answer to a [`FramesRequest`]: 1 MiB.
@@ -189,7 +191,8 @@ pub trait RaftService: Send + Sync + 'static {
 
     /// Entries of a group as they stand in the log here, for a replica elsewhere in which they are rotten (RULES.md R7): the
     /// frames of [`FramesRequest`], one behind the other, each verified, at most [`FRAMES_BYTES_MAX`] bytes. Whatever replica of
-    /// the group is here may answer; the asker verifies that the entries are its own.
+    /// the group is here may answer; the asker verifies that the entries are its own. Nothing is the answer of one whose log ends
+    /// before the first of them.
     fn frames(&self, from: BrokerId, request: FramesRequest) -> BoxFuture<'static, Result<Bytes, Refusal>>;
 
     /// A message between the `raft_groups` of two brokers ([`Transport::report`]): what a survivor knows about orphaned

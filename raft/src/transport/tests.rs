@@ -879,7 +879,7 @@ async fn a_handshake_that_does_not_fit_is_refused_by_name() {
     assert_eq!(turned(|hello| hello.target = Some(BrokerId(3))).await, Some(Turned::WrongBroker));
     assert_eq!(turned(|hello| hello.broker = BrokerId(2)).await, Some(Turned::SameBroker));
     assert_eq!(turned(|hello| hello.cluster = None).await, Some(Turned::NoCluster));
-    b.0.supersede([ClusterId(8)]);
+    b.transport.supersede([ClusterId(8)]);
     assert_eq!(turned(|hello| hello.cluster = Some(ClusterId(8))).await, Some(Turned::Superseded));
     assert_eq!(turned(|hello| hello.cluster = Some(ClusterId(9))).await, Some(Turned::ForeignCluster));
 
@@ -999,7 +999,7 @@ async fn entries_are_asked_for_over_the_data_connection() {
     let network = MemoryNetwork::new();
     let (one, _two) = two(&network).await;
     let wait = Duration::from_secs(5);
-    let request = |from, skip| FramesRequest { group: GroupId(7), from, to: 9, skip };
+    let request = |from, skip| FramesRequest { group: GroupId(7), from, to: 9, skip, committed: false };
     let answer = one.transport.frames(BrokerId(2), request(3, 0), wait).await.unwrap();
     assert_eq!((answer.len(), answer[0]), (FRAMES_BYTES_MAX, 7));
     assert_eq!(one.transport.frames(BrokerId(2), request(3, 1 << 19), wait).await.unwrap().len(), FRAMES_BYTES_MAX / 2);
