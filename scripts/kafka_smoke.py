@@ -1,13 +1,10 @@
 """What scripts/kafka-smoke runs: scenarios by real Kafka clients against three `pontoon serve` processes."""
 
-import asyncio
 import base64
 import json
 import os
 import pathlib
 import shutil
-import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -16,99 +13,13 @@ import time
 import urllib.error
 import urllib.request
 
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
-from aiokafka import TopicPartition as AioPartition
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, ConfigResource, NewPartitions, NewTopic, OffsetSpec
+from kafka_cluster import PATIENCE, Cluster
 
 CODECS = ["none", "gzip", "snappy", "lz4", "zstd"]
 ACKS = ["0", "1", "all"]
-PATIENCE = 60
 NOW = 0  # librdkafka's word for the time of sending
-
-
-def free_ports(count):
-    """Below the range from which the kernel takes ports for outgoing connections."""
-    held, port = [], 11000 + (int(time.time()) * 37) % 15000
-    while len(held) < count:
-        port += 1
-        sock = socket.socket()
-        try:
-            sock.bind(("127.0.0.1", port))
-            held.append((sock, port))
-        except OSError:
-            sock.close()
-    for sock, _ in held:
-        sock.close()
-    return [port for _, port in held]
-
-
-class Cluster:
-    def __init__(self, binary):
-        self.binary, self.dir = binary, tempfile.mkdtemp(prefix="pontoon-kafka-")
-        ports = free_ports(9)
-        self.http, self.kafka, self.peer = ports[:3], ports[3:6], ports[6:]
-        self.running = {}
-        for broker in (1, 2, 3):
-            self.start(broker)
-        for broker in (1, 2, 3):
-            self.await_ready(broker)
-
-    def start(self, broker):
-        at = broker - 1
-        bootstrap = ",".join(f"{n + 1}@127.0.0.1:{port}" for n, port in enumerate(self.peer))
-        log = open(f"{self.dir}/broker-{broker}.log", "ab")
-        self.running[broker] = subprocess.Popen(
-            [self.binary, "serve", "--broker-id", str(broker), "--data-dir", f"{self.dir}/data-{broker}",
-             "--bootstrap", bootstrap, "--http-listen", f"127.0.0.1:{self.http[at]}",
-             "--kafka-listen", f"127.0.0.1:{self.kafka[at]}", "--peer-listen", f"127.0.0.1:{self.peer[at]}",
-             "--set", "auto.create.topics.enable=true", "--set", "num.partitions=4"],
-            stdout=log, stderr=log)
-
-    def await_ready(self, broker):
-        deadline = time.time() + PATIENCE
-        while time.time() < deadline:
-            try:
-                self.ask(broker, "/readyz")
-                return
-            except (urllib.error.URLError, ConnectionError, OSError):
-                time.sleep(0.1)
-        raise AssertionError(f"broker {broker} is not ready: {open(f'{self.dir}/broker-{broker}.log').read()[-2000:]}")
-
-    def ask(self, broker, path, body=None, method=None):
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(f"http://127.0.0.1:{self.http[broker - 1]}{path}", data, method=method)
-        request.add_header("content-type", "application/json")
-        answer = urllib.request.urlopen(request, timeout=30).read()
-        return json.loads(answer) if answer else None
-
-    def kill(self, broker):
-        process = self.running.pop(broker)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-
-    def leader(self, topic, partition):
-        deadline = time.time() + PATIENCE
-        while time.time() < deadline:
-            broker = next(iter(self.running))
-            found = self.ask(broker, f"/v1/topics/{topic}")["partitions"][partition]["leader"]
-            if found in self.running:
-                return found
-            time.sleep(0.1)
-        raise AssertionError(f"{topic}/{partition} has no leader")
-
-    @property
-    def bootstrap(self):
-        return ",".join(f"127.0.0.1:{port}" for port in self.kafka)
-
-    def close(self, keep):
-        for process in self.running.values():
-            process.kill()
-            process.wait()
-        if keep:
-            print(f"data and logs are kept in {self.dir}", file=sys.stderr)
-        else:
-            shutil.rmtree(self.dir)
 
 
 def equal(found, expected, what):
@@ -285,26 +196,55 @@ def auto_create(cluster):
     equal(len(consume(cluster, "made-by-asking", [0, 1, 2, 3])), 8, "records")
 
 
-async def aio(cluster):
-    producer = AIOKafkaProducer(bootstrap_servers=cluster.bootstrap, enable_idempotence=True, compression_type="gzip")
-    await producer.start()
-    sent = [await producer.send_and_wait("aio", f"{number}".encode(), partition=0) for number in range(20)]
-    await producer.stop()
-    equal([metadata.offset for metadata in sent], list(range(20)), "offsets")
-    consumer = AIOKafkaConsumer(bootstrap_servers=cluster.bootstrap, enable_auto_commit=False, group_id=None)
-    await consumer.start()
-    partition = AioPartition("aio", 0)
-    consumer.assign([partition])
-    await consumer.seek_to_beginning(partition)
-    found = [await asyncio.wait_for(consumer.getone(), PATIENCE) for _ in range(20)]
-    await consumer.stop()
-    equal([record.value for record in found], [f"{number}".encode() for number in range(20)], "values")
+class Skipped(Exception):
+    """The machine lacks what a scenario needs."""
+
+
+def need(*tools):
+    for tool in tools:
+        if not shutil.which(tool):
+            raise Skipped(f"{tool} is not installed")
+
+
+def converse(cluster, *command, cwd=None):
+    """Runs another language's client and does what it asks for in lines that begin with "@"."""
+    log = tempfile.TemporaryFile()
+    process = subprocess.Popen(command, cwd=cwd, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log)
+    late = threading.Timer(5 * PATIENCE, process.kill)
+    late.start()
+    said, killed = [], []
+    for line in process.stdout:
+        said.append(line)
+        match line.split():
+            case ["@kill-leader", topic, partition]:
+                killed.append(cluster.leader(topic, int(partition)))
+                cluster.kill(killed[-1])
+            case ["@kill-coordinator", group]:
+                killed.append(describe(cluster, group).coordinator.id)
+                cluster.kill(killed[-1])
+            case ["@restart"]:
+                while killed:
+                    cluster.start(killed[-1])
+                    cluster.await_ready(killed.pop())
+            case _:
+                continue
+        process.stdin.write("done\n")
+        process.stdin.flush()
+    status = process.wait()
+    late.cancel()
+    for broker in killed:  # whatever went wrong, the next scenario has three
+        cluster.start(broker)
+        cluster.await_ready(broker)
+    log.seek(0)
+    assert status == 0, f"exit status {status}\n" + ("".join(said) + log.read().decode())[-3000:]
+
+
+def aiokafka(cluster):
+    converse(cluster, sys.executable, str(pathlib.Path(__file__).parent / "kafka_clients" / "smoke_aio.py"), cluster.bootstrap)
 
 
 def kcat(cluster):
-    if not shutil.which("kcat"):
-        print("  kcat is not installed: skipped")
-        return
+    need("kcat")
     run = lambda *args, **more: subprocess.run(["kcat", "-b", cluster.bootstrap, *args], check=True, timeout=PATIENCE,
                                                capture_output=True, **more).stdout.decode()
     for codec in CODECS:
@@ -313,6 +253,18 @@ def kcat(cluster):
         equal(run("-C", "-t", f"kcat-{codec}", "-p", "0", "-e", "-q", "-K:", "-o", "beginning"), lines, f"{codec}'s lines")
         equal(run("-C", "-t", f"kcat-{codec}", "-p", "0", "-e", "-q", "-o", "-3"), f"{codec} 97\n{codec} 98\n{codec} 99\n",
               f"{codec}'s last three")
+    create(cluster, "codecs-kcat")
+    times = [1_600_000_000_000 + 1000 * number for number in range(5)]
+    produce(cluster, "codecs-kcat", [(0, None, str(number), None, at) for number, at in enumerate(times)])
+    equal(run("-Q", "-t", f"codecs-kcat:0:{times[3] - 1}").split(), ["codecs-kcat", "[0]", "offset", "3"], "the offset at a time")
+    equal(run("-C", "-t", "codecs-kcat", "-p", "0", "-e", "-q", "-o", f"s@{times[2]}", "-o", f"e@{times[4]}"), "2\n3\n", "seconds 2 to 4")
+    # A group of its own: everything once, then only what is new.
+    member = ("-q", "-X", "auto.offset.reset=earliest", "-e", "-G", "kcat", "kcat-none")
+    equal(len(run(*member).splitlines()), 100, "records of the group")
+    run("-P", "-t", "kcat-none", "-p", "0", input=b"new\n")
+    equal(run(*member), "new\n", "what is new to the group")
+    brokers = json.loads(run("-L", "-J"))["brokers"]
+    equal(sorted(broker["id"] for broker in brokers), [1, 2, 3], "brokers")
 
 
 def client_folder(name):
@@ -322,33 +274,39 @@ def client_folder(name):
     return folder, pathlib.Path(__file__).parent / "kafka_clients"
 
 
+def fresh(folder, made, manifest):
+    """Whether what was fetched is what the manifest asks for now."""
+    mark, text = folder / f"{made}.fetched", (folder / manifest).read_text()
+    if (folder / made).exists() and mark.exists() and mark.read_text() == text:
+        return True
+    shutil.rmtree(folder / made, ignore_errors=True)
+    mark.write_text(text)
+    return False
+
+
 def call(*command, cwd=None):
     done = subprocess.run(command, cwd=cwd, capture_output=True, timeout=300)
     assert done.returncode == 0, (done.stdout + done.stderr).decode()[-3000:]
 
 
 def kafkajs(cluster):
-    if not shutil.which("npm"):
-        print("  npm is not installed: skipped")
-        return
+    need("npm", "node")
     folder, source = client_folder("kafkajs")
     for name in ("package.json", "smoke.js"):
         shutil.copy(source / name, folder)
-    if not (folder / "node_modules").exists():
+    if not fresh(folder, "node_modules", "package.json"):
         call("npm", "install", "--silent", "--no-audit", "--no-fund", cwd=folder)
-    call("node", "smoke.js", cluster.bootstrap, cwd=folder)
+    converse(cluster, "node", "smoke.js", cluster.bootstrap, cwd=folder)
 
 
 def java(cluster):
-    if not (shutil.which("mvn") and shutil.which("java")):
-        print("  mvn or java is not installed: skipped")
-        return
+    need("mvn", "java")
     folder, source = client_folder("java")
     for name in ("pom.xml", "Smoke.java"):
         shutil.copy(source / name, folder)
-    if not (folder / "lib").exists():
+    if not fresh(folder, "lib", "pom.xml"):
         call("mvn", "-q", "dependency:copy-dependencies", "-DoutputDirectory=lib", cwd=folder)
-    call("java", "-cp", "lib/*", "Smoke.java", cluster.bootstrap, cwd=folder)
+    converse(cluster, "java", "-cp", "lib/*", "Smoke.java", cluster.bootstrap, cwd=folder)
 
 
 class Reader(threading.Thread):
@@ -534,38 +492,29 @@ def static_membership(cluster):
     two.stop()
 
 
-async def aio_group(cluster):
-    consumer = AIOKafkaConsumer("shared", bootstrap_servers=cluster.bootstrap, group_id="aio",
-                                auto_offset_reset="earliest", enable_auto_commit=False)
-    await consumer.start()
-    first = await asyncio.wait_for(consumer.getone(), PATIENCE)
-    partition = AioPartition(first.topic, first.partition)
-    await consumer.commit({partition: first.offset + 1})
-    equal(await consumer.committed(partition), first.offset + 1, "the committed offset")
-    await consumer.stop()
-
-
-SCENARIOS = [admin, codecs, times, crossing, auto_create, aio, kcat, kafkajs, java, leader_kill, groups, groups_over_http, cooperative, static_membership,
-             aio_group]
+SCENARIOS = [admin, codecs, times, crossing, auto_create, aiokafka, kcat, kafkajs, java, leader_kill, groups, groups_over_http, cooperative,
+             static_membership]
 
 
 def main():
-    cluster, failed = Cluster(sys.argv[1]), 0
+    cluster, passed, failed, skipped = Cluster(sys.argv[1], ["auto.create.topics.enable=true", "num.partitions=4"]), 0, 0, 0
     wanted = sys.argv[2:]
     try:
         for scenario in [scenario for scenario in SCENARIOS if not wanted or scenario.__name__ in wanted]:
             began = time.time()
             try:
-                done = scenario(cluster)
-                if asyncio.iscoroutine(done):
-                    asyncio.run(done)
+                scenario(cluster)
+                passed += 1
                 print(f"ok      {scenario.__name__} ({time.time() - began:.1f} s)", flush=True)
+            except Skipped as why:
+                skipped += 1
+                print(f"skipped {scenario.__name__}: {why}", flush=True)
             except Exception as error:  # each scenario is told about
                 failed += 1
                 print(f"FAILED  {scenario.__name__}: {type(error).__name__}: {error}", flush=True)
     finally:
         cluster.close(keep=failed > 0)
-    print(f"kafka-smoke: {'ok' if not failed else f'{failed} failed'}")
+    print(f"kafka-smoke: {passed} passed, {failed} failed, {skipped} skipped")
     sys.exit(1 if failed else 0)
 
 

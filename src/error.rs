@@ -61,12 +61,16 @@ codes! {
     InvalidConfig = "INVALID_CONFIG", 400, false;
     #[doc = " More replicas were asked for than there are brokers, or fewer than one."]
     InvalidReplicationFactor = "INVALID_REPLICATION_FACTOR", 400, false;
+    #[doc = " Replicas were placed by name, and not so many for each partition, on brokers that do not exist or are not alive, or twice on one."]
+    InvalidAssignment = "INVALID_ASSIGNMENT", 400, false;
     #[doc = " The number of partitions is out of range, or smaller than it is now."]
     InvalidPartitions = "INVALID_PARTITIONS", 400, false;
     #[doc = " A record batch's checksum, counts or lengths do not agree with its bytes."]
     CorruptBatch = "CORRUPT_BATCH", 400, false;
     #[doc = " The request came from a web page of another origin, or names another host: refused so that no page can forge a produce."]
     ForeignOrigin = "FOREIGN_ORIGIN", 403, false;
+    #[doc = " The topic is Pontoon's own. It can be read and described; its records and its settings are the brokers' to change."]
+    InternalTopic = "INTERNAL_TOPIC", 403, false;
     #[doc = " No such path."]
     NotFound = "NOT_FOUND", 404, false;
     #[doc = " No such topic."]

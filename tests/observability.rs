@@ -224,3 +224,60 @@ fn every_alert_says_what_it_means() {
         assert_eq!(fields(field), names.len(), "each alert has its {field}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_lag_of_groups_is_told_by_status_and_by_the_metrics_of_their_coordinator() {
+    let cluster = Cluster::start_with(3, &["--set=metrics.partitions=true", "--set=metrics.groups_max=2"]).await;
+    cluster.create_topic(1, "orders", 2).await;
+    for _ in 0..5 {
+        cluster.produce_text(1, "orders", 1, "x").await;
+    }
+    for (group, offset) in [("slow", 1), ("quick", 5), ("middling", 3)] {
+        let offsets = serde_json::json!([{"topic": "orders", "partition": 1, "offset": offset}]);
+        let path = format!("/v1/groups/{group}/offsets");
+        let body = Some(serde_json::json!({ "offsets": offsets }));
+        let (status, body) = cluster.ask(2, reqwest::Method::PUT, &path, body).await;
+        assert_eq!(status, StatusCode::NO_CONTENT, "{body}");
+    }
+    // High watermarks are told between brokers now and then.
+    let deadline = Instant::now() + PATIENCE;
+    let told = loop {
+        let output = crate::support::run(&["--server", &cluster.servers(), "--json", "status", "--groups"], b"").await;
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let told: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let lags: Vec<_> = told["groups"].as_array().unwrap().iter().map(|group| group["lag"].as_u64()).collect();
+        if lags == [Some(2), Some(0), Some(4)] {
+            break told;
+        }
+        assert!(Instant::now() < deadline, "{told}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    };
+    assert_eq!(told["unavailable"], serde_json::json!([]));
+    let output = crate::support::run(&["--server", &cluster.url(3), "status", "--groups"], b"").await;
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.lines().any(|line| line.split_whitespace().eq(["slow", "orders/1", "1", "5", "4", "-"])), "{text}");
+    let mut by_group = BTreeMap::new();
+    for group in told["groups"].as_array().unwrap() {
+        let (name, coordinator) = (group["group"].as_str().unwrap(), group["coordinator"].as_u64().unwrap() as u32);
+        let lag = group["lag"].as_u64().unwrap();
+        by_group.entry(coordinator).or_insert_with(Vec::new).push((name, lag));
+    }
+    for id in 1..=3 {
+        let text = scrape(&cluster, id).await;
+        let of_broker = by_group.remove(&id).unwrap_or_default();
+        assert_eq!(value(&text, "pontoon_groups"), of_broker.len() as f64, "broker {id}");
+        let shown = text.lines().filter(|line| line.starts_with("pontoon_group_lag_records{")).count();
+        assert_eq!(shown, of_broker.len().min(2), "broker {id}: no more than metrics.groups_max");
+        let worst = of_broker.iter().map(|(_, lag)| *lag).max().unwrap_or(0);
+        assert_eq!(value(&text, "pontoon_group_lag_records_max"), worst as f64, "broker {id}");
+        for (name, lag) in of_broker.iter().filter(|(_, lag)| *lag == worst) {
+            let of_group = format!("broker=\"{id}\",group=\"{name}\"");
+            for line in [
+                format!("pontoon_group_lag_records{{{of_group}}} {lag}\n"),
+                format!("pontoon_group_partition_lag_records{{{of_group},topic=\"orders\",partition=\"1\"}} {lag}\n"),
+            ] {
+                assert!(text.contains(&line), "broker {id}: {line} is missing: {text}");
+            }
+        }
+    }
+}

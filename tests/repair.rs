@@ -31,6 +31,15 @@ fn flip(path: &Path, position: u64) {
     fs::write(path, bytes).unwrap();
 }
 
+fn cut_to(path: &Path, bytes: u64) {
+    fs::OpenOptions::new().write(true).open(path).unwrap().set_len(bytes).unwrap();
+}
+
+/// Cuts a file to half its length.
+fn cut(path: &Path) {
+    cut_to(path, fs::metadata(path).unwrap().len() / 2);
+}
+
 fn lines(stdout: &[u8]) -> Vec<Value> {
     stdout
         .split(|byte| *byte == b'\n')
@@ -183,6 +192,132 @@ async fn the_only_replica_serves_around_a_lost_segment_and_takes_nothing_more() 
     let status = run(&["status", "--server", &cluster.servers()], b"").await;
     let shown = String::from_utf8_lossy(&status.stdout).into_owned();
     assert!(shown.contains("! broker 1: t/0: ") && shown.contains("is rotten"), "{shown}");
+    // The same over HTTP, as documented.
+    let (_, described) = cluster.get(1, "/v1/cluster").await;
+    let damage = described["brokers"][0]["damage"].as_array().unwrap();
+    assert!(
+        damage.iter().any(|damage| damage.as_str().is_some_and(|damage| damage.starts_with("t/0: "))),
+        "{damage:?}"
+    );
+    let (_, openapi) = cluster.get(1, "/openapi.json").await;
+    let broker = &openapi["components"]["schemas"]["Broker"];
+    assert_eq!(broker["properties"]["damage"]["items"]["type"], "string");
+    for key in described["brokers"][0].as_object().unwrap().keys() {
+        assert!(broker["properties"][key].is_object(), "{key} is not documented");
+    }
+    // Nobody wants it any more: what is rotten goes with its topic, and leaves no trace.
+    let (status, _) = cluster.ask(1, reqwest::Method::DELETE, "/v1/topics/t", None).await;
+    assert_eq!(status.as_u16(), 204);
+    gone(&cluster, 1).await;
+}
+
+/// Waits until nothing of a partition is in a broker's directory, and nothing is reported damaged.
+async fn gone(cluster: &Cluster, broker: u32) {
+    let deadline = std::time::Instant::now() + crate::support::PATIENCE;
+    loop {
+        let groups = fs::read_dir(cluster.data_dir(broker).join("groups")).unwrap();
+        let left: Vec<String> = groups.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        let (_, described) = cluster.get(broker, "/v1/cluster").await;
+        if left.iter().all(|name| name.starts_with("0-")) && described["brokers"][0].get("damage").is_none() {
+            return;
+        }
+        assert!(std::time::Instant::now() < deadline, "{left:?} {described}");
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+}
+
+/// A replica that cannot be opened at all: it is shown, and it goes with its topic, also if the broker was restarted since.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_left_of_a_replica_that_was_given_up_goes_with_its_topic() {
+    let mut cluster = Cluster::start(1).await;
+    for topic in ["t", "u"] {
+        cluster.create_topic(1, topic, 1).await;
+        for at in 0..20 {
+            cluster.produce_text(1, topic, 0, &format!("value {at}")).await;
+        }
+    }
+    assert!(cluster.stop(1).success());
+    for path in files(cluster.data_dir(1), ".segment") {
+        if !path.to_string_lossy().contains("/groups/0-") {
+            fs::remove_file(path).unwrap();
+        }
+    }
+    cluster.restart(1).await;
+    let (_, described) = cluster.get(1, "/v1/cluster").await;
+    assert!(described["brokers"][0]["damage"].as_array().unwrap().len() >= 2, "{described}");
+    for topic in ["t", "u"] {
+        let (status, _) = cluster.ask(1, reqwest::Method::DELETE, &format!("/v1/topics/{topic}"), None).await;
+        assert_eq!(status.as_u16(), 204);
+        if topic == "t" {
+            // The second is heard of by a start at the latest.
+            cluster.kill(1);
+            cluster.restart(1).await;
+        }
+    }
+    gone(&cluster, 1).await;
+}
+
+/// What lies beside the segments follows from them: a start does without, and makes it anew.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_stopped_broker_finds_rotten_beside_its_segments_is_made_anew() {
+    let mut cluster = Cluster::start_with(1, &["--set", "raft.segment_bytes_max=4096"]).await;
+    cluster.create_topic(1, "t", 1).await;
+    let mut written = Vec::new();
+    type Damage = fn(&Path);
+    let flipped: Damage = |path| flip(path, fs::metadata(path).unwrap().len() / 2);
+    for (round, damage) in [flipped, cut as Damage, |path| fs::remove_file(path).unwrap()].into_iter().enumerate() {
+        for at in 0..60 {
+            written.push(format!("value {round} {at}"));
+            cluster.produce_text(1, "t", 0, written.last().unwrap()).await;
+        }
+        assert!(cluster.stop(1).success());
+        let beside: Vec<PathBuf> =
+            [".index", ".base"].iter().flat_map(|kind| files(cluster.data_dir(1), kind)).collect();
+        assert!(beside.len() > 4, "{beside:?}");
+        beside.iter().for_each(|path| damage(path));
+        cluster.restart(1).await;
+        assert_eq!(values(&cluster.fetch_all(1, "t", 0).await), written, "round {round}");
+        let (status, found) = cluster.get(1, "/v1/topics/t/partitions/0/offsets?timestamp=1").await;
+        assert_eq!(status.as_u16(), 200, "{found}");
+    }
+}
+
+/// sled is a cache, stopped or running, flipped or cut: what it held is made anew, and nothing that was acknowledged is missing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whatever_happens_to_sled_costs_nothing_that_was_acknowledged() {
+    let mut cluster = Cluster::start(1).await;
+    let flipped = |path: &Path| {
+        let mut bytes = fs::read(path).unwrap();
+        bytes.iter_mut().step_by(61).for_each(|byte| *byte ^= 16);
+        fs::write(path, bytes).unwrap();
+    };
+    let mut topics = 0usize;
+    for running in [false, true] {
+        for damage in [&flipped as &dyn Fn(&Path), &cut] {
+            cluster.create_topic(1, &format!("before-{topics}"), 1).await;
+            cluster.produce_text(1, &format!("before-{topics}"), 0, "value").await;
+            if !running {
+                cluster.kill(1);
+            }
+            let held = files(cluster.data_dir(1), "/catalog/");
+            assert!(!held.is_empty());
+            held.iter().filter(|path| fs::metadata(path).unwrap().len() > 1).for_each(|path| damage(path));
+            if running {
+                cluster.create_topic(1, &format!("under-{topics}"), 1).await;
+                cluster.kill(1);
+            }
+            cluster.restart(1).await;
+            topics += 1;
+            let (_, listed) = cluster.get(1, "/v1/topics").await;
+            let names: Vec<&str> =
+                listed["topics"].as_array().unwrap().iter().map(|topic| topic["name"].as_str().unwrap()).collect();
+            for at in 0..topics {
+                assert!(names.contains(&format!("before-{at}").as_str()), "{names:?}");
+                assert_eq!(values(&cluster.fetch_all(1, &format!("before-{at}"), 0).await), ["value"]);
+            }
+            assert_eq!(names.len(), topics + topics.saturating_sub(2), "{names:?}");
+        }
+    }
 }
 
 /// Everything but the records themselves: made anew on the running broker, from what is left.
@@ -213,15 +348,21 @@ async fn the_scrub_of_a_running_broker_mends_what_rots_under_it() {
         found.collect::<Vec<_>>()
     };
     let rotten = [of(".segment")[1].clone(), of(".index")[0].clone(), of(".base")[2].clone(), data.join("checkpoint")];
-    for path in &rotten {
-        flip(path, 70.min(fs::metadata(path).unwrap().len() - 1));
-        assert!(!sound(path).await, "{}", path.display());
-    }
-    let deadline = std::time::Instant::now() + crate::support::PATIENCE;
-    for path in &rotten {
-        while !sound(path).await {
-            assert!(std::time::Instant::now() < deadline, "{}: {}", path.display(), cluster.log(follower));
-            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    for shorter in [false, true] {
+        for path in &rotten {
+            if shorter {
+                cut(path)
+            } else {
+                flip(path, 70.min(fs::metadata(path).unwrap().len() - 1))
+            }
+            assert!(!sound(path).await, "{}", path.display());
+        }
+        let deadline = std::time::Instant::now() + crate::support::PATIENCE;
+        for path in &rotten {
+            while !sound(path).await {
+                assert!(std::time::Instant::now() < deadline, "{}: {}", path.display(), cluster.log(follower));
+                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+            }
         }
     }
     let log = cluster.log(follower);
@@ -247,8 +388,15 @@ async fn what_a_stopped_broker_cannot_do_without_it_refuses_to_start_on() {
     cluster.kill(1);
     let data = cluster.data_dir(1).to_owned();
     let journal = files(&data, ".journal").into_iter().next().unwrap();
-    for (path, at) in [(data.join("checkpoint"), 20), (data.join("identity"), 20), (journal, 4096 + 70)] {
-        flip(&path, at);
+    let unsound: [(PathBuf, u64); 3] =
+        [(data.join("checkpoint"), 20), (data.join("identity"), 20), (journal, 4096 + 70)];
+    for ((path, at), shorter) in unsound.iter().flat_map(|one| [(one, false), (one, true)]) {
+        let sound = fs::read(path).unwrap();
+        if shorter {
+            cut_to(path, at + 30)
+        } else {
+            flip(path, *at)
+        }
         cluster.spawn(1);
         let ended = async {
             while cluster.broker_mut(1).ended().is_none() {
@@ -258,7 +406,7 @@ async fn what_a_stopped_broker_cannot_do_without_it_refuses_to_start_on() {
         tokio::time::timeout(crate::support::PATIENCE, ended).await.unwrap();
         assert!(cluster.broker_mut(1).ended().is_some_and(|status| !status.success()));
         assert!(cluster.log(1).contains(path.file_name().unwrap().to_str().unwrap()), "{}", cluster.log(1));
-        flip(&path, at);
+        fs::write(path, sound).unwrap();
         cluster.forget_ended(1);
     }
     // sled is only a cache: whatever happens to it, it is made anew.

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::checkers::workloads::Workload;
+use crate::client::any::ClientKind;
 use crate::history::Kind;
 use crate::nemesis::scenario;
 use crate::plan::Plan;
@@ -98,6 +99,7 @@ impl Course {
         Plan {
             name: format!("{what} on {nodes} brokers{mixed}"),
             workload,
+            client: ClientKind::default(),
             seed: self.seed + number,
             nodes,
             time_s: if scenario.is_some() { (self.time_s / 2).max(1) } else { self.time_s },

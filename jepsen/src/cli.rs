@@ -12,6 +12,7 @@ use clap::{Parser, Subcommand};
 use crate::campaign::{self, Course};
 use crate::checkers::CHECKERS;
 use crate::checkers::workloads::{TABLE, Workload};
+use crate::client::any::ClientKind;
 use crate::nemesis::kind::{self, KINDS};
 use crate::nemesis::scenario::{self, SCENARIOS, Scenario};
 use crate::plan::Plan;
@@ -61,9 +62,12 @@ struct RunArgs {
     /// A scenario of `list`, which decides about faults, brokers and clients
     #[arg(long, value_name = "NAME", conflicts_with_all = ["nemesis", "nodes", "workload"])]
     scenario: Option<String>,
-    /// What the clients do: single or mixed [default: single]
-    #[arg(long, value_name = "NAME", value_parser = clap::builder::PossibleValuesParser::new(["single", "mixed"]))]
+    /// What the clients do: single, mixed or single-subscribe (of Kafka clients) [default: single]
+    #[arg(long, value_name = "NAME", value_parser = clap::builder::PossibleValuesParser::new(["single", "mixed", "single-subscribe"]))]
     workload: Option<String>,
+    /// Which protocol the clients speak: http, kafka or both, mixed [default: http]
+    #[arg(long, value_name = "NAME", value_parser = clap::builder::PossibleValuesParser::new(ClientKind::NAMES))]
+    client: Option<String>,
     /// How many clients at once
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=200))]
     clients: u64,
@@ -80,20 +84,29 @@ struct RunArgs {
 
 impl RunArgs {
     fn asks_for_a_run(&self) -> bool {
-        let words = [&self.nodes, &self.nemesis, &self.workload, &self.scenario];
+        let words = [&self.nodes, &self.nemesis, &self.workload, &self.client, &self.scenario];
         words.iter().any(|word| word.is_some()) || self.time.is_some() || self.seed.is_some() || self.out.is_some()
     }
 
     fn plan(&self, binary: PathBuf) -> Plan {
         let scenario = self.scenario.as_deref().and_then(scenario::find);
         let (nodes, faults) = (self.nodes.as_deref().unwrap_or("5"), self.nemesis.as_deref().unwrap_or("all"));
-        let mixed = self.workload.as_deref() == Some("mixed");
         let clock = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         let nodes = scenario.map_or(if nodes == "3" { 3 } else { 5 }, |scenario| scenario.nodes);
-        let workload = if mixed { Workload::Mixed } else { Workload::Single };
+        let workload = match self.workload.as_deref() {
+            Some("mixed") => Workload::Mixed,
+            Some("single-subscribe") => Workload::SingleSubscribe,
+            _ => Workload::Single,
+        };
+        let client = self.client.as_deref().and_then(ClientKind::named).unwrap_or_default();
+        let how = match client {
+            ClientKind::Http => String::new(),
+            _ => format!(", clients: {}", self.client.as_deref().unwrap_or_default()),
+        };
         Plan {
-            name: format!("{} on {nodes} brokers", self.scenario.as_deref().unwrap_or(faults)),
+            name: format!("{} on {nodes} brokers{how}", self.scenario.as_deref().unwrap_or(faults)),
             workload: scenario.map_or(workload, |scenario| scenario.workload),
+            client,
             seed: self.seed.unwrap_or(clock),
             nodes,
             time_s: self.time.unwrap_or(300),
@@ -221,6 +234,9 @@ fn inside(dir: &Path, err: &mut impl Write) -> u8 {
 fn one_run(args: &RunArgs, out: &mut impl Write, err: &mut impl Write) -> Result<u8, Failure> {
     let mut plan = args.plan(PathBuf::new());
     plan.kinds().map_err(Failure::Usage)?;
+    if plan.workload == Workload::SingleSubscribe && !plan.client.can_subscribe() {
+        return Err(Failure::Usage("only Kafka clients can subscribe: --client kafka or mixed".to_owned()));
+    }
     start::check_machine(&plan)?;
     plan.binary = start::binary(args.bin.as_deref(), err)?;
     let clock = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());

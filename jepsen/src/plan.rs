@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::checkers::workloads::Workload;
+use crate::client::any::ClientKind;
 use crate::client::http::Place;
 use crate::nemesis::kind::{self, Kind};
 use crate::nemesis::scenario::{self, SELF_TEST, Scenario};
@@ -27,6 +28,9 @@ pub struct Plan {
     pub name: String,
     /// What the clients do.
     pub workload: Workload,
+    /// Which protocol the clients speak.
+    #[serde(default)]
+    pub client: ClientKind,
     /// All choices are drawn from it.
     pub seed: u64,
     /// How many brokers.
@@ -165,6 +169,7 @@ mod tests {
         Plan {
             name: "a run".into(),
             workload: Workload::Single,
+            client: ClientKind::Mixed,
             seed: 7,
             nodes,
             time_s: 300,

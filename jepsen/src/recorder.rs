@@ -89,6 +89,21 @@ impl Recorder {
         self.event(kind, process, action, |event| event.error = error);
     }
 
+    /// A poll of a member of a consumer group ended; the positions of these keys may have moved meanwhile.
+    pub fn complete_rebalanced(
+        &self,
+        kind: Kind,
+        process: Process,
+        action: Action,
+        error: Option<String>,
+        rebalanced: Vec<Key>,
+    ) {
+        self.event(kind, process, action, |event| {
+            event.error = error;
+            event.rebalanced = rebalanced;
+        });
+    }
+
     /// A linearizable read was answered.
     pub fn complete_linearizable(&self, process: Process, action: Action, ranges: Vec<ClaimedRange>) {
         self.event(Kind::Ok, process, action, |event| {

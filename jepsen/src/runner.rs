@@ -11,7 +11,11 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use crate::checkers::generations;
+use crate::checkers::workloads::Workload;
+use crate::client::any::AnyConnector;
 use crate::client::http::HttpConnector;
+use crate::client::kafka::KafkaConnector;
 use crate::cluster::{Cluster, Doing as _, Harness, HarnessError, Tuning, isolation, network};
 use crate::nemesis::Nemesis;
 use crate::plan::Plan;
@@ -100,14 +104,17 @@ async fn play(
     dir: &Path,
     recorder: &Arc<Recorder>,
     stop: watch::Receiver<bool>,
-    brokers: &mut Option<Nemesis<HttpConnector>>,
+    brokers: &mut Option<Nemesis<AnyConnector>>,
 ) -> Harness<()> {
     phase(recorder, "cluster");
     let tuning = Tuning { disk_bytes: plan.disk_bytes(), settings: plan.settings(), clocks: plan.clocks() };
     let mut cluster = Cluster::create(plan.nodes, &plan.binary, dir, tuning).await?;
     form(&mut cluster, plan).await?;
     let values = Values::new(plan.places().len());
-    let connector = HttpConnector::new(Cluster::urls(plan.nodes), plan.places(), record_bytes);
+    let http = HttpConnector::new(Cluster::urls(plan.nodes), plan.places(), record_bytes);
+    let kafka =
+        KafkaConnector::new(Cluster::kafka_addresses(plan.nodes), plan.places(), record_bytes, recorder.clone());
+    let connector = AnyConnector::new(plan.client, http, kafka);
     let nemesis = brokers.insert(Nemesis::new(
         cluster,
         recorder.clone(),
@@ -127,6 +134,8 @@ async fn play(
     nemesis.log_start = Box::new(move || of_log.start());
     workers.spawn(retained.clone().run(plan.random(5), halted.clone()));
     let registers = RegisterClients::new(Cluster::urls(plan.nodes), subject(plan), recorder.clone());
+    let registers =
+        if plan.client.can_subscribe() { registers.with_kafka(connector.kafka().clone()) } else { registers };
     workers.spawn(registers.clone().run(plan.random(6), halted.clone()));
     workers.spawn(tell_progress(recorder.clone(), halted));
     nemesis.wait(CALM).await;
@@ -149,6 +158,7 @@ async fn play(
     phase(recorder, "final reads");
     nemesis.recover(&[]).await?;
     read_everything(recorder, &connector, &values).await?;
+    judge_groups(plan, recorder, connector.kafka())?;
     let (came, went) = churn.last_look().await;
     note(recorder, format!("{came} topics came, {went} went"));
     look_at_retention(plan, recorder, retained).await?;
@@ -240,7 +250,7 @@ async fn form(cluster: &mut Cluster, plan: &Plan) -> Harness<()> {
 fn start_workers(
     plan: &Plan,
     recorder: &Arc<Recorder>,
-    connector: &HttpConnector,
+    connector: &AnyConnector,
     values: &Values,
     halted: &watch::Receiver<bool>,
 ) -> JoinSet<()> {
@@ -275,7 +285,24 @@ async fn tell_progress(recorder: Arc<Recorder>, mut halted: watch::Receiver<bool
     }
 }
 
-async fn read_everything(recorder: &Arc<Recorder>, connector: &HttpConnector, values: &Values) -> Harness<()> {
+/// Consumer groups: what they must not show accuses the brokers.
+fn judge_groups(plan: &Plan, recorder: &Arc<Recorder>, connector: &KafkaConnector) -> Harness<()> {
+    let kept = connector.ledger().kept();
+    for what in generations::accusations(&kept) {
+        recorder.tell(|time_ns| Entry::Accused { time_ns, broker: "groups".to_owned(), what });
+    }
+    if plan.workload != Workload::SingleSubscribe {
+        return Ok(());
+    }
+    let (shares, groups) = (kept.assigned.len(), kept.first_commits.len());
+    progress(recorder, &format!("  {shares} shares of consumer groups were given; {groups} groups committed offsets"));
+    match shares.min(groups) {
+        0 => Err(HarnessError("no share of a group was given, or no offset committed: nothing was tested".to_owned())),
+        _ => Ok(()),
+    }
+}
+
+async fn read_everything(recorder: &Arc<Recorder>, connector: &AnyConnector, values: &Values) -> Harness<()> {
     let mut readers = JoinSet::new();
     for broker in 0..READERS {
         let (recorder, connector, keys) = (recorder.clone(), connector.clone(), values.keys());

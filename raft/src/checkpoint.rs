@@ -26,7 +26,7 @@ use crate::types::{DirectoryId, GroupId, ReplicaId, repr};
 
 /// The format version that is written; no other is read.
 pub const CHECKPOINT_VERSION: u32 = 1;
-/// The longest checkpoint that is read: 4 GiB.
+/// The longest checkpoint that is read, and so the longest that is written: 4 GiB.
 pub const CHECKPOINT_BYTES_MAX: u64 = 4 << 30;
 /// Its name in the data directory.
 pub const CHECKPOINT_FILE: &str = "checkpoint";

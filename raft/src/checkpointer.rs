@@ -5,13 +5,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use parking_lot::Mutex;
 
-use crate::checkpoint::{CHECKPOINT_FILE, Checkpoint, CheckpointEntry, ReplicaState};
+use crate::checkpoint::{CHECKPOINT_BYTES_MAX, CHECKPOINT_FILE, Checkpoint, CheckpointEntry, ReplicaState};
 use crate::codec;
 use crate::disk::replace_file;
 use crate::error::Stopped;
@@ -34,6 +34,33 @@ pub(crate) enum CheckpointFailed {
     /// There is no room. The last one still holds; the journal keeps what it keeps.
     #[error("no room for a checkpoint: {0}")]
     Full(io::Error),
+    /// It would be longer than what a start reads. The last one still holds, and the journal keeps what it keeps: it grows.
+    #[error(
+        "a checkpoint of {bytes} bytes is longer than the {max} that a start reads: there are too many replicas or producers here"
+    )]
+    TooLong {
+        /// Its length.
+        bytes: u64,
+        /// The longest that is read.
+        max: u64,
+    },
+}
+
+impl CheckpointFailed {
+    /// What a failure after which the last checkpoint still holds means for whoever wanted one: nothing, for now.
+    pub(crate) fn put_off(self) -> Result<(), Stopped> {
+        match self {
+            Self::Stopped(stopped) => Err(stopped),
+            full @ Self::Full(_) => {
+                tracing::warn!(%full, "the checkpoint is put off");
+                Ok(())
+            }
+            long @ Self::TooLong { .. } => {
+                tracing::error!(%long, "no checkpoint is taken, and the journal grows");
+                Ok(())
+            }
+        }
+    }
 }
 
 /// What is remembered from one checkpoint to the next.
@@ -57,12 +84,21 @@ pub(crate) struct Checkpointer {
     context: Arc<LogContext>,
     memory: tokio::sync::Mutex<Memory>,
     floors: Mutex<Floors>,
+    /// The longest checkpoint that is written.
+    bytes_max: AtomicU64,
 }
 
 impl Checkpointer {
     pub(crate) fn new(root: &Path, directory: DirectoryId, context: Arc<LogContext>) -> Self {
         let (memory, floors) = (tokio::sync::Mutex::default(), Mutex::default());
-        Self { root: root.to_owned(), directory, context, memory, floors }
+        let bytes_max = AtomicU64::new(CHECKPOINT_BYTES_MAX);
+        Self { root: root.to_owned(), directory, context, memory, floors, bytes_max }
+    }
+
+    /// Another limit than the format's.
+    #[cfg(test)]
+    pub(crate) fn limit(&self, bytes_max: u64) {
+        self.bytes_max.store(bytes_max, Ordering::Relaxed);
     }
 
     /// From now until [`Self::release_floor`] the journal keeps everything above what is durable now.
@@ -153,7 +189,12 @@ impl Checkpointer {
         memory.states.retain(|key, _| live.contains(key));
         let checkpoint = Checkpoint { directory: self.directory, lsn: retire, replicas };
         let path = self.root.join(CHECKPOINT_FILE);
-        let replaced = replace_file(&*self.context.disk, &path, checkpoint.encode()).await;
+        let parts = checkpoint.encode();
+        let (bytes, max) = (parts.iter().map(|part| part.len() as u64).sum(), self.bytes_max.load(Ordering::Relaxed));
+        if bytes > max {
+            return Err(CheckpointFailed::TooLong { bytes, max });
+        }
+        let replaced = replace_file(&*self.context.disk, &path, parts).await;
         self.judge(replaced, &path)?;
         self.context.journal.retire_below(Lsn(retire.0 + 1)).await?;
         Ok(())

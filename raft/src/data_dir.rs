@@ -3,18 +3,19 @@
 //! [`DataDir::open`] locks the directory, checks or makes its `identity` file, and raises the epoch: everything the directory's next
 //! user writes is told apart from everything before it (RULES.md J1, J20). It knows nothing of journals or logs.
 //!
-//! `identity`, 64 bytes, little endian, replaced whole:
+//! `identity`, 64 bytes and 16 for each recovery, little endian, replaced whole:
 //!
 //! | at | bytes | field |
 //! |---|---|---|
 //! | 0 | 8 | `PONTOONI` |
-//! | 8 | 4 | format version, 1 |
-//! | 12 | 4 | CRC-32C of bytes 0..12 and 16..64 |
+//! | 8 | 4 | format version: 1, or 2 if there are former clusters |
+//! | 12 | 4 | CRC-32C of bytes 0..12 and 16.. |
 //! | 16 | 16 | cluster id, 0 if none |
 //! | 32 | 16 | directory id |
 //! | 48 | 8 | epoch |
 //! | 56 | 4 | broker |
-//! | 60 | 4 | 0 |
+//! | 60 | 4 | number of former clusters n, 0 in version 1 |
+//! | 64 | 16 n | their ids: what the cluster was called before each time that it was recovered from this directory |
 //!
 //! The first 24 bytes of broker 3's directory in cluster `c1` are
 //! `50 4f 4e 54 4f 4f 4e 49 01 00 00 00 52 4a 12 8f c1 00 00 00 00 00 00 00` (epoch 5, directory `d1`).
@@ -33,13 +34,17 @@ use crate::runtime::random_u64;
 use crate::types::{BrokerId, ClusterId, DirectoryId};
 
 const MAGIC: [u8; 8] = *b"PONTOONI";
-const VERSION: u32 = 1;
+/// Without former clusters, and with them.
+const VERSIONS: [u32; 2] = [1, 2];
 const IDENTITY_BYTES: usize = 64;
+/// Former clusters that are remembered; of more, the oldest are forgotten.
+const FORMER_MAX: usize = 64;
+const IDENTITY_BYTES_MAX: u64 = 4096;
 /// What only an opened directory has: with one of these but no identity, something was lost.
 const CONTENTS: [&str; 4] = ["catalog", "checkpoint", "groups", "journal"];
 
 /// What a directory says about itself.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
     /// The cluster; `ClusterId(0)` until it has joined one.
     pub cluster: ClusterId,
@@ -49,19 +54,22 @@ pub struct Identity {
     pub broker: BrokerId,
     /// Rises by one at each opening.
     pub epoch: u64,
+    /// What the cluster was called before it was recovered from this directory, the oldest first.
+    pub former: Vec<ClusterId>,
 }
 
 impl Identity {
     fn encode(&self) -> Bytes {
         let mut out = BytesMut::with_capacity(IDENTITY_BYTES);
         out.put_slice(&MAGIC);
-        out.put_u32_le(VERSION);
+        out.put_u32_le(VERSIONS[usize::from(!self.former.is_empty())]);
         out.put_u32_le(0);
         out.put_u128_le(self.cluster.0);
         out.put_u128_le(self.directory.0);
         out.put_u64_le(self.epoch);
         out.put_u32_le(self.broker.0);
-        out.put_u32_le(0);
+        out.put_u32_le(self.former.len() as u32);
+        self.former.iter().for_each(|former| out.put_u128_le(former.0));
         let crc = checksum(&out);
         out[12..16].copy_from_slice(&crc.to_le_bytes());
         out.freeze()
@@ -76,19 +84,35 @@ impl Identity {
             return Err(corrupt("its checksum does not match".to_owned()));
         }
         let found = (&bytes[8..]).get_u32_le();
-        if found != VERSION {
-            return Err(OpenError::Version { path: path.to_owned(), found, known: VERSION });
+        if !VERSIONS.contains(&found) {
+            return Err(OpenError::Version { path: path.to_owned(), found, known: VERSIONS[1] });
         }
-        if bytes.len() != IDENTITY_BYTES {
+        if bytes.len() < IDENTITY_BYTES {
             return Err(corrupt(format!("it has {} bytes, not {IDENTITY_BYTES}", bytes.len())));
         }
         let mut at = &bytes[16..];
-        Ok(Self {
-            cluster: ClusterId(at.get_u128_le()),
-            directory: DirectoryId(at.get_u128_le()),
-            epoch: at.get_u64_le(),
-            broker: BrokerId(at.get_u32_le()),
-        })
+        let cluster = ClusterId(at.get_u128_le());
+        let directory = DirectoryId(at.get_u128_le());
+        let epoch = at.get_u64_le();
+        let broker = BrokerId(at.get_u32_le());
+        let count = at.get_u32_le() as usize;
+        if count > FORMER_MAX || (count > 0) != (found == VERSIONS[1]) || at.len() != count * 16 {
+            return Err(corrupt(format!("it has {} bytes, which {count} former clusters do not take", bytes.len())));
+        }
+        let former = (0..count).map(|_| ClusterId(at.get_u128_le())).collect();
+        Ok(Self { cluster, directory, broker, epoch, former })
+    }
+
+    /// Reads the identity of a directory that need not be open, and changes nothing. `Io` of kind `NotFound`: there is none.
+    pub async fn read(disk: &dyn Disk, path: &Path) -> Result<Self, OpenError> {
+        let file = identity_path(path);
+        match read_file(disk, &file, IDENTITY_BYTES_MAX).await {
+            Ok(bytes) => Self::decode(&bytes, &file),
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                Err(OpenError::Corrupt { path: file, why: error.to_string() })
+            }
+            Err(error) => Err(OpenError::Io { path: file, error }),
+        }
     }
 }
 
@@ -119,13 +143,11 @@ impl DataDir {
             other => other.map_err(io)?,
         };
         let file = identity_path(path);
-        let mut identity = match read_file(&*disk, &file, 4096).await {
-            Ok(bytes) => Identity::decode(&bytes, &file)?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => new_identity(&*disk, path, broker).await?,
-            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
-                return Err(OpenError::Corrupt { path: file, why: error.to_string() });
+        let mut identity = match Identity::read(&*disk, path).await {
+            Err(OpenError::Io { error, .. }) if error.kind() == io::ErrorKind::NotFound => {
+                new_identity(&*disk, path, broker).await?
             }
-            Err(error) => return Err(OpenError::Io { path: file, error }),
+            read => read?,
         };
         if identity.broker != broker {
             return Err(OpenError::ForeignBroker { path: path.to_owned(), found: identity.broker, expected: broker });
@@ -135,7 +157,7 @@ impl DataDir {
             epoch.ok_or(OpenError::Corrupt { path: file.clone(), why })
         };
         identity.epoch = last(identity.epoch.checked_add(1))?;
-        write(&*disk, path, identity).await?;
+        write(&*disk, path, &identity).await?;
         let (path, identity) = (path.to_owned(), Mutex::new(identity));
         Ok(Self { disk, path, identity, rewriting: tokio::sync::Mutex::new(()), _lock: lock })
     }
@@ -147,7 +169,7 @@ impl DataDir {
 
     /// What it says about itself.
     pub fn identity(&self) -> Identity {
-        *self.identity.lock()
+        self.identity.lock().clone()
     }
 
     /// The cluster it belongs to, if it has joined one.
@@ -157,8 +179,9 @@ impl DataDir {
 
     /// Its journal's name and place.
     pub fn journal(&self) -> JournalIdentity {
-        let Identity { cluster, directory, epoch, .. } = self.identity();
-        JournalIdentity { dir: self.path.join("journal"), cluster: cluster.0, directory: directory.0, epoch }
+        let Identity { cluster, directory, epoch, former, .. } = self.identity();
+        let former = former.iter().map(|former| former.0).collect();
+        JournalIdentity { dir: self.path.join("journal"), cluster: cluster.0, directory: directory.0, epoch, former }
     }
 
     /// Joins a cluster, durably, once. Joining the same again is fine; another one is `ForeignCluster`.
@@ -173,7 +196,23 @@ impl DataDir {
             return Err(OpenError::ForeignCluster { path, found, expected });
         }
         identity.cluster = cluster;
-        write(&*self.disk, &self.path, identity).await?;
+        write(&*self.disk, &self.path, &identity).await?;
+        *self.identity.lock() = identity;
+        Ok(())
+    }
+
+    /// Gives the cluster another id, durably; the one it had becomes a former one. For recovery from this directory alone: brokers
+    /// that know the cluster by its former id are not let in any more.
+    pub async fn rename_cluster(&self, cluster: ClusterId) -> Result<(), OpenError> {
+        let _one_at_a_time = self.rewriting.lock().await;
+        let mut identity = self.identity();
+        if identity.cluster == cluster {
+            return Ok(());
+        }
+        identity.former.push(std::mem::replace(&mut identity.cluster, cluster));
+        let forgotten = identity.former.len().saturating_sub(FORMER_MAX);
+        identity.former.drain(..forgotten);
+        write(&*self.disk, &self.path, &identity).await?;
         *self.identity.lock() = identity;
         Ok(())
     }
@@ -183,7 +222,7 @@ fn identity_path(path: &Path) -> PathBuf {
     path.join("identity")
 }
 
-async fn write(disk: &dyn Disk, path: &Path, identity: Identity) -> Result<(), OpenError> {
+async fn write(disk: &dyn Disk, path: &Path, identity: &Identity) -> Result<(), OpenError> {
     let file = identity_path(path);
     replace_file(disk, &file, vec![identity.encode()]).await.map_err(|error| OpenError::Io { path: file, error })
 }
@@ -195,7 +234,7 @@ async fn new_identity(disk: &dyn Disk, path: &Path, broker: BrokerId) -> Result<
         return Err(OpenError::Corrupt { path: identity_path(path), why });
     }
     let directory = DirectoryId(u128::from(random_u64()) << 64 | u128::from(random_u64()));
-    Ok(Identity { cluster: ClusterId(0), directory, broker, epoch: 0 })
+    Ok(Identity { cluster: ClusterId(0), directory, broker, epoch: 0, former: Vec::new() })
 }
 
 impl std::fmt::Debug for DataDir {
@@ -223,7 +262,7 @@ mod tests {
 
     fn example() -> Identity {
         let (cluster, directory) = (ClusterId(0xc1), DirectoryId(0xd1));
-        Identity { cluster, directory, broker: BrokerId(3), epoch: 5 }
+        Identity { cluster, directory, broker: BrokerId(3), epoch: 5, former: Vec::new() }
     }
 
     #[tokio::test]
@@ -272,6 +311,25 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_recovered_cluster_has_another_id_and_remembers_the_former_ones() {
+        let disk = SimDisk::new(1);
+        let dir = open(&disk, 1).await.unwrap();
+        dir.join_cluster(ClusterId(7)).await.unwrap();
+        dir.rename_cluster(ClusterId(8)).await.unwrap();
+        dir.rename_cluster(ClusterId(8)).await.unwrap();
+        assert_eq!(dir.journal().former, [7]);
+        drop(dir);
+        let dir = open(&disk.crash(), 1).await.unwrap();
+        assert_eq!((dir.cluster(), dir.identity().former), (Some(ClusterId(8)), vec![ClusterId(7)]));
+        for cluster in 9..200 {
+            dir.rename_cluster(ClusterId(cluster)).await.unwrap();
+        }
+        drop(dir);
+        let dir = open(&disk.crash(), 1).await.unwrap();
+        assert_eq!((dir.identity().former.len(), dir.identity().former.last()), (FORMER_MAX, Some(&ClusterId(198))));
+    }
+
+    #[tokio::test]
     async fn contents_without_an_identity_are_not_adopted() {
         let disk = SimDisk::new(1);
         disk.create_dir_all(&Path::new(DIR).join("lost+found")).await.unwrap();
@@ -287,12 +345,12 @@ mod tests {
         let disk = SimDisk::new(1);
         drop(open(&disk, 3).await.unwrap());
         let mut newer = example().encode().to_vec();
-        newer[8] = 2;
+        newer[8] = 3;
         newer.extend_from_slice(b"more");
         let crc = checksum(&newer);
         newer[12..16].copy_from_slice(&crc.to_le_bytes());
         put(&disk, newer.into()).await;
-        assert!(matches!(open(&disk, 3).await, Err(OpenError::Version { found: 2, known: 1, .. })));
+        assert!(matches!(open(&disk, 3).await, Err(OpenError::Version { found: 3, known: 2, .. })));
         for bytes in [vec![], vec![0; 64], vec![1; 5000], example().encode()[..40].to_vec()] {
             put(&disk, bytes.into()).await;
             assert!(matches!(open(&disk, 3).await, Err(OpenError::Corrupt { .. })));
@@ -301,11 +359,13 @@ mod tests {
 
     #[tokio::test]
     async fn every_flipped_bit_is_seen() {
-        let good = example().encode();
-        for at in 0..good.len() * 8 {
-            let mut bytes = good.to_vec();
-            bytes[at / 8] ^= 1 << (at % 8);
-            assert!(Identity::decode(&bytes, Path::new("identity")).is_err(), "bit {at}");
+        let former = vec![ClusterId(1), ClusterId(2)];
+        for good in [example().encode(), Identity { former, ..example() }.encode()] {
+            for at in 0..good.len() * 8 {
+                let mut bytes = good.to_vec();
+                bytes[at / 8] ^= 1 << (at % 8);
+                assert!(Identity::decode(&bytes, Path::new("identity")).is_err(), "bit {at}");
+            }
         }
     }
 
@@ -364,9 +424,16 @@ mod tests {
 
     proptest! {
         #[test]
-        fn an_identity_survives_the_round_trip(cluster: u128, directory: u128, broker: u32, epoch: u64) {
+        fn an_identity_survives_the_round_trip(
+            cluster: u128,
+            directory: u128,
+            broker: u32,
+            epoch: u64,
+            former in proptest::collection::vec(any::<u128>(), 0..FORMER_MAX),
+        ) {
             let (cluster, directory) = (ClusterId(cluster), DirectoryId(directory));
-            let identity = Identity { cluster, directory, broker: BrokerId(broker), epoch };
+            let former = former.into_iter().map(ClusterId).collect();
+            let identity = Identity { cluster, directory, broker: BrokerId(broker), epoch, former };
             prop_assert_eq!(Identity::decode(&identity.encode(), Path::new("identity")).unwrap(), identity);
         }
     }

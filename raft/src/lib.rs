@@ -30,6 +30,7 @@ pub mod state_machine;
 mod stop;
 pub mod store;
 mod supervision;
+pub mod survivor;
 #[cfg(any(test, feature = "simulation"))]
 pub mod testing;
 pub mod transport;

@@ -23,6 +23,10 @@ use crate::log::entry::from_frame;
 use crate::log::frame::Frame;
 use crate::types::{Entry, EntryData, LogId, TypeConfig, Vote};
 
+/// Most bytes that are read at a time, whatever the configuration says, beside the frame that reaches the limit: with that one they
+/// must fit into one request, or a follower that is further behind would never get any.
+pub(crate) const READ_BYTES_MAX: usize = 3 << 20;
+
 /// openraft's way to one replica's log. One per group; clones read.
 #[derive(Clone)]
 pub struct LogStore {
@@ -47,7 +51,7 @@ impl LogStore {
     }
 
     fn bytes_max(&self) -> usize {
-        self.log.context().config.append_bytes_max.max(1)
+        self.log.context().config.append_bytes_max.clamp(1, READ_BYTES_MAX)
     }
 
     /// Entries in chunks of bounded size, up to where the log ends. Asked for beyond that, or below where it begins, it gives

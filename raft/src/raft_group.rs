@@ -363,6 +363,11 @@ impl RaftGroup {
         self.publish();
     }
 
+    /// Whether its core has ended, or is being ended by somebody who has said why.
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.inner.stopped.lock().is_some()
+    }
+
     /// From now on an ending core is no accident. Returns whether this call was the first.
     pub(crate) fn close(&self) -> bool {
         !self.inner.closing.swap(true, Ordering::AcqRel)

@@ -163,6 +163,41 @@ impl RaftGroups {
         self.hosted.drop_replica(group, replica).await
     }
 
+    /// Makes the replica here its group's only voter, whoever voted before: they are gone for good, and somebody has ordered that
+    /// the group goes on without them ([`crate::survivor`]). Everything in its log is kept and will be committed. The group is
+    /// closed for that moment, and its supervision opens it again. Nothing if it is the only voter already.
+    pub async fn become_only_voter(&self, group: GroupId, replica: ReplicaId) -> Result<(), Stopped> {
+        let hosted = &self.hosted;
+        let _alone = hosted.lifecycle_of(group).lock().await;
+        let running = hosted.get(group).filter(|running| running.replica() == replica && !running.is_closing());
+        let running =
+            running.ok_or_else(|| Stopped(format!("replica {replica} of group {group} is not here").into()))?;
+        if running.log().voters().into_keys().eq([replica]) {
+            return Ok(());
+        }
+        running.set_stopped("it becomes its group's only voter".to_owned());
+        // Its core ends only once nothing of it waits.
+        running.log().release_readers();
+        running.log().abandon_appends();
+        let _ = running.raft().shutdown().await;
+        let done = running.log().become_only_voter(hosted.transport.broker(), None).await;
+        done.map_err(|error| Stopped(format!("replica {replica} of group {group}: {error}").into()))
+    }
+
+    /// [`Self::delete`], but nothing of it is kept even if it is rotten: nobody wants its group any more.
+    pub async fn discard(&self, group: GroupId, replica: ReplicaId) -> Result<(), Stopped> {
+        let _alone = self.hosted.lifecycle_of(group).lock().await;
+        self.hosted.end_replica(group, replica).await;
+        self.hosted.store.discard(group, replica).await
+    }
+
+    /// Every replica on this directory, whether it runs or not, by group.
+    pub fn present(&self) -> Vec<(GroupId, ReplicaId)> {
+        let open = self.hosted.store.replicas().into_iter().map(|replica| (replica.group, replica.replica));
+        let corrupt = self.hosted.store.corrupt().into_iter().map(|replica| (replica.group, replica.replica));
+        open.chain(corrupt).collect()
+    }
+
     /// What supervision sees from now on; what was lost before is in [`Self::lost`].
     pub fn watch_events(&self) -> broadcast::Receiver<GroupEvent> {
         self.hosted.events.subscribe()
@@ -308,6 +343,12 @@ impl Hosted {
     }
 
     async fn drop_replica(&self, group: GroupId, replica: ReplicaId) -> Result<(), Stopped> {
+        self.end_replica(group, replica).await;
+        self.store.delete(group, replica).await
+    }
+
+    /// Ends a replica that is on its way out.
+    async fn end_replica(&self, group: GroupId, replica: ReplicaId) {
         let running = {
             let mut groups = self.groups.write();
             match groups.get(&group) {
@@ -321,7 +362,6 @@ impl Hosted {
         }
         self.take_opening(group, replica);
         self.lost.lock().retain(|lost_group, (lost, _)| (*lost_group, *lost) != (group, replica));
-        self.store.delete(group, replica).await
     }
 
     pub(crate) async fn shutdown(&self, why: &str) {
@@ -348,8 +388,10 @@ impl Hosted {
             let group = group.clone();
             async move {
                 group.close();
-                // Its core ends only once none of its readers waits.
+                // Its core ends only once nothing of it waits: a reader for a repair, an append for room that the end of this very
+                // group may make.
                 group.log().release_readers();
+                group.log().abandon_appends();
                 let _ = group.raft().shutdown().await;
                 group.set_stopped(why.to_owned());
             }

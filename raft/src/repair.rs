@@ -3,8 +3,8 @@
 //!
 //! One task per broker, woken when a reader, the scrub or recovery finds rot, and again while something is left. Reading and writing
 //! segments is [`crate::log`]'s; here it is decided whom to ask, when to try again, who leads meanwhile, and when a replica is
-//! given up: what is rotten *above* the commit index and nobody else has may not be made up for by anyone, so such a replica is
-//! set aside, and the controller gives the group another one.
+//! given up: what is rotten *above* the commit index and nobody else has may not be made up for by anyone, and what the others have
+//! purged nobody will ever give, so such a replica is set aside, and the controller gives the group another one.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Weak};
@@ -19,7 +19,7 @@ use tokio::time::{Instant, sleep, timeout};
 use crate::journal::SegmentName;
 use crate::log::Log;
 use crate::log::frame::{Frame, FrameHeader};
-use crate::log::mend::{FrameSource, MendError, Wanted};
+use crate::log::mend::{FrameSource, MendError, Mended, NoFrame, Wanted};
 use crate::raft_groups::Hosted;
 use crate::recovery::ReplicaKey;
 use crate::store::Replica;
@@ -35,10 +35,11 @@ const PAUSE_MAX: Duration = Duration::from_secs(10);
 const ANSWER_WAIT: Duration = Duration::from_secs(10);
 /// Logs that are repaired at the same time.
 const CONCURRENT: usize = 4;
-/// Attempts after which a replica that is rotten above its commit index is set aside.
+/// Attempts after which a replica is set aside that is rotten above its commit index, or where there is little hope of a repair.
 const ATTEMPTS_MAX: u32 = 4;
 
-/// The same for one that does not run yet and so cannot know who leads: some minutes.
+/// The same for one that does not run yet and so cannot know who leads, if there is hope that a peer returns with what it lacks:
+/// some minutes.
 const OPENING_ATTEMPTS_MAX: u32 = 20;
 
 /// When something is tried again.
@@ -107,11 +108,20 @@ async fn round(hosted: &Arc<Hosted>, attempts: &mut BTreeMap<(ReplicaKey, Segmen
 async fn repair(hosted: &Arc<Hosted>, log: &Arc<Log>, segment: SegmentName, count: u32) -> bool {
     let (group, replica) = (log.group(), log.replica());
     let mut peers = PeerFrames::new(hosted, log);
-    let error = match log.mend_segment(segment, &mut peers).await {
+    let mut mended = log.mend_segment(segment, &mut peers).await;
+    // While a core runs, its leader sees to that.
+    if let Err(MendError::Superseded { index, why }) = &mended
+        && hosted.is_opening(group, replica)
+    {
+        tracing::warn!(%group, %replica, ?segment, index, why, "rotten entries were superseded: the log ends before them");
+        mended = match log.end_before(*index).await {
+            Ok(()) => log.mend_segment(segment, &mut peers).await,
+            Err(error) => Err(error.into()),
+        };
+    }
+    let error = match mended {
         Ok(mended) => {
-            tracing::warn!(%group, %replica, ?segment, mended.frames, mended.bytes, "rotten segment repaired");
-            log.context().instruments.repairs.increment(1);
-            log.context().instruments.repaired_bytes.increment(mended.bytes);
+            note_repaired(log, segment, mended);
             return true;
         }
         Err(MendError::Changed) => return false,
@@ -124,18 +134,28 @@ async fn repair(hosted: &Arc<Hosted>, log: &Arc<Log>, segment: SegmentName, coun
     }
     log.context().instruments.repair_failures.increment(1);
     log.note_outlook(segment, &error.to_string());
-    if let MendError::NotFound { index, .. } = error {
+    if let MendError::NotFound { index, everybody, .. } = error {
         let above = log.committed_log_id().is_none_or(|committed| committed.index < index);
-        let why = || format!("rotten above its commit index: {error}");
-        if above && count >= OPENING_ATTEMPTS_MAX && hosted.take_opening(group, replica) {
+        let why = || format!("rotten where nobody can repair it: {error}");
+        let hopeless = peers.needless || (above && everybody);
+        let opening_max = if hopeless { ATTEMPTS_MAX } else { OPENING_ATTEMPTS_MAX };
+        if (above || peers.needless) && count >= opening_max && hosted.take_opening(group, replica) {
             hosted.report_lost(group, replica, why());
             return true;
         }
+        // One that runs does not need what the others have purged: it will purge it, too.
         if above && count >= ATTEMPTS_MAX {
             return hosted.set_aside(log, &why()).await;
         }
     }
     false
+}
+
+fn note_repaired(log: &Log, segment: SegmentName, mended: Mended) {
+    let (group, replica) = (log.group(), log.replica());
+    tracing::warn!(%group, %replica, ?segment, mended.frames, mended.bytes, "rotten segment repaired");
+    log.context().instruments.repairs.increment(1);
+    log.context().instruments.repaired_bytes.increment(mended.bytes);
 }
 
 /// Starts a replica once nothing in it is rotten any more.
@@ -195,6 +215,10 @@ struct PeerFrames {
     brokers: Vec<BrokerId>,
     /// What came with the last answer and has not been wanted yet.
     ready: VecDeque<Frame>,
+    /// There is little hope for the entry that was wanted last, and little need of it: a peer has purged it, or has an entry of a
+    /// later term in its place. (That one need not be committed, so this is no proof, Raft §5.4.2; but to replace the replica is as
+    /// safe as to repair it, and only costs a copy.)
+    needless: bool,
 }
 
 impl PeerFrames {
@@ -207,52 +231,77 @@ impl PeerFrames {
         brokers
             .sort_by_key(|broker| (Some(*broker) != leader, transport.liveness(*broker) != Liveness::Alive, *broker));
         brokers.dedup();
-        Self { transport, group: log.group(), brokers, ready: VecDeque::new() }
+        Self { transport, group: log.group(), brokers, ready: VecDeque::new(), needless: false }
     }
 
-    async fn find(&mut self, wanted: Wanted) -> Result<Frame, String> {
+    async fn find(&mut self, wanted: Wanted) -> Result<Frame, NoFrame> {
         while self.ready.front().is_some_and(|frame| frame.header.index < wanted.index) {
             self.ready.pop_front();
         }
         if let Some(frame) = self.ready.pop_front().filter(|frame| wanted.fits(&frame.header)) {
             return Ok(frame);
         }
-        let mut said = Vec::new();
+        let (mut said, mut everybody) = (Vec::new(), !self.brokers.is_empty());
+        self.needless = false;
         for at in 0..self.brokers.len() {
             let broker = self.brokers[at];
             match self.ask(broker, wanted).await {
-                Ok(mut frames) => match frames.pop_front() {
-                    Some(frame) if wanted.fits(&frame.header) => {
-                        self.ready = frames;
-                        self.brokers.swap(0, at);
-                        return Ok(frame);
+                Ok(Asked::Here(frame, rest)) => {
+                    self.ready = rest;
+                    self.brokers.swap(0, at);
+                    return Ok(frame);
+                }
+                Ok(Asked::Ends) => said.push(format!("broker {broker}'s log ends before it")),
+                Ok(Asked::Other(other)) => {
+                    let found = (other.term, other.index, other.base_offset);
+                    let other = format!("broker {broker} has another entry there: {found:?}");
+                    if self.is_superseded(broker, wanted).await {
+                        return Err(NoFrame::Superseded(other + ", committed"));
                     }
-                    other => {
-                        let other =
-                            other.map(|frame| (frame.header.term, frame.header.index, frame.header.base_offset));
-                        said.push(format!("broker {broker} has another entry there: {other:?}"));
-                    }
-                },
-                Err(why) => said.push(why),
+                    self.needless |= found.1 > wanted.index || (found.1 == wanted.index && found.0 > wanted.term);
+                    said.push(other);
+                }
+                Err(why) => {
+                    everybody = false;
+                    said.push(why);
+                }
             }
         }
-        Err(if said.is_empty() { "there is no other replica".to_owned() } else { said.join("; ") })
+        let why = if said.is_empty() { "there is no other replica".to_owned() } else { said.join("; ") };
+        Err(NoFrame::Nowhere { why, everybody })
     }
 
-    /// The frames from the wanted one on that one answer holds; the first one whole, however long it is.
-    async fn ask(&self, broker: BrokerId, wanted: Wanted) -> Result<VecDeque<Frame>, String> {
+    /// Whether another entry is committed where this one stands, by what a broker knows for certain.
+    async fn is_superseded(&self, broker: BrokerId, wanted: Wanted) -> bool {
+        let (from, to) = (wanted.index, wanted.index + 1);
+        let request = FramesRequest { group: self.group, from, to, skip: 0, committed: true };
+        let answer = self.transport.frames(broker, request, ANSWER_WAIT).await;
+        let header = answer.ok().and_then(|answer| FrameHeader::decode(&answer).ok());
+        header.is_some_and(|header| header.index == wanted.index && header.term != wanted.term)
+    }
+
+    /// What a broker has there: the wanted frame whole, however long it is, and what else one answer holds.
+    async fn ask(&self, broker: BrokerId, wanted: Wanted) -> Result<Asked, String> {
         let mut bytes = BytesMut::new();
         loop {
             let (from, skip) = (wanted.index, bytes.len() as u64);
             // Of a long frame's rest nothing else is wanted.
             let to = if skip == 0 { wanted.until } else { wanted.index + 1 };
-            let request = FramesRequest { group: self.group, from, to, skip };
+            let request = FramesRequest { group: self.group, from, to, skip, committed: false };
             let answer =
                 self.transport.frames(broker, request, ANSWER_WAIT).await.map_err(|error| error.to_string())?;
+            if answer.is_empty() && skip == 0 {
+                return Ok(Asked::Ends);
+            }
             bytes.extend_from_slice(&answer);
             let header = FrameHeader::decode(&bytes).map_err(|error| format!("broker {broker}: {error}"))?;
-            if !wanted.fits(&header) || bytes.len() as u64 >= header.frame_bytes() {
-                return Ok(split(bytes.freeze()));
+            if !wanted.fits(&header) {
+                return Ok(Asked::Other(header));
+            }
+            if bytes.len() as u64 >= header.frame_bytes() {
+                let mut frames = split(bytes.freeze());
+                let frame = frames.pop_front().ok_or_else(|| format!("broker {broker} gave a frame that is rotten"))?;
+                return Ok(Asked::Here(frame, frames));
             }
             if answer.is_empty() {
                 return Err(format!("broker {broker} gave {} of {} bytes", bytes.len(), header.frame_bytes()));
@@ -261,8 +310,18 @@ impl PeerFrames {
     }
 }
 
+/// What a broker was found to have where a frame is wanted.
+enum Asked {
+    /// The frame, and some that follow it.
+    Here(Frame, VecDeque<Frame>),
+    /// Another.
+    Other(FrameHeader),
+    /// Nothing: its log ends before.
+    Ends,
+}
+
 impl FrameSource for PeerFrames {
-    fn frame(&mut self, wanted: Wanted) -> BoxFuture<'_, Result<Frame, String>> {
+    fn frame(&mut self, wanted: Wanted) -> BoxFuture<'_, Result<Frame, NoFrame>> {
         Box::pin(self.find(wanted))
     }
 }

@@ -121,7 +121,7 @@ impl StateMachine {
 }
 
 /// Reads a snapshot's file and checks it.
-async fn read_snapshot(log: &Log, name: &str) -> Result<(Base, Bytes), io::Error> {
+pub(crate) async fn read_snapshot(log: &Log, name: &str) -> Result<(Base, Bytes), io::Error> {
     let path = log.dir().join(name);
     let bytes = read_file(&*log.context().disk, &path, BASE_BYTES_MAX).await?;
     let base = Base::decode(&bytes)

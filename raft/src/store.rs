@@ -245,13 +245,9 @@ impl Store {
             // Their deletion is on record; and they may be the room that the checkpoint needs.
             self.remove_aside(&path, None).await?;
         }
-        match self.try_checkpoint().await {
-            Ok(()) => {}
-            Err(full @ CheckpointFailed::Full(_)) => {
-                tracing::warn!(%full, "the checkpoint was put off, and with it the cleaning up");
-                return Ok(());
-            }
-            Err(stopped) => return Err(io::Error::other(stopped)),
+        if let Err(failed) = self.try_checkpoint().await {
+            // And with it the cleaning up.
+            return failed.put_off().map_err(io::Error::other);
         }
         for (leftovers, cuts) in cleanup {
             for (file, bytes) in cuts {
@@ -291,6 +287,17 @@ impl Store {
     /// Writes the cluster's id into the directory's identity, durably, once. Another id than the one it has is an error.
     pub async fn join_cluster(&self, cluster: ClusterId) -> Result<(), OpenError> {
         self.data_dir.join_cluster(cluster).await
+    }
+
+    /// What the cluster was called before it was recovered from this directory, the oldest first.
+    pub fn former_clusters(&self) -> Vec<ClusterId> {
+        self.data_dir.identity().former
+    }
+
+    /// Gives the cluster another id, durably. The one it had becomes a former one ([`Self::former_clusters`]), and who knows it
+    /// by that is not let in any more.
+    pub async fn rename_cluster(&self, cluster: ClusterId) -> Result<(), OpenError> {
+        self.data_dir.rename_cluster(cluster).await
     }
 
     /// Every replica here that is open, by group.
@@ -390,7 +397,33 @@ impl Store {
     /// one that is rotten are not removed but moved aside ([`Self::quarantined`]).
     pub async fn delete(&self, group: GroupId, replica: ReplicaId) -> Result<(), Stopped> {
         let key = (group, replica);
-        self.quarantine(key).await?;
+        if self.is_rotten(key) {
+            self.quarantine(key).await?;
+        }
+        self.delete_record(key).await
+    }
+
+    /// [`Self::delete`], but the files are kept for a person whatever they are ([`Self::quarantined`]).
+    pub async fn set_aside(&self, group: GroupId, replica: ReplicaId) -> Result<(), Stopped> {
+        self.quarantine((group, replica)).await?;
+        self.delete_record((group, replica)).await
+    }
+
+    /// [`Self::delete`], but nothing is kept, whatever the files are: nobody wants them any more.
+    pub async fn discard(&self, group: GroupId, replica: ReplicaId) -> Result<(), Stopped> {
+        self.delete_record((group, replica)).await
+    }
+
+    fn is_rotten(&self, key: ReplicaKey) -> bool {
+        let open = self.registry.open.lock().get(&key).cloned();
+        match open {
+            Some(open) => open.log.is_rotten(),
+            None => self.registry.corrupt.lock().contains_key(&key),
+        }
+    }
+
+    async fn delete_record(&self, key: ReplicaKey) -> Result<(), Stopped> {
+        let (group, replica) = key;
         let floor = self.checkpointer.hold_floor();
         let open = self.registry.open.lock().get(&key).cloned();
         match open {
@@ -425,17 +458,10 @@ impl Store {
         Ok(())
     }
 
-    /// Moves the folder of a replica that is rotten aside. Before the record that deletes it: a crash between the two leaves a
-    /// replica without files, which is lost and replaced like any other.
+    /// Moves a replica's folder aside. Before the record that deletes it: a crash between the two leaves a replica without files,
+    /// which is lost and replaced like any other.
     async fn quarantine(&self, key: ReplicaKey) -> Result<(), Stopped> {
         let open = self.registry.open.lock().get(&key).cloned();
-        let rotten = match &open {
-            Some(open) => open.log.is_rotten(),
-            None => self.registry.corrupt.lock().contains_key(&key),
-        };
-        if !rotten {
-            return Ok(());
-        }
         let dir = recovery::replica_dir(self.data_dir.path(), key);
         let taken = self.quarantined();
         let name = format!("{}{}-{}", recovery::QUARANTINED_PREFIX, key.0, key.1);
@@ -446,7 +472,7 @@ impl Store {
             None => move_folder(&self.context, &dir, &aside).await,
         };
         moved.map_err(|error| Stopped(format!("{} cannot be moved aside: {error}", dir.display()).into()))?;
-        tracing::warn!(path = %aside.display(), "what is left of a rotten replica is kept for a person");
+        tracing::warn!(path = %aside.display(), "what is left of a replica is kept for a person");
         self.quarantined.lock().push(aside);
         Ok(())
     }
@@ -480,14 +506,7 @@ impl Store {
 
     /// Takes a checkpoint now. One is taken by itself after enough journal bytes, or after a while.
     pub async fn checkpoint(&self) -> Result<(), Stopped> {
-        match self.try_checkpoint().await {
-            Err(CheckpointFailed::Stopped(stopped)) => Err(stopped),
-            Err(full @ CheckpointFailed::Full(_)) => {
-                tracing::warn!(%full, "the checkpoint was put off");
-                Ok(())
-            }
-            Ok(()) => Ok(()),
-        }
+        self.try_checkpoint().await.or_else(CheckpointFailed::put_off)
     }
 
     async fn try_checkpoint(&self) -> Result<(), CheckpointFailed> {
@@ -497,6 +516,11 @@ impl Store {
         self.context.instruments.checkpoint_seconds.record(began.elapsed().as_secs_f64());
         *self.checkpointed.lock() = began;
         Ok(())
+    }
+
+    #[cfg(test)]
+    pub(crate) fn limit_checkpoints(&self, bytes_max: u64) {
+        self.checkpointer.limit(bytes_max);
     }
 
     /// What the directory holds and how far behind its parts are, at this moment.
@@ -608,10 +632,12 @@ async fn checkpoints(store: Weak<Store>, context: Arc<LogContext>) {
         }
         match store.try_checkpoint().await {
             Ok(()) => last = now,
-            Err(CheckpointFailed::Stopped(_)) => return,
-            Err(full @ CheckpointFailed::Full(_)) => {
-                tracing::warn!(%full, "the checkpoint is put off");
-                pause = FULL_RETRY;
+            Err(failed) => {
+                let full = matches!(failed, CheckpointFailed::Full(_));
+                if failed.put_off().is_err() {
+                    return;
+                }
+                pause = if full { FULL_RETRY } else { context.config.checkpoint_interval };
             }
         }
     }

@@ -67,7 +67,11 @@ pub(crate) async fn supervise(hosted: Weak<Hosted>, group: RaftGroup) {
 
 /// What is to be done when a core has ended: callers are refused, the rest of it is joined, and if it led, that is said.
 async fn bury(hosted: &Weak<Hosted>, group: &RaftGroup, why: &str) {
-    tracing::error!(why, "the group's core ended");
+    if group.is_stopped() {
+        tracing::info!(why, "the group's core was ended, to be started again");
+    } else {
+        tracing::error!(why, "the group's core ended");
+    }
     group.set_stopped(why.to_owned());
     group.log().release_readers();
     let _ = group.raft().shutdown().await;

@@ -153,7 +153,8 @@ fn one_journal() {
         took.sort();
         show("  1 KiB write_and_sync, pre-written", took[took.len() / 2], took.len() as u64);
     });
-    let identity = JournalIdentity { dir: dir.path().join("journal"), cluster: 1, directory: 2, epoch: 1 };
+    let identity =
+        JournalIdentity { dir: dir.path().join("journal"), cluster: 1, directory: 2, epoch: 1, former: Vec::new() };
     let mut written = 0;
     runtime.block_on(async {
         let config = JournalConfig {

@@ -1,4 +1,8 @@
-// The Java client against Pontoon: each codec, a cooperative group, the admin client. Run by scripts/kafka-smoke as a single file.
+// The Java client against Pontoon: each codec and ack level, exactly once across a leader's death, a cooperative group across a
+// rebalance and its coordinator's, seeking by time, the admin client. Run as a single file by scripts/kafka-smoke, which does what is
+// asked for in lines that begin with "@".
+import java.io.BufferedReader;
+import java.io.InputStreamReader;
 import java.time.Duration;
 import java.util.ArrayList;
 import java.util.HashMap;
@@ -6,8 +10,10 @@ import java.util.List;
 import java.util.Map;
 import java.util.Set;
 import java.util.TreeMap;
+import java.util.concurrent.ConcurrentHashMap;
 import java.util.concurrent.Future;
 import java.util.concurrent.TimeUnit;
+import java.util.function.BooleanSupplier;
 import org.apache.kafka.clients.admin.*;
 import org.apache.kafka.clients.consumer.*;
 import org.apache.kafka.clients.producer.*;
@@ -20,6 +26,7 @@ public class Smoke {
     static final String TOPIC = "from-java";
     static final List<String> CODECS = List.of("none", "gzip", "snappy", "lz4", "zstd");
     static final int EACH = 120;
+    static final BufferedReader ANSWERS = new BufferedReader(new InputStreamReader(System.in));
     static Map<String, Object> base;
 
     static void equal(Object found, Object expected, String what) {
@@ -32,6 +39,19 @@ public class Smoke {
         return config;
     }
 
+    static void ask(String what) throws Exception {
+        System.out.println("@" + what);
+        equal(ANSWERS.readLine(), "done", "the answer to " + what);
+    }
+
+    static void until(String what, BooleanSupplier condition) throws Exception {
+        long end = System.currentTimeMillis() + 60_000;
+        while (!condition.getAsBoolean()) {
+            if (System.currentTimeMillis() > end) throw new AssertionError(what + ": not within a minute");
+            Thread.sleep(50);
+        }
+    }
+
     public static void main(String[] args) throws Exception {
         base = Map.of("bootstrap.servers", args[0]);
         try (Admin admin = Admin.create(base)) {
@@ -40,6 +60,10 @@ public class Smoke {
             produce();
             consume(admin);
             administer(admin);
+            seekByTime(admin);
+            everyAckLevel(admin);
+            exactlyOnce(admin);
+            group(admin);
             admin.deleteTopics(List.of(TOPIC)).all().get();
         }
         System.out.println("java: ok");
@@ -114,5 +138,159 @@ public class Smoke {
         admin.deleteConsumerGroups(List.of("java")).all().get();
         admin.createPartitions(Map.of(TOPIC, NewPartitions.increaseTo(4))).all().get();
         equal(admin.describeTopics(List.of(TOPIC)).allTopicNames().get().get(TOPIC).partitions().size(), 4, "partitions");
+    }
+
+    static KafkaConsumer<String, String> reader(Map<String, Object> more) {
+        return new KafkaConsumer<>(with(more), new StringDeserializer(), new StringDeserializer());
+    }
+
+    /** The values of a topic's partition 0 from an offset on, each at the next offset. */
+    static List<String> read(String topic, long from, int count) {
+        var partition = new TopicPartition(topic, 0);
+        var found = new ArrayList<String>();
+        try (var consumer = reader(Map.of("enable.auto.commit", false))) {
+            consumer.assign(List.of(partition));
+            consumer.seek(partition, from);
+            long end = System.currentTimeMillis() + 60_000;
+            while (found.size() < count && System.currentTimeMillis() < end) {
+                for (var record : consumer.poll(Duration.ofMillis(200))) {
+                    equal(record.offset(), from + found.size(), "offset in " + topic);
+                    found.add(record.value());
+                }
+            }
+        }
+        return found;
+    }
+
+    static void seekByTime(Admin admin) throws Exception {
+        String topic = "java-times";
+        var partition = new TopicPartition(topic, 0);
+        admin.createTopics(List.of(new NewTopic(topic, 1, (short) 3).configs(Map.of("retention.ms", "-1")))).all().get();
+        try (var producer = new KafkaProducer<>(base, new StringSerializer(), new StringSerializer())) {
+            for (int number = 0; number < 50; number++) {
+                producer.send(new ProducerRecord<>(topic, 0, 1_600_000_000_000L + 10 * number, null, "" + number)).get();
+            }
+        }
+        try (var consumer = reader(Map.of("enable.auto.commit", false))) {
+            var found = consumer.offsetsForTimes(Map.of(partition, 1_600_000_000_301L)).get(partition);
+            equal(found.offset(), 31L, "the offset at a time");
+            equal(found.timestamp(), 1_600_000_000_310L, "its time");
+            equal(consumer.offsetsForTimes(Map.of(partition, 1_700_000_000_000L)).get(partition) == null, true, "after the end");
+            equal(read(topic, found.offset(), 19).get(0), "31", "what is read from there");
+        }
+        admin.deleteTopics(List.of(topic)).all().get();
+    }
+
+    static void everyAckLevel(Admin admin) throws Exception {
+        String topic = "java-acks";
+        admin.createTopics(List.of(new NewTopic(topic, 1, (short) 3))).all().get();
+        var expected = new ArrayList<String>();
+        for (String acks : List.of("0", "1", "all")) {
+            var config = with(Map.of("acks", acks, "enable.idempotence", false));
+            try (var producer = new KafkaProducer<>(config, new StringSerializer(), new StringSerializer())) {
+                for (int number = 0; number < 30; number++) {
+                    var sent = producer.send(new ProducerRecord<>(topic, 0, acks, acks + number)).get(30, TimeUnit.SECONDS);
+                    equal(sent.offset(), acks.equals("0") ? -1L : expected.size(), "offset with acks=" + acks);
+                    expected.add(acks + number);
+                }
+            }
+            // With acks=0 nobody says when they are there.
+            equal(read(topic, 0, expected.size()), expected, "records with acks=" + acks);
+        }
+        admin.deleteTopics(List.of(topic)).all().get();
+    }
+
+    /** An idempotent producer, five requests in flight, loses nothing and doubles nothing while its leader is killed. */
+    static void exactlyOnce(Admin admin) throws Exception {
+        String topic = "java-exact";
+        admin.createTopics(List.of(new NewTopic(topic, 1, (short) 3))).all().get();
+        var expected = new ArrayList<String>();
+        List<Future<RecordMetadata>> sent = new ArrayList<>();
+        var config = with(Map.of("batch.size", 200, "linger.ms", 0));
+        try (var producer = new KafkaProducer<>(config, new StringSerializer(), new StringSerializer())) {
+            for (int number = 0; number < 3000; number++) {
+                if (number == 1000) ask("kill-leader " + topic + " 0");
+                sent.add(producer.send(new ProducerRecord<>(topic, 0, null, "" + number)));
+                expected.add("" + number);
+                if (number % 100 == 0) Thread.sleep(5);
+            }
+            for (int number = 0; number < 3000; number++) {
+                equal(sent.get(number).get(60, TimeUnit.SECONDS).offset(), (long) number, "offset of " + number);
+            }
+        }
+        ask("restart");
+        equal(read(topic, 0, 3000), expected, "every record once, in order");
+        admin.deleteTopics(List.of(topic)).all().get();
+    }
+
+    /** A member of a group, in a thread of its own. */
+    static class Member extends Thread {
+        final Map<String, String> found;
+        volatile Set<TopicPartition> assigned = Set.of();
+        volatile boolean stopping;
+        volatile Exception failed;
+
+        Member(Map<String, String> found) {
+            this.found = found;
+            setDaemon(true);
+            start();
+        }
+
+        @Override public void run() {
+            var config = Map.<String, Object>of("group.id", "java-group", "auto.offset.reset", "earliest", "enable.auto.commit", false,
+                "session.timeout.ms", 10_000, "heartbeat.interval.ms", 500, "metadata.max.age.ms", 2000,
+                "partition.assignment.strategy", CooperativeStickyAssignor.class.getName());
+            try (var consumer = reader(config)) {
+                consumer.subscribe(List.of("java-group"));
+                while (!stopping) {
+                    for (var record : consumer.poll(Duration.ofMillis(100))) {
+                        found.put(record.partition() + "/" + record.offset(), record.value());
+                    }
+                    assigned = consumer.assignment();
+                }
+                consumer.commitSync(Duration.ofSeconds(60));
+            } catch (Exception error) {
+                failed = error;
+            }
+        }
+
+        void finish() throws Exception {
+            stopping = true;
+            join(70_000);
+            if (failed != null) throw failed;
+        }
+    }
+
+    /** Two members divide the partitions, survive their coordinator, and the group's offsets are what was read. */
+    static void group(Admin admin) throws Exception {
+        String topic = "java-group";
+        admin.createTopics(List.of(new NewTopic(topic, 4, (short) 3))).all().get();
+        Map<String, String> found = new ConcurrentHashMap<>();
+        try (var producer = new KafkaProducer<>(base, new StringSerializer(), new StringSerializer())) {
+            for (int number = 0; number < 200; number++) producer.send(new ProducerRecord<>(topic, number % 4, null, "" + number));
+            producer.flush();
+            var one = new Member(found);
+            until("all partitions for one", () -> one.assigned.size() == 4);
+            var two = new Member(found);
+            until("two each", () -> one.assigned.size() == 2 && two.assigned.size() == 2);
+            until("200 records", () -> found.size() == 200);
+            ask("kill-coordinator java-group");
+            for (int number = 200; number < 400; number++) producer.send(new ProducerRecord<>(topic, number % 4, null, "" + number));
+            producer.flush();
+            until("400 records after the coordinator was killed", () -> found.size() == 400);
+            equal(new java.util.TreeSet<>(found.values()).size(), 400, "different records");
+            one.finish();
+            until("all partitions for the other", () -> two.assigned.size() == 4);
+            two.finish();
+        }
+        ask("restart");
+        var offsets = admin.listConsumerGroupOffsets("java-group").partitionsToOffsetAndMetadata().get();
+        for (int partition = 0; partition < 4; partition++) {
+            equal(offsets.get(new TopicPartition(topic, partition)).offset(), 100L, "committed of partition " + partition);
+        }
+        var described = admin.describeConsumerGroups(List.of("java-group")).all().get().get("java-group");
+        equal(described.groupState(), GroupState.EMPTY, "the group's state");
+        admin.deleteConsumerGroups(List.of("java-group")).all().get();
+        admin.deleteTopics(List.of(topic)).all().get();
     }
 }

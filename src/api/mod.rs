@@ -118,7 +118,13 @@ impl CreateTopic {
             let Value::String(text) = value else { return Err(not_a_string(&key, &value, "a string")) };
             config.insert(key, text);
         }
-        Ok(TopicSpec { name: self.name, partitions: self.partitions, replicas: self.replicas, config })
+        Ok(TopicSpec {
+            name: self.name,
+            partitions: self.partitions,
+            replicas: self.replicas,
+            assignment: None,
+            config,
+        })
     }
 }
 
@@ -286,7 +292,10 @@ mod tests {
     #[test]
     fn creating_a_topic_has_defaults() {
         let spec = parse::<CreateTopic>(br#"{"name":"t"}"#).unwrap().into_spec().unwrap();
-        assert_eq!(spec, TopicSpec { name: "t".into(), partitions: 1, replicas: None, config: BTreeMap::new() });
+        assert_eq!(
+            spec,
+            TopicSpec { name: "t".into(), partitions: 1, replicas: None, assignment: None, config: BTreeMap::new() }
+        );
     }
 
     #[test]

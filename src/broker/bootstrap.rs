@@ -57,6 +57,8 @@ pub(super) struct Own {
     pub(super) cluster: Option<ClusterId>,
     /// Whether the replica of group 0 is here and sound.
     pub(super) has_catalog: bool,
+    /// Whether the cluster was recovered from a survivor once: brokers of what it was before may still be about.
+    pub(super) recovered: bool,
     /// The initial brokers, this one included if it is one.
     pub(super) bootstrap: BTreeMap<BrokerId, String>,
 }
@@ -133,8 +135,9 @@ fn trouble(own: &Own, found: &BTreeMap<BrokerId, Found>) -> Option<Decision> {
             _ => None,
         })
         .collect();
-    // One stray broker must not bring down those that are right: only a majority against this one counts.
-    (foreign.len() * 2 > own.bootstrap.len()).then(|| {
+    // One stray broker must not bring down those that are right: only a majority against this one counts. After a recovery the
+    // majority are those that were given up, and count for nothing.
+    (foreign.len() * 2 > own.bootstrap.len() && !own.recovered).then(|| {
         let why = foreign.join("; ");
         Decision::Refuse(format!("the data directory belongs to cluster {:032x}; {why}", cluster.0))
     })
@@ -272,6 +275,7 @@ impl Shared {
             directory: self.directory(),
             cluster: self.store.cluster(),
             has_catalog: self.has_catalog(),
+            recovered: self.transport().has_superseded(),
             bootstrap: self.config.bootstrap.clone(),
         }
     }
@@ -395,7 +399,8 @@ mod tests {
 
     fn own(broker: u32, cluster: Option<ClusterId>, has_catalog: bool) -> Own {
         let bootstrap = (1..=3).map(|broker| (BrokerId(broker), format!("host:{broker}"))).collect();
-        Own { broker: BrokerId(broker), directory: DirectoryId(u128::from(broker)), cluster, has_catalog, bootstrap }
+        let (broker, directory) = (BrokerId(broker), DirectoryId(u128::from(broker)));
+        Own { broker, directory, cluster, has_catalog, recovered: false, bootstrap }
     }
 
     fn answer(broker: u32, cluster: Option<ClusterId>) -> (BrokerId, Found) {
@@ -476,6 +481,10 @@ mod tests {
         }
         let refused = |broker| (BrokerId(broker), Found::Foreign(format!("broker {broker} belongs to another")));
         assert!(matches!(decided(&foreign, [refused(1), refused(2)]), Decision::Refuse(_)));
+        // Those that a recovery gave up do not drive out the survivor.
+        let survivor = Own { recovered: true, ..own(3, Some(Y), true) };
+        assert_eq!(decided(&survivor, [answer(1, Some(X)), answer(2, Some(X))]), Decision::Register);
+        assert_eq!(decided(&survivor, [refused(1), refused(2)]), Decision::Register);
         // Those it came among go on.
         assert_eq!(decided(&own(1, Some(X), true), [silent(2), answer(3, Some(Y))]), Decision::Register);
         let empty = own(1, None, false);

@@ -32,6 +32,16 @@ impl Home for Groups {
     }
 }
 
+/// `INTERNAL_TOPIC` if the topic is Pontoon's own: a client's record in it would be taken for a group's, another number of
+/// partitions would send groups elsewhere, and retention would forget them.
+pub fn check_not_internal(topic: &str) -> Result<()> {
+    if topic == OFFSETS_TOPIC {
+        let why = format!("topic {topic:?} holds the consumer groups: only the brokers change it");
+        return Err(Error::new(Code::InternalTopic, why));
+    }
+    Ok(())
+}
+
 /// A coordinator for a broker.
 pub(super) fn coordinator(shared: &Arc<Shared>) -> Coordinator {
     Coordinator::new(Arc::new(Groups(Arc::downgrade(shared))), shared.config.kafka.offsets_retention)
@@ -66,13 +76,14 @@ impl Broker {
             name: OFFSETS_TOPIC.to_owned(),
             partitions: self.config().kafka.offsets_partitions,
             replicas: None,
+            assignment: None,
             // The coordinators shorten it themselves, by what is overwritten and not by age.
             config: BTreeMap::from(
                 [("retention.ms", "-1"), ("retention.bytes", "-1"), ("segment.bytes", "16777216")]
                     .map(|(key, value)| (key.to_owned(), value.to_owned())),
             ),
         };
-        match self.create_topic(spec, timeout).await {
+        match self.shared.create_topic(spec, timeout).await {
             // Another broker was quicker; its creation may not show here yet.
             Err(error) if error.code == Code::TopicExists => {
                 self.route_wait(OFFSETS_TOPIC, 0, timeout).await?;

@@ -186,6 +186,7 @@ impl Shared {
                 }
             }
         }
+        self.transport().supersede(state.superseded().iter().copied());
         for (id, topic) in state.topics() {
             let before = seen.topics().get(id);
             if before.is_some_and(|before| Arc::ptr_eq(before, topic)) {
@@ -200,7 +201,8 @@ impl Shared {
         }
         if seen.applied.is_none() {
             // The first look: what is here and in no topic wants a step too.
-            let partitions = self.groups.all().into_iter().map(|group| group.group()).filter(|id| *id != CATALOG_GROUP);
+            let partitions =
+                self.groups.present().into_iter().map(|(group, _)| group).filter(|id| *id != CATALOG_GROUP);
             partitions.for_each(|group| self.work.add(group));
         }
         if gone {
@@ -249,14 +251,14 @@ impl Shared {
         if group == CATALOG_GROUP {
             return self.cut_catalog_log().await;
         }
-        if self.groups.is_opening(group) {
-            // Its files are here, and are being repaired.
-            return Next::After(RETRY_WAIT);
-        }
         let state = self.catalog.state();
         let (Some(home), Some(partition)) = (state.group(group), state.partition(group)) else {
             return self.drop_unassigned(&state, group).await;
         };
+        if self.groups.is_opening(group) {
+            // Its files are here, and are being repaired.
+            return Next::After(RETRY_WAIT);
+        }
         let Some(topic) = state.topics().get(&home.topic) else { return Next::Change };
         let mine = partition.on(self.broker).filter(|record| record.directory == self.directory());
         let local = self.local(group);
@@ -267,6 +269,9 @@ impl Shared {
                 self.create(group, replica).await
             }
             (Some((replica, _)), Some(local)) if local.replica() == replica => {
+                if votes_with_the_given_up(&state, &local) {
+                    return self.go_on_alone(&local).await;
+                }
                 self.host(topic, home, &local);
                 self.tend(partition, replica, &local).await
             }
@@ -313,19 +318,37 @@ impl Shared {
         }
     }
 
+    /// The replica here is what a recovery left of its partition: it becomes the whole group.
+    async fn go_on_alone(&self, local: &RaftGroup) -> Next {
+        let (group, replica) = (local.group(), local.replica());
+        match self.groups.become_only_voter(group, replica).await {
+            Ok(()) => tracing::warn!(%group, %replica, "recovered: the partition goes on from the replica here alone"),
+            Err(error) => tracing::error!(%group, %replica, %error, "not recovered yet"),
+        }
+        Next::After(RETRY_WAIT)
+    }
+
     /// Deletes a replica here that the catalog does not assign here (any more).
     async fn drop_unassigned(&self, state: &CatalogState, group: GroupId) -> Next {
         self.routing.unhost(group);
-        let Some(replica) = self.groups.get(group).map(|local| local.replica()) else { return Next::Change };
+        // Also one that does not run: what is given up must not stay for ever.
+        let Some((_, replica)) = self.groups.present().into_iter().find(|(present, _)| *present == group) else {
+            return Next::Change;
+        };
         if replica >= state.next_replica() {
             // This catalog never gave the id out, so it cannot have taken it back. Somebody must look.
             tracing::error!(%group, %replica, "a replica that the catalog does not know is kept and not served");
             return Next::Change;
         }
-        match self.groups.delete(group, replica).await {
+        // What is rotten is kept for a person, unless its topic is deleted.
+        let deleted = match state.group(group) {
+            Some(_) => self.groups.delete(group, replica).await,
+            None => self.groups.discard(group, replica).await,
+        };
+        match deleted {
             Ok(()) => {
                 tracing::info!(%group, %replica, "replica deleted");
-                Next::Change
+                Next::After(Duration::ZERO) // There may be another.
             }
             Err(error) => {
                 tracing::warn!(%group, %replica, %error, "replica not deleted");
@@ -442,6 +465,14 @@ impl Shared {
         }
         Next::Change
     }
+}
+
+/// Whether the group here is what a recovery is to go on from, and its log still counts on replicas that were given up. Whoever was
+/// given up has an id below the recovery's; what joins later has not, so that this is so until it is done, and never again.
+fn votes_with_the_given_up(state: &CatalogState, local: &RaftGroup) -> bool {
+    let Some(recovery) = state.recovery(local.group()) else { return false };
+    let given_up = |voter: &ReplicaId| *voter < recovery.below && *voter != recovery.survivor;
+    recovery.survivor == local.replica() && local.log().voters().keys().any(given_up)
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 //!
 //! - `bootstrap`: becoming part of a cluster. `lifecycle`, `membership`: making this directory what the catalog says.
 //! - `routing`, `summary`: who leads what. `leadership`: giving leaderships back. `topics`: what clients ask for.
-//! - `coordination`: consumer groups. `control`: asking the controller. `peer`: the calls between brokers. `start`: opening and closing all of it.
+//! - [`recover`]: offline, from one survivor. `coordination`: consumer groups. `control`: asking the controller. `peer`: the calls between brokers. `start`: opening and closing all of it.
 //!
 //! It knows no HTTP, no segment and no openraft; what a record is it leaves to [`crate::partition`].
 
@@ -25,11 +25,13 @@ use crate::record_batch::BatchLimits;
 mod bootstrap;
 mod control;
 mod coordination;
+mod group_lag;
 mod leadership;
 mod lifecycle;
 mod membership;
 pub mod observe;
 mod peer;
+pub mod recover;
 mod retention;
 mod routing;
 mod shared;
@@ -37,6 +39,7 @@ mod start;
 mod summary;
 mod topics;
 
+pub use coordination::check_not_internal;
 use shared::{Progress, Shared};
 pub use start::Seams;
 
@@ -49,6 +52,9 @@ pub struct TopicSpec {
     pub partitions: u32,
     /// How many replicas each; `None`: three, or as many as there are brokers.
     pub replicas: Option<u32>,
+    /// For each partition its brokers, the preferred leader first, if somebody wants to place them. `partitions` and
+    /// `replicas` count for nothing then.
+    pub assignment: Option<Vec<Vec<BrokerId>>>,
     /// Its configuration, by Kafka's names.
     pub config: BTreeMap<String, String>,
 }
@@ -99,6 +105,9 @@ pub struct PartitionDescription {
     pub leader_epoch: u64,
     /// The brokers that hold it; the first is the preferred leader.
     pub replicas: Vec<BrokerId>,
+    /// How many replicas more there are to be: a recovery left fewer than there were, and they wait for brokers.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub replicas_missing: u32,
     /// The brokers whose replica is alive and not behind.
     pub in_sync: Vec<BrokerId>,
     /// The replicas that are behind, what they lack, and why, as last reported by the leader.
@@ -108,6 +117,10 @@ pub struct PartitionDescription {
     pub log_start_offset: Offset,
     /// High watermark, as last reported by the leader.
     pub high_watermark: Offset,
+}
+
+fn is_zero(count: &u32) -> bool {
+    *count == 0
 }
 
 /// A replica that is behind its leader.
@@ -229,18 +242,22 @@ impl Broker {
     }
 
     /// Creates a topic and waits until every partition has a leader (or `timeout`; the topic exists all the same).
+    /// `INTERNAL_TOPIC` here and below: see [`check_not_internal`].
     pub async fn create_topic(&self, spec: TopicSpec, timeout: Duration) -> Result<TopicDescription> {
+        check_not_internal(&spec.name)?;
         self.shared.create_topic(spec, timeout).await
     }
 
     /// What [`Self::create_topic`] would refuse, as far as this broker can tell. Creates nothing.
     pub fn check_topic(&self, spec: &TopicSpec) -> Result<()> {
+        check_not_internal(&spec.name)?;
         self.shared.check_topic(spec)
     }
 
     /// What [`Self::alter_topic`] would refuse of these changes. Changes nothing.
     pub fn check_topic_changes(&self, name: &str, config: &BTreeMap<String, Option<String>>) -> Result<()> {
         self.shared.topic(name)?;
+        check_not_internal(name)?;
         topics::check_changes(config)
     }
 
@@ -277,11 +294,30 @@ impl Broker {
         config: BTreeMap<String, Option<String>>,
         timeout: Duration,
     ) -> Result<TopicDescription> {
+        check_not_internal(name)?;
         self.shared.alter_topic(name, partitions, config, timeout).await
+    }
+
+    /// Adds partitions, on these brokers, to the `before` that a topic has. `INVALID_ASSIGNMENT`, `INVALID_PARTITIONS`.
+    pub async fn grow_topic(
+        &self,
+        name: &str,
+        before: u32,
+        assignment: Vec<Vec<BrokerId>>,
+        timeout: Duration,
+    ) -> Result<TopicDescription> {
+        check_not_internal(name)?;
+        self.shared.grow_topic(name, before, assignment, timeout).await
+    }
+
+    /// Whether replicas could be placed so now. `INVALID_ASSIGNMENT`. Changes nothing.
+    pub fn check_assignment(&self, assignment: &[Vec<BrokerId>]) -> Result<()> {
+        self.shared.check_assignment(assignment)
     }
 
     /// Deletes a topic and its data.
     pub async fn delete_topic(&self, name: &str, timeout: Duration) -> Result<()> {
+        check_not_internal(name)?;
         self.shared.delete_topic(name, timeout).await
     }
 
@@ -295,6 +331,12 @@ impl Broker {
     /// asks the controller for what this broker's copy of the catalog may not have yet.
     pub async fn route_wait(&self, topic: &str, partition: u32, timeout: Duration) -> Result<Route> {
         self.shared.route_wait(topic, partition, timeout).await
+    }
+
+    /// Brings this broker's copy of the catalog to where the controller's is now, by a majority's word: a topic that it does not show
+    /// then is not there. `NOT_READY` if that cannot be had within `timeout`.
+    pub async fn catch_up(&self, timeout: Duration) -> Result<()> {
+        self.shared.catch_up(tokio::time::Instant::now() + timeout).await
     }
 
     /// Changes whenever [`Self::route`] may have another answer.

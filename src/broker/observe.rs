@@ -89,7 +89,7 @@ impl BrokerInstruments {
 /// Whatever a broker shows, whichever door asks.
 pub fn instruments() -> impl Iterator<Item = Instrument> {
     let own = BrokerGauges::ALL.iter().chain(PartitionInstruments::ALL).copied();
-    own.chain(pontoon_raft::instruments::all())
+    own.chain(super::group_lag::INSTRUMENTS).chain(pontoon_raft::instruments::all())
 }
 
 impl Broker {
@@ -140,7 +140,8 @@ impl Shared {
             leaderless += u32::from(partition.leader.is_none());
             if partition.leader == Some(self.broker) {
                 leads += 1;
-                under += u32::from(partition.in_sync.len() < partition.replicas.len());
+                under +=
+                    u32::from(partition.in_sync.len() < partition.replicas.len() || partition.replicas_missing > 0);
                 for lagging in &partition.lagging {
                     (records, bytes) = (records.max(lagging.records), bytes.max(lagging.bytes));
                 }

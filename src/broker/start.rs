@@ -13,6 +13,7 @@ use pontoon_raft::runtime::random_u64;
 use pontoon_raft::store::{ApplicationFactory, Store, StoreOptions};
 use pontoon_raft::transport::net::TcpNetwork;
 use pontoon_raft::transport::{Network, Transport, TransportIdentity};
+use pontoon_raft::types::{BrokerId, ClusterId};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout, timeout_at};
@@ -78,6 +79,7 @@ impl Broker {
         let listen = &config.peer.listen;
         let transport = Transport::start(seams.network, listen, identity, config.raft.clone(), peers.clone()).await;
         let transport = transport.map_err(|error| StartError::Listen { address: listen.clone(), error })?;
+        transport.supersede(store.former_clusters());
         tell_addresses(&transport, &config, &catalog);
         let groups = RaftGroups::start(store.clone(), transport.clone()).await?;
         let shared = share(config, http_address, store, groups, catalog);
@@ -108,6 +110,7 @@ fn tell_addresses(transport: &Transport, config: &Config, catalog: &Catalog) {
     for (broker, address) in known.chain(told).filter(|(broker, _)| *broker != config.broker_id) {
         transport.set_peer(broker, address.clone());
     }
+    transport.supersede(state.superseded().iter().copied());
 }
 
 fn share(
@@ -160,7 +163,19 @@ async fn watch_for_the_end(shared: Arc<Shared>, mut stop: watch::Receiver<bool>)
         _ = stop.wait_for(|stop| *stop) => {}
         stopped = shared.store.stopped() => shared.fail(stopped.to_string()),
         why = shared.catalog.incompatible() => shared.fail(why),
+        (by, cluster) = shared.transport().outdated() => shared.fail(outdated(&shared, by, cluster)),
     }
+}
+
+/// Why this directory must not be used any more, and what to do about it.
+fn outdated(shared: &Shared, by: BrokerId, cluster: ClusterId) -> String {
+    format!(
+        "broker {by} says that the cluster of this data directory, {:032x}, was recovered from one survivor and is {:032x} now: what \
+         this directory holds was given up. Move it away (it may hold records that the survivor did not have) and start with an \
+         empty one",
+        shared.store.cluster().map_or(0, |cluster| cluster.0),
+        cluster.0
+    )
 }
 
 impl Tasks {

@@ -19,8 +19,8 @@ use crate::catalog::command::PARTITIONS_MAX;
 use crate::catalog::names::check_topic_name;
 use crate::catalog::state::{PartitionRecord, ReplicaState, TopicId, TopicRecord};
 use crate::catalog::topic_config::{self, TopicConfig};
-use crate::controller::Controller;
 use crate::controller::requests::{ControlAnswer, ControlRequest};
+use crate::controller::{Controller, placement};
 use crate::error::{Code, Error, Result};
 
 /// Producer ids that a broker takes at a time.
@@ -62,15 +62,15 @@ impl Shared {
         let deadline = Instant::now() + timeout;
         self.check_registered()?;
         check_names(&spec)?;
-        let replicas = spec.replicas.unwrap_or_else(|| self.default_replicas());
-        self.await_promised_brokers(replicas, deadline).await?;
         let topic = Controller::random_topic_id();
-        let request = ControlRequest::CreateTopic {
-            topic,
-            name: spec.name.clone(),
-            partitions: spec.partitions,
-            replicas,
-            config: spec.config,
+        let (name, config) = (spec.name.clone(), spec.config);
+        let request = match spec.assignment {
+            Some(assignment) => ControlRequest::CreateTopicOn { topic, name, assignment, config },
+            None => {
+                let replicas = spec.replicas.unwrap_or_else(|| self.default_replicas());
+                self.await_promised_brokers(replicas, deadline).await?;
+                ControlRequest::CreateTopic { topic, name, partitions: spec.partitions, replicas, config }
+            }
         };
         self.create_when_alive(request, deadline).await?;
         let mut version = self.routing.watch();
@@ -94,6 +94,9 @@ impl Shared {
         if let Some(existing) = state.colliding_topic(&spec.name) {
             let code = if existing.name == spec.name { Code::TopicExists } else { Code::TopicNameCollision };
             return Err(Error::new(code, format!("topic {:?} exists", existing.name)));
+        }
+        if let Some(assignment) = &spec.assignment {
+            return self.check_assignment(assignment);
         }
         let brokers = state.brokers().len();
         if spec.replicas.is_some_and(|replicas| replicas == 0 || replicas as usize > brokers) {
@@ -165,6 +168,34 @@ impl Shared {
         Ok(self.describe(record))
     }
 
+    pub(super) async fn grow_topic(
+        &self,
+        name: &str,
+        partitions_before: u32,
+        assignment: Vec<Vec<BrokerId>>,
+        timeout: Duration,
+    ) -> Result<TopicDescription> {
+        let deadline = Instant::now() + timeout;
+        let topic = self.find_topic(name, deadline).await?;
+        self.change(ControlRequest::GrowTopicOn { topic, partitions_before, assignment }, deadline).await?;
+        let state = self.catalog.state();
+        let record = state.topics().get(&topic).ok_or_else(|| unknown_topic(name))?;
+        Ok(self.describe(record))
+    }
+
+    pub(super) fn check_assignment(&self, assignment: &[Vec<BrokerId>]) -> Result<()> {
+        let state = self.catalog.state();
+        let alive: Vec<_> = state.brokers().keys().copied().filter(|broker| self.alive(*broker)).collect();
+        placement::check(assignment, &alive).map_err(|why| Error::new(Code::InvalidAssignment, why))?;
+        match assignment.len() {
+            1.. if assignment.len() <= PARTITIONS_MAX as usize => Ok(()),
+            many => {
+                let why = format!("a topic has 1 to {PARTITIONS_MAX} partitions, not {many}");
+                Err(Error::new(Code::InvalidPartitions, why))
+            }
+        }
+    }
+
     pub(super) async fn delete_topic(&self, name: &str, timeout: Duration) -> Result<()> {
         let deadline = Instant::now() + timeout;
         let topic = self.find_topic(name, deadline).await?;
@@ -185,10 +216,13 @@ impl Shared {
     }
 
     /// Brings the catalog's copy here to where the controller's is now.
-    async fn catch_up(&self, deadline: Instant) -> Result<()> {
+    pub(super) async fn catch_up(&self, deadline: Instant) -> Result<()> {
         let limit = deadline.saturating_duration_since(Instant::now());
-        if let ControlAnswer::Done { index } = self.control(ControlRequest::Sync, limit).await? {
-            self.await_catalog(index, deadline).await;
+        if let ControlAnswer::Done { index } = self.control(ControlRequest::Sync, limit).await?
+            && !self.await_catalog(index, deadline).await
+        {
+            // What is not in it may yet be there.
+            return Err(Error::new(Code::NotReady, "this broker's copy of the catalog is behind"));
         }
         Ok(())
     }
@@ -374,6 +408,7 @@ impl Shared {
             leader: leader.map(|(broker, _)| broker),
             leader_epoch: leader.map_or(0, |(_, epoch)| epoch),
             replicas: record.replicas.iter().map(|replica| replica.broker).collect(),
+            replicas_missing: self.catalog.state().replicas_wanted(record).saturating_sub(record.replicas.len() as u32),
             in_sync: in_sync.into_iter().filter(|broker| self.alive(*broker)).collect(),
             lagging: behind.into_iter().map(|behind| self.lagging(record, behind)).collect(),
             log_start_offset,

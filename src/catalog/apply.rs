@@ -10,7 +10,7 @@ use pontoon_raft::codec;
 use pontoon_raft::types::{ClusterId, GroupId, ReplicaId};
 
 use super::command::{
-    BrokerRegistration, Command, CommandError, CommandResult, Done, Envelope, FEATURE_LEVEL, NewPartition,
+    Addition, BrokerRegistration, Command, CommandError, CommandResult, Done, Envelope, FEATURE_LEVEL, NewPartition,
     PARTITIONS_MAX, Placement, REPLICAS_MAX, Replacement, ReplicaReport,
 };
 use super::names::{check_topic_name, collision_key};
@@ -18,6 +18,8 @@ use super::state::{
     CatalogState, GroupHome, PartitionRecord, ReplicaRecord, ReplicaState, RowKey, TopicId, TopicRecord,
 };
 use super::topic_config;
+
+mod recovery;
 
 /// Longest address and longest reason of a lost replica, in bytes.
 const TEXT_BYTES_MAX: usize = 1024;
@@ -79,6 +81,8 @@ impl Work {
             Command::Report(report) => Ok(self.report(report)),
             Command::AllocateProducerIds { count } => self.allocate_producer_ids(*count),
             Command::SetFeatureLevel { level } => self.set_feature_level(*level),
+            Command::Recover(recovery) => self.recover(recovery),
+            Command::AddReplicas { additions } => self.add_replicas(additions),
         }
     }
 
@@ -160,6 +164,10 @@ impl Work {
         for (number, partition) in topic.partitions.iter().enumerate() {
             groups.remove(&partition.group);
             self.changed.insert(RowKey::Partition(id, number as u32));
+            if self.state.recoveries.contains_key(&partition.group) {
+                Arc::make_mut(&mut self.state.recoveries).remove(&partition.group);
+                self.changed.insert(RowKey::Recovery(partition.group));
+            }
         }
         self.changed.insert(RowKey::Topic(id));
         Ok(Done::Changed)

@@ -17,7 +17,14 @@ use serde::{Deserialize, Serialize};
 use super::state::TopicId;
 
 /// The highest feature level this version knows.
-pub const FEATURE_LEVEL: u32 = 1;
+pub const FEATURE_LEVEL: u32 = 2;
+
+/// From this level on catalogs may hold recoveries. A recovery itself raises the level to it: its broker is alone then.
+pub const RECOVERY_LEVEL: u32 = 2;
+
+/// How far a recovery moves every counter on, so that no id is drawn again that the brokers which were given up may have given
+/// out after the survivor last heard of them.
+pub const RECOVERY_GAP: u64 = 1 << 32;
 
 /// Most partitions one topic may have.
 pub const PARTITIONS_MAX: u32 = 10_000;
@@ -72,6 +79,32 @@ pub struct Replacement {
     /// Who leaves.
     pub old: ReplicaId,
     /// Who comes, in the same place of the order.
+    pub new: Placement,
+}
+
+/// One broker's directory becomes the cluster (`pontoon recover`).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Recovery {
+    /// The cluster's id from now on. Its former one is never let in again.
+    pub cluster: ClusterId,
+    /// The survivor.
+    pub broker: BrokerId,
+    /// Its directory.
+    pub directory: DirectoryId,
+    /// Replicas on it that hold nothing, or cannot be opened.
+    pub unusable: Vec<ReplicaId>,
+    /// Whether partitions of which the directory holds nothing begin anew, empty. Otherwise they stay as they are: lost.
+    pub empty_lost: bool,
+}
+
+/// A replica more, for a partition that has fewer than it should have.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Addition {
+    /// The partition's group.
+    pub group: GroupId,
+    /// Whether it becomes the preferred leader.
+    pub first: bool,
+    /// Who comes. The id after its own stands for the place that it takes, until it has taken it: neither may have been used.
     pub new: Placement,
 }
 
@@ -156,6 +189,14 @@ pub enum Command {
         /// The level.
         level: u32,
     },
+    /// The majority is gone for good: what one directory holds is all there is. Every other broker and every replica elsewhere is
+    /// given up. Appended to a stopped directory's log by `pontoon recover`, never proposed.
+    Recover(Recovery),
+    /// New replicas where a recovery left fewer than there were. All or none.
+    AddReplicas {
+        /// Which.
+        additions: Vec<Addition>,
+    },
 }
 
 impl Command {
@@ -171,7 +212,9 @@ impl Command {
             | Self::RestartPartition { .. }
             | Self::Report(_)
             | Self::AllocateProducerIds { .. }
-            | Self::SetFeatureLevel { .. } => 1,
+            | Self::SetFeatureLevel { .. }
+            | Self::Recover(_) => 1,
+            Self::AddReplicas { .. } => RECOVERY_LEVEL,
         }
     }
 
@@ -291,5 +334,13 @@ mod tests {
         let config = BTreeMap::from([("a".to_owned(), Some("1".to_owned())), ("b".to_owned(), None)]);
         let alter = Command::AlterTopic { topic: TopicId(9), config, partitions_before: 1, partitions: Vec::new() };
         assert_eq!(alter.encode(), [1, 1, 14, 1, 4, 9, 2, 1, b'a', 1, 1, b'1', 1, b'b', 0, 1, 0]);
+        // Variants 10 and 11: cluster, broker, directory, one unusable replica, lost ones stay; group, preferred, placement.
+        let (broker, directory) = (BrokerId(3), DirectoryId(4));
+        let unusable = vec![ReplicaId(7)];
+        let recovery = Recovery { cluster: ClusterId(5), broker, directory, unusable, empty_lost: false };
+        assert_eq!(Command::Recover(recovery).encode(), [1, 1, 8, 1, 10, 5, 3, 4, 1, 7, 0]);
+        let new = Placement { broker, directory, replica: ReplicaId(9) };
+        let add = Command::AddReplicas { additions: vec![Addition { group: GroupId(6), first: true, new }] };
+        assert_eq!(add.encode(), [1, 2, 8, 1, 11, 1, 6, 1, 3, 4, 9]);
     }
 }

@@ -81,6 +81,18 @@ impl PartitionRecord {
     }
 }
 
+/// What a recovery made of a partition. Stands as long as the partition does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RecoveryRecord {
+    /// The replica that the partition goes on from.
+    pub survivor: ReplicaId,
+    /// Every id that was given out before the recovery is below this one: whoever has one of these, the survivor apart, is given
+    /// up, and no member of the group any more, whatever the survivor's log says.
+    pub below: ReplicaId,
+    /// How many replicas the partition had, and is to have again.
+    pub replicas: u32,
+}
+
 /// A topic.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TopicRecord {
@@ -114,6 +126,9 @@ pub struct CatalogState {
     /// By [`collision_key`].
     pub(super) names: Arc<BTreeMap<String, TopicId>>,
     pub(super) groups: Arc<BTreeMap<GroupId, GroupHome>>,
+    pub(super) recoveries: Arc<BTreeMap<GroupId, RecoveryRecord>>,
+    /// What the cluster was called before each recovery, the oldest first.
+    pub(super) superseded: Arc<Vec<ClusterId>>,
 }
 
 /// The single values.
@@ -192,6 +207,27 @@ impl CatalogState {
         self.topics.get(&home.topic)?.partitions.get(home.partition as usize)
     }
 
+    /// What a recovery made of a group's partition, if one did.
+    pub fn recovery(&self, group: GroupId) -> Option<&RecoveryRecord> {
+        self.recoveries.get(&group)
+    }
+
+    /// Every partition that a recovery has made something of.
+    pub fn recoveries(&self) -> &BTreeMap<GroupId, RecoveryRecord> {
+        &self.recoveries
+    }
+
+    /// How many replicas a partition is to have: as many as it has, unless a recovery left fewer.
+    pub fn replicas_wanted(&self, partition: &PartitionRecord) -> u32 {
+        let had = self.recoveries.get(&partition.group).map_or(0, |recovery| recovery.replicas);
+        had.max(partition.replicas.len() as u32)
+    }
+
+    /// The ids this cluster had before it was recovered. A broker that still has one holds what was given up.
+    pub fn superseded(&self) -> &[ClusterId] {
+        &self.superseded
+    }
+
     /// Whether a replica lives on the directory that its broker has today. If not, the broker has come back with another
     /// disk, and the replica is gone.
     pub fn on_current_directory(&self, replica: &ReplicaRecord) -> bool {
@@ -210,6 +246,10 @@ pub enum RowKey {
     Topic(TopicId),
     /// A partition.
     Partition(TopicId, u32),
+    /// What a recovery made of a partition.
+    Recovery(GroupId),
+    /// The cluster's former ids, if it has any.
+    Superseded,
 }
 
 impl RowKey {
@@ -220,6 +260,8 @@ impl RowKey {
             Self::Broker(broker) => [&b"b"[..], &broker.0.to_be_bytes()].concat(),
             Self::Topic(topic) => [&b"t"[..], &topic.0.to_be_bytes()].concat(),
             Self::Partition(topic, partition) => [&b"u"[..], &topic.0.to_be_bytes(), &partition.to_be_bytes()].concat(),
+            Self::Recovery(group) => [&b"v"[..], &group.0.to_be_bytes()].concat(),
+            Self::Superseded => vec![b'w'],
         }
     }
 
@@ -233,6 +275,8 @@ impl RowKey {
                 let topic = u128::from_be_bytes(rest[..16].try_into().ok()?);
                 Self::Partition(TopicId(topic), u32::from_be_bytes(rest[16..].try_into().ok()?))
             }
+            (b'v', 8) => Self::Recovery(GroupId(u64::from_be_bytes(rest.try_into().ok()?))),
+            (b'w', 0) => Self::Superseded,
             _ => return None,
         })
     }
@@ -254,7 +298,10 @@ impl CatalogState {
         let partitions = self.topics.values().flat_map(|topic| {
             (0..topic.partitions.len() as u32).map(|partition| RowKey::Partition(topic.id, partition))
         });
-        std::iter::once(RowKey::Meta).chain(brokers).chain(topics).chain(partitions).collect()
+        let recoveries = self.recoveries.keys().map(|group| RowKey::Recovery(*group));
+        let superseded = (!self.superseded.is_empty()).then_some(RowKey::Superseded);
+        let single = std::iter::once(RowKey::Meta);
+        single.chain(brokers).chain(topics).chain(partitions).chain(recoveries).chain(superseded).collect()
     }
 
     /// One row's bytes, if the row exists.
@@ -270,6 +317,9 @@ impl CatalogState {
             RowKey::Partition(topic, partition) => {
                 codec::encode(&**self.topics.get(&topic)?.partitions.get(partition as usize)?)
             }
+            RowKey::Recovery(group) => codec::encode(self.recoveries.get(&group)?),
+            RowKey::Superseded if self.superseded.is_empty() => return None,
+            RowKey::Superseded => codec::encode(&*self.superseded),
         })
     }
 
@@ -292,6 +342,10 @@ impl CatalogState {
                 RowKey::Partition(topic, partition) => {
                     builder.partitions.insert((topic, partition), Arc::new(codec::decode(value).map_err(bad)?));
                 }
+                RowKey::Recovery(group) => {
+                    builder.recoveries.insert(group, codec::decode(value).map_err(bad)?);
+                }
+                RowKey::Superseded => builder.superseded = codec::decode(value).map_err(bad)?,
             }
         }
         builder.finish(applied)
@@ -305,6 +359,8 @@ struct Builder {
     brokers: BTreeMap<BrokerId, BrokerRegistration>,
     topics: BTreeMap<TopicId, TopicRow>,
     partitions: BTreeMap<(TopicId, u32), Arc<PartitionRecord>>,
+    recoveries: BTreeMap<GroupId, RecoveryRecord>,
+    superseded: Vec<ClusterId>,
 }
 
 impl Builder {
@@ -325,6 +381,9 @@ impl Builder {
         if let Some(((topic, partition), _)) = self.partitions.first_key_value() {
             return Err(format!("partition {partition} belongs to no topic {topic}"));
         }
+        if let Some(group) = self.recoveries.keys().find(|group| !groups.contains_key(group)) {
+            return Err(format!("recovery of group {group}, which no partition has"));
+        }
         Ok(CatalogState {
             applied,
             meta,
@@ -332,6 +391,8 @@ impl Builder {
             topics: Arc::new(topics),
             names: Arc::new(names),
             groups: Arc::new(groups),
+            recoveries: Arc::new(self.recoveries),
+            superseded: Arc::new(self.superseded),
         })
     }
 }

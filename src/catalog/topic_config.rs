@@ -25,7 +25,7 @@ pub enum AcksFloor {
 pub struct TopicConfig {
     /// `acks.floor`. Default: none.
     pub acks_floor: AcksFloor,
-    /// `max.message.bytes`: the largest record, in bytes. Default: 1 MiB.
+    /// `max.message.bytes`: the largest record, in bytes. Default: 1 MiB and the 12 bytes that Kafka adds.
     pub max_message_bytes: u64,
     /// `retention.ms`: records older than this may be removed; `None`: kept. Default: seven days.
     pub retention_ms: Option<u64>,
@@ -50,7 +50,7 @@ const KEYS: &[(&str, Kind, &str)] = &[
     ("acks.floor", Kind::Word(&["none", "leader", "all", "every"]), "none"),
     ("cleanup.policy", Kind::Word(&["delete"]), "delete"),
     ("compression.type", Kind::Word(&["producer"]), "producer"),
-    ("max.message.bytes", Kind::Number(1, 64 << 20), "1048576"),
+    ("max.message.bytes", Kind::Number(1, 64 << 20), "1048588"),
     ("message.timestamp.type", Kind::Word(&["CreateTime"]), "CreateTime"),
     ("retention.bytes", Kind::Number(-1, i64::MAX), "-1"),
     ("retention.ms", Kind::Number(-1, i64::MAX), "604800000"),
@@ -157,7 +157,7 @@ mod tests {
         let config = TopicConfig::resolve(&topic, &broker);
         assert_eq!(config.acks_floor, AcksFloor::Every);
         assert_eq!((config.retention_ms, config.retention_bytes), (Some(1000), None));
-        assert_eq!(config.max_message_bytes, 1 << 20);
+        assert_eq!(config.max_message_bytes, 1_048_588);
         assert!(AcksFloor::Every > AcksFloor::All && AcksFloor::All > AcksFloor::Leader);
     }
 }

@@ -1,4 +1,5 @@
-//! The command line. Brokers are run in this process by `dev` and `serve`; everything else talks HTTP to a cluster.
+//! The command line. Brokers are run in this process by `dev` and `serve`; `log` and `recover` work on a stopped broker's files;
+//! everything else talks HTTP to a cluster.
 //!
 //! Data goes to stdout, messages and progress to stderr. A broken pipe ends quietly: `consume | head` is no failure.
 
@@ -10,6 +11,7 @@ mod explain;
 mod log;
 mod output;
 mod produce;
+mod recover;
 mod serve;
 mod signals;
 mod status;
@@ -75,6 +77,8 @@ enum Command {
     /// Read files of a data directory, offline
     #[command(subcommand)]
     Log(log::LogCommand),
+    /// Make one survivor's data directory the cluster, when the majority is gone for good
+    Recover(recover::RecoverArgs),
     /// Say what an error code means and what to do
     Explain(explain::ExplainArgs),
     /// Print a completion script for a shell
@@ -183,6 +187,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Status(args) => status::run(args, &server.client()?, json).await,
         Command::Bench(bench) => Ok(bench::run(bench, &server.list(), json).await?),
         Command::Log(command) => log::run(command, json).await,
+        Command::Recover(args) => recover::run(args, json).await,
         Command::Explain(args) => explain::run(&args, json),
         Command::Completions(args) => completions::run(&args),
     }

@@ -1,14 +1,17 @@
-//! `pontoon status`: brokers and partitions at a glance, and why something is not right.
+//! `pontoon status`: brokers and partitions at a glance, and why something is not right. With `--groups`: consumer groups, and how far they
+//! are behind.
 
 use std::collections::BTreeMap;
 use std::io::IsTerminal;
 use std::time::Duration;
 
 use clap::Args;
+use futures_util::{StreamExt, TryStreamExt, stream};
 use indicatif::HumanBytes;
 use pontoon_raft::types::BrokerId;
 use serde_json::json;
 
+use crate::api::groups::{GroupDescription, GroupMember};
 use crate::api::{ClusterDescription, LagReason, PartitionDescription, TopicDescription};
 use crate::cli::{Failure, output};
 use crate::client::Client;
@@ -22,25 +25,102 @@ pub(super) struct StatusArgs {
     /// Again every second, until interrupted
     #[arg(long)]
     watch: bool,
+    /// Consumer groups instead: members, committed offsets, lag per partition
+    #[arg(long)]
+    groups: bool,
 }
+
+/// How many groups are asked for at a time.
+const GROUPS_AT_ONCE: usize = 8;
 
 /// Shows it once, or again and again.
 pub(super) async fn run(args: StatusArgs, client: &Client, as_json: bool) -> Result<(), Failure> {
     loop {
-        let cluster = client.cluster().await?;
-        let topics = client.topics().await?;
-        let troubles = troubles(&cluster, &topics);
+        let (json, text) = if args.groups { groups(client).await? } else { brokers(client).await? };
         if as_json {
-            output::print_json(&json!({"cluster": cluster, "topics": topics, "troubles": troubles}))?;
+            output::print_json(&json)?;
         } else {
             let clear = if args.watch && std::io::stdout().is_terminal() { "\x1b[H\x1b[2J" } else { "" };
-            output::print(&format!("{clear}{}", text(&cluster, &topics, &troubles)))?;
+            output::print(&format!("{clear}{text}"))?;
         }
         if !args.watch {
             return Ok(());
         }
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
+}
+
+/// Brokers and partitions, for programs and for people.
+async fn brokers(client: &Client) -> Result<(serde_json::Value, String), Failure> {
+    let cluster = client.cluster().await?;
+    let topics = client.topics().await?;
+    let troubles = troubles(&cluster, &topics);
+    let text = text(&cluster, &topics, &troubles);
+    Ok((json!({"cluster": cluster, "topics": topics, "troubles": troubles}), text))
+}
+
+/// Consumer groups, for programs and for people.
+async fn groups(client: &Client) -> Result<(serde_json::Value, String), Failure> {
+    let list = client.groups().await?;
+    let described = stream::iter(list.groups.into_iter().map(|group| async move {
+        match client.group(&group.group).await {
+            Ok(group) => Ok(Some(group)),
+            // It was deleted meanwhile.
+            Err(error) if error.code() == Some("UNKNOWN_GROUP") => Ok(None),
+            Err(error) => Err(error),
+        }
+    }));
+    let described: Vec<Option<GroupDescription>> = described.buffered(GROUPS_AT_ONCE).try_collect().await?;
+    let described: Vec<GroupDescription> = described.into_iter().flatten().collect();
+    let text = groups_text(&described, &list.unavailable);
+    Ok((json!({"groups": described, "unavailable": list.unavailable}), text))
+}
+
+fn groups_text(groups: &[GroupDescription], unavailable: &[BrokerId]) -> String {
+    let rows: Vec<Vec<String>> = groups.iter().map(group_row).collect();
+    let mut text = output::table(&["GROUP", "STATE", "MEMBERS", "COORDINATOR", "LAG"], &rows);
+    let rows: Vec<Vec<String>> = groups.iter().flat_map(lag_rows).collect();
+    if !rows.is_empty() {
+        text += "\n";
+        text += &output::table(&["GROUP", "PARTITION", "OFFSET", "END", "LAG", "MEMBER"], &rows);
+    }
+    if groups.is_empty() {
+        text += "no consumer groups\n";
+    }
+    if !unavailable.is_empty() {
+        text += &format!("! broker(s) {} did not say which groups they coordinate\n", list(unavailable));
+    }
+    text
+}
+
+fn group_row(group: &GroupDescription) -> Vec<String> {
+    vec![
+        group.group.clone(),
+        group.state.clone(),
+        group.members.len().to_string(),
+        group.coordinator.to_string(),
+        group.lag.to_string(),
+    ]
+}
+
+/// A row for each partition with an offset, with who reads it.
+fn lag_rows(group: &GroupDescription) -> Vec<Vec<String>> {
+    let reads = |member: &&GroupMember, topic: &str, partition: u32| {
+        let holds = |of: &crate::api::groups::AssignedTopic| of.topic == topic && of.partitions.contains(&partition);
+        member.assignment.iter().any(holds)
+    };
+    let row = |of: &crate::api::groups::GroupLag| {
+        let member = group.members.iter().find(|member| reads(member, &of.topic, of.partition));
+        vec![
+            group.group.clone(),
+            format!("{}/{}", of.topic, of.partition),
+            of.offset.to_string(),
+            of.high_watermark.to_string(),
+            of.lag.to_string(),
+            member.map_or("-".to_owned(), |member| member.member_id.clone()),
+        ]
+    };
+    group.offsets.iter().map(row).collect()
 }
 
 fn text(cluster: &ClusterDescription, topics: &[TopicDescription], troubles: &[String]) -> String {
@@ -120,7 +200,11 @@ fn trouble(topic: &str, partition: &PartitionDescription, alive: &BTreeMap<Broke
         return Some(format!("{name} has no leader: {why}"));
     }
     let behind = |id: &&BrokerId| !partition.in_sync.contains(id);
-    let whys: Vec<String> = partition.replicas.iter().filter(behind).map(|id| lag(*id, partition, lives(id))).collect();
+    let mut whys: Vec<String> =
+        partition.replicas.iter().filter(behind).map(|id| lag(*id, partition, lives(id))).collect();
+    if partition.replicas_missing > 0 {
+        whys.push(format!("recovered, {} more replicas wait for brokers", partition.replicas_missing));
+    }
     (!whys.is_empty()).then(|| {
         format!(
             "{name} has {} of {} replicas in sync: {}",
@@ -191,12 +275,55 @@ mod tests {
                 leader: leader.map(BrokerId),
                 leader_epoch: 1,
                 replicas: [1, 2, 3].map(BrokerId).to_vec(),
+                replicas_missing: 0,
                 in_sync: in_sync.iter().copied().map(BrokerId).collect(),
                 lagging: Vec::new(),
                 log_start_offset: Offset(0),
                 high_watermark: Offset(9),
             }],
         }
+    }
+
+    #[test]
+    fn groups_are_shown_with_the_lag_of_each_partition_and_who_reads_it() {
+        use crate::api::groups::{AssignedTopic, GroupLag};
+        let lag = |partition, offset, high_watermark: u64| GroupLag {
+            topic: "orders".into(),
+            partition,
+            offset,
+            metadata: String::new(),
+            high_watermark,
+            lag: high_watermark - offset as u64,
+        };
+        let member = GroupMember {
+            member_id: "m-1".into(),
+            group_instance_id: None,
+            client_id: "c".into(),
+            client_host: "/127.0.0.1".into(),
+            assignment: vec![AssignedTopic { topic: "orders".into(), partitions: vec![0] }],
+        };
+        let group = GroupDescription {
+            group: "billing".into(),
+            state: "Stable".into(),
+            generation: 3,
+            protocol_type: "consumer".into(),
+            protocol: "range".into(),
+            coordinator: BrokerId(2),
+            members: vec![member],
+            offsets: vec![lag(0, 5, 9), lag(1, 7, 7)],
+            lag: 4,
+        };
+        assert_eq!(
+            groups_text(&[group], &[BrokerId(3)]),
+            "GROUP    STATE   MEMBERS  COORDINATOR  LAG\n\
+             billing  Stable  1        2            4\n\
+             \n\
+             GROUP    PARTITION  OFFSET  END  LAG  MEMBER\n\
+             billing  orders/0   5       9    4    m-1\n\
+             billing  orders/1   7       7    0    -\n\
+             ! broker(s) 3 did not say which groups they coordinate\n"
+        );
+        assert!(groups_text(&[], &[]).contains("no consumer groups\n"));
     }
 
     #[test]
@@ -237,6 +364,14 @@ mod tests {
         ] {
             assert!(told(reason, 1, 1).contains(words), "{reason:?}");
         }
+    }
+
+    #[test]
+    fn a_recovered_partition_says_what_it_waits_for() {
+        let mut topic = topic(Some(1), &[1, 2, 3]);
+        topic.partitions[0].replicas_missing = 2;
+        let told = troubles(&cluster([true; 3]), &[topic]).join("\n");
+        assert_eq!(told, "orders/3 has 3 of 3 replicas in sync: recovered, 2 more replicas wait for brokers");
     }
 
     #[test]

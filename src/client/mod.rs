@@ -13,6 +13,7 @@ use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 
 use crate::api::fetched::FetchAnswer;
+use crate::api::groups::{GroupDescription, GroupList};
 use crate::api::{
     self, AlterTopic, ClusterDescription, CreateTopic, ErrorBody, OffsetsAnswer, ProduceAnswer, ProducerAnswer,
     TopicDescription, TopicList,
@@ -244,6 +245,16 @@ impl Client {
     /// The cluster.
     pub async fn cluster(&self) -> Result<ClusterDescription, ClientError> {
         self.call(Call::new(Method::GET, "/v1/cluster".into())).await
+    }
+
+    /// Every consumer group.
+    pub async fn groups(&self) -> Result<GroupList, ClientError> {
+        self.call(Call::new(Method::GET, "/v1/groups".into())).await
+    }
+
+    /// A consumer group: its members, and how far it has read.
+    pub async fn group(&self, name: &str) -> Result<GroupDescription, ClientError> {
+        self.call(Call::new(Method::GET, format!("/v1/groups/{}", encode(name)))).await
     }
 
     async fn call<T: DeserializeOwned>(&self, call: Call<'_>) -> Result<T, ClientError> {

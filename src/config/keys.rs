@@ -68,6 +68,7 @@ keys! {
     "limits.write_timeout_ms", "60000", "Longest that a client may leave an answer unread before its connection is closed." => |c, t| c.limits.write_timeout = millis(t)?;
     "retention.check_interval_ms", "30000", "How often each partition is looked at for records to let go and segments to close." => |c, t| c.retention_check_interval = millis(t)?;
     "metrics.partitions", "false", "`/metrics` shows each partition that the broker leads, too: thousands of them are many series." => |c, t| c.metrics_partitions = boolean(t)?;
+    "metrics.groups_max", "500", "Most consumer groups that `/metrics` shows by name, those furthest behind first; with `metrics.partitions` also the most of their partitions." => |c, t| c.metrics_groups_max = number(t)?;
     "raft.journal_round_bytes_max", "4194304", "Most bytes of one journal round (one write, one fdatasync)." => |c, t| c.raft.journal_round_bytes_max = at_least(t, 4096)?;
     "raft.journal_file_bytes", "67108864", "Size of one journal file; written in full before it is used." => |c, t| c.raft.journal_file_bytes = at_least(t, 1 << 16)?;
     "raft.bypass_bytes_min", "1048576", "An append of at least so many bytes goes to its segment directly, and only its mention to the journal." => |c, t| c.raft.bypass_bytes_min = at_least(t, 1)?;

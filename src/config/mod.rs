@@ -12,10 +12,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use pontoon_raft::config::RaftConfig;
+use pontoon_raft::log::frame::FRAME_PAYLOAD_BYTES_MAX;
 use pontoon_raft::types::BrokerId;
 
-/// Largest `limits.request_bytes_max`: a record batch's length is a signed 32-bit number.
-const REQUEST_BYTES_CEILING: usize = 1 << 30;
+/// Largest `limits.request_bytes_max`: a request may carry one batch, and a batch becomes one frame of the log.
+const REQUEST_BYTES_CEILING: usize = FRAME_PAYLOAD_BYTES_MAX as usize;
 
 /// Why a configuration is refused: names the key, the value and where it came from.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -125,6 +126,8 @@ pub struct Config {
     pub allow_insecure: bool,
     /// `/metrics` shows each partition that this broker leads. Default: no; thousands of them are many series.
     pub metrics_partitions: bool,
+    /// Most consumer groups that `/metrics` shows by name, and most of their partitions. Default: 500.
+    pub metrics_groups_max: usize,
     /// Limits.
     pub limits: Limits,
     /// Defaults of topic configuration (`log.*`).
@@ -148,6 +151,7 @@ impl Config {
             peer: ListenConfig { listen: "127.0.0.1:7090".into(), advertised: None },
             allow_insecure: false,
             metrics_partitions: false,
+            metrics_groups_max: 500,
             limits: Limits::default(),
             log: BTreeMap::new(),
             retention_check_interval: Duration::from_secs(30),
@@ -230,7 +234,7 @@ impl Config {
         }
         if limits.request_bytes_max > REQUEST_BYTES_CEILING {
             return refuse(format!(
-                "limits.request_bytes_max = {} is larger than {REQUEST_BYTES_CEILING}, which a record batch can be",
+                "limits.request_bytes_max = {} is larger than {REQUEST_BYTES_CEILING}, which a record batch can have",
                 limits.request_bytes_max
             ));
         }
@@ -367,7 +371,7 @@ mod tests {
                     c.limits.request_bytes_max = 2 << 30;
                     c.limits.inflight_bytes_max = 2 << 30;
                 },
-                ["2147483648", "1073741824"],
+                ["2147483648", "83886080"],
             ),
             (|c| c.raft.election_timeout = Duration::from_millis(7), ["= 7 ", "raft.heartbeat_ms = 1000"]),
             (|c| c.raft.silence_max = Duration::from_millis(9), ["= 9 ", "raft.ping_interval_ms = 50"]),

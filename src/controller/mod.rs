@@ -23,7 +23,7 @@ use tokio::sync::{Semaphore, watch};
 use crate::catalog::Catalog;
 use crate::catalog::command::{Command, CommandError, CommandResult, Done, NewPartition, Placement};
 use crate::catalog::names::check_topic_name;
-use crate::catalog::state::{CatalogState, TopicId};
+use crate::catalog::state::{CatalogState, PartitionRecord, TopicId};
 use crate::catalog::{command, topic_config};
 use crate::error::Code;
 
@@ -58,6 +58,42 @@ pub struct Controller {
 
 type Answer = Result<ControlAnswer, ControlError>;
 
+/// Where new partitions go.
+#[derive(Clone, Copy)]
+enum Placing<'a> {
+    /// Wherever there is least.
+    Anywhere { partitions: u32, replicas: u32 },
+    /// On these brokers, the preferred leader first.
+    On(&'a [Vec<BrokerId>]),
+}
+
+impl Placing<'_> {
+    fn partitions(self) -> u32 {
+        match self {
+            Self::Anywhere { partitions, .. } => partitions,
+            Self::On(assignment) => u32::try_from(assignment.len()).unwrap_or(u32::MAX),
+        }
+    }
+}
+
+/// New partitions on these brokers, under ids that nobody has had.
+fn numbered(state: &CatalogState, chosen: Vec<Vec<BrokerId>>) -> Vec<NewPartition> {
+    let brokers = state.brokers();
+    let (mut group, mut replica) = (state.next_group().0, state.next_replica().0);
+    let mut placed = Vec::with_capacity(chosen.len());
+    for on in chosen {
+        let mut replicas = Vec::with_capacity(on.len());
+        for broker in on {
+            let directory = brokers.get(&broker).map(|known| known.directory).unwrap_or_default();
+            replicas.push(Placement { broker, directory, replica: ReplicaId(replica) });
+            replica += 1;
+        }
+        placed.push(NewPartition { group: GroupId(group), replicas });
+        group += 1;
+    }
+    placed
+}
+
 impl Controller {
     /// A controller over this broker's replica of group 0, whichever that is at a time.
     pub fn new(broker: BrokerId, groups: RaftGroups, catalog: Arc<Catalog>, probe: Probe) -> Arc<Self> {
@@ -74,7 +110,13 @@ impl Controller {
                 self.execute(&group, &Command::RegisterBroker(registration)).await
             }
             ControlRequest::CreateTopic { topic, name, partitions, replicas, config } => {
-                self.create_topic(&group, topic, name, partitions, replicas, config).await
+                self.create_topic(&group, topic, name, Placing::Anywhere { partitions, replicas }, config).await
+            }
+            ControlRequest::CreateTopicOn { topic, name, assignment, config } => {
+                self.create_topic(&group, topic, name, Placing::On(&assignment), config).await
+            }
+            ControlRequest::GrowTopicOn { topic, partitions_before, assignment } => {
+                self.grow_topic(&group, topic, partitions_before, &assignment).await
             }
             ControlRequest::AlterTopic { topic, partitions, config } => {
                 self.alter_topic(&group, topic, partitions, config).await
@@ -145,17 +187,16 @@ impl Controller {
         group: &RaftGroup,
         topic: TopicId,
         name: String,
-        partitions: u32,
-        replicas: u32,
+        placing: Placing<'_>,
         config: BTreeMap<String, String>,
     ) -> Answer {
         check_topic_name(&name).map_err(|why| ControlError::refused(Code::InvalidTopicName, why))?;
         for (key, value) in &config {
             topic_config::check(key, value).map_err(|why| ControlError::refused(Code::InvalidConfig, why))?;
         }
-        check_partitions(partitions)?;
+        check_partitions(placing.partitions())?;
         let build = |state: &CatalogState| {
-            let partitions = self.new_partitions(state, partitions, replicas)?;
+            let partitions = self.new_partitions(state, placing)?;
             Ok(Some(Command::CreateTopic { topic, name: name.clone(), config: config.clone(), partitions }))
         };
         match self.execute_fresh(group, build).await {
@@ -185,49 +226,81 @@ impl Controller {
                 return Err(ControlError::refused(Code::InvalidPartitions, why));
             }
             check_partitions(wanted)?;
-            let replicas = record.partitions.first().map_or(1, |first| first.replicas.len() as u32);
+            let replicas = record.partitions.first().map_or(1, |first| state.replicas_wanted(first));
             let partitions = match wanted - before {
                 0 => Vec::new(),
-                more => self.new_partitions(state, more, replicas)?,
+                more => self.new_partitions(state, Placing::Anywhere { partitions: more, replicas })?,
             };
             Ok(Some(Command::AlterTopic { topic, config: config.clone(), partitions_before: before, partitions }))
         };
         self.execute_fresh(group, build).await
     }
 
-    /// Places new partitions on the brokers that are alive, under fresh ids.
-    fn new_partitions(
+    async fn grow_topic(
         &self,
-        state: &CatalogState,
-        partitions: u32,
-        replicas: u32,
-    ) -> Result<Vec<NewPartition>, ControlError> {
+        group: &RaftGroup,
+        topic: TopicId,
+        partitions_before: u32,
+        assignment: &[Vec<BrokerId>],
+    ) -> Answer {
+        check_partitions(partitions_before.saturating_add(Placing::On(assignment).partitions()))?;
+        let build = |state: &CatalogState| {
+            let unknown = || ControlError::refused(Code::UnknownTopic, format!("there is no topic {topic}"));
+            let record = state.topics().get(&topic).ok_or_else(unknown)?;
+            let now = record.partitions.len() as u32;
+            let added = record.partitions.get(partitions_before as usize..).unwrap_or_default();
+            let on = |partition: &PartitionRecord| {
+                partition.replicas.iter().map(|replica| replica.broker).collect::<Vec<_>>()
+            };
+            if !added.is_empty() && added.iter().map(|added| on(added)).eq(assignment.iter().cloned()) {
+                return Ok(None); // By an earlier request, whose answer was lost on the way.
+            }
+            if now != partitions_before {
+                let why = format!("topic {:?} has {now} partitions, not {partitions_before}", record.name);
+                return Err(ControlError::refused(Code::InvalidPartitions, why));
+            }
+            let replicas = record.partitions.first().map_or(1, |first| first.replicas.len());
+            if let Some(other) = assignment.iter().find(|brokers| brokers.len() != replicas) {
+                let why =
+                    format!("topic {:?} has {replicas} replicas of each partition, not {}", record.name, other.len());
+                return Err(ControlError::refused(Code::InvalidAssignment, why));
+            }
+            let partitions = self.new_partitions(state, Placing::On(assignment))?;
+            Ok(Some(Command::AlterTopic { topic, config: BTreeMap::new(), partitions_before, partitions }))
+        };
+        self.execute_fresh(group, build).await
+    }
+
+    /// Places new partitions on brokers that are alive, under fresh ids.
+    fn new_partitions(&self, state: &CatalogState, placing: Placing<'_>) -> Result<Vec<NewPartition>, ControlError> {
         let brokers = state.brokers();
         let alive: Vec<_> = brokers.keys().copied().filter(|broker| self.alive(*broker)).collect();
-        let (most, max) = (brokers.len() as u32, command::REPLICAS_MAX);
+        match placing {
+            Placing::Anywhere { partitions, replicas } => {
+                Self::check_replicas(replicas, brokers.len() as u32, alive.len() as u32)?;
+                let loads = placement::loads(state, alive.into_iter());
+                Ok(numbered(state, placement::place(loads, partitions, replicas, state.next_group().0)))
+            }
+            Placing::On(assignment) => {
+                placement::check(assignment, &alive)
+                    .map_err(|why| ControlError::refused(Code::InvalidAssignment, why))?;
+                Ok(numbered(state, assignment.to_vec()))
+            }
+        }
+    }
+
+    fn check_replicas(replicas: u32, brokers: u32, alive: u32) -> Result<(), ControlError> {
+        let (most, max) = (brokers, command::REPLICAS_MAX);
         if replicas == 0 || replicas > max || replicas > most {
             let why =
                 format!("{replicas} replicas asked for; the cluster has {most} brokers (1 to {max} are possible)");
             return Err(ControlError::refused(Code::InvalidReplicationFactor, why));
         }
-        if (alive.len() as u32) < replicas {
-            let why = format!("{replicas} replicas asked for; {} of {most} brokers are alive", alive.len());
+        if alive < replicas {
+            let why = format!("{replicas} replicas asked for; {alive} of {most} brokers are alive");
             return Err(ControlError::refused(Code::NotEnoughReplicas, why));
         }
-        let loads = placement::loads(state, alive.into_iter());
-        let (mut group, mut replica) = (state.next_group().0, state.next_replica().0);
-        let mut placed = Vec::with_capacity(partitions as usize);
-        for chosen in placement::place(loads, partitions, replicas, state.next_group().0) {
-            let mut replicas = Vec::with_capacity(chosen.len());
-            for broker in chosen {
-                let directory = brokers.get(&broker).map(|known| known.directory).unwrap_or_default();
-                replicas.push(Placement { broker, directory, replica: ReplicaId(replica) });
-                replica += 1;
-            }
-            placed.push(NewPartition { group: GroupId(group), replicas });
-            group += 1;
-        }
-        Ok(placed)
+        Ok(())
     }
 
     fn alive(&self, broker: BrokerId) -> bool {
@@ -382,12 +455,19 @@ impl Controller {
     async fn repair(&self, group: &RaftGroup) {
         let Ok(_turn) = self.serial.acquire().await else { return };
         for command in repair::plan(&self.catalog.state()) {
-            match self.propose(group, &command).await {
-                Ok((Ok(_), _)) => tracing::info!(?command, "lost replicas are replaced"),
-                // Stale or no longer the controller: the next look, here or elsewhere, computes it anew.
-                Ok((Err(error), _)) => tracing::debug!(%error, "a repair was stale"),
-                Err(error) => tracing::debug!(%error, "a repair was not proposed"),
-            }
+            self.propose_repair(group, command, "lost replicas are replaced").await;
+        }
+        if let Some(command) = repair::grow(&self.catalog.state(), |broker| self.alive(broker)) {
+            self.propose_repair(group, command, "recovered partitions get replicas").await;
+        }
+    }
+
+    async fn propose_repair(&self, group: &RaftGroup, command: Command, what: &str) {
+        match self.propose(group, &command).await {
+            Ok((Ok(_), _)) => tracing::info!(?command, "{what}"),
+            // Stale or no longer the controller: the next look, here or elsewhere, computes it anew.
+            Ok((Err(error), _)) => tracing::debug!(%error, "a repair was stale"),
+            Err(error) => tracing::debug!(%error, "a repair was not proposed"),
         }
     }
 

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 
 use pontoon_raft::types::BrokerId;
 
+use crate::catalog::command::REPLICAS_MAX;
 use crate::catalog::state::CatalogState;
 
 /// What a broker carries.
@@ -59,6 +60,29 @@ pub fn place(mut loads: BTreeMap<BrokerId, Load>, partitions: u32, replicas: u32
     }
     even_leaders(&mut loads, &mut placed);
     placed
+}
+
+/// Whether replicas can be placed as somebody asks for: as many of each partition, on different brokers, of these. What is wrong,
+/// otherwise.
+pub fn check(assignment: &[Vec<BrokerId>], alive: &[BrokerId]) -> Result<(), String> {
+    let replicas = assignment.first().map_or(0, Vec::len);
+    for (number, brokers) in assignment.iter().enumerate() {
+        if brokers.is_empty() || brokers.len() > REPLICAS_MAX as usize {
+            return Err(format!("partition {number}: {} replicas (1 to {REPLICAS_MAX} are possible)", brokers.len()));
+        }
+        if brokers.len() != replicas {
+            return Err(format!("partition {number}: {} replicas, and {replicas} of the first", brokers.len()));
+        }
+        for (at, broker) in brokers.iter().enumerate() {
+            if !alive.contains(broker) {
+                return Err(format!("partition {number}: broker {broker} is not there or not alive"));
+            }
+            if brokers[..at].contains(broker) {
+                return Err(format!("partition {number}: broker {broker} is named twice"));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Moves leaderships along chains of partitions from brokers that have two more than another to that other, until none can
@@ -165,6 +189,21 @@ mod tests {
             // With two replicas or more nothing keeps leaderships from being even but too few partitions to mix brokers.
             let slack = if replicas == 1 || partitions >= count * 2 { 1 } else { 2 };
             prop_assert!(spread(leads.values().copied()) <= slack, "{:?}", leads);
+        }
+    }
+
+    #[test]
+    fn an_assignment_names_different_brokers_that_are_there_as_many_for_each_partition() {
+        let alive = [1, 2, 3].map(BrokerId);
+        let checked = |assignment: &[&[u32]]| {
+            let brokers = |on: &&[u32]| on.iter().copied().map(BrokerId).collect::<Vec<_>>();
+            check(&assignment.iter().map(brokers).collect::<Vec<_>>(), &alive)
+        };
+        assert_eq!(checked(&[&[1, 2, 3], &[3, 2, 1]]), Ok(()));
+        let refused: [&[&[u32]]; 5] =
+            [&[&[]], &[&[1], &[1, 2]], &[&[1, 1]], &[&[4]], &[&[1, 2, 3, 1, 2, 3, 1, 2, 3, 1, 2, 3, 1, 2, 3, 1]]];
+        for wrong in refused {
+            assert!(checked(wrong).is_err(), "{wrong:?}");
         }
     }
 

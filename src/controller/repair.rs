@@ -5,11 +5,12 @@
 //!
 //! A replica is replaced only while the rest is a majority that has its files: with less, what is there may be the last
 //! copy of acknowledged records, and a person must decide (`pontoon recover`). A partition with one replica is therefore
-//! never replaced (RULES.md R7).
+//! never replaced (RULES.md R7). What a person has so recovered from one survivor gets its replicas back here ([`grow`]).
 
-use pontoon_raft::types::ReplicaId;
+use pontoon_raft::types::{BrokerId, ReplicaId};
 
-use crate::catalog::command::{Command, Placement, Replacement};
+use super::placement;
+use crate::catalog::command::{Addition, Command, Placement, Replacement};
 use crate::catalog::state::{CatalogState, PartitionRecord, ReplicaRecord, ReplicaState};
 
 /// Most replacements in one command, so that no command outgrows what a peer accepts.
@@ -60,6 +61,41 @@ pub fn plan(state: &CatalogState) -> Vec<Command> {
     commands
 }
 
+/// New replicas where a recovery left fewer than there were, as far as there are brokers that live and hold none. Like a
+/// replacement they need a majority that has its files; so a partition whose newcomers have not taken their places yet gets no more.
+pub fn grow(state: &CatalogState, alive: impl Fn(BrokerId) -> bool) -> Option<Command> {
+    let brokers: Vec<BrokerId> = state.brokers().keys().copied().filter(|broker| alive(*broker)).collect();
+    let mut loads = placement::loads(state, brokers.iter().copied());
+    let mut next = state.next_replica().0;
+    let mut additions: Vec<Addition> = Vec::new();
+    let partitions = state.recoveries().keys().filter_map(|group| state.partition(*group));
+    for partition in partitions.filter(|partition| partition.initialised && can_replace(state, partition)) {
+        let missing = (state.replicas_wanted(partition) as usize).saturating_sub(partition.replicas.len());
+        let mut free: Vec<BrokerId> = brokers.iter().copied().filter(|id| partition.on(*id).is_none()).collect();
+        free.sort_by_key(|broker| (loads.get(broker).map_or(0, |load| load.replicas), *broker));
+        let mut leader = partition.replicas.first().map(|first| first.broker);
+        for broker in free.into_iter().take(missing) {
+            if additions.len() >= REPLACEMENTS_MAX {
+                return Some(Command::AddReplicas { additions });
+            }
+            let Some(known) = state.brokers().get(&broker) else { continue };
+            let leads = |id: Option<BrokerId>| id.and_then(|id| loads.get(&id)).map_or(0, |load| load.leads);
+            let first = leads(Some(broker)) + 1 < leads(leader);
+            if let Some(load) = leader.filter(|_| first).and_then(|leader| loads.get_mut(&leader)) {
+                load.leads -= 1;
+            }
+            let load = loads.entry(broker).or_default();
+            load.replicas += 1;
+            load.leads += u32::from(first);
+            leader = if first { Some(broker) } else { leader };
+            let new = Placement { broker, directory: known.directory, replica: ReplicaId(next) };
+            next += 2; // Its own, and the one that stands for its place.
+            additions.push(Addition { group: partition.group, first, new });
+        }
+    }
+    (!additions.is_empty()).then_some(Command::AddReplicas { additions })
+}
+
 struct Ids {
     next: u64,
 }
@@ -77,12 +113,13 @@ impl Ids {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
+    use std::sync::Arc;
 
-    use pontoon_raft::types::{BrokerId, DirectoryId, GroupId};
+    use pontoon_raft::types::{ClusterId, DirectoryId, GroupId};
 
     use super::*;
     use crate::catalog::apply::execute;
-    use crate::catalog::command::{BrokerRegistration, NewPartition, ReplicaReport};
+    use crate::catalog::command::{BrokerRegistration, FEATURE_LEVEL, NewPartition, Recovery, ReplicaReport};
     use crate::catalog::state::TopicId;
 
     fn register(state: &mut CatalogState, broker: u32, directory: u128) {
@@ -233,5 +270,87 @@ mod tests {
         execute(&mut state, &alter).0.unwrap();
         register(&mut state, 3, 33);
         assert_eq!(repair(&mut state), 2);
+    }
+
+    fn recovered(state: &mut CatalogState) {
+        execute(state, &Command::FormCluster { cluster: ClusterId(1) }).0.unwrap();
+        let recovery = Recovery {
+            cluster: ClusterId(9),
+            broker: BrokerId(1),
+            directory: DirectoryId(1),
+            unusable: Vec::new(),
+            empty_lost: false,
+        };
+        execute(state, &Command::Recover(recovery)).0.unwrap();
+    }
+
+    fn comes(state: &mut CatalogState, broker: u32) {
+        let known = state.brokers().values().next().unwrap();
+        let directory = 100 + u128::from(broker);
+        let new = BrokerRegistration {
+            broker: BrokerId(broker),
+            directory: DirectoryId(directory),
+            catalog_replica: ReplicaId(directory as u64),
+            feature_level: FEATURE_LEVEL,
+            ..known.clone()
+        };
+        execute(state, &Command::RegisterBroker(new)).0.unwrap();
+    }
+
+    fn grown(state: &mut CatalogState) -> usize {
+        let Some(command) = grow(state, |_| true) else { return 0 };
+        execute(state, &command).0.unwrap();
+        let Command::AddReplicas { additions } = command else { panic!("{command:?}") };
+        additions.len()
+    }
+
+    /// Every replica is created, votes, and who stood in its place is gone.
+    fn settle(state: &mut CatalogState) {
+        let partitions: Vec<_> = state.topics().values().flat_map(|topic| topic.partitions.clone()).collect();
+        let all = |of: fn(&PartitionRecord) -> &[ReplicaRecord]| {
+            let each = |partition: &Arc<PartitionRecord>| {
+                of(partition).iter().map(|record| (partition.group, record.replica)).collect::<Vec<_>>()
+            };
+            partitions.iter().flat_map(each).collect::<Vec<_>>()
+        };
+        let (created, removed) = (all(|partition| &partition.replicas), all(|partition| &partition.leaving));
+        execute(state, &Command::Report(ReplicaReport { created, removed, ..Default::default() })).0.unwrap();
+    }
+
+    #[test]
+    fn recovered_partitions_grow_as_brokers_come_and_share_the_leaderships() {
+        let mut state = state(&[3; 9], true);
+        recovered(&mut state);
+        assert_eq!((plan(&state), grow(&state, |_| true)), (Vec::new(), None), "nobody is there");
+        comes(&mut state, 7);
+        assert!(grow(&state, |broker| broker != BrokerId(7)).is_none(), "not on one that does not live");
+        assert_eq!(grown(&mut state), 9);
+        comes(&mut state, 8);
+        assert_eq!(grown(&mut state), 0, "not before the first have taken their places");
+        settle(&mut state);
+        assert_eq!(grown(&mut state), 9);
+        settle(&mut state);
+        comes(&mut state, 9);
+        assert_eq!((grown(&mut state), plan(&state)), (0, Vec::new()));
+        let loads = placement::loads(&state, state.brokers().keys().copied());
+        let leads: Vec<u32> = loads.values().map(|load| load.leads).collect();
+        assert!(leads.iter().max().unwrap() - leads[..3].iter().min().unwrap() <= 3, "{loads:?}");
+        assert_eq!(loads.values().map(|load| load.replicas).collect::<Vec<_>>(), [9, 9, 9, 0]);
+    }
+
+    /// The survivor's files are all there is until a newcomer votes.
+    #[test]
+    fn a_survivor_that_is_lost_before_the_newcomers_vote_is_not_replaced() {
+        let mut state = state(&[3], true);
+        recovered(&mut state);
+        comes(&mut state, 2);
+        comes(&mut state, 3);
+        assert_eq!(grown(&mut state), 2);
+        let partition = state.partition(GroupId(1)).unwrap().clone();
+        let created = partition.replicas.iter().map(|record| (GroupId(1), record.replica)).collect();
+        execute(&mut state, &Command::Report(ReplicaReport { created, ..Default::default() })).0.unwrap();
+        let survivor = state.recovery(GroupId(1)).unwrap().survivor.0;
+        lose(&mut state, 1, survivor);
+        assert_eq!(plan(&state), []);
     }
 }

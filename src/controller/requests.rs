@@ -59,6 +59,26 @@ pub enum ControlRequest {
     },
     /// How far the catalog is, confirmed by a majority.
     Sync,
+    /// A new topic, whose replicas the asker has placed.
+    CreateTopicOn {
+        /// Its id, chosen by the asker at random.
+        topic: TopicId,
+        /// Its name.
+        name: String,
+        /// For each partition its brokers, the preferred leader first.
+        assignment: Vec<Vec<BrokerId>>,
+        /// Its configuration.
+        config: BTreeMap<String, String>,
+    },
+    /// More partitions, whose replicas the asker has placed.
+    GrowTopicOn {
+        /// Which.
+        topic: TopicId,
+        /// How many partitions it has, by what the asker knows.
+        partitions_before: u32,
+        /// For each new partition its brokers, the preferred leader first.
+        assignment: Vec<Vec<BrokerId>>,
+    },
 }
 
 /// The controller's answer.

@@ -19,6 +19,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
+use futures_util::future::join_all;
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
 
@@ -36,6 +37,10 @@ const QUEUE: usize = 1024;
 const SESSION_TIMEOUT: std::ops::RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(1800);
 /// Longest metadata of a committed offset, in bytes.
 const METADATA_BYTES_MAX: usize = 4096;
+/// Most bytes of names and metadata in one commit: they stand in the log as one entry.
+const COMMIT_BYTES_MAX: usize = 8 << 20;
+/// Longest name of a group, in bytes.
+const NAME_BYTES_MAX: usize = 4096;
 
 /// What the coordinator sees of its broker.
 pub trait Home: Send + std::marker::Sync + 'static {
@@ -48,14 +53,17 @@ pub trait Home: Send + std::marker::Sync + 'static {
 /// Why a group did not do it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum GroupError {
-    /// Another broker coordinates the group, or none at the moment; or this one has just lost it. Find the coordinator again.
+    /// Another broker coordinates the group, or none at the moment. Nothing was done; find the coordinator again.
     #[error("this broker does not coordinate the group")]
     NotCoordinator,
+    /// It did when it was asked, and has lost it since: what was asked for may have been done. Find the coordinator again.
+    #[error("this broker has ceased to coordinate the group under way")]
+    Lost,
     /// The log is being read. Come again.
     #[error("the group is being loaded")]
     Loading,
-    /// An empty name.
-    #[error("a group's name must not be empty")]
+    /// An empty name, or one that is too long.
+    #[error("a group's name has 1 to {NAME_BYTES_MAX} bytes")]
     InvalidGroup,
     /// No member of this id, or it was dropped: join anew.
     #[error("the group has no such member")]
@@ -88,7 +96,7 @@ pub enum GroupError {
     #[error("there is no such group")]
     NotFound,
     /// A committed offset's metadata is too long.
-    #[error("the metadata of an offset has at most {METADATA_BYTES_MAX} bytes")]
+    #[error("the metadata of an offset has at most {METADATA_BYTES_MAX} bytes, that of a commit {COMMIT_BYTES_MAX}")]
     MetadataTooLarge,
     /// Members subscribe to the topic.
     #[error("members of the group subscribe to the topic")]
@@ -259,6 +267,19 @@ pub struct MemberDescription {
     pub assigned: Vec<(String, Vec<u32>)>,
 }
 
+/// How far a group has read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GroupProgress {
+    /// Its name.
+    pub name: String,
+    /// Where it stands.
+    pub state: GroupState,
+    /// How many members.
+    pub members: usize,
+    /// What is committed.
+    pub offsets: Vec<CommittedOffset>,
+}
+
 /// Partitions by topic and number.
 pub type Partitions = Vec<(String, u32)>;
 
@@ -315,7 +336,8 @@ impl Coordinator {
 
     /// Commits offsets, all or none. On return they are committed on a majority. `time_ms` is set here.
     pub async fn commit(&self, group: &str, speaker: Speaker, mut offsets: Vec<CommittedOffset>) -> Answer<()> {
-        if offsets.iter().any(|offset| offset.metadata.len() > METADATA_BYTES_MAX) {
+        let bytes: usize = offsets.iter().map(|offset| offset.topic.len() + offset.metadata.len()).sum();
+        if bytes > COMMIT_BYTES_MAX || offsets.iter().any(|offset| offset.metadata.len() > METADATA_BYTES_MAX) {
             return Err(GroupError::MetadataTooLarge);
         }
         let time_ms = now_ms();
@@ -357,19 +379,34 @@ impl Coordinator {
         Ok(groups)
     }
 
+    /// How far every group that this broker coordinates has read, as of now, for whoever only looks: a shard that is being loaded, or that
+    /// says nothing for so long, is left out.
+    pub async fn progress(&self, patience: Duration) -> Vec<GroupProgress> {
+        let asked = (0..self.home.partitions()).filter_map(|partition| {
+            let (reply, answer) = oneshot::channel();
+            self.send(partition, Request::Progress(reply)).ok()?;
+            Some(tokio::time::timeout(patience, answer))
+        });
+        let asked: Vec<_> = asked.collect();
+        let told = join_all(asked).await.into_iter().flatten().flatten();
+        let mut groups: Vec<GroupProgress> = told.flatten().flatten().collect();
+        groups.sort_by(|a, b| a.name.cmp(&b.name));
+        groups
+    }
+
     async fn ask<T>(
         &self,
         group: &str,
         request: impl FnOnce(String, oneshot::Sender<Answer<T>>) -> Request,
     ) -> Answer<T> {
-        if group.is_empty() {
+        if group.is_empty() || group.len() > NAME_BYTES_MAX {
             return Err(GroupError::InvalidGroup);
         }
         let partition = self.partition_of(group).ok_or(GroupError::NotCoordinator)?;
         let (reply, answer) = oneshot::channel();
         self.send(partition, request(group.to_owned(), reply))?;
         // A shard that has lost its partition drops what waits.
-        answer.await.unwrap_or(Err(GroupError::NotCoordinator))
+        answer.await.unwrap_or(Err(GroupError::Lost))
     }
 
     /// Hands a request to a shard, which is started if this broker has come to lead its partition.
@@ -380,10 +417,11 @@ impl Coordinator {
         })?;
         let epoch = led.leader_epoch().map_err(|_| GroupError::NotCoordinator)?;
         let mut shards = self.shards.lock();
-        let running = shards.get(&partition).filter(|shard| shard.epoch == epoch && !shard.requests.is_closed());
-        let requests = match running {
-            Some(shard) => shard.requests.clone(),
-            None => {
+        let requests = match shards.get(&partition).filter(|shard| !shard.requests.is_closed()) {
+            Some(shard) if shard.epoch == epoch => shard.requests.clone(),
+            // Leadership has been won again since the look above: there must not be two of that shard.
+            Some(shard) if shard.epoch > epoch => return Err(GroupError::NotCoordinator),
+            _ => {
                 let (requests, queue) = mpsc::channel(QUEUE);
                 tokio::spawn(Shard::run(led, epoch, self.offsets_retention, queue));
                 shards.insert(partition, Handle { epoch, requests: requests.clone() });

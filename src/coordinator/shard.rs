@@ -22,7 +22,9 @@ use tokio::time::{Instant, sleep_until};
 
 use super::entry::{self, CommittedOffset, Entry, StoredGroup};
 use super::group::{Group, Outbox, Reply};
-use super::{GroupDescription, GroupError, Join, Joined, Leaving, Partitions, Speaker, Sync, Synced, now_ms};
+use super::{
+    GroupDescription, GroupError, GroupProgress, Join, Joined, Leaving, Partitions, Speaker, Sync, Synced, now_ms,
+};
 use crate::error::{Code, Error};
 use crate::partition::{Acks, Consistency, Fetch, FetchFrom, Partition};
 use crate::record_batch::{BatchLimits, NewRecord, RecordBatch, RecordBatchBuilder};
@@ -38,8 +40,12 @@ const EXPIRY_INTERVAL: Duration = Duration::from_secs(60);
 /// The log is rewritten when it has this many entries more than [`REWRITE_RATIO`] times what there is to remember.
 const REWRITE_SLACK: u64 = 10_000;
 const REWRITE_RATIO: u64 = 4;
-/// Entries per batch while it is.
+/// Groups' entries that are made at a time while it is.
 const REWRITE_ENTRIES: usize = 200;
+/// Committed offsets per entry while it is.
+const REWRITE_OFFSETS: usize = 1000;
+/// Bytes of entries in one batch; one that is longer goes alone.
+const BATCH_BYTES: usize = 1 << 20;
 /// Limits of the shard's own batches.
 const LIMITS: BatchLimits =
     BatchLimits { record_bytes_max: 32 << 20, batch_bytes_max: 64 << 20, decompressed_bytes_max: 64 << 20 };
@@ -56,6 +62,7 @@ pub(super) enum Request {
     Describe(String, Reply<GroupDescription>),
     Delete(String, Reply<()>),
     List(oneshot::Sender<Result<Vec<GroupDescription>, GroupError>>),
+    Progress(Reply<Vec<GroupProgress>>),
 }
 
 /// See the module's header.
@@ -236,6 +243,10 @@ impl Shard {
                 let groups = self.groups.values().map(Group::describe).collect();
                 return out.answer(reply, Ok(groups));
             }
+            Request::Progress(reply) => {
+                let groups = self.groups.values().map(Group::progress).collect();
+                return out.answer(reply, Ok(groups));
+            }
         };
         self.schedule(&name);
     }
@@ -272,23 +283,30 @@ impl Shard {
         if std::mem::take(&mut self.must_confirm) {
             // A commit that was answered by a newer coordinator must not be missed.
             self.partition.offsets(Consistency::Linearizable).await?;
+            self.check_epoch(self.partition.leader_epoch()?)?;
         }
         self.out.send();
         self.rewrite_if_due().await
     }
 
-    /// Appends entries as one batch, exactly at the end. Returns the offset of the first.
-    async fn write(&mut self, entries: &[(String, Entry)]) -> Result<Offset, Error> {
-        let mut builder = RecordBatchBuilder::new(LIMITS);
-        let timestamp = now_ms();
-        for (group, entry) in entries {
-            let (key, value) = (Bytes::copy_from_slice(group.as_bytes()), Bytes::from(entry.encode()));
-            builder.push(&NewRecord { timestamp, key: Some(key), value: Some(value), headers: Vec::new() })?;
+    /// Appends entries exactly at the end, in as many batches as their size asks for. If that breaks off half-way, no harm is done:
+    /// each entry holds by itself, and nobody has been told of any.
+    async fn write(&mut self, entries: &[(String, Entry)]) -> Result<(), Error> {
+        for batch in batches(entries, now_ms())? {
+            let produced = self.partition.produce(batch, Acks::All, Some(self.end), WRITE_TIMEOUT).await?;
+            // In a later term another shard may serve already, who read the log before this came to stand there.
+            self.check_epoch(produced.leader_epoch)?;
+            self.end = Offset(produced.last_offset.0 + 1);
         }
-        let batch = builder.build(None)?;
-        let produced = self.partition.produce(batch, Acks::All, Some(self.end), WRITE_TIMEOUT).await?;
-        self.end = Offset(produced.last_offset.0 + 1);
-        Ok(produced.base_offset)
+        Ok(())
+    }
+
+    /// Whether this is the term in which the log was read. Leadership may have been lost and won again.
+    fn check_epoch(&self, epoch: u64) -> Result<(), Error> {
+        if epoch == self.epoch {
+            return Ok(());
+        }
+        Err(Error::new(Code::NotLeader, format!("the log was read in epoch {}, now it is {epoch}", self.epoch)))
     }
 
     /// Writes everything once more and lets the log start there, if most of it is overwritten.
@@ -302,7 +320,7 @@ impl Shard {
         let all: Vec<(String, Entry)> = self
             .groups
             .iter()
-            .flat_map(|(name, group)| group.rewrite().into_iter().map(|entry| (name.clone(), entry)))
+            .flat_map(|(name, group)| group.rewrite().into_iter().flat_map(split).map(|entry| (name.clone(), entry)))
             .collect();
         for some in all.chunks(REWRITE_ENTRIES) {
             self.write(some).await?;
@@ -314,6 +332,37 @@ impl Shard {
             Err(error) => tracing::warn!(%error, "the log of consumer groups could not be shortened"),
         }
         Ok(())
+    }
+}
+
+/// Entries as batches of a bounded size: a group of thousands of members, or many groups in one round, must not make one that the log
+/// does not take.
+fn batches(entries: &[(String, Entry)], timestamp: i64) -> Result<Vec<RecordBatch>, Error> {
+    let mut batches = Vec::new();
+    let (mut builder, mut bytes) = (RecordBatchBuilder::new(LIMITS), 0);
+    for (group, entry) in entries {
+        let (key, value) = (Bytes::copy_from_slice(group.as_bytes()), Bytes::from(entry.encode()));
+        let length = key.len() + value.len();
+        if bytes > 0 && bytes + length > BATCH_BYTES {
+            batches.push(std::mem::replace(&mut builder, RecordBatchBuilder::new(LIMITS)).build(None)?);
+            bytes = 0;
+        }
+        builder.push(&NewRecord { timestamp, key: Some(key), value: Some(value), headers: Vec::new() })?;
+        bytes += length;
+    }
+    if !builder.is_empty() {
+        batches.push(builder.build(None)?);
+    }
+    Ok(batches)
+}
+
+/// An entry that says the same in several, if it is one that grows without a limit.
+fn split(entry: Entry) -> Vec<Entry> {
+    match entry {
+        Entry::Committed(offsets) => {
+            offsets.chunks(REWRITE_OFFSETS).map(|some| Entry::Committed(some.to_vec())).collect()
+        }
+        other => vec![other],
     }
 }
 
@@ -335,5 +384,48 @@ fn read_batch(batch: Bytes, stored: &mut BTreeMap<String, StoredGroup>) {
             Ok((group, entry)) => entry::apply(stored, group, entry),
             Err(why) => tracing::warn!(why, "a record in the log of consumer groups is passed over"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn committed(partition: u32, metadata_bytes: usize) -> CommittedOffset {
+        CommittedOffset {
+            topic: "t".into(),
+            topic_id: 7,
+            partition,
+            offset: 1,
+            leader_epoch: -1,
+            metadata: "m".repeat(metadata_bytes),
+            time_ms: 5,
+        }
+    }
+
+    #[test]
+    fn what_is_too_much_for_one_batch_goes_into_several_in_order() {
+        let entry = |partition, bytes| ("g".to_owned(), Entry::Committed(vec![committed(partition, bytes)]));
+        let half = BATCH_BYTES / 2;
+        let entries = [entry(0, 10), entry(1, half), entry(2, half), entry(3, 10 * BATCH_BYTES), entry(4, 10)];
+        let batches = batches(&entries, 9).unwrap();
+        let counts: Vec<i32> = batches.iter().map(|batch| batch.header().record_count).collect();
+        assert_eq!(counts, [2, 1, 1, 1]);
+        let mut stored = BTreeMap::new();
+        batches.into_iter().for_each(|batch| read_batch(batch.into_bytes(), &mut stored));
+        let lengths: Vec<usize> = stored["g"].offsets.values().map(|offset| offset.metadata.len()).collect();
+        assert_eq!(lengths, [10, half, half, 10 * BATCH_BYTES, 10]);
+        assert!(super::batches(&[], 9).unwrap().is_empty());
+    }
+
+    #[test]
+    fn all_offsets_of_a_group_need_not_fit_into_one_entry() {
+        let offsets: Vec<_> = (0..2 * REWRITE_OFFSETS as u32 + 1).map(|partition| committed(partition, 0)).collect();
+        let mut stored = BTreeMap::new();
+        let entries = split(Entry::Committed(offsets.clone()));
+        assert_eq!(entries.len(), 3);
+        entries.into_iter().for_each(|entry| entry::apply(&mut stored, "g".to_owned(), entry));
+        assert!(stored["g"].offsets.values().eq(&offsets));
+        assert_eq!(split(Entry::GroupRemoved), [Entry::GroupRemoved]);
     }
 }

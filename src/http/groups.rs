@@ -27,10 +27,10 @@ use crate::partition::Partition;
 
 /// Longest that another broker may take to list its groups.
 const LIST_TIMEOUT: Duration = Duration::from_secs(5);
+/// Longest that it waits for the catalog, when a committed offset is of a topic that this broker does not know.
+const CATALOG_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long to look for a group's coordinator, unless the request says.
 const READ_TIMEOUT_MS: u64 = 10_000;
-/// How long the controller may take to say whether a topic is there of which this broker has not heard.
-const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// `GET /v1/groups`
 pub(super) async fn list(State(shared): State<Arc<Shared>>, request: Request) -> Result<Json<GroupList>, Refusal> {
@@ -196,7 +196,7 @@ impl AtLeader for AtCoordinator {
                     Ok(()) => Ok(StatusCode::NO_CONTENT.into_response()),
                     Err(GroupError::UnknownMember) => Err(refused(GroupError::NonEmpty)),
                     // It may have been written before leadership moved.
-                    Err(GroupError::NotCoordinator) => {
+                    Err(GroupError::Lost) => {
                         let why = format!("the coordinator of group {:?} changed under way", self.group);
                         Err(Error::new(Code::OutcomeUnknown, why).with_outcome(WriteOutcome::Unknown).into())
                     }
@@ -248,29 +248,31 @@ impl AtCoordinator {
 
     /// Committed offsets with the partitions they are of. To a topic that was created again they mean nothing.
     async fn committed(&self) -> Result<Vec<(CommittedOffset, PartitionDescription)>, GroupError> {
-        let committed = self.broker.groups().committed(&self.group, None).await?;
-        // A topic that this broker has not heard of yet is no topic that is gone. Once it has caught up, it is.
-        if let Some(unheard) = committed.iter().find(|offset| self.broker.topic(&offset.topic).is_err())
-            && let Err(error) = self.broker.topic_shape(&unheard.topic, CATCH_UP_TIMEOUT).await
-            && error.code != Code::UnknownTopic
-        {
-            return Err(GroupError::Loading);
-        }
-        let mut found = Vec::new();
-        for offset in committed {
-            let Ok(topic) = self.broker.topic(&offset.topic) else { continue };
-            let same = u128::from_str_radix(&topic.topic_id, 16).is_ok_and(|id| id == offset.topic_id);
-            if same && let Some(partition) = topic.partitions.into_iter().nth(offset.partition as usize) {
-                found.push((offset, partition));
+        let (mut found, mut caught_up) = (Vec::new(), false);
+        for offset in self.broker.groups().committed(&self.group, None).await? {
+            let mut partition = self.partition(&offset);
+            if partition.is_none() && !caught_up {
+                // Only a copy of the catalog that is up to date can say that a topic is gone.
+                self.broker.catch_up(CATALOG_TIMEOUT).await.map_err(|_| GroupError::Loading)?;
+                caught_up = true;
+                partition = self.partition(&offset);
             }
+            found.extend(partition.map(|partition| (offset, partition)));
         }
         Ok(found)
+    }
+
+    fn partition(&self, offset: &CommittedOffset) -> Option<PartitionDescription> {
+        let topic = self.broker.topic(&offset.topic).ok()?;
+        let same = u128::from_str_radix(&topic.topic_id, 16).is_ok_and(|id| id == offset.topic_id);
+        topic.partitions.into_iter().nth(offset.partition as usize).filter(|_| same)
     }
 }
 
 fn refusal(group: &str, error: &GroupError) -> Error {
     let code = match error {
-        GroupError::NotCoordinator => Code::NotLeader,
+        // Of a question; nothing was to be changed.
+        GroupError::NotCoordinator | GroupError::Lost => Code::NotLeader,
         GroupError::Loading => Code::NotReady,
         GroupError::NotFound => Code::UnknownGroup,
         GroupError::NonEmpty

@@ -20,7 +20,7 @@ use tokio::time::Instant;
 
 use crate::api::records::Record;
 use crate::api::{self, ProduceAnswer, RecordResult, TopicProduceAnswer};
-use crate::broker::TopicShape;
+use crate::broker::{TopicShape, check_not_internal};
 use crate::error::{Code, Error, WriteOutcome};
 use crate::http::Shared;
 use crate::http::leader::{Passable, Repeat};
@@ -48,6 +48,7 @@ pub(super) async fn produce(
     let deadline = Instant::now() + params.timeout(&parts.headers, api::TIMEOUT_MS_DEFAULT)?;
     let kind = body_kind(&parts.headers)?;
     let broker = Arc::clone(shared.broker()?);
+    check_not_internal(&topic)?;
     let received = read_body(&parts.headers, body, &shared.limits, &shared.request_bytes).await?;
     let shape = broker.topic_shape(&topic, left(deadline)).await?;
     let shares = divide(&received.bytes, kind, shape, &shared.turns.of(&topic), now_ms())?;

@@ -15,6 +15,7 @@ use serde_json::json;
 
 use crate::api::records::{self, Record};
 use crate::api::{self, ProduceAnswer};
+use crate::broker::check_not_internal;
 use crate::error::Error;
 use crate::http::Shared;
 use crate::http::leader::{AtLeader, Passable, Repeat};
@@ -39,6 +40,7 @@ pub(super) async fn produce(
     let producer = producer(&parts.headers, kind)?;
     let if_match = number_header(&parts.headers, api::IF_MATCH_OFFSET, 0..=u64::MAX)?.map(Offset);
     shared.broker()?;
+    check_not_internal(&target.topic)?;
     let received = read_body(&parts.headers, body, &shared.limits, &shared.request_bytes).await?;
     let body = received.bytes;
     let repeat = if producer.is_some() || carries_producer(kind, &body) { Repeat::Idempotent } else { Repeat::Harmful };

@@ -125,7 +125,11 @@ pub(super) async fn show_metrics(State(shared): State<Arc<Shared>>) -> Response 
         broker.observe(not_ready(&shared).is_none());
     }
     let partitions = shared.broker().map(|broker| broker.partition_metrics()).unwrap_or_default();
-    let text = shared.metrics.render(shared.request_bytes_in_flight()) + &partitions;
+    let groups = match shared.broker() {
+        Ok(broker) => broker.group_metrics().await,
+        Err(_) => String::new(),
+    };
+    let text = shared.metrics.render(shared.request_bytes_in_flight()) + &partitions + &groups;
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
 }
 

@@ -32,9 +32,13 @@ const KIND_LIST: i8 = 7;
 
 /// Longest that a change may take.
 const TIMEOUT: Duration = Duration::from_secs(30);
-/// How a value is changed incrementally. The two others change lists, of which there are none here.
+/// How a value is changed incrementally; the last two are for lists.
 const SET: i8 = 0;
 const DELETE: i8 = 1;
+const APPEND: i8 = 2;
+const SUBTRACT: i8 = 3;
+/// The values that are lists.
+const LISTS: &[&str] = &["cleanup.policy"];
 
 /// What counts of an entry, and where it comes from.
 pub(super) fn effective(entry: &ConfigEntry) -> (&str, i8) {
@@ -99,7 +103,7 @@ fn describe_entry(entry: &ConfigEntry, synonyms: bool) -> DescribedConfig {
 /// What kind of value a key takes, by what its default looks like.
 fn kind(name: &str, default: &str) -> i8 {
     match (name, default) {
-        ("cleanup.policy", _) => KIND_LIST,
+        (name, _) if LISTS.contains(&name) => KIND_LIST,
         (_, "true" | "false") => KIND_BOOLEAN,
         (name, default) if default.parse::<i64>().is_ok() => {
             if name.ends_with("bytes") && name != "retention.bytes" {
@@ -163,20 +167,37 @@ pub(super) async fn alter(door: &Arc<Door>, request: AlterConfigsRequest) -> Res
 pub(super) async fn alter_incrementally(door: &Arc<Door>, request: IncrementalAlterConfigsRequest) -> Response {
     let mut responses = Vec::with_capacity(request.resources.len());
     for resource in request.resources {
-        let change = |ConfigChange { name, operation, value }: ConfigChange| match (operation, value) {
-            (SET, Some(value)) => Ok((name, Some(value))),
-            (DELETE, _) => Ok((name, None)),
-            (SET, None) => Err(Refused(ErrorCode::InvalidConfig, format!("{name} has no value"))),
-            (other, _) => Err(Refused(
-                ErrorCode::InvalidConfig,
-                format!("{name}: operation {other} is for lists, and it is none"),
-            )),
-        };
+        let change = |change: ConfigChange| change_one(door, &resource.resource_name, change);
         let changes = resource.configs.into_iter().map(change).collect();
         let (kind, name) = (resource.resource_type, resource.resource_name);
         responses.push(alter_one(door, kind, name, changes, request.validate_only).await);
     }
     Response::IncrementalAlterConfigs(IncrementalAlterConfigsResponse { responses, ..Default::default() })
+}
+
+/// What a key is to be, `None` for its default.
+fn change_one(door: &Door, topic: &str, change: ConfigChange) -> Result<(String, Option<String>), Refused> {
+    let ConfigChange { name, operation, value } = change;
+    let refuse = |why: String| Err(Refused(ErrorCode::InvalidConfig, why));
+    match (operation, value) {
+        (DELETE, _) => Ok((name, None)),
+        (_, None) => refuse(format!("{name} has no value")),
+        (SET, Some(value)) => Ok((name, Some(value))),
+        (APPEND | SUBTRACT, Some(_)) if !LISTS.contains(&name.as_str()) => {
+            refuse(format!("{name}: operation {operation} is for lists, and it is none"))
+        }
+        (APPEND | SUBTRACT, Some(value)) => {
+            let entries = door.broker.topic_config_entries(topic)?;
+            let now = entries.iter().find(|entry| entry.name == name).map_or("", |entry| effective(entry).0);
+            let named: Vec<&str> = value.split(',').map(str::trim).collect();
+            let mut list: Vec<&str> = now.split(',').filter(|word| !word.is_empty() && !named.contains(word)).collect();
+            if operation == APPEND {
+                list.extend(named);
+            }
+            Ok((name, Some(list.join(","))))
+        }
+        (other, Some(_)) => refuse(format!("{name}: there is no operation {other}")),
+    }
 }
 
 async fn alter_one(

@@ -1,8 +1,8 @@
 //! One connection: frames in, answers out, in the order of the requests.
 //!
 //! - A frame is a 32-bit length and that many bytes. Its length is checked before memory is asked for, memory grows with the
-//!   bytes that arrive and is counted against the broker's budget; a frame that stays half, and a connection that asks for
-//!   nothing, time out.
+//!   bytes that arrive and is counted against the broker's budgets; a frame that stays half, and a connection that asks for
+//!   nothing, time out. So does, much sooner, who holds room that others wait for and makes no use of it.
 //! - Kafka promises that requests of one connection take effect one after the other. Here each waits for those before it,
 //!   but a Produce behind nothing but Produces: its batches are proposed behind theirs, in order, and one fsync may serve all.
 //! - A request that is not understood closes its connection, and only that, with a line in the log.
@@ -11,26 +11,35 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use futures_util::FutureExt;
 use futures_util::StreamExt;
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, OptionFuture};
 use futures_util::stream::FuturesOrdered;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
-use tokio::time::timeout;
+use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
+use tokio::time::{Instant, timeout};
 use tracing::{debug, info};
 
 use super::Door;
+use super::budget::PATIENCE;
 use super::dispatch::{self, Answer, Done, Incoming};
 
 /// What a frame's buffer begins with; it grows as the frame arrives.
 const BUFFER_BYTES: usize = 16 << 10;
 /// Frames that are read ahead of the one that waits for its turn.
 const READ_AHEAD: usize = 1;
+/// Frames up to this length, in bytes, are never held up by larger ones.
+pub(super) const SMALL_BYTES: usize = 64 << 10;
+/// While others wait for room, a frame arrives at this rate at least, in bytes per second.
+const RATE_MIN: usize = 256 << 10;
+
+/// How HTTP begins.
+const HTTP_METHODS: [&[u8; 4]; 8] = [b"GET ", b"POST", b"PUT ", b"HEAD", b"DELE", b"PATC", b"OPTI", b"PRI "];
 
 /// Why a connection ends.
 #[derive(Debug)]
@@ -41,6 +50,8 @@ enum End {
     Io(io::Error),
     /// What came is not Kafka's protocol as we speak it.
     Malformed(String),
+    /// It held room that others waited for.
+    Stalled(String),
 }
 
 impl From<io::Error> for End {
@@ -53,6 +64,12 @@ impl From<io::Error> for End {
 struct Frame {
     bytes: Bytes,
     permit: OwnedSemaphorePermit,
+}
+
+/// A request that waits for its turn, with its shares of the budgets.
+struct Next {
+    incoming: Incoming,
+    _shares: [OwnedSemaphorePermit; 2],
 }
 
 /// Who asks, and whether they are still there.
@@ -93,6 +110,9 @@ pub(super) async fn serve(stream: TcpStream, peer: SocketAddr, door: Arc<Door>) 
             door.metrics.door.malformed.increment(1);
             info!(%peer, why, "a Kafka connection is closed: the request was not understood");
         }
+        (End::Stalled(why), _) | (_, Some(End::Stalled(why))) => {
+            info!(%peer, why, "a Kafka connection is closed: others wait for the room that it holds");
+        }
         (End::Io(error), _) | (_, Some(End::Io(error))) => debug!(%error, "a Kafka connection ended"),
         (End::Closed, _) => {}
     }
@@ -125,7 +145,7 @@ async fn read_frame(input: &mut OwnedReadHalf, door: &Door) -> Result<Frame, End
     let rest = async {
         input.read_exact(&mut prefix[begun..]).await?;
         let length = check_length(prefix, door.limits.request_bytes_max)?;
-        read_body(input, length, &door.request_bytes).await
+        read_body(input, length, door).await
     };
     match timeout(door.limits.body_timeout, rest).await {
         Ok(frame) => frame,
@@ -137,7 +157,7 @@ fn check_length(prefix: [u8; 4], max: usize) -> Result<usize, End> {
     let length = i32::from_be_bytes(prefix);
     match usize::try_from(length) {
         Ok(length) if length <= max => Ok(length),
-        _ if prefix.is_ascii() && prefix.iter().all(u8::is_ascii_alphabetic) => Err(End::Malformed(format!(
+        _ if HTTP_METHODS.contains(&&prefix) => Err(End::Malformed(format!(
             "it begins with {:?}: is that HTTP? HTTP has another port",
             String::from_utf8_lossy(&prefix)
         ))),
@@ -149,32 +169,53 @@ fn check_length(prefix: [u8; 4], max: usize) -> Result<usize, End> {
 }
 
 /// Reads a frame's bytes into memory that grows as they come, four times as large each time, up to exactly `length`.
-async fn read_body(input: &mut OwnedReadHalf, length: usize, budget: &Arc<Semaphore>) -> Result<Frame, End> {
+///
+/// Its room is reserved in two steps: what a small frame takes, and, once that much has come of a larger one, all of it. So nobody who
+/// holds a share of a budget waits for more of the same.
+async fn read_body(input: &mut OwnedReadHalf, length: usize, door: &Door) -> Result<Frame, End> {
+    let mut permit = door.small_request_bytes.reserve(length.min(SMALL_BYTES)).await;
     let mut room = length.min(BUFFER_BYTES);
-    let mut permit = reserve(budget, room).await;
     let mut bytes = BytesMut::with_capacity(room);
+    let mut reading = Duration::ZERO;
     while bytes.len() < length {
         if bytes.len() == room {
+            if room == SMALL_BYTES {
+                permit = door.request_bytes.reserve(length).await;
+            }
             let more = (room * 4).min(length) - room;
-            permit.merge(reserve(budget, more).await);
             bytes.reserve(more);
             room += more;
         }
         let left = room - bytes.len();
-        if input.read_buf(&mut (&mut bytes).limit(left)).await? == 0 {
+        let began = Instant::now();
+        if let Ok(read) = timeout(PATIENCE, input.read_buf(&mut (&mut bytes).limit(left))).await
+            && read? == 0
+        {
             return Err(End::Closed);
+        }
+        reading += began.elapsed();
+        let slow = reading >= PATIENCE && (bytes.len() as f64) < RATE_MIN as f64 * reading.as_secs_f64();
+        if slow && (door.request_bytes.short() || door.small_request_bytes.short()) {
+            return Err(End::Stalled(format!("{} of a frame's {length} bytes after {reading:?}", bytes.len())));
         }
     }
     Ok(Frame { bytes: bytes.freeze(), permit })
 }
 
-/// A share of a budget of bytes, once there is room for it. The budget is never closed.
-pub(super) async fn reserve(budget: &Arc<Semaphore>, bytes: usize) -> OwnedSemaphorePermit {
-    let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
-    match Arc::clone(budget).acquire_many_owned(bytes).await {
-        Ok(permit) => permit,
-        Err(_) => std::future::pending().await,
+/// Makes a frame a request, with room for what that takes. `Err`: there is not so much room now, and it is the frame it was.
+fn understand(frame: Frame, door: &Door) -> Result<Next, (Frame, usize)> {
+    let incoming = dispatch::parse(frame.bytes.clone());
+    let weight = incoming.weight();
+    match door.decoded_bytes.try_reserve(weight) {
+        Some(share) => Ok(Next { incoming, _shares: [frame.permit, share] }),
+        None => Err((frame, weight)),
     }
+}
+
+/// The same once there is room.
+async fn understand_later(Frame { bytes, permit }: Frame, weight: usize, door: &Door) -> Next {
+    let share = door.decoded_bytes.reserve(weight).await;
+    Next { incoming: dispatch::parse(bytes), _shares: [permit, share] }
 }
 
 /// Answers what comes until there is no more.
@@ -182,17 +223,18 @@ async fn answer(mut output: OwnedWriteHalf, mut queue: mpsc::Receiver<Frame>, do
     let mut in_flight: FuturesOrdered<BoxFuture<'static, Done>> = FuturesOrdered::new();
     // Whether all that is in flight are Produces.
     let mut pipelined = true;
-    let (mut next, mut open) = (None::<(Incoming, OwnedSemaphorePermit)>, true);
+    let (mut next, mut open) = (None::<Next>, true);
+    // A frame that becomes the next request once there is room.
+    let mut coming: Option<BoxFuture<'_, Next>> = None;
     loop {
         let room = pipelined && in_flight.len() < door.config.inflight_requests_max;
         let idle = in_flight.is_empty();
-        if let Some((request, permit)) = next.take_if(|(request, _)| idle || room && request.may_follow()) {
-            pipelined = request.may_follow();
+        if let Some(request) = next.take_if(|next| idle || room && next.incoming.may_follow()) {
+            pipelined = request.incoming.may_follow();
             let (door, client) = (Arc::clone(door), client.clone());
             let work = async move {
-                let done = dispatch::handle(door, client, request).await;
-                drop(permit);
-                done
+                let Next { incoming, _shares } = request;
+                dispatch::handle(door, client, incoming).await
             };
             in_flight.push_back(work.boxed());
         }
@@ -201,15 +243,22 @@ async fn answer(mut output: OwnedWriteHalf, mut queue: mpsc::Receiver<Frame>, do
             biased;
             Some(done) = in_flight.next(), if !in_flight.is_empty() => match done {
                 Done::Answer(answer) => {
-                    if let Err(error) = write(&mut output, answer, door).await {
-                        return End::Io(error);
+                    if let Err(end) = write(&mut output, answer, door).await {
+                        return end;
                     }
                 }
                 Done::Silence => {}
                 Done::Close(why) => return End::Malformed(why),
             },
-            frame = queue.recv(), if next.is_none() && open => match frame {
-                Some(Frame { bytes, permit }) => next = Some((dispatch::parse(bytes), permit)),
+            Some(understood) = OptionFuture::from(coming.as_mut()), if coming.is_some() => {
+                coming = None;
+                next = Some(understood);
+            }
+            frame = queue.recv(), if next.is_none() && coming.is_none() && open => match frame {
+                Some(frame) => match understand(frame, door) {
+                    Ok(understood) => next = Some(understood),
+                    Err((frame, weight)) => coming = Some(understand_later(frame, weight, door).boxed()),
+                },
                 None => open = false,
             },
             else => return End::Closed,
@@ -218,13 +267,25 @@ async fn answer(mut output: OwnedWriteHalf, mut queue: mpsc::Receiver<Frame>, do
 }
 
 /// Writes an answer; a client that does not read for long enough loses the connection, and with it the memory it holds.
-async fn write(output: &mut OwnedWriteHalf, answer: Answer, door: &Door) -> io::Result<()> {
-    let mut pieces = Pieces::new(answer.pieces);
+async fn write(output: &mut OwnedWriteHalf, answer: Answer, door: &Door) -> Result<(), End> {
+    let Answer { pieces, permit } = answer;
+    let mut pieces = Pieces::new(pieces);
+    let mut stuck_since = Instant::now();
     while pieces.has_remaining() {
-        match timeout(door.limits.write_timeout, output.write_buf(&mut pieces)).await {
-            Ok(written) => written?,
-            Err(_) => return Err(io::ErrorKind::TimedOut.into()),
-        };
+        let patience = PATIENCE.min(door.limits.write_timeout);
+        match timeout(patience, output.write_buf(&mut pieces)).await {
+            Ok(written) => {
+                written.map_err(End::Io)?;
+                stuck_since = Instant::now();
+            }
+            Err(_) if stuck_since.elapsed() >= door.limits.write_timeout => {
+                return Err(End::Io(io::ErrorKind::TimedOut.into()));
+            }
+            Err(_) if permit.is_some() && door.answer_bytes.short() => {
+                return Err(End::Stalled(format!("{} bytes of an answer that it does not read", pieces.remaining())));
+            }
+            Err(_) => {}
+        }
     }
     Ok(())
 }
@@ -287,7 +348,7 @@ mod tests {
         assert!(why([0, 0, 0, 101]).contains("101 bytes; the limit is 100"));
         assert!(why([0xff, 0xff, 0xff, 0xff]).contains("-1 bytes"));
         assert!(why([0x80, 0, 0, 0]).contains("-2147483648"));
-        assert!(why(*b"POST").contains("HTTP"));
+        assert!(why(*b"POST").contains("HTTP") && why(*b"GET ").contains("HTTP"));
         assert!(why([0x16, 0x03, 0x01, 0x02]).contains("TLS"));
     }
 

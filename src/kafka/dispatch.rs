@@ -28,8 +28,8 @@ pub(super) struct Header {
 
 /// What a frame holds.
 pub(super) enum Incoming {
-    /// A request that is served.
-    Request(Box<(Header, Request)>, Instant),
+    /// A request that is served, and how many bytes of memory its array elements take.
+    Request(Box<(Header, Request)>, usize, Instant),
     /// ApiVersions in a version of the future.
     FutureApiVersions { correlation_id: i32 },
     /// Something else.
@@ -39,14 +39,22 @@ pub(super) enum Incoming {
 impl Incoming {
     /// Whether it may be started while Produces before it are under way.
     pub(super) fn may_follow(&self) -> bool {
-        matches!(self, Self::Request(request, _) if matches!(request.1, Request::Produce(_)))
+        matches!(self, Self::Request(request, ..) if matches!(request.1, Request::Produce(_)))
+    }
+
+    /// Bytes of memory that it takes beside its frame.
+    pub(super) fn weight(&self) -> usize {
+        match self {
+            Self::Request(_, memory, _) => *memory,
+            Self::FutureApiVersions { .. } | Self::Malformed(_) => 0,
+        }
     }
 }
 
 /// An answer's bytes, and what it holds of the budget until they are written.
 pub(super) struct Answer {
     pub(super) pieces: Vec<Bytes>,
-    _permit: Option<OwnedSemaphorePermit>,
+    pub(super) permit: Option<OwnedSemaphorePermit>,
 }
 
 /// What became of a request.
@@ -107,20 +115,20 @@ fn read(frame: Bytes) -> Result<Incoming, Malformed> {
     let left = reader.remaining();
     let body = reader.take(left)?;
     drop(reader); // Nothing may share the frame with its record batches: they are taken over, not copied.
-    let request =
-        Request::read(api, version, body).map_err(|error| error.within(&format!("{} version {version}", api.name)))?;
+    let read = Request::read_measured(api, version, body);
+    let (request, memory) = read.map_err(|error| error.within(&format!("{} version {version}", api.name)))?;
     let header = Header { api, version, correlation_id, client_id };
-    Ok(Incoming::Request(Box::new((header, request)), Instant::now()))
+    Ok(Incoming::Request(Box::new((header, request)), memory, Instant::now()))
 }
 
 /// Has a request answered.
 pub(super) async fn handle(door: Arc<Door>, client: Client, incoming: Incoming) -> Done {
     let (header, request, began) = match incoming {
-        Incoming::Request(request, began) => (request.0, request.1, began),
+        Incoming::Request(request, _, began) => (request.0, request.1, began),
         Incoming::FutureApiVersions { correlation_id } => {
             let pieces =
                 encode_as(0, false, correlation_id, false, &api_versions(ErrorCode::UnsupportedVersion).into());
-            return Done::Answer(Answer { pieces, _permit: None });
+            return Done::Answer(Answer { pieces, permit: None });
         }
         Incoming::Malformed(why) => return Done::Close(why),
     };
@@ -136,7 +144,7 @@ pub(super) async fn handle(door: Arc<Door>, client: Client, incoming: Incoming) 
     };
     let flexible = api.is_flexible(version);
     let pieces = encode_as(version, flexible, header.correlation_id, flexible && api.key != API_VERSIONS, &response);
-    Done::Answer(Answer { pieces, _permit: permit })
+    Done::Answer(Answer { pieces, permit })
 }
 
 async fn route(door: &Arc<Door>, client: &Client, header: &Header, request: Request) -> Handled {

@@ -84,12 +84,13 @@ impl From<Code> for ErrorCode {
             Code::NoLeader | Code::NotLeader | Code::NotReady => Self::NotLeaderOrFollower,
             Code::OutcomeUnknown | Code::RequestTimeout => Self::RequestTimedOut,
             Code::RecordTooLarge | Code::RequestTooLarge => Self::MessageTooLarge,
-            Code::InvalidTopicName | Code::TopicNameCollision => Self::InvalidTopic,
+            Code::InvalidTopicName | Code::TopicNameCollision | Code::InternalTopic => Self::InvalidTopic,
             Code::NotEnoughReplicas => Self::NotEnoughReplicas,
             Code::NotEnoughReplicasAfterAppend => Self::NotEnoughReplicasAfterAppend,
             Code::TopicExists => Self::TopicAlreadyExists,
             Code::InvalidPartitions => Self::InvalidPartitions,
             Code::InvalidReplicationFactor => Self::InvalidReplicationFactor,
+            Code::InvalidAssignment => Self::InvalidReplicaAssignment,
             Code::InvalidConfig => Self::InvalidConfig,
             Code::InvalidRequest
             | Code::ForeignOrigin

@@ -16,7 +16,7 @@ use pontoon_raft::types::Offset;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, sleep_until};
 
-use super::connection::{Client, reserve};
+use super::connection::Client;
 use super::dispatch::Handled;
 use super::messages::{FetchPartition, FetchRequest, FetchResponse, FetchedPartition, FetchedTopic, Response};
 use super::metadata::{Leaders, TopicName, epoch};
@@ -139,7 +139,9 @@ pub(super) async fn fetch(door: &Arc<Door>, client: &Client, request: FetchReque
 
 /// Reads every slot, as far as the answer has room. At least one batch, if there is any.
 async fn read_all(door: &Door, slots: &mut [Slot], bytes_max: usize) -> (Vec<FetchedPartition>, OwnedSemaphorePermit) {
-    let mut permit = reserve(&door.answer_bytes, bytes_max).await;
+    let mut permit = door.answer_bytes.reserve(bytes_max).await;
+    // Perhaps less than was asked for: as much as there ever is.
+    let bytes_max = bytes_max.min(permit.num_permits());
     let (mut found, mut left, mut any) = (Vec::with_capacity(slots.len()), bytes_max, false);
     for slot in slots.iter_mut() {
         // The reader returns a batch however little room there is: behind the first, better none than one too many.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::connection::Client;
 use super::dispatch::Handled;
 use super::messages::*;
-use super::metadata::{brokers, topic_uuid};
+use super::metadata::{Allowed, brokers, topic_uuid};
 use super::{Door, ErrorCode};
 use crate::coordinator::{
     CommittedOffset, GroupDescription, GroupError, Join, Joined, Leaving, Partitions, Speaker, Sync,
@@ -17,13 +17,16 @@ use crate::coordinator::{
 
 /// Longest that a client waits for the groups' topic to be created by its asking for a coordinator.
 const TOPIC_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest that it waits for the catalog, when a committed offset is of a topic that this broker does not know.
+const CATALOG_TIMEOUT: Duration = Duration::from_secs(5);
 /// What FindCoordinator looks for.
 const GROUP: i8 = 0;
 
 impl From<&GroupError> for ErrorCode {
     fn from(error: &GroupError) -> Self {
         match error {
-            GroupError::NotCoordinator => Self::NotCoordinator,
+            // Clients ask again after both.
+            GroupError::NotCoordinator | GroupError::Lost => Self::NotCoordinator,
             GroupError::Loading => Self::CoordinatorLoadInProgress,
             GroupError::InvalidGroup => Self::InvalidGroupId,
             GroupError::UnknownMember => Self::UnknownMemberId,
@@ -234,6 +237,26 @@ impl<'a> Topics<'a> {
         self.known.insert(name.to_owned(), found);
         found
     }
+
+    /// Whether an offset is of the topic that has its name now.
+    fn has(&mut self, offset: &CommittedOffset) -> bool {
+        self.get(&offset.topic).is_some_and(|(topic_id, _)| topic_id == offset.topic_id)
+    }
+}
+
+/// Of these offsets those whose topics are there. That one is not is said only by a copy of the catalog that is up to date: a
+/// consumer that is told of no committed offset begins anew.
+async fn of_known_topics(
+    door: &Door,
+    offsets: Vec<CommittedOffset>,
+) -> Result<BTreeMap<(String, u32), CommittedOffset>, GroupError> {
+    let mut known = Topics::new(door);
+    if !offsets.iter().all(|offset| known.has(offset)) {
+        door.broker.catch_up(CATALOG_TIMEOUT).await.map_err(|_| GroupError::Loading)?;
+        known = Topics::new(door);
+    }
+    let place = |offset: CommittedOffset| ((offset.topic.clone(), offset.partition), offset);
+    Ok(offsets.into_iter().filter(|offset| known.has(offset)).map(place).collect())
 }
 
 /// OffsetCommit.
@@ -310,15 +333,12 @@ async fn fetch_group(door: &Arc<Door>, group: OffsetFetchGroup) -> OffsetFetched
         });
         partitions.collect::<Partitions>()
     });
-    let committed = door.broker.groups().committed(&group.group_id, wanted).await;
-    let error_code = code(&committed);
-    let mut known = Topics::new(door);
-    let mut found: BTreeMap<(String, u32), CommittedOffset> = BTreeMap::new();
-    for offset in committed.unwrap_or_default() {
-        if known.get(&offset.topic).is_some_and(|(topic_id, _)| topic_id == offset.topic_id) {
-            found.insert((offset.topic.clone(), offset.partition), offset);
-        }
-    }
+    let found = match door.broker.groups().committed(&group.group_id, wanted).await {
+        Ok(committed) => of_known_topics(door, committed).await,
+        Err(error) => Err(error),
+    };
+    let error_code = code(&found);
+    let found = found.unwrap_or_default();
     let asked = group.topics.unwrap_or_else(|| {
         let mut topics: BTreeMap<&String, Vec<i32>> = BTreeMap::new();
         found.keys().for_each(|(topic, partition)| topics.entry(topic).or_default().push(*partition as i32));
@@ -369,9 +389,10 @@ pub(super) async fn delete_offsets(door: &Arc<Door>, request: OffsetDeleteReques
 /// DescribeGroups.
 pub(super) async fn describe(door: &Arc<Door>, request: DescribeGroupsRequest) -> Response {
     let mut groups = Vec::with_capacity(request.groups.len());
+    let authorized_operations = Allowed::Group.bits(request.include_authorized_operations);
     for group_id in request.groups {
         groups.push(match door.broker.groups().describe(&group_id).await {
-            Ok(group) => described(group),
+            Ok(group) => DescribedGroup { authorized_operations, ..described(group) },
             // A group that was never heard of is a dead one.
             Err(GroupError::NotFound) => {
                 DescribedGroup { group_id, group_state: "Dead".to_owned(), ..Default::default() }

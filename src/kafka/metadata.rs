@@ -93,6 +93,38 @@ impl<'a> Leaders<'a> {
     }
 }
 
+/// What a client may do, as a set of bits by Kafka's numbers of operations: everything that there is to do with such a resource,
+/// for there are no ACLs. Kafka itself answers so without an authorizer.
+#[derive(Clone, Copy)]
+pub(super) enum Allowed {
+    Cluster,
+    Topic,
+    Group,
+}
+
+impl Allowed {
+    /// The bits, if they were asked for.
+    pub(super) fn bits(self, asked: bool) -> i32 {
+        const READ: i32 = 1 << 3;
+        const WRITE: i32 = 1 << 4;
+        const CREATE: i32 = 1 << 5;
+        const DELETE: i32 = 1 << 6;
+        const ALTER: i32 = 1 << 7;
+        const DESCRIBE: i32 = 1 << 8;
+        const CLUSTER_ACTION: i32 = 1 << 9;
+        const DESCRIBE_CONFIGS: i32 = 1 << 10;
+        const ALTER_CONFIGS: i32 = 1 << 11;
+        const IDEMPOTENT_WRITE: i32 = 1 << 12;
+        const CONFIGS: i32 = DESCRIBE_CONFIGS | ALTER_CONFIGS;
+        match self {
+            _ if !asked => i32::MIN,
+            Self::Cluster => CREATE | ALTER | DESCRIBE | CLUSTER_ACTION | CONFIGS | IDEMPOTENT_WRITE,
+            Self::Topic => READ | WRITE | CREATE | DELETE | ALTER | DESCRIBE | CONFIGS,
+            Self::Group => READ | DELETE | DESCRIBE,
+        }
+    }
+}
+
 /// A term as Kafka's 32-bit leader epoch, as batches are stamped with it.
 pub(super) fn epoch(term: u64) -> i32 {
     i32::try_from(term).unwrap_or(i32::MAX)
@@ -119,6 +151,8 @@ pub(super) async fn metadata(door: &Arc<Door>, request: MetadataRequest, version
         Some(topics) if version > 0 || !topics.is_empty() => Some(topics),
         _ => None,
     };
+    let (ask_cluster, ask_topics) =
+        (request.include_cluster_authorized_operations, request.include_topic_authorized_operations);
     let mut topics = Vec::new();
     match wanted {
         Some(wanted) => {
@@ -132,7 +166,10 @@ pub(super) async fn metadata(door: &Arc<Door>, request: MetadataRequest, version
     let brokers = brokers(&cluster.brokers);
     let reachable = |id: i32| brokers.iter().any(|broker| broker.node_id == id);
     let topics = topics.into_iter().map(|topic| match topic {
-        Ok(topic) => describe(&topic, reachable),
+        Ok(topic) => MetadataTopic {
+            topic_authorized_operations: Allowed::Topic.bits(ask_topics),
+            ..describe(&topic, reachable)
+        },
         Err(missing) => missing,
     });
     let topics = topics.collect();
@@ -143,6 +180,7 @@ pub(super) async fn metadata(door: &Arc<Door>, request: MetadataRequest, version
         controller_id: Some(controller_id).filter(|id| reachable(*id)).unwrap_or(door.broker.id().0 as i32),
         brokers,
         cluster_id: Some(cluster.cluster_id),
+        cluster_authorized_operations: Allowed::Cluster.bits(ask_cluster),
         ..Default::default()
     })
 }
@@ -188,6 +226,7 @@ async fn auto_create(door: &Arc<Door>, name: &str) -> Result<TopicDescription, E
         name: name.to_owned(),
         partitions: door.config.num_partitions,
         replicas: None,
+        assignment: None,
         config: BTreeMap::new(),
     };
     match door.broker.create_topic(spec, AUTO_CREATE_TIMEOUT).await {
@@ -244,6 +283,7 @@ pub(super) fn describe_cluster(door: &Door, request: DescribeClusterRequest) -> 
         cluster_id: cluster.cluster_id,
         controller_id: cluster.controller.map_or(-1, |controller| controller.0 as i32),
         brokers: brokers(&cluster.brokers).into_iter().map(broker).collect(),
+        cluster_authorized_operations: Allowed::Cluster.bits(request.include_cluster_authorized_operations),
         ..Default::default()
     })
 }

@@ -4,9 +4,10 @@
 //! never passes a request on: Kafka's clients find the leader themselves.
 //!
 //! - [`wire`]: primitive types, bounded. [`messages`]: the APIs, field by field. `error_code`: errors as numbers.
-//! - `connection`: frames, limits, the order of answers. `dispatch`: from a request to its handler.
+//! - `connection`: frames, limits, the order of answers. `budget`: room for bytes. `dispatch`: from a request to its handler.
 //! - `produce`, `fetch`, `offsets`, `metadata`, `topics`, `configs`, `groups`: the handlers.
 
+mod budget;
 mod configs;
 mod connection;
 mod dispatch;
@@ -28,12 +29,28 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::Instant;
 use tracing::{Instrument, debug, info_span, warn};
 
+use self::budget::Budget;
 use crate::broker::Broker;
 use crate::config::{Config, KafkaConfig, Limits, host_of};
 
 pub use error_code::ErrorCode;
+
+/// Reads a frame as a connection does, and answers nothing: for whoever throws bytes at it. Returns how many bytes of memory its array
+/// elements take beside the frame; `Err`: why the connection would be closed.
+pub fn understand(frame: bytes::Bytes) -> Result<usize, String> {
+    let incoming = dispatch::parse(frame);
+    let weight = incoming.weight();
+    match incoming {
+        dispatch::Incoming::Malformed(why) => Err(why),
+        _ => Ok(weight),
+    }
+}
+
+/// How often it is said that there are too many connections.
+const TOO_MANY_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How far along its life a server is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,10 +71,13 @@ struct Door {
     config: KafkaConfig,
     limits: Limits,
     stage: watch::Receiver<Stage>,
-    /// Room for requests' bytes.
-    request_bytes: Arc<Semaphore>,
+    /// Room for requests' bytes; those of small frames, and the beginnings of large ones that wait for room, are counted apart.
+    request_bytes: Budget,
+    small_request_bytes: Budget,
+    /// Room for what requests take in memory beside their frames.
+    decoded_bytes: Budget,
     /// Room for the bytes of answers to fetches; apart, so that readers cannot starve writers.
-    answer_bytes: Arc<Semaphore>,
+    answer_bytes: Budget,
     metrics: metrics::Metrics,
 }
 
@@ -123,15 +143,17 @@ impl Server {
     /// From now on requests are answered, by this broker. A second call does nothing.
     pub fn open(&self, broker: Arc<Broker>) {
         let Some(listener) = self.listener.lock().take() else { return };
-        let budget = || Arc::new(Semaphore::new(self.limits.inflight_bytes_max.min(Semaphore::MAX_PERMITS)));
+        let bytes = self.limits.inflight_bytes_max;
         let door = Arc::new(Door {
             metrics: metrics::Metrics::new(broker.id()),
             broker,
             config: self.config.clone(),
             limits: self.limits.clone(),
             stage: self.stage.subscribe(),
-            request_bytes: budget(),
-            answer_bytes: budget(),
+            request_bytes: Budget::new(bytes),
+            small_request_bytes: Budget::new((bytes / 8).max(connection::SMALL_BYTES)),
+            decoded_bytes: Budget::new(bytes),
+            answer_bytes: Budget::new(bytes),
         });
         self.stage.send_replace(Stage::Serving);
         *self.accepting.lock() = Some(tokio::spawn(accept(listener, door)));
@@ -158,6 +180,8 @@ impl Server {
 async fn accept(listener: TcpListener, door: Arc<Door>) {
     let room = Arc::new(Semaphore::new(door.limits.connections_max.min(Semaphore::MAX_PERMITS)));
     let mut connections = JoinSet::new();
+    // When somebody was last told that there are too many, and how many were closed since.
+    let (mut told, mut closed) = (None::<Instant>, 0u64);
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -174,7 +198,12 @@ async fn accept(listener: TcpListener, door: Arc<Door>) {
             }
         };
         let Ok(place) = Arc::clone(&room).try_acquire_owned() else {
-            debug!(%peer, max = door.limits.connections_max, "a Kafka connection too many is closed");
+            closed += 1;
+            if told.is_none_or(|told| told.elapsed() >= TOO_MANY_INTERVAL) {
+                let max = door.limits.connections_max;
+                warn!(%peer, max, closed, "a Kafka connection too many is closed");
+                (told, closed) = (Some(Instant::now()), 0);
+            }
             continue;
         };
         let _ = stream.set_nodelay(true);

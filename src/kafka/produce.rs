@@ -17,8 +17,7 @@ use super::messages::{
 };
 use super::metadata::{Leaders, TopicName};
 use super::{Door, ErrorCode};
-use crate::broker::Route;
-use crate::coordinator::OFFSETS_TOPIC;
+use crate::broker::{Route, check_not_internal};
 use crate::partition::{Acks, Partition};
 use crate::record_batch::RecordBatch;
 
@@ -115,8 +114,6 @@ async fn produce_one(
     let records = records.0.and_then(|mut records| records.pop()).unwrap_or_default();
     let done = match (refusal, topic.error) {
         (Some(refused), _) => Err(refused),
-        // Its records are the coordinators' own.
-        (None, None) if topic.name == OFFSETS_TOPIC => Err(ErrorCode::InvalidTopic.into()),
         (None, Some(code)) => Err(code.into()),
         (None, None) => append(door, &topic.name, index, records, acks, timeout).await,
     };
@@ -139,6 +136,7 @@ async fn append(
     acks: Acks,
     timeout: Duration,
 ) -> Result<(i64, i64), Refused> {
+    check_not_internal(topic)?;
     let partition = leading(door, topic, index)?;
     let batch = RecordBatch::check(records, partition.limits())
         .map_err(|error| Refused { code: ErrorCode::from(&error), message: Some(error.to_string()) })?;

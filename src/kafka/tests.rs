@@ -1,6 +1,8 @@
 //! The door over a real broker of its own: what clients rely on, and what hostile ones try (each class of input that a broker
 //! must refuse). Against real clients: `scripts/kafka-smoke`.
 
+mod sharing;
+
 use std::collections::BTreeMap;
 use std::net::TcpListener as StdListener;
 use std::time::Duration;
@@ -60,7 +62,7 @@ impl House {
 
     async fn topic(&self, name: &str, partitions: u32) {
         let config = BTreeMap::new();
-        let spec = TopicSpec { name: name.to_owned(), partitions, replicas: None, config };
+        let spec = TopicSpec { name: name.to_owned(), partitions, replicas: None, assignment: None, config };
         self.broker.create_topic(spec, PATIENCE).await.unwrap();
     }
 
@@ -446,8 +448,9 @@ async fn topics_are_created_changed_and_deleted_with_kafkas_codes() {
         topic.configs.push(ConfigValue { name: key.into(), value: value.map(Into::into) });
         topic
     };
-    let placed = |mut topic: CreatableTopic| {
-        topic.assignments.push(ReplicaAssignment { partition_index: 0, broker_ids: vec![1] });
+    let placed = |mut topic: CreatableTopic, on: &[(i32, i32)]| {
+        let assignment = |(partition_index, broker)| ReplicaAssignment { partition_index, broker_ids: vec![broker] };
+        topic.assignments.extend(on.iter().copied().map(assignment));
         topic
     };
     let topics = vec![
@@ -461,11 +464,14 @@ async fn topics_are_created_changed_and_deleted_with_kafkas_codes() {
         topic("many", 1, 2),
         with(topic("odd", 1, 1), "no.such.key", Some("1")),
         with(topic("null", 1, 1), "retention.ms", None),
-        placed(topic("placed", -1, -1)),
+        placed(topic("placed", -1, -1), &[(1, 1), (0, 1)]),
+        placed(topic("placed-nowhere", -1, -1), &[(0, 9)]),
+        placed(topic("placed-with-a-gap", -1, -1), &[(0, 1), (2, 1)]),
+        placed(topic("placed-both-ways", 1, -1), &[(0, 1)]),
         topic("twice", 1, 1),
         topic("twice", 1, 1),
     ];
-    let codes = [0, 0, 17, 17, 17, 17, 37, 38, 40, 40, 39, 42];
+    let codes = [0, 0, 17, 17, 17, 17, 37, 38, 40, 40, 0, 39, 39, 42, 42];
     let request = CreateTopicsRequest { topics, timeout_ms: 30_000, validate_only: true };
     for validate_only in [true, false] {
         let request = Request::CreateTopics(CreateTopicsRequest { validate_only, ..request.clone() });
@@ -477,7 +483,19 @@ async fn topics_are_created_changed_and_deleted_with_kafkas_codes() {
     let again = CreateTopicsRequest { topics: vec![topic("good", 1, 1)], timeout_ms: 1000, validate_only: false };
     let Response::CreateTopics(response) = client.call(Request::CreateTopics(again), 2).await else { panic!() };
     assert_eq!(response.topics[0].error_code, 36);
+    assert_eq!(house.broker.topic("placed").unwrap().partitions.len(), 2);
     let more = |name: &str, count| MorePartitions { name: name.into(), count, assignments: None };
+    let on = |broker: i32, count: usize| MorePartitions {
+        assignments: Some(vec![PartitionAssignment { broker_ids: vec![broker] }; count]),
+        ..more("placed", 4)
+    };
+    for (wanted, code) in [(on(9, 2), 39), (on(-1, 2), 39), (on(1, 1), 39), (on(1, 2), 0), (on(1, 2), 37)] {
+        let request = CreatePartitionsRequest { topics: vec![wanted], timeout_ms: 30_000, validate_only: false };
+        let response = client.call(Request::CreatePartitions(request), 3).await;
+        let Response::CreatePartitions(response) = response else { panic!() };
+        assert_eq!(response.results[0].error_code, code, "{response:?}");
+    }
+    assert_eq!(house.broker.topic("placed").unwrap().partitions.len(), 4);
     let topics = vec![more("good", 5), more("configured", 1), more("missing", 2)];
     let request = CreatePartitionsRequest { topics, timeout_ms: 30_000, validate_only: false };
     let Response::CreatePartitions(response) = client.call(Request::CreatePartitions(request), 3).await else {
@@ -871,7 +889,8 @@ async fn the_log_of_groups_is_shortened_and_still_tells_everything() {
     // A partition that has just been elected may not be able to confirm it yet: whoever asks is told to ask again.
     let deadline = Instant::now() + PATIENCE;
     while let Err(error) = commit("quiet", 7).await {
-        assert!(error == GroupError::NotCoordinator && Instant::now() < deadline, "{error}");
+        let moved = matches!(error, GroupError::NotCoordinator | GroupError::Lost);
+        assert!(moved && Instant::now() < deadline, "{error}");
         sleep(Duration::from_millis(10)).await;
     }
     for round in 0..22 {
@@ -885,7 +904,7 @@ async fn the_log_of_groups_is_shortened_and_still_tells_everything() {
     // What is left of the log tells the same to a new coordinator.
     let foreign = crate::record_batch::RecordBatch::check(batch_of(&[("x", 1)], None), log.limits()).unwrap();
     log.produce(foreign, crate::partition::Acks::All, None, PATIENCE).await.unwrap();
-    assert_eq!(commit("busy", 0).await, Err(GroupError::NotCoordinator));
+    assert_eq!(commit("busy", 0).await, Err(GroupError::Lost));
     assert_eq!((told("quiet").await, told("busy").await), (7, 22 * 500 - 1));
     house.close().await;
 }
@@ -935,12 +954,46 @@ async fn groups_are_described_listed_left_and_deleted() {
     assert_eq!(client.committed().await, []);
     assert_eq!(codes(client.call(delete, 2).await), [0, 69]);
     assert_eq!(client.produce(0, Bytes::new()).await.error_code, 2);
+    house.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_holds_the_groups_is_not_for_clients_to_change() {
+    use crate::coordinator::OFFSETS_TOPIC;
+    const INVALID_TOPIC: i16 = 17;
+    let house = House::open().await;
+    house.broker.ensure_offsets_topic(PATIENCE).await.unwrap();
+    let mut client = house.client().await;
     let mut request = produce_request(0, batch_of(&[("x", 1)], None), -1);
     if let Request::Produce(produce) = &mut request {
-        produce.topics[0].name = crate::coordinator::OFFSETS_TOPIC.to_owned();
+        produce.topics[0].name = OFFSETS_TOPIC.to_owned();
     }
     let Response::Produce(refused) = client.call(request, 9).await else { panic!() };
-    assert_eq!(refused.topics[0].partitions[0].error_code, 17, "the coordinators' own log");
+    assert_eq!(refused.topics[0].partitions[0].error_code, INVALID_TOPIC);
+    let partitions = vec![DeleteRecordsPartition { partition: 0, offset: -1 }];
+    let topics = vec![DeleteRecordsTopic { name: OFFSETS_TOPIC.into(), partitions }];
+    let request = Request::DeleteRecords(DeleteRecordsRequest { topics, timeout_ms: 30_000 });
+    let Response::DeleteRecords(refused) = client.call(request, 2).await else { panic!() };
+    assert_eq!(refused.topics[0].partitions[0].error_code, INVALID_TOPIC);
+    let topics = vec![MorePartitions { name: OFFSETS_TOPIC.into(), count: 100, assignments: None }];
+    let request = CreatePartitionsRequest { topics, timeout_ms: 30_000, validate_only: false };
+    let Response::CreatePartitions(refused) = client.call(Request::CreatePartitions(request), 3).await else {
+        panic!()
+    };
+    assert_eq!(refused.results[0].error_code, INVALID_TOPIC);
+    let configs = vec![ConfigChange { name: "retention.ms".into(), operation: 0, value: Some("1".into()) }];
+    let resources = vec![IncrementalResource { resource_type: 2, resource_name: OFFSETS_TOPIC.into(), configs }];
+    let request = IncrementalAlterConfigsRequest { resources, validate_only: false };
+    let Response::IncrementalAlterConfigs(refused) = client.call(Request::IncrementalAlterConfigs(request), 1).await
+    else {
+        panic!()
+    };
+    assert_eq!(refused.responses[0].error_code, INVALID_TOPIC);
+    let request =
+        DeleteTopicsRequest { topic_names: vec![OFFSETS_TOPIC.into()], timeout_ms: 30_000, ..Default::default() };
+    let Response::DeleteTopics(refused) = client.call(Request::DeleteTopics(request), 4).await else { panic!() };
+    assert_eq!(refused.topics[0].error_code, INVALID_TOPIC);
+    assert_eq!(house.broker.topic(OFFSETS_TOPIC).unwrap().config["retention.ms"], "-1");
     house.close().await;
 }
 
@@ -972,6 +1025,15 @@ async fn configurations_change_and_records_are_deleted() {
         assert_eq!(alter(incremental(2, vec![wrong], false)).await, 40);
     }
     assert_eq!(alter(incremental(4, retention(), false)).await, 42);
+    // A list takes in and lets go; what it cannot hold is refused by its value.
+    for (operation, value, code) in
+        [(2, "delete", 0), (2, "compact", 40), (3, "compact", 0), (3, "delete", 40), (9, "x", 40)]
+    {
+        let change = vec![change("cleanup.policy", operation, Some(value))];
+        assert_eq!(alter(incremental(2, change, false)).await, code, "{operation} {value}");
+    }
+    assert_eq!(set()["cleanup.policy"], "delete");
+    alter(incremental(2, vec![change("cleanup.policy", 1, None)], false)).await;
     assert_eq!((alter(incremental(2, vec![change("retention.ms", 1, None)], false)).await, set().len()), (0, 0));
     alter(incremental(2, retention(), false)).await;
     let configs = vec![ConfigValue { name: "segment.ms".into(), value: Some("7".into()) }];
@@ -991,5 +1053,40 @@ async fn configurations_change_and_records_are_deleted() {
         assert_eq!((deleted.error_code, deleted.low_watermark), found, "{offset}");
     }
     assert_eq!(client.list(-2).await.0, 5);
+    // Who gives it no time is told what came of it all the same.
+    client.produce(0, batch_of(&[("a", 1)], None)).await;
+    let partitions = vec![DeleteRecordsPartition { partition: 0, offset: 6 }];
+    let topics = vec![DeleteRecordsTopic { name: "t".into(), partitions }];
+    let request = Request::DeleteRecords(DeleteRecordsRequest { topics, timeout_ms: 0 });
+    let Response::DeleteRecords(response) = client.call(request, 2).await else { panic!() };
+    assert_eq!((response.topics[0].partitions[0].error_code, response.topics[0].partitions[0].low_watermark), (0, 6));
+    house.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_asks_what_it_may_do_is_told_everything() {
+    let house = House::open().await;
+    house.topic("t", 1).await;
+    let mut client = house.client().await;
+    for (asked, cluster, topic) in [(false, i32::MIN, i32::MIN), (true, 0x1fa0 & !(1 << 6), 0xdf8)] {
+        let request = Request::Metadata(MetadataRequest {
+            topics: Some(vec![MetadataTopicName { name: Some("t".into()), ..Default::default() }]),
+            include_cluster_authorized_operations: asked,
+            include_topic_authorized_operations: asked,
+            ..Default::default()
+        });
+        let Response::Metadata(response) = client.call(request, 10).await else { panic!() };
+        assert_eq!(response.cluster_authorized_operations, cluster);
+        assert_eq!(response.topics[0].topic_authorized_operations, topic);
+        let request = DescribeClusterRequest {
+            include_cluster_authorized_operations: asked,
+            endpoint_type: 1,
+            ..Default::default()
+        };
+        let Response::DescribeCluster(response) = client.call(Request::DescribeCluster(request), 2).await else {
+            panic!()
+        };
+        assert_eq!(response.cluster_authorized_operations, cluster);
+    }
     house.close().await;
 }

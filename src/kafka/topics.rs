@@ -5,23 +5,25 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use pontoon_raft::types::Offset;
+use pontoon_raft::types::{BrokerId, Offset};
 
 use super::messages::{
     CreatableTopic, CreatePartitionsRequest, CreatePartitionsResponse, CreateTopicsRequest, CreateTopicsResponse,
     CreatedConfig, CreatedTopic, DeletableTopic, DeleteRecordsPartition, DeleteRecordsRequest, DeleteRecordsResponse,
     DeleteTopicsRequest, DeleteTopicsResponse, DeletedRecordsPartition, DeletedRecordsTopic, DeletedTopic,
-    MorePartitions, MorePartitionsResult, Response,
+    MorePartitions, MorePartitionsResult, ReplicaAssignment, Response,
 };
 use super::metadata::topic_uuid;
 use super::produce::leading;
 use super::wire::Uuid;
 use super::{Door, ErrorCode, configs};
-use crate::broker::{TopicDescription, TopicSpec};
+use crate::broker::{TopicDescription, TopicSpec, check_not_internal};
 use crate::error::{Code, Error};
 
 /// Longest that such a request may take, whatever it asks for.
 const TIMEOUT_MAX: Duration = Duration::from_secs(120);
+/// Least time that a partition has for moving its log start.
+const DELETE_RECORDS_MIN: Duration = Duration::from_secs(2);
 
 /// A refusal: the number and a word for people.
 pub(super) struct Refused(pub(super) ErrorCode, pub(super) String);
@@ -117,18 +119,22 @@ fn describe(door: &Door, topic: &TopicDescription) -> CreatedTopic {
 
 /// What a request asks for, in the broker's words.
 fn spec(door: &Door, topic: CreatableTopic) -> Result<TopicSpec, Refused> {
-    if !topic.assignments.is_empty() {
-        let why = "replicas are placed by the cluster; name a number of partitions and replicas instead".to_owned();
-        return Err(Refused(ErrorCode::InvalidReplicaAssignment, why));
-    }
+    let assignment = match topic.assignments.is_empty() {
+        true => None,
+        false if topic.num_partitions != -1 || topic.replication_factor != -1 => {
+            let why = "replicas are placed by name or by number, not both".to_owned();
+            return Err(Refused(ErrorCode::InvalidRequest, why));
+        }
+        false => Some(assignment(topic.assignments)?),
+    };
     let partitions = match topic.num_partitions {
-        -1 => door.config.num_partitions,
+        -1 => assignment.as_ref().map_or(door.config.num_partitions, |assignment| assignment.len() as u32),
         number => u32::try_from(number).ok().filter(|number| *number > 0).ok_or_else(|| {
             Refused(ErrorCode::InvalidPartitions, format!("{number} partitions: at least 1, or -1 for the default"))
         })?,
     };
     let replicas = match topic.replication_factor {
-        -1 => None,
+        -1 => assignment.as_ref().and_then(|assignment| Some(assignment.first()?.len() as u32)),
         number => Some(u32::try_from(number).ok().filter(|number| *number > 0).ok_or_else(|| {
             Refused(
                 ErrorCode::InvalidReplicationFactor,
@@ -143,7 +149,27 @@ fn spec(door: &Door, topic: CreatableTopic) -> Result<TopicSpec, Refused> {
         })?;
         config.insert(entry.name, value);
     }
-    Ok(TopicSpec { name: topic.name, partitions, replicas, config })
+    Ok(TopicSpec { name: topic.name, partitions, replicas, assignment, config })
+}
+
+/// For each partition its brokers; the partitions may come in any order, each once, from 0 on.
+fn assignment(mut assignments: Vec<ReplicaAssignment>) -> Result<Vec<Vec<BrokerId>>, Refused> {
+    assignments.sort_by_key(|one| one.partition_index);
+    let numbers = assignments.iter().map(|one| i64::from(one.partition_index));
+    if !numbers.eq(0..assignments.len() as i64) {
+        let why = "the partitions of an assignment are numbered from 0 on, each once".to_owned();
+        return Err(Refused(ErrorCode::InvalidReplicaAssignment, why));
+    }
+    assignments.into_iter().map(|one| brokers(one.broker_ids)).collect()
+}
+
+fn brokers(ids: Vec<i32>) -> Result<Vec<BrokerId>, Refused> {
+    let broker = |id: i32| {
+        u32::try_from(id)
+            .map(BrokerId)
+            .map_err(|_| Refused(ErrorCode::InvalidReplicaAssignment, format!("there is no broker {id}")))
+    };
+    ids.into_iter().map(broker).collect()
 }
 
 /// DeleteTopics.
@@ -208,24 +234,34 @@ async fn more_partitions(
     timeout: Duration,
     validate_only: bool,
 ) -> Result<(), Refused> {
-    if topic.assignments.is_some_and(|assignments| !assignments.is_empty()) {
-        let why = "replicas are placed by the cluster; name a number of partitions instead".to_owned();
-        return Err(Refused(ErrorCode::InvalidReplicaAssignment, why));
-    }
     let has = door.broker.topic(&topic.name)?.partitions.len();
     let count = u32::try_from(topic.count).ok().filter(|count| *count as usize > has).ok_or_else(|| {
         let why = format!("topic {:?} has {has} partitions; {} are not more", topic.name, topic.count);
         Refused(ErrorCode::InvalidPartitions, why)
     })?;
-    if !validate_only {
-        door.broker.alter_topic(&topic.name, Some(count), BTreeMap::new(), timeout).await?;
+    let Some(assignments) = topic.assignments.filter(|assignments| !assignments.is_empty()) else {
+        check_not_internal(&topic.name)?;
+        if !validate_only {
+            door.broker.alter_topic(&topic.name, Some(count), BTreeMap::new(), timeout).await?;
+        }
+        return Ok(());
+    };
+    if assignments.len() != count as usize - has {
+        let why = format!("replicas of {} partitions for {} new ones", assignments.len(), count as usize - has);
+        return Err(Refused(ErrorCode::InvalidReplicaAssignment, why));
+    }
+    let assignment: Vec<_> = assignments.into_iter().map(|one| brokers(one.broker_ids)).collect::<Result<_, _>>()?;
+    match validate_only {
+        true => door.broker.check_assignment(&assignment)?,
+        false => drop(door.broker.grow_topic(&topic.name, has as u32, assignment, timeout).await?),
     }
     Ok(())
 }
 
 /// DeleteRecords: the log starts at the offset, or at the high watermark (-1).
 pub(super) async fn delete_records(door: &Arc<Door>, request: DeleteRecordsRequest) -> Response {
-    let limit = timeout(request.timeout_ms);
+    // Who gives no time at all still wants to know: a log start moves by a commit, and that takes a moment here.
+    let limit = timeout(request.timeout_ms).max(DELETE_RECORDS_MIN);
     let mut topics = Vec::with_capacity(request.topics.len());
     for topic in request.topics {
         let mut partitions = Vec::with_capacity(topic.partitions.len());
@@ -252,6 +288,7 @@ async fn delete_records_of(
     limit: Duration,
 ) -> Result<i64, Error> {
     const HIGH_WATERMARK: i64 = -1;
+    check_not_internal(topic)?;
     let found = leading(door, topic, partition)?;
     let start = match u64::try_from(offset) {
         Ok(offset) => Offset(offset),

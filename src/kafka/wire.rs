@@ -1,9 +1,10 @@
 //! Kafka's primitive types on the wire: a bounded reader of requests, a writer of responses, and [`message!`], which turns a
 //! table of fields and versions into both.
 //!
-//! Bytes are hostile. Every count and length is compared with the bytes that are left before anything is allocated for it,
-//! vectors grow as their elements are really read, and a request has at most [`ELEMENTS_MAX`] array elements in all: what a
-//! request takes in memory is a small multiple of its frame. It knows no API: the tables are in [`super::messages`].
+//! Bytes are hostile. Every count and length is compared with the bytes that are left before anything is allocated for it. A request
+//! has at most [`ELEMENTS_MAX`] array elements in all, and together they take at most [`MEMORY_BASE`] and [`MEMORY_PER_BYTE`] times the
+//! message's length (an element may take 80 bytes in memory and two on the wire); what they take is told, so that it can be counted. It
+//! knows no API: the tables are in [`super::messages`].
 //!
 //! From a message's first *flexible* version on (KIP-482) lengths are unsigned varints of length + 1 and every struct ends with
 //! tagged fields; before it lengths are 16 or 32 bits and null is -1. `"ab"` is `00 02 61 62`, or flexible `03 61 62`.
@@ -12,8 +13,10 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 /// Most array elements one request may have, nested ones included.
 pub const ELEMENTS_MAX: usize = 200_000;
-/// What a vector is given room for before its elements have been seen.
-const ELEMENTS_AT_ONCE: usize = 16;
+/// What array elements may take in memory however short the message is, in bytes.
+pub const MEMORY_BASE: usize = 256 << 10;
+/// What they may take besides for each byte of the message.
+pub const MEMORY_PER_BYTE: usize = 8;
 
 /// Why bytes are not the message they should be.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -40,12 +43,20 @@ pub struct Reader {
     /// Whether that version is flexible.
     pub flexible: bool,
     elements_left: usize,
+    memory_left: usize,
+    memory_max: usize,
 }
 
 impl Reader {
     /// Over a message's bytes.
     pub fn new(bytes: Bytes, version: i16, flexible: bool) -> Self {
-        Self { bytes, version, flexible, elements_left: ELEMENTS_MAX }
+        let memory_max = MEMORY_BASE + MEMORY_PER_BYTE * bytes.len();
+        Self { bytes, version, flexible, elements_left: ELEMENTS_MAX, memory_left: memory_max, memory_max }
+    }
+
+    /// Bytes of memory that the array elements read so far take.
+    pub fn memory_used(&self) -> usize {
+        self.memory_max - self.memory_left
     }
 
     /// How many bytes are left.
@@ -99,7 +110,11 @@ impl Reader {
             .elements_left
             .checked_sub(count)
             .ok_or_else(|| Malformed(format!("more than {ELEMENTS_MAX} array elements")))?;
-        let mut elements = Vec::with_capacity(count.min(ELEMENTS_AT_ONCE));
+        self.memory_left = self
+            .memory_left
+            .checked_sub(count * size_of::<T>())
+            .ok_or_else(|| Malformed(format!("{count} more array elements in so short a message")))?;
+        let mut elements = Vec::with_capacity(count);
         for _ in 0..count {
             elements.push(T::read(self)?);
         }
@@ -132,11 +147,12 @@ impl Reader {
             last = Some(tag);
             let length = self.unsigned_varint()? as usize;
             let bytes = self.take(length)?;
-            let mut field = Reader { bytes, elements_left: self.elements_left, ..*self };
+            let (elements_left, memory_left) = (self.elements_left, self.memory_left);
+            let mut field = Reader { bytes, elements_left, memory_left, ..*self };
             if known(tag, &mut field)? && field.remaining() > 0 {
                 return Err(Malformed(format!("tagged field {tag} has {} bytes too many", field.remaining())));
             }
-            self.elements_left = field.elements_left;
+            (self.elements_left, self.memory_left) = (field.elements_left, field.memory_left);
         }
         Ok(())
     }
@@ -553,6 +569,21 @@ mod tests {
     fn too_many_elements_are_refused_even_if_their_bytes_are_there() {
         let sample = Sample { list: vec![0; ELEMENTS_MAX + 1], ..sample() };
         assert!(decode(encode(&sample, 0), 0).unwrap_err().0.contains("more than 200000"));
+    }
+
+    #[test]
+    fn elements_that_take_far_more_memory_than_bytes_are_refused() {
+        // In a flexible version an empty text is one byte, and a `String`.
+        let texts = |count: usize| {
+            let mut writer = Writer::new(4, true);
+            vec![String::new(); count].write(&mut writer);
+            Reader::new(writer.into_bytes(), 4, true)
+        };
+        let few = MEMORY_BASE / size_of::<String>();
+        let mut reader = texts(few);
+        Vec::<String>::read(&mut reader).unwrap();
+        assert_eq!(reader.memory_used(), few * size_of::<String>());
+        assert!(Vec::<String>::read(&mut texts(2 * few)).unwrap_err().0.contains("in so short a message"));
     }
 
     #[test]

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use pontoon_raft::error::ProposeError;
+use pontoon_raft::log::frame::FRAME_PAYLOAD_BYTES_MAX;
 use pontoon_raft::stages::Stages;
 use pontoon_raft::types::{Appended, Offset, Outcome};
 use tokio::sync::oneshot;
@@ -72,6 +73,13 @@ impl<L: ReplicatedLog> Partition<L> {
         }
         if let Some(why) = self.log.beyond_repair() {
             return Err(self.error(Code::CorruptLog, why));
+        }
+        let (bytes, max) = (batch.bytes().len(), FRAME_PAYLOAD_BYTES_MAX as usize);
+        if bytes > max {
+            // Longer than a frame that can be read back: whatever let it come so far, it must not be acknowledged.
+            return Err(
+                self.error(Code::RequestTooLarge, format_args!("a batch of {bytes} bytes; the log takes {max}"))
+            );
         }
         let deadline = Instant::now() + timeout;
         let header = *batch.header();
@@ -176,11 +184,13 @@ impl<L: ReplicatedLog> Partition<L> {
             return Err(self.error(Code::TooManyRequests, "too many unacknowledged records are waiting"));
         };
         let log = self.log.clone();
-        let mut proposal = Box::pin(async move {
+        let propose = async move {
             let _permit = permit;
             log.propose(payload, None).await
-        });
-        // Polled here once, so that it stands in the group's queue before the next call's.
+        };
+        // Polled here once, so that it stands in the group's queue before the next call's; not even tokio's budget, used up by
+        // the calls before, may put that off.
+        let mut proposal = Box::pin(tokio::task::unconstrained(propose));
         match futures_util::poll!(&mut proposal) {
             std::task::Poll::Ready(Err(error)) => return Err(self.propose_error(error)),
             std::task::Poll::Ready(Ok(_)) => {}

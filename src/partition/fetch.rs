@@ -240,7 +240,7 @@ impl<'a, L: ReplicatedLog> Reading<'a, L> {
     }
 
     fn read_error(&self, error: ReadError) -> Error {
-        tracing::error!(partition = %self.partition.options.name, %error, "records cannot be read");
+        self.partition.say_unreadable(&error);
         self.partition.error(Code::CorruptLog, error)
     }
 }

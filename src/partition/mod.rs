@@ -26,10 +26,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use pontoon_raft::error::ProposeError;
 use pontoon_raft::raft_group::RaftGroup;
 use pontoon_raft::types::{BrokerId, Offset};
 use tokio::sync::Semaphore;
+use tokio::time::Instant;
 
 pub use append_state::PartitionState;
 pub use application::PartitionApplication;
@@ -167,13 +169,30 @@ pub struct Partition<L: ReplicatedLog = RaftGroup> {
     options: PartitionOptions,
     /// Bytes of `acks=none` batches that may yet be proposed.
     unacknowledged: Arc<Semaphore>,
+    /// When it was last said that records cannot be read.
+    said_unreadable: Mutex<Option<Instant>>,
 }
+
+/// Clients ask again and again for what is rotten; once in so long is enough for whoever reads the log.
+const UNREADABLE_AGAIN: Duration = Duration::from_secs(60);
 
 impl<L: ReplicatedLog> Partition<L> {
     /// Over its group, whose application is a [`PartitionApplication`].
     pub fn new(group: L, options: PartitionOptions) -> Arc<Self> {
         let unacknowledged = Arc::new(Semaphore::new(append::UNACKNOWLEDGED_BYTES_MAX));
-        Arc::new(Self { log: group, options, unacknowledged })
+        Arc::new(Self { log: group, options, unacknowledged, said_unreadable: Mutex::new(None) })
+    }
+
+    /// Says that records cannot be read, unless that was said a moment ago. Returns whether it did.
+    fn say_unreadable(&self, error: &dyn fmt::Display) -> bool {
+        let now = Instant::now();
+        let mut said = self.said_unreadable.lock();
+        let due = said.is_none_or(|at| now.duration_since(at) >= UNREADABLE_AGAIN);
+        if due {
+            *said = Some(now);
+            tracing::error!(partition = %self.options.name, %error, "records cannot be read");
+        }
+        due
     }
 
     /// What a batch for it may have: the topic's `max.message.bytes` among them.

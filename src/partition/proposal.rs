@@ -20,7 +20,8 @@ const NO_CONDITION: u64 = u64::MAX;
 /// stamp under the log's lock need not.
 pub(super) fn wrap(batch: RecordBatch, if_match: Option<Offset>) -> Bytes {
     let mut bytes = into_owned(batch.into_bytes());
-    let condition = if_match.map_or(NO_CONDITION, |offset| offset.0);
+    // No log ends at either of the two largest offsets: both conditions fail alike.
+    let condition = if_match.map_or(NO_CONDITION, |offset| offset.0.min(NO_CONDITION - 1));
     record_batch::stamp(&mut bytes, condition, VERSION as u64);
     bytes.freeze()
 }
@@ -82,6 +83,8 @@ mod tests {
             let proposal = wrap(batch(), condition);
             assert_eq!(read(&proposal).unwrap().1, condition);
         }
+        let impossible = wrap(batch(), Some(Offset(u64::MAX)));
+        assert!(read(&impossible).unwrap().1.is_some(), "a condition that cannot hold is not none");
         assert!(read(batch().bytes()).is_none(), "a batch without an envelope");
         assert!(read(b"short").is_none());
         assert!(read(&stamp(wrap(batch(), None), 1, 2)).is_none(), "a stored batch");

@@ -28,6 +28,8 @@ const XERIAL_MAGIC: [u8; 8] = [0x82, b'S', b'N', b'A', b'P', b'P', b'Y', 0];
 const XERIAL_HEADER_BYTES: usize = 16;
 /// The best a Snappy block can do: three bytes that copy 64. A block that claims more lies, and gets no memory.
 const SNAPPY_RATIO_MAX: usize = 64 / 3 + 1;
+/// What decompression begins with.
+const FIRST_BYTES: usize = 64 << 10;
 /// The largest window that zstd itself accepts by default: 2^27 bytes, what its level 22 uses. It is touched only as far as
 /// output is written, so the output limit bounds it.
 const ZSTD_WINDOW_LOG_MAX: u32 = 27;
@@ -74,11 +76,19 @@ impl Compression {
     }
 }
 
-/// Reads at most one byte more than `bytes_max`, so that the caller sees that there was more.
-fn read_bounded(reader: impl Read, bytes_max: usize) -> io::Result<Vec<u8>> {
-    let mut out = Vec::new();
-    reader.take(bytes_max as u64 + 1).read_to_end(&mut out)?;
-    Ok(out)
+/// Reads at most one byte more than `bytes_max`, so that the caller sees that there was more. Memory grows fourfold and never beyond that:
+/// what a vector would ask for by itself is twice the limit, and as much again is freed on the way.
+fn read_bounded(mut reader: impl Read, bytes_max: usize) -> io::Result<Vec<u8>> {
+    let limit = bytes_max.saturating_add(1);
+    let mut out = Vec::with_capacity(FIRST_BYTES.min(limit));
+    loop {
+        let (before, room) = (out.len(), out.capacity().min(limit) - out.len());
+        reader.by_ref().take(room as u64).read_to_end(&mut out)?;
+        if out.len() - before < room || out.len() == limit {
+            return Ok(out);
+        }
+        out.reserve_exact(out.len().saturating_mul(4).min(limit) - out.len());
+    }
 }
 
 fn lz4(bytes: &[u8], bytes_max: usize) -> io::Result<Vec<u8>> {

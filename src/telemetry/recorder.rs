@@ -159,7 +159,8 @@ fn write_series(text: &mut String, key: &Key, series: &Series) {
     };
 }
 
-fn escaped(value: &str) -> String {
+/// A label's value as it must be written.
+pub fn escaped(value: &str) -> String {
     value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
 }
 

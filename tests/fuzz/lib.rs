@@ -9,7 +9,7 @@ mod driver;
 mod hostile;
 
 use damage::Class;
-pub use hostile::{batch_bodies, catalog_commands, peer_messages};
+pub use hostile::{batch_bodies, catalog_commands, kafka_batches, kafka_requests, peer_messages};
 
 /// What `driver` and `damage` run on: tokio's paused time.
 fn run<T>(test: impl Future<Output = T>) -> T {

@@ -145,6 +145,7 @@ const CONTRACT: &[(&str, &[&str])] = &[
         &["every_answer_is_one_that_the_document_lists", "nothing_is_served_that_is_not_in_the_document"],
     ),
     ("400 of what is no request", &["what_is_no_request_gets_the_error_body_too"]),
+    ("403: a topic of Pontoon's own is read, not changed", &["what_holds_the_groups_is_not_for_clients_to_change"]),
     ("404, 405 with Allow", &["nothing_is_served_that_is_not_in_the_document"]),
     ("408", &["a_body_that_breaks_off_writes_nothing"]),
     (
@@ -249,6 +250,33 @@ async fn a_topic_has_defaults_that_suit_the_cluster() {
         partitions[0]["replicas"].as_array().unwrap().iter().map(|id| id.as_u64().unwrap()).collect();
     replicas.sort_unstable();
     assert_eq!(replicas, [1, 2, 3]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_holds_the_groups_is_not_for_clients_to_change() {
+    let cluster = Cluster::start(1).await;
+    cluster.create_topic(1, "t", 1).await;
+    let offsets = json!({"offsets": [{"topic": "t", "partition": 0, "offset": 1, "metadata": "m"}]});
+    let (status, body) = cluster.ask(1, Method::PUT, "/v1/groups/g/offsets", Some(offsets.clone())).await;
+    assert!(status.is_success(), "{body}");
+    let records = json!({"records": [{"key": "g", "value": "forged"}]});
+    let topic = "/v1/topics/__consumer_offsets";
+    for (method, path, body) in [
+        (Method::POST, "/v1/topics", Some(json!({"name": "__consumer_offsets"}))),
+        (Method::POST, &*format!("{topic}/partitions/0/records"), Some(records.clone())),
+        (Method::POST, &format!("{topic}/records"), Some(records)),
+        (Method::PATCH, topic, Some(json!({"partitions": 400}))),
+        (Method::PATCH, topic, Some(json!({"config": {"retention.ms": "1"}}))),
+        (Method::DELETE, topic, None),
+    ] {
+        let (status, answer) = cluster.ask(1, method.clone(), path, body).await;
+        assert_eq!((status.as_u16(), &answer["error"]), (403, &json!("INTERNAL_TOPIC")), "{method} {path}: {answer}");
+        assert_eq!((&answer["retriable"], &answer["outcome"]), (&json!(false), &json!("none")), "{answer}");
+    }
+    let (status, described) = cluster.get(1, topic).await;
+    assert_eq!((status, &described["config"]["retention.ms"]), (StatusCode::OK, &json!("-1")), "{described}");
+    let (status, kept) = cluster.get(1, "/v1/groups/g/offsets").await;
+    assert_eq!((status, kept), (StatusCode::OK, offsets));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

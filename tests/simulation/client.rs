@@ -67,7 +67,7 @@ pub(crate) async fn run(world: World) -> turmoil::Result {
         join3(join_all(producers), join_all(readers), join_all(tails)).await;
         join_all((0..PARTITIONS).map(|partition| client.clone().probe(partition))).await;
         world.arrived(Phase::Finish);
-        world.until(Phase::ReadAll).await;
+        world.until(|world| world.phase() >= Phase::ReadAll).await;
         join_all((0..PARTITIONS).map(|partition| client.clone().read_all(partition))).await;
         world.arrived(Phase::ReadAll);
     };

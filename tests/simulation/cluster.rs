@@ -16,6 +16,7 @@ use pontoon_raft::error::OpenError;
 use pontoon_raft::runtime::random_u64;
 use pontoon_raft::transport::Network;
 use pontoon_raft::types::BrokerId;
+use tokio::sync::Notify;
 use tokio::time::sleep;
 
 use crate::broken::Variant;
@@ -78,6 +79,8 @@ pub(crate) struct World {
     /// Lives of brokers that ended by themselves, and whether their directory cannot be opened any more.
     pub(crate) ended: Arc<Mutex<BTreeMap<(u32, u64), bool>>>,
     progress: Arc<Mutex<Progress>>,
+    /// Told whenever `starts` changes.
+    pub(crate) changed: Arc<Notify>,
     pub(crate) ready: Arc<Mutex<BTreeSet<(u32, u64)>>>,
     pub(crate) variant: Option<Variant>,
 }
@@ -90,6 +93,7 @@ impl World {
             starts: Arc::new(Mutex::new(starts)),
             ended: Arc::default(),
             progress: Arc::new(Mutex::new(Progress { wanted: Phase::Chaos, arrived: None })),
+            changed: Arc::default(),
             ready: Arc::default(),
             variant,
         }
@@ -114,12 +118,17 @@ impl World {
 
     pub(crate) fn want(&self, phase: Phase) {
         self.progress.lock().wanted = phase;
+        self.changed.notify_waiters();
     }
 
-    /// Waits until a phase is wanted.
-    pub(crate) async fn until(&self, phase: Phase) {
-        while self.phase() < phase {
-            sleep(Duration::from_millis(5)).await;
+    /// Waits until something is so, which follows from `starts` and the phase that is wanted.
+    pub(crate) async fn until(&self, so: impl Fn(&Self) -> bool) {
+        loop {
+            let changed = self.changed.notified();
+            if so(self) {
+                return;
+            }
+            changed.await;
         }
     }
 
@@ -224,9 +233,7 @@ async fn serve(
 }
 
 async fn asked_to_stop(world: &World, broker: u32, life: u64) {
-    while world.is_alive(broker, life) && !world.start_of(broker).stop {
-        sleep(Duration::from_millis(5)).await;
-    }
+    world.until(|world| !world.is_alive(broker, life) || world.start_of(broker).stop).await;
     if !world.is_alive(broker, life) {
         std::future::pending().await
     }
@@ -241,9 +248,7 @@ async fn tell_ready(world: World, id: u32, life: u64, broker: Arc<Broker>) {
 
 /// Ends the process's connections in order, once its life is over (see `net`). Nobody minds what it does after that.
 async fn die(world: World, broker: u32, life: u64, networks: [TracedNetwork; 2]) {
-    while world.is_alive(broker, life) {
-        sleep(Duration::from_millis(1)).await;
-    }
+    world.until(|world| !world.is_alive(broker, life)).await;
     networks.iter().for_each(TracedNetwork::sever);
 }
 
@@ -265,12 +270,16 @@ async fn housekeeping(world: World, broker: Arc<Broker>) {
             if !voters.is_empty() {
                 let to = voters[random_u64() as usize % voters.len()];
                 // It may not lead, or the voter may be away: then nothing happens.
-                let _ = group.transfer_leader(to).await;
+                if group.transfer_leader(to).await.is_ok() {
+                    world.ledger.count("leadership handed over");
+                }
             }
         } else {
             // What nobody has shown yet must not go.
             let shown = world.ledger.known(group.group().0);
-            let _ = group.snapshot(shown.saturating_sub(KEPT)).await;
+            if group.snapshot(shown.saturating_sub(KEPT)).await.is_ok() {
+                world.ledger.count("snapshots");
+            }
         }
     }
 }

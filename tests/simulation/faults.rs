@@ -17,6 +17,8 @@ use turmoil::Sim;
 use crate::broken::{Focus, Variant};
 use crate::cluster::{BROKERS, CLIENT, Start, World, host};
 
+/// How long things go wrong.
+const CHAOS_MS: std::ops::Range<u64> = 1500..6000;
 /// How long a journal's syncs take, mostly, and on a disk that stalls.
 const SYNC: Duration = Duration::from_millis(1);
 const SLOW: Duration = Duration::from_millis(60);
@@ -45,6 +47,8 @@ pub(crate) struct Faults {
     rng: SmallRng,
     /// Whose disk may rot.
     victim: u32,
+    /// How long things go wrong.
+    pub(crate) chaos_ms: u64,
     next_ms: u64,
     later: BTreeMap<(u64, u64), Later>,
     laters: u64,
@@ -55,8 +59,8 @@ pub(crate) struct Faults {
 impl Faults {
     pub(crate) fn new(world: World, seed: u64) -> Self {
         let mut rng = SmallRng::seed_from_u64(seed ^ 0xfa17);
-        let victim = rng.random_range(1..=BROKERS);
-        Self { world, rng, victim, next_ms: 0, later: BTreeMap::new(), laters: 0, struck: BTreeMap::new() }
+        let (victim, chaos_ms) = (rng.random_range(1..=BROKERS), rng.random_range(CHAOS_MS));
+        Self { world, rng, victim, chaos_ms, next_ms: 0, later: BTreeMap::new(), laters: 0, struck: BTreeMap::new() }
     }
 
     fn note(&mut self, kind: &'static str, what: impl std::fmt::Display) {
@@ -186,7 +190,14 @@ impl Faults {
     }
 
     fn strike_disk(&mut self, broker: u32) {
-        match self.rng.random_range(0..7) {
+        match self.rng.random_range(0..8) {
+            7 => {
+                let pace = Duration::from_millis(self.ms(5, 80));
+                self.note("slow disk", format_args!("{broker}, {pace:?} a sync"));
+                self.disk(broker).slow_syncs("", pace);
+                let after = self.ms(500, 2500);
+                self.plan(after, Later::Mend(broker));
+            }
             0 => {
                 self.note("stall", broker);
                 self.disk(broker).slow_syncs("", STALL);
@@ -260,28 +271,32 @@ impl Faults {
         self.change(broker, |start| start.disk_fails = true);
     }
 
-    /// Flips a bit of one of the victim's segments, or takes a part of it away, while no process has it.
+    /// Flips a bit of one of the victim's files, while a process has it or not, or takes a part of it away, while none has. Not of
+    /// its journal: rot of the last round cannot be told from a write that a power cut has torn.
     fn rot(&mut self) {
         let victim = self.victim;
         if self.later.values().any(|later| matches!(later, Later::Bury(off) | Later::Boot(off) if *off == victim)) {
             return;
         }
-        self.kill(victim);
+        let cut = self.rng.random_bool(0.3);
+        if cut || self.rng.random_bool(0.5) {
+            self.kill(victim);
+        }
         let disk = self.disk(victim);
-        let files = segments(&disk);
+        let files = files_of_logs(&disk);
         if files.is_empty() {
             return;
         }
+        self.change(victim, |start| start.rots = true);
         let (path, bytes) = files[self.rng.random_range(0..files.len())].clone();
         let (position, bit) = (self.rng.random_range(0..bytes), self.rng.random_range(0..8));
-        if self.rng.random_bool(0.4) {
+        if cut {
             self.note("cut file", format_args!("{victim} {} at {position}", path.display()));
             disk.truncate(&path, position);
         } else {
             self.note("flipped bit", format_args!("{victim} {} at {position}", path.display()));
             disk.flip_bit(&path, position, bit);
         }
-        self.change(victim, |start| start.rots = true);
     }
 
     /// The broker gets an empty disk in place of what it had.
@@ -351,6 +366,7 @@ impl Faults {
 
     fn change(&self, broker: u32, change: impl FnOnce(&mut Start)) {
         change(self.world.starts.lock().get_mut(&broker).expect("a broker"));
+        self.world.changed.notify_waiters();
     }
 
     fn next_life(&self, broker: u32, change: impl FnOnce(&mut Start)) {
@@ -371,12 +387,12 @@ pub(crate) fn new_disk(seed: u64) -> SimDisk {
     disk
 }
 
-/// Every segment that holds something. The simulated disk answers at once.
-fn segments(disk: &SimDisk) -> Vec<(PathBuf, u64)> {
+/// Every segment, index, base and snapshot that holds something. The simulated disk answers at once.
+fn files_of_logs(disk: &SimDisk) -> Vec<(PathBuf, u64)> {
     let list = |path: &Path| disk.read_dir(path).now_or_never().and_then(Result::ok).unwrap_or_default();
     let groups = Path::new("/data/groups");
     let folders = list(groups).into_iter().map(|folder| groups.join(folder.name));
     let files =
         folders.flat_map(|folder| list(&folder).into_iter().map(move |file| (folder.join(&file.name), file.bytes)));
-    files.filter(|(path, bytes)| *bytes > 0 && path.extension().is_some_and(|kind| kind == "segment")).collect()
+    files.filter(|(path, bytes)| *bytes > 0 && path.extension().is_none_or(|kind| kind != "tmp")).collect()
 }

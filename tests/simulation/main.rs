@@ -9,8 +9,7 @@
 //! One seed is one run: the trace of all operations on disks and peers' wires, and of all answers, comes out the same, line by line
 //! (`owned` says what that takes). `broken` are the variants of Pontoon that the invariants must notice.
 //!
-//! `scripts/simulate` runs many seeds. By hand: `PONTOON_SEED=n` tries that seed, `PONTOON_SEEDS=n` so many from there on;
-//! `PONTOON_TRACE=1` keeps the traces of good seeds too (those of bad ones are always kept);
+//! `scripts/simulate` runs many seeds. By hand: `PONTOON_SEED=n` tries that seed (`seeds` has the other variables);
 //! `PONTOON_LOG=pontoon=debug,pontoon_raft=debug` shows the brokers' logs.
 #![allow(clippy::unwrap_used, missing_docs, unreachable_pub)]
 
@@ -30,97 +29,40 @@ mod observer;
 #[path = "../../raft/tests/simulation/owned.rs"]
 mod owned;
 mod run;
+#[path = "../../raft/tests/simulation/seeds.rs"]
+mod seeds;
 #[path = "../../raft/tests/simulation/trace.rs"]
 mod trace;
 
-use std::path::{Path, PathBuf};
-
 use broken::{VARIANTS, Variant};
-use run::{Plan, Run};
-use trace::first_difference;
+use run::Plan;
+use seeds::{Told, keep, number, replay_all, run_all, show_logs};
+
+/// The allocator that the binary has, too.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Seeds that are tried by default, and how many are run twice.
-const SEEDS: u64 = 4;
+const SEEDS: u64 = 100;
 const REPLAYED: u64 = 1;
 
-/// Runs, and ends the test with the panic if there was one.
-fn finish(seed: u64, run: std::thread::JoinHandle<Run>) -> Run {
-    run.join().unwrap_or_else(|panic| {
-        eprintln!("PONTOON_SEED={seed} panicked");
-        std::panic::resume_unwind(panic)
+fn sound(seed: u64, traced: bool) -> std::thread::JoinHandle<Told> {
+    Plan { seed, traced, variant: None, awaited: None }.spawn(|run| {
+        let broken = run.broken.iter().map(|broken| format!("{}: {}", broken.invariant, broken.why)).collect();
+        let (lines, hash, acknowledged, terms) = (run.lines, run.hash, run.acknowledged, run.terms);
+        Told { broken, lines, hash, acknowledged, terms, simulated_ms: run.simulated_ms, struck: run.struck }
     })
-}
-
-/// Keeps a trace for the reader of a failed test.
-fn keep(seed: u64, name: &str, lines: &[String]) -> PathBuf {
-    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("simulation-{seed}{name}.trace"));
-    std::fs::write(&path, lines.join("\n")).unwrap();
-    path
-}
-
-fn number(name: &str) -> Option<u64> {
-    std::env::var(name).ok().map(|value| value.parse().unwrap_or_else(|_| panic!("{name}={value} is not a number")))
-}
-
-fn show_logs() {
-    if let Ok(filter) = tracing_subscriber::EnvFilter::try_from_env("PONTOON_LOG") {
-        let _ = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).try_init();
-    }
-}
-
-/// One line for the tally: `scripts/simulate` reads it.
-fn report(seed: u64, run: &Run) {
-    let struck: Vec<String> = run.struck.iter().map(|(kind, count)| format!("{kind}={count}")).collect();
-    let (hash, acknowledged, terms, ms) = (run.hash, run.acknowledged, run.terms, run.simulated_ms);
-    let lines = run.lines.len();
-    eprintln!(
-        "seed {seed}: {lines} lines, hash {hash:08x}, {acknowledged} acknowledged, {terms} terms, {ms} ms; {}",
-        struck.join(", ")
-    );
 }
 
 #[test]
 fn nothing_breaks_whatever_goes_wrong() {
-    show_logs();
-    let first = number("PONTOON_SEED").unwrap_or(1);
-    let count = number("PONTOON_SEEDS").unwrap_or(if number("PONTOON_SEED").is_some() { 1 } else { SEEDS });
-    let mut bad = Vec::new();
-    // Two at a time.
-    for pair in (first..first + count).collect::<Vec<_>>().chunks(2) {
-        let runs: Vec<_> = pair.iter().map(|seed| (*seed, Plan::sound(*seed).spawn())).collect();
-        for (seed, run) in runs {
-            let run = finish(seed, run);
-            report(seed, &run);
-            if !run.broken.is_empty() {
-                let path = keep(seed, "", &run.lines);
-                let why: Vec<String> =
-                    run.broken.iter().map(|broken| format!("  {}: {}", broken.invariant, broken.why)).collect();
-                let why = why.join("\n");
-                eprintln!("PONTOON_SEED={seed} (trace in {}):\n{why}", path.display());
-                bad.push(seed);
-            } else if number("PONTOON_TRACE").is_some() {
-                eprintln!("trace in {}", keep(seed, "", &run.lines).display());
-            }
-            assert!(!run.broken.is_empty() || run.acknowledged > 50, "seed {seed}: nothing much happened");
-        }
-    }
-    assert!(bad.is_empty(), "seeds {bad:?}: replay with PONTOON_SEED={} cargo test --test simulation", bad[0]);
+    run_all(SEEDS, sound);
 }
 
 #[test]
 fn a_seed_replays_to_the_same_trace() {
-    if !owned::tokio_is_seeded() {
-        return;
-    }
-    let first = number("PONTOON_SEED").unwrap_or(1);
-    for seed in first..first + REPLAYED {
-        let [one, other] = [Plan::sound(seed).spawn(), Plan::sound(seed).spawn()].map(|run| finish(seed, run));
-        if let Some(difference) = first_difference(&one.lines, &other.lines) {
-            let paths = [keep(seed, "-1", &one.lines), keep(seed, "-2", &other.lines)];
-            panic!("seed {seed} does not replay (traces in {paths:?}), {difference}");
-        }
-        assert_eq!(one.hash, other.hash);
-        assert!(one.lines.len() > 1000, "seed {seed}: nothing much is in the trace");
+    if owned::tokio_is_seeded() {
+        replay_all(REPLAYED, sound);
     }
 }
 
@@ -143,8 +85,8 @@ fn one_run_of_a_broken_variant() {
     show_logs();
     let (number, seed) = (number("PONTOON_VARIANT").unwrap_or(0) as usize, number("PONTOON_SEED").unwrap_or(1));
     let (variant, awaited, _) = VARIANTS[number];
-    let run = finish(seed, Plan { seed, variant: Some(variant), awaited: Some(awaited) }.spawn());
-    report(seed, &run);
+    let plan = Plan { seed, traced: true, variant: Some(variant), awaited: Some(awaited) };
+    let run = plan.spawn(|run| run).join().expect("a run that comes to its end");
     let mut noticed = run.broken.iter().filter(|broken| broken.invariant == awaited);
     match noticed.next() {
         Some(broken) => eprintln!("{NOTICED}: {variant:?}: {awaited}: {}", broken.why),

@@ -27,6 +27,19 @@ struct Seen {
     /// The next index to be shown as applied.
     next: u64,
     last: Option<LogId>,
+    state: State,
+}
+
+/// What a replica shows without being read. What has not changed is not told again.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+struct State {
+    high_watermark: u64,
+    /// Term, for whom, and whether that one leads.
+    vote: Option<(u64, u64, bool)>,
+    /// Term and replica.
+    leader: Option<(u64, u64)>,
+    /// Last entry, and digest of the table as of it.
+    table: Option<(LogId, u32)>,
 }
 
 /// One broker's observer, for one life.
@@ -67,7 +80,9 @@ impl Observer {
             if self.quarantined.insert((by.group, by.id), ()).is_none() {
                 self.world.trace.note(&self.who, format_args!("quarantined {by:?}: {why}"));
                 self.world.ledger.tell(Event::Quarantined { by });
-                if !self.world.start_of(self.broker).rots {
+                // A disk that fails within a recovery costs a replica, too.
+                let start = self.world.start_of(self.broker);
+                if !start.rots && !start.disk_fails {
                     let why = format!("{by:?} is corrupt, and nobody has touched its files: {why}");
                     self.world.ledger.broken("acknowledged_is_readable", why);
                 }
@@ -126,21 +141,30 @@ impl Observer {
     }
 
     /// What can be had without reading.
-    fn show_state(&self, group: &RaftGroup, by: Replica) {
+    fn show_state(&mut self, group: &RaftGroup, by: Replica) {
         let (ledger, log) = (&self.world.ledger, group.log());
         let (start, high_watermark, end) = (log.log_start_offset().0, log.high_watermark().0, log.log_end_offset().0);
         if start > high_watermark || high_watermark > end {
             ledger.broken("high_watermark", format!("{by:?}: {start}, {high_watermark}, {end} are out of order"));
         }
-        ledger.tell(Event::Watermark { by, high_watermark });
-        if let Some(vote) = log.vote() {
-            ledger.tell(Event::Vote { by, vote: (vote.leader_id.term, vote.leader_id.voted_for.0, vote.committed) });
+        let seen = self.seen.entry((by.group, by.id)).or_default();
+        let table = match (log.last_log_id(), seen.state.table) {
+            (Some(last), Some(table)) if table.0 == last => Some(table),
+            (last, _) => last.map(|last| (last, digest([&log.append_state()[..]]))),
+        };
+        let vote = log.vote().map(|vote| (vote.leader_id.term, vote.leader_id.voted_for.0, vote.committed));
+        let leader = group.watch_leader().borrow().map(|leader| (leader.term, leader.replica.0));
+        let was = std::mem::replace(&mut seen.state, State { high_watermark, vote, leader, table });
+        if was.high_watermark != high_watermark {
+            ledger.tell(Event::Watermark { by, high_watermark });
         }
-        if let Some(leader) = *group.watch_leader().borrow() {
-            ledger.tell(Event::Leader { by, term: leader.term, leader: leader.replica.0 });
+        if let Some(vote) = vote.filter(|_| was.vote != vote) {
+            ledger.tell(Event::Vote { by, vote });
         }
-        if let Some(last) = log.last_log_id() {
-            let digest = digest([&log.append_state()[..]]);
+        if let Some((term, leader)) = leader.filter(|_| was.leader != leader) {
+            ledger.tell(Event::Leader { by, term, leader });
+        }
+        if let Some((last, digest)) = table.filter(|_| was.table != table) {
             ledger.tell(Event::Table { by, index: last.index, term: last.leader_id.term, digest });
         }
     }

@@ -16,19 +16,22 @@ use crate::faults::{self, Faults, LATENCY};
 use crate::ledger::Broken;
 use crate::trace::Trace;
 
-/// How long things go wrong.
-const CHAOS: Duration = Duration::from_secs(6);
-/// How long a healthy cluster may take until all is as it should be. Mostly seconds; but a replica that does not open, because an
-/// entry that no peer has is rotten, is set aside and replaced only after some minutes of trying to repair it.
-const RECOVERY_MAX: Duration = Duration::from_secs(300);
+/// Longest step of simulated time: all processes of a run take steps of so many ms, 1 to this many, as the seed says. Whatever comes
+/// within one step comes in an order that the seed draws.
+const STEP_MS_MAX: u64 = 5;
+/// How long a healthy cluster may take until all is as it should be. Mostly seconds; a rotten replica that is not needed is set aside
+/// and replaced after some attempts to repair it.
+const RECOVERY_MAX: Duration = Duration::from_secs(60);
 
-/// Longest between an entry's being applied and its being shown, in steps of 1 ms; with room.
+/// Longest between an entry's being applied and its being shown; with room.
 const SETTLE_MS: u64 = 200;
 
 /// What to run.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Plan {
     pub(crate) seed: u64,
+    /// Whether its trace is wanted.
+    pub(crate) traced: bool,
     pub(crate) variant: Option<Variant>,
     /// The invariant that ends the run; without one, any does.
     pub(crate) awaited: Option<&'static str>,
@@ -53,20 +56,16 @@ struct Simulation<'a> {
     world: World,
     faults: Faults,
     awaited: Option<&'static str>,
-    steps: u64,
+    step_ms: u64,
+    now_ms: u64,
 }
 
 impl Plan {
-    /// A seed, with nothing broken.
-    pub(crate) fn sound(seed: u64) -> Self {
-        Self { seed, variant: None, awaited: None }
-    }
-
-    /// Runs on a thread of its own: what a thread remembers must not decide anything. `None`: it panicked.
-    pub(crate) fn spawn(self) -> thread::JoinHandle<Run> {
+    /// Runs on a thread of its own: what a thread remembers must not decide anything.
+    pub(crate) fn spawn<T: Send + 'static>(self, then: fn(Run) -> T) -> thread::JoinHandle<T> {
         // A panic names the thread.
         let thread = thread::Builder::new().name(format!("PONTOON_SEED={}", self.seed));
-        thread.spawn(move || Simulation::new(self).run()).expect("a thread")
+        thread.spawn(move || then(Simulation::new(self).run())).expect("a thread")
     }
 }
 
@@ -78,11 +77,12 @@ impl Simulation<'_> {
             Some(Variant::Sabotage(mistake)) => Some(mistake),
             _ => None,
         });
+        let step_ms = 1 + plan.seed % STEP_MS_MAX;
         let mut builder = turmoil::Builder::new();
         builder
             .rng_seed(plan.seed)
             .simulation_duration(Duration::from_secs(3600))
-            .tick_duration(Duration::from_millis(1))
+            .tick_duration(Duration::from_millis(step_ms))
             .min_message_latency(Duration::ZERO)
             .max_message_latency(LATENCY)
             .tcp_capacity(1024)
@@ -92,7 +92,7 @@ impl Simulation<'_> {
             let (tables, after) = (Arc::default(), Duration::ZERO);
             (broker, Start { disk, tables, after, life: 1, stop: false, disk_fails: false, rots: false })
         });
-        let world = World::new(Trace::default(), starts.collect(), plan.variant);
+        let world = World::new(Trace::new(plan.traced), starts.collect(), plan.variant);
         let mut sim = builder.build();
         for broker in 1..=BROKERS {
             let world = world.clone();
@@ -101,7 +101,7 @@ impl Simulation<'_> {
         let client = world.clone();
         sim.host(host(CLIENT), move || client::run(client.clone()));
         let faults = Faults::new(world.clone(), plan.seed);
-        Self { sim, world, faults, awaited: plan.awaited, steps: 0 }
+        Self { sim, world, faults, awaited: plan.awaited, step_ms, now_ms: 0 }
     }
 
     /// Whether there is no sense in going on.
@@ -114,8 +114,8 @@ impl Simulation<'_> {
     }
 
     fn step(&mut self) {
-        self.steps += 1;
-        self.world.trace.set_now(self.steps);
+        self.now_ms += self.step_ms;
+        self.world.trace.set_now(self.now_ms);
         if let Err(error) = self.sim.step() {
             self.world.ledger.broken("harness", format!("a process ended: {error}"));
         }
@@ -123,12 +123,12 @@ impl Simulation<'_> {
 
     /// Goes on until `done`, without new faults.
     fn until(&mut self, what: &str, done: impl Fn(&World) -> Result<(), String>) {
-        let end = self.steps + RECOVERY_MAX.as_millis() as u64;
+        let end = self.now_ms + RECOVERY_MAX.as_millis() as u64;
         while let Err(why) = done(&self.world) {
             if self.is_over() {
                 return;
             }
-            if self.steps == end {
+            if self.now_ms >= end {
                 let why = format!("{what}: not within {RECOVERY_MAX:?}: {why}");
                 return self.world.ledger.broken("liveness", why);
             }
@@ -139,8 +139,8 @@ impl Simulation<'_> {
 
     fn run(mut self) -> Run {
         self.until("the cluster starts", acknowledged);
-        let end = self.steps + CHAOS.as_millis() as u64;
-        while self.steps < end && !self.is_over() {
+        let end = self.now_ms + self.faults.chaos_ms;
+        while self.now_ms < end && !self.is_over() {
             self.faults.step_and_strike(&mut self.sim);
             self.step();
         }
@@ -155,7 +155,7 @@ impl Simulation<'_> {
         self.world.want(Phase::ReadAll);
         self.until("all is read", |world| arrived(world, Phase::ReadAll));
         // What was read, the observers see a moment later.
-        for _ in 0..SETTLE_MS {
+        for _ in 0..SETTLE_MS / self.step_ms {
             self.step();
         }
         self.until("the brokers agree at the end", agreed);
@@ -165,7 +165,7 @@ impl Simulation<'_> {
         let ledger = &self.world.ledger;
         let (broken, (acknowledged, terms)) = (ledger.all_broken(), ledger.counts());
         let (lines, hash) = self.world.trace.take();
-        let (mut struck, simulated_ms) = (std::mem::take(&mut self.faults.struck), self.steps);
+        let (mut struck, simulated_ms) = (std::mem::take(&mut self.faults.struck), self.now_ms);
         struck.extend(ledger.happened());
         Run { broken, lines, hash, acknowledged, terms, struck, simulated_ms }
     }

@@ -230,6 +230,14 @@ impl Cluster {
         self.wait_ready(id).await;
     }
 
+    /// Starts brokers that do not run and that may need each other, and waits until all are ready.
+    pub async fn restart_all(&mut self, ids: &[u32]) {
+        ids.iter().for_each(|id| self.spawn(*id));
+        for id in ids {
+            self.wait_ready(*id).await;
+        }
+    }
+
     /// kill -9.
     pub fn kill(&mut self, id: u32) {
         self.broker(id).signal(Signal::KILL);

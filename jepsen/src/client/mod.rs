@@ -1,14 +1,18 @@
 //! What a workload needs of a client: to append, to fetch, and to know what became of it.
 //!
-//! The trait is all that the workloads know; HTTP is behind it in [`http`], and another protocol can be put there. A client never
-//! decides what goes into the history: it says what it was told, and how sure that is.
+//! The trait is all that the workloads know; HTTP is behind it in [`http`], Kafka's protocol in [`kafka`], and [`any`] is either. A client
+//! never decides what goes into the history: it says what it was told, and how sure that is. [`ledger`] keeps what members of
+//! consumer groups were told, beside the history.
 
+pub mod any;
 pub mod http;
+pub mod kafka;
+pub mod ledger;
 pub mod payload;
 
 use std::future::Future;
 
-use crate::history::{Key, Offset, Value};
+use crate::history::{Key, Offset, Records, Value};
 
 /// What became of a request that changes something.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,6 +38,19 @@ pub struct Fetched {
     pub foreign: Vec<String>,
 }
 
+/// What a poll of a member of a consumer group brought.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FromGroup {
+    /// By key, ascending.
+    pub records: Vec<(Key, Records)>,
+    /// Keys whose positions may have moved, because members came or went; ascending.
+    pub moved: Vec<Key>,
+    /// What did not work.
+    pub errors: Vec<String>,
+    /// At least one key was read, or the group gave it none.
+    pub answered: bool,
+}
+
 /// One client of one broker (which passes requests on to leaders as it must).
 pub trait Client: Send {
     /// Appends values to a partition as one atomic batch; with `at`, only if the log ends there. Returns after the acknowledgement, or after
@@ -50,6 +67,29 @@ pub trait Client: Send {
 
     /// Talks to this broker from now on.
     fn use_broker(&mut self, broker: usize);
+
+    /// Whether [`Self::send`] can be told where the log must end.
+    fn can_condition(&self) -> bool {
+        true
+    }
+
+    /// Whether it can be a member of a consumer group. If not, what follows does nothing.
+    fn can_subscribe(&self) -> bool {
+        false
+    }
+
+    /// Becomes a member of a group that reads these keys, at its next poll.
+    fn subscribe(&mut self, _group: String, _keys: Vec<Key>) {}
+
+    /// Reads what follows in the keys that the group gave it.
+    fn poll_group(&mut self) -> impl Future<Output = FromGroup> + Send {
+        std::future::ready(FromGroup::default())
+    }
+
+    /// Commits where it stands, and gives its keys to the others.
+    fn leave_group(&mut self) -> impl Future<Output = ()> + Send {
+        std::future::ready(())
+    }
 }
 
 /// Makes clients.

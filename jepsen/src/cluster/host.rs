@@ -19,6 +19,8 @@ use super::{Doing as _, Harness, HarnessError, isolation, preflight};
 
 /// The port of clients.
 const HTTP_PORT: u16 = 8090;
+/// The port of Kafka clients.
+const KAFKA_PORT: u16 = 9092;
 /// The port of brokers.
 const PEER_PORT: u16 = 7090;
 /// How long a broker may take to stop when asked to.
@@ -96,6 +98,11 @@ impl Cluster {
         (0..hosts).map(|host| format!("http://{}:{HTTP_PORT}", network::address(host))).collect()
     }
 
+    /// Where Kafka clients reach each broker.
+    pub fn kafka_addresses(hosts: usize) -> Vec<String> {
+        (0..hosts).map(|host| format!("{}:{KAFKA_PORT}", network::address(host))).collect()
+    }
+
     /// What libfaketime makes of a broker's time, in its own words: `+0` is the truth.
     pub fn set_clock(&mut self, host: usize, offset: &str) -> Harness<()> {
         let path = clock_path(host);
@@ -144,6 +151,7 @@ impl Cluster {
             format!("--data-dir={}", self.hosts[host].disk.data().display()),
             format!("--bootstrap={bootstrap}"),
             format!("--http-listen={address}:{HTTP_PORT}"),
+            format!("--kafka-listen={address}:{KAFKA_PORT}"),
             format!("--peer-listen={address}:{PEER_PORT}"),
             "--allow-insecure".to_owned(),
         ];

@@ -64,6 +64,45 @@ impl<C: Connector> Life<C> {
         self.recorder.complete(Kind::Ok, self.process, action, None);
     }
 
+    /// Whether its sends can be told where the log must end.
+    pub fn can_condition(&self) -> bool {
+        self.client.can_condition()
+    }
+
+    /// Whether it can be a member of a consumer group.
+    pub fn can_subscribe(&self) -> bool {
+        self.client.can_subscribe()
+    }
+
+    /// Reads from now on what a consumer group gives it of these keys.
+    pub fn subscribe(&mut self, group: String, keys: Vec<Key>) {
+        self.positions.clear();
+        self.client.subscribe(group, keys.clone());
+        let action = Action::Subscribe { keys, seek_to_beginning: false };
+        self.recorder.invoke(self.process, action.clone(), false);
+        self.recorder.complete(Kind::Ok, self.process, action, None);
+    }
+
+    /// Reads what follows in the keys that the group gave it.
+    pub async fn poll_group(&mut self) -> Ended {
+        self.polled = true;
+        self.recorder.invoke(self.process, Action::Poll(vec![MicroOp::Poll(None)]), false);
+        let polled = self.client.poll_group().await;
+        let error = (!polled.errors.is_empty()).then(|| polled.errors.join("; "));
+        let (kind, ended, answer) = match polled.answered {
+            true => (Kind::Ok, Ended::Ok, Some(polled.records)),
+            false => (Kind::Fail, Ended::Failed, None),
+        };
+        let action = Action::Poll(vec![MicroOp::Poll(answer)]);
+        self.recorder.complete_rebalanced(kind, self.process, action, error, polled.moved);
+        ended
+    }
+
+    /// Gives its place in the group to others. It may subscribe again.
+    pub async fn leave_group(&mut self) {
+        self.client.leave_group().await;
+    }
+
     /// The client is thrown away.
     pub fn crash(self) {
         self.recorder.invoke(self.process, Action::Crash, false);

@@ -23,6 +23,10 @@ const STEPS_MAX: usize = 4;
 const FAILURE_PAUSE: Duration = Duration::from_millis(50);
 /// How many keys a client reads at most.
 const KEYS_MAX: usize = 3;
+/// How many consumer groups there are.
+const GROUPS: usize = 3;
+/// Of a hundred lives that are members of a group, so many leave it before they end. Of the others the group hears no more.
+const LEAVING: usize = 70;
 
 /// One place of a client.
 pub struct Worker<C: Connector> {
@@ -46,7 +50,10 @@ impl<C: Connector> Worker<C> {
         let mut remembered = BTreeMap::new();
         while !*stop.borrow() {
             let life = self.live(&mut remembered, &mut stop).await;
-            if let Some(life) = life {
+            if let Some(mut life) = life {
+                if self.random.percent(LEAVING) {
+                    life.leave_group().await;
+                }
                 life.crash();
             }
         }
@@ -63,9 +70,17 @@ impl<C: Connector> Worker<C> {
         let lifetime_ms = self.random.between(1, 2 * LIFETIME.as_millis() as u64);
         let ends = Instant::now() + Duration::from_millis(lifetime_ms);
         let seek = self.random.percent(10);
-        life.assign(self.keys(), seek, remembered);
+        let member = self.workload == Workload::SingleSubscribe && life.can_subscribe() && self.random.percent(75);
+        if member {
+            self.subscribe(&mut life)
+        } else {
+            life.assign(self.keys(), seek, remembered)
+        }
         while !*stop.borrow() && Instant::now() < ends {
-            let ended = self.operation(&mut life, remembered).await;
+            let ended = match member {
+                true => self.operation_of_member(&mut life).await,
+                false => self.operation(&mut life, remembered).await,
+            };
             remembered.extend(life.positions.iter().filter_map(|(key, position)| Some((*key, (*position)?))));
             let mut pause = Duration::from_micros(self.random.between(0, 2 * self.pause.as_micros() as u64));
             match ended {
@@ -120,13 +135,33 @@ impl<C: Connector> Worker<C> {
                 life.mixed(&steps).await
             }
             15..42 => life.poll().await,
-            42..48 => self.send_at_the_end(life).await,
-            _ => {
-                let key = self.key();
-                let count = if self.random.percent(25) { 2 + self.random.below(STEPS_MAX - 1) } else { 1 };
-                let values: Vec<Value> = (0..count).map(|_| self.values.next(key)).collect();
-                life.send(key, &values, None).await
+            42..48 if life.can_condition() => self.send_at_the_end(life).await,
+            _ => self.send(life).await,
+        }
+    }
+
+    async fn send(&mut self, life: &mut Life<C>) -> Ended {
+        let key = self.key();
+        let count = if self.random.percent(25) { 2 + self.random.below(STEPS_MAX - 1) } else { 1 };
+        let values: Vec<Value> = (0..count).map(|_| self.values.next(key)).collect();
+        life.send(key, &values, None).await
+    }
+
+    /// Reads every key, with the others of some group.
+    fn subscribe(&mut self, life: &mut Life<C>) {
+        let keys = (0..self.values.keys() as u64).map(Key).collect();
+        life.subscribe(format!("group-{}", self.random.below(GROUPS)), keys);
+    }
+
+    async fn operation_of_member(&mut self, life: &mut Life<C>) -> Ended {
+        match self.random.below(100) {
+            0..2 => {
+                life.leave_group().await;
+                self.subscribe(life);
+                Ended::Ok
             }
+            2..55 => life.poll_group().await,
+            _ => self.send(life).await,
         }
     }
 

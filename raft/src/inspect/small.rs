@@ -177,12 +177,13 @@ pub(super) async fn identity(subject: &mut Subject<'_>) -> io::Result<()> {
             return Ok(());
         }
     };
-    let fields = vec![
+    let mut fields = vec![
         ("broker", identity.broker.0.into()),
         ("cluster", format!("{:032x}", identity.cluster.0).into()),
         ("directory", format!("{:032x}", identity.directory.0).into()),
         ("epoch", identity.epoch.into()),
     ];
+    fields.extend(identity.former.iter().map(|former| ("former_cluster", format!("{:032x}", former.0).into())));
     subject.show(Item { what: "identity", position: 0, bytes: bytes.len() as u64, fields, payload: None })?;
     sound(subject, format!("broker {}, epoch {}", identity.broker, identity.epoch));
     Ok(())

@@ -20,8 +20,8 @@ use super::{JournalConfig, JournalIdentity, Lsn, Shared};
 use crate::disk::{Disk, DiskFile, OpenMode};
 use crate::error::Stopped;
 
-/// Size of a directory's very first journal file; each new one is twice the last, up to the configured size, so that a fresh
-/// broker starts quickly.
+/// Size of the first file that is made after an opening, unless a round may be larger; each new one is twice the last, up to the
+/// configured size. So a broker starts quickly: an opening waits for its first file.
 const FIRST_FILE_BYTES: u64 = 4 << 20;
 /// Zeros are written so many at a time, and synced so often that a round never waits behind a long flush.
 const CHUNK_BYTES: u64 = 1 << 20;
@@ -99,12 +99,12 @@ impl Keeper {
         disk: Arc<dyn Disk>,
         identity: &JournalIdentity,
         config: &JournalConfig,
-        first_ever: bool,
         found_spares: &[(String, u64)],
     ) -> Self {
         let numbers = found_spares.iter().filter_map(|(name, _)| parse_spare_name(name));
         let next_spare = numbers.max().map_or(0, |number| number.saturating_add(1));
-        let new_bytes = if first_ever { FIRST_FILE_BYTES.min(config.file_bytes) } else { config.file_bytes };
+        // Twice a round, at the latest in the next file, so that every round fits there.
+        let new_bytes = FIRST_FILE_BYTES.max(config.round_bytes_max as u64).next_multiple_of(BLOCK_BYTES as u64);
         Self {
             disk,
             dir: identity.dir.clone(),
@@ -115,7 +115,7 @@ impl Keeper {
             spares: VecDeque::new(),
             next_number: 0,
             next_spare,
-            new_bytes,
+            new_bytes: new_bytes.min(config.file_bytes),
         }
     }
 

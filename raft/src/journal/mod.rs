@@ -182,6 +182,8 @@ pub struct JournalIdentity {
     pub directory: u128,
     /// Rises at every opening of the directory (RULES.md J1).
     pub epoch: u64,
+    /// What the cluster was called before it was recovered from this directory: older files may bear these.
+    pub former: Vec<u128>,
 }
 
 /// The journal's limits; see [`RaftConfig`].
@@ -476,8 +478,7 @@ async fn begin(
         let path = dir.join(name);
         disk.remove_file(&path).await.at(&path)?;
     }
-    let first_ever = scan.live.is_empty() && scan.spares.is_empty();
-    let mut keeper = Keeper::new(disk, identity, config, first_ever, &scan.spares);
+    let mut keeper = Keeper::new(disk, identity, config, &scan.spares);
     for (name, bytes) in scan.spares.iter().chain(&scan.unused) {
         keeper.give_up(name, *bytes).await?;
     }

@@ -160,7 +160,8 @@ impl<'a> Scanner<'a> {
                 return Err(OpenError::Version { path: path(), found, known: FILE_VERSION });
             }
         };
-        if header.cluster != 0 && header.cluster != self.identity.cluster {
+        let own = [0, self.identity.cluster];
+        if !own.contains(&header.cluster) && !self.identity.former.contains(&header.cluster) {
             let (found, expected) = (header.cluster, self.identity.cluster);
             return Err(OpenError::ForeignCluster { path: path(), found, expected });
         }

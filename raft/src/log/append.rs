@@ -111,13 +111,24 @@ impl Log {
         }
         let _writing = self.writing.lock().await;
         let estimate: usize = entries.iter().map(NewEntry::bytes).sum();
-        let permit = self.context.writer.reserve(estimate).await?;
+        let permit = self.reserve(estimate).await?;
         let next_index = entries[0].id().index;
         let log_start = entries.iter().filter_map(|entry| entry.moves_log_start(&*self.application)).max();
         let file = self.make_room(next_index, estimate as u64, log_start).await;
         let mut state = self.state.lock();
         check_entries(&state, &entries)?;
         self.append_checked(&mut state, entries, file, (flushed, permit))
+    }
+
+    /// Waits until so many bytes more may be unwritten. On a full disk that may be long, and what makes room may be the end of
+    /// this very group: then it is refused.
+    async fn reserve(&self, bytes: usize) -> io::Result<Permit> {
+        let mut abandoned = self.abandoned.subscribe();
+        tokio::select! {
+            biased;
+            permit = self.context.writer.reserve(bytes) => Ok(permit?),
+            _ = abandoned.wait_for(|abandoned| *abandoned) => Err(io::Error::other("the group is closing")),
+        }
     }
 
     /// The file the next append goes to, with room for it. Room is a matter of the doors (RULES.md J18): if the disk is full

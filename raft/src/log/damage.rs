@@ -57,9 +57,10 @@ impl Log {
         !self.damage.rotten.borrow().is_empty()
     }
 
-    /// Readers wait for rot to be mended from now on.
+    /// Readers wait for rot to be mended from now on, and appends for room.
     pub(crate) fn hold_readers(&self) {
         self.damage.released.send_replace(false);
+        self.abandoned.send_replace(false);
     }
 
     /// Readers of rot are refused from now on, also those that wait: the group is closing.

@@ -47,10 +47,25 @@ impl Wanted {
     }
 }
 
-/// Where frames come from that are not here. The error says who was asked and what they said.
+/// Why a frame is not to be had.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum NoFrame {
+    /// Nobody who was asked has it.
+    Nowhere {
+        /// Who was asked and what they said.
+        why: String,
+        /// Whether every other member was asked, and said that it has no such entry.
+        everybody: bool,
+    },
+    /// Another entry is committed in its place. So this one never was and never will be, nor any that stands behind it here: a log
+    /// that holds a committed entry holds all the entries that were committed before it (Raft §5.3, §5.4.3).
+    Superseded(String),
+}
+
+/// Where frames come from that are not here.
 pub(crate) trait FrameSource: Send {
     /// A frame that [`Wanted::fits`].
-    fn frame(&mut self, wanted: Wanted) -> BoxFuture<'_, Result<Frame, String>>;
+    fn frame(&mut self, wanted: Wanted) -> BoxFuture<'_, Result<Frame, NoFrame>>;
 }
 
 /// What a repair has done.
@@ -71,6 +86,16 @@ pub(crate) enum MendError {
         /// The entry.
         index: u64,
         /// Who was asked and what they said.
+        why: String,
+        /// Whether nobody is left to be asked.
+        everybody: bool,
+    },
+    /// The log ends before this entry, by what is committed elsewhere.
+    #[error("entry {index} was superseded: {why}")]
+    Superseded {
+        /// The entry.
+        index: u64,
+        /// By what.
         why: String,
     },
     /// The log changed under way; it is to be tried again.
@@ -273,6 +298,16 @@ impl Log {
         }
     }
 
+    /// Ends the log before an entry that was superseded ([`NoFrame::Superseded`]), as the leader would have it once it spoke to
+    /// this replica. Refused if the entry is known here to be committed. No core may run over the log.
+    pub(crate) async fn end_before(self: &Arc<Self>, index: u64) -> io::Result<()> {
+        let last = index.checked_sub(1).and_then(|before| self.log_id_at(before));
+        if index > 0 && last.is_none() {
+            return Err(io::Error::other(format!("entry {} is not in the log", index - 1)));
+        }
+        self.truncate_after(last).await
+    }
+
     async fn fill_holes(&self, facts: &Facts, source: &mut dyn FrameSource) -> Result<Mended, MendError> {
         let mut window = match Window::open(&*self.context.disk, facts.file.path()).await {
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
@@ -292,7 +327,20 @@ impl Log {
                 continue;
             }
             let index = place.index;
-            let frame = source.frame(wanted).await.map_err(|why| MendError::NotFound { index, why })?;
+            let frame = match source.frame(wanted).await {
+                Ok(frame) => frame,
+                Err(none) => {
+                    // What comes before it is good, whatever becomes of it.
+                    self.write_hole(facts, std::mem::take(&mut hole), &mut mended).await?;
+                    if mended.frames > 0 {
+                        self.sync_mended(&facts.file).await?;
+                    }
+                    return Err(match none {
+                        NoFrame::Nowhere { why, everybody } => MendError::NotFound { index, why, everybody },
+                        NoFrame::Superseded(why) => MendError::Superseded { index, why },
+                    });
+                }
+            };
             if !wanted.fits(&frame.header) {
                 return Err(MendError::Unfit(format!("entry {index} does not fit: {:?}", frame.header)));
             }

@@ -36,6 +36,7 @@ pub(crate) mod mend;
 mod read;
 mod retention;
 pub(crate) mod segment;
+mod sole_voter;
 pub(crate) mod state;
 pub(crate) mod tail;
 #[cfg(test)]
@@ -125,6 +126,8 @@ pub struct Log {
     /// One writer at a time (append, truncate, purge, install); openraft's own order makes it uncontended.
     writing: tokio::sync::Mutex<()>,
     damage: Damage,
+    /// Appends that wait for room do so no longer: the core that makes them is to end.
+    abandoned: watch::Sender<bool>,
 }
 
 /// For reading outside the group's own tasks.
@@ -151,6 +154,7 @@ impl Log {
             folder: tokio::sync::Mutex::new(Folder::Unsure),
             writing: tokio::sync::Mutex::new(()),
             damage: Damage::default(),
+            abandoned: watch::Sender::new(false),
         })
     }
 
@@ -236,6 +240,12 @@ impl Log {
         self.state.lock().committed
     }
 
+    /// The last entry known to be committed, if it is here: then every entry up to it is the committed one.
+    pub(crate) fn committed_here(&self) -> Option<LogId> {
+        let state = self.state.lock();
+        state.committed.filter(|committed| state.log_id_at(committed.index) == Some(*committed))
+    }
+
     /// The segments, oldest first; the last one may still grow. What retention decides by.
     pub fn segments(&self) -> Vec<SegmentInfo> {
         let state = self.state.lock();
@@ -263,11 +273,16 @@ impl Log {
         self.state.lock().head.append_state.save()
     }
 
-    /// The frames of these indexes, whatever their kind, committed or not, until `bytes_max` is reached. For simulations: what
-    /// openraft would be given.
-    #[cfg(any(test, feature = "simulation"))]
+    /// The frames of these indexes, whatever their kind, committed or not, until `bytes_max` is reached: what openraft would be
+    /// given. For those who look at a log without a group: simulations, and recovery from one survivor.
     pub async fn frames(&self, from_index: u64, to_index: u64, bytes_max: usize) -> Result<Vec<Frame>, ReadError> {
         self.read_indexes(from_index, to_index, bytes_max).await
+    }
+
+    /// Appends that wait for room are refused from now on, and have appended nothing. A core that starts waits again
+    /// ([`Self::hold_readers`]).
+    pub(crate) fn abandon_appends(&self) {
+        self.abandoned.send_replace(true);
     }
 
     pub(crate) fn dir(&self) -> &Path {

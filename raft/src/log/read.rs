@@ -66,7 +66,8 @@ impl Log {
     }
 
     /// The bytes of whole frames by Raft index, one behind the other, without the first `skip`, at most `bytes_max`. For a peer
-    /// in which they are rotten: nothing waits here, or two replicas would wait for each other.
+    /// in which they are rotten: nothing waits here, or two replicas would wait for each other. If `from` is purged: the oldest
+    /// entry that is not.
     pub(crate) async fn serve_frames(
         &self,
         from: u64,
@@ -89,8 +90,12 @@ impl Log {
             bytes += more.iter().map(|frame| frame.header.frame_bytes()).sum::<u64>();
             frames.extend(more);
         }
+        let (first, last) = (self.first_index(), self.last_log_id());
+        if frames.is_empty() && from < first && skip == 0 {
+            // Purged: the oldest entry that is left says so.
+            frames = self.read_some(first, first + 1, bytes_max, false).await?;
+        }
         if frames.is_empty() {
-            let (first, last) = (self.first_index(), self.last_log_id());
             return Err(io::Error::other(format!("entry {from} is not here: the log is {first} to {last:?}")).into());
         }
         let mut out = BytesMut::new();

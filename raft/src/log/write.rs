@@ -135,7 +135,7 @@ impl Log {
     }
 
     /// The next offset after `upto`.
-    pub(super) async fn offset_after(&self, upto: LogId) -> io::Result<u64> {
+    pub(crate) async fn offset_after(&self, upto: LogId) -> io::Result<u64> {
         let (inside, end, start) = {
             let state = self.state.lock();
             // At a segment's start nothing need be read.

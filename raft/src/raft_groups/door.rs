@@ -193,8 +193,16 @@ impl RaftService for Door {
             let hosted = hosted.ok_or(Refusal::NotHere)?;
             // From the store, not from the group: a replica whose core has ended may hold the last good copy.
             let replica = hosted.store.replicas().into_iter().find(|replica| replica.group == request.group);
-            let replica = replica.ok_or(Refusal::NotHere)?;
-            replica.log.serve_frames(request.from, request.to, request.skip, FRAMES_BYTES_MAX).await.map_err(unable)
+            let log = replica.ok_or(Refusal::NotHere)?.log;
+            if log.last_log_id().is_none_or(|last| last.index < request.from) {
+                return Ok(Bytes::new());
+            }
+            let known = log.committed_here().map_or(0, |committed| committed.index + 1);
+            if request.committed && request.from >= known {
+                return Err(unable(format!("entry {} is not known to be committed here", request.from)));
+            }
+            let to = if request.committed { request.to.min(known) } else { request.to };
+            log.serve_frames(request.from, to, request.skip, FRAMES_BYTES_MAX).await.map_err(unable)
         })
     }
 

@@ -43,14 +43,41 @@ impl Pace {
         Self { bytes_per_second, next: Mutex::new(Instant::now()) }
     }
 
-    /// Takes the next turn for so many bytes. Returns when it comes.
-    fn turn(&self, bytes: u64) -> Instant {
+    /// Takes the next turn for so many bytes.
+    fn turn(self: &Arc<Self>, bytes: u64) -> Turn {
         let now = Instant::now();
         let mut next = self.next.lock();
-        let turn = now.max(*next);
+        let at = now.max(*next);
         let takes = bytes.saturating_mul(1_000_000).checked_div(self.bytes_per_second).unwrap_or(0);
-        *next = turn + Duration::from_micros(takes);
-        turn
+        let takes = Duration::from_micros(takes);
+        *next = at + takes;
+        Turn { pace: self.clone(), at, takes }
+    }
+}
+
+/// A stream's turn. Who goes before it comes, or goes away, gives it back: what did not wait must not be waited for afterwards.
+struct Turn {
+    pace: Arc<Pace>,
+    at: Instant,
+    takes: Duration,
+}
+
+impl Turn {
+    /// Resolves when it comes, or commits wait.
+    async fn come(self, backlog: Arc<dyn Backlog>) {
+        while Instant::now() < self.at && !backlog.commits_wait() {
+            sleep_until(self.at.min(Instant::now() + COMMITS_POLL)).await;
+        }
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        let now = Instant::now();
+        if now < self.at {
+            let mut next = self.pace.next.lock();
+            *next = next.checked_sub(self.takes).unwrap_or(now).max(now);
+        }
     }
 }
 
@@ -89,13 +116,7 @@ impl CatchUp {
             return None;
         }
         self.judge(behind, bytes);
-        let turn = self.pace.turn(bytes >> self.relief);
-        let backlog = self.backlog.clone();
-        Some(async move {
-            while Instant::now() < turn && !backlog.commits_wait() {
-                sleep_until(turn.min(Instant::now() + COMMITS_POLL)).await;
-            }
-        })
+        Some(self.pace.turn(bytes >> self.relief).come(self.backlog.clone()))
     }
 
     /// A stream that sends much and comes little nearer is outrun by production.
@@ -202,5 +223,17 @@ mod tests {
         let line = behind(1000 * REQUEST);
         line.commits_wait.store(true, Ordering::Relaxed);
         assert_eq!(arrives(&pace, &line, 0).await, Some(Duration::ZERO));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_went_without_waiting_is_not_waited_for_afterwards() {
+        let pace = Arc::new(Pace::new(10 * REQUEST));
+        let hurried = behind(1000 * REQUEST);
+        hurried.commits_wait.store(true, Ordering::Relaxed);
+        assert_eq!(arrives(&pace, &hurried, 0).await, Some(Duration::ZERO));
+        drop(CatchUp::new(pace.clone(), behind(1000 * REQUEST), 0).admit(0, 900 * REQUEST));
+        let calm = behind(100 * REQUEST);
+        let took = arrives(&pace, &calm, 0).await.unwrap();
+        assert!(took < Duration::from_secs(12), "{took:?}");
     }
 }

@@ -33,6 +33,8 @@ use super::{
     AppendEntriesRequest, AppendResult, Liveness, Refusal, Shared, Snapshot, SnapshotResponse, Target,
     TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse, WINDOW_BYTES, WINDOW_REQUESTS,
 };
+use crate::log::frame::{FRAME_HEADER_BYTES, FRAME_PAYLOAD_BYTES_MAX};
+use crate::log_store::READ_BYTES_MAX;
 use crate::types::{BrokerId, GroupId, LogId, ReplicaHome, ReplicaId, TypeConfig, Vote};
 
 type RpcError = RPCError<TypeConfig>;
@@ -44,6 +46,9 @@ type AppendedStream<'s> = BoxStream<'s, Appended>;
 const STALL_MAX: Duration = Duration::from_secs(10);
 /// A follower that is no further behind than so many of the largest requests is not catching up.
 const LIVE_REQUESTS: u64 = 8;
+/// What a log gives for one request is never more than one request carries.
+const _: () =
+    assert!(READ_BYTES_MAX + FRAME_PAYLOAD_BYTES_MAX as usize + FRAME_HEADER_BYTES + (64 << 10) <= APPEND_BYTES_MAX);
 /// The least time a snapshot may take, beside what its size allows.
 const SNAPSHOT_TIME_MIN: Duration = Duration::from_secs(30);
 /// The slowest rate at which a snapshot is still awaited.
@@ -123,7 +128,7 @@ impl ReplicaNetwork {
 
     /// What holds a stream back that catches up.
     fn catch_up(&self) -> Option<CatchUp> {
-        let live_bytes = LIVE_REQUESTS * self.shared.config.append_bytes_max as u64;
+        let live_bytes = LIVE_REQUESTS.saturating_mul(self.shared.config.append_bytes_max as u64);
         let backlog = self.backlog.clone()?;
         Some(CatchUp::new(self.shared.pace.clone(), backlog, live_bytes))
     }

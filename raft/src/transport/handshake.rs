@@ -86,6 +86,11 @@ pub enum Turned {
     /// It has too many connections.
     #[error("it has too many connections")]
     Busy = 6,
+    /// The dialler's cluster was recovered from a survivor and has another id since: what the dialler holds was given up.
+    #[error(
+        "the cluster was recovered from one survivor and goes on under another id; this broker's data was given up"
+    )]
+    Superseded = 7,
 }
 
 impl Turned {
@@ -98,6 +103,7 @@ impl Turned {
             4 => Self::SameBroker,
             5 => Self::NoCluster,
             6 => Self::Busy,
+            7 => Self::Superseded,
             value => return Err(WireError::Unknown { field: "verdict", value: value.into() }),
         }))
     }

@@ -12,7 +12,7 @@
 //! `requests` lanes and answers, [`client`] openraft's network, `server` accepting, `liveness` the detector, [`net`]
 //! sockets, `testing` faults.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -116,6 +116,8 @@ pub struct FramesRequest {
     pub to: u64,
     /// Bytes of the first frame that are left out: a frame longer than an answer is asked for in pieces.
     pub skip: u64,
+    /// Only entries that the answering replica knows to be committed.
+    pub committed: bool,
 }
 
 /// Longest answer to a [`FramesRequest`]: 1 MiB.
@@ -189,7 +191,8 @@ pub trait RaftService: Send + Sync + 'static {
 
     /// Entries of a group as they stand in the log here, for a replica elsewhere in which they are rotten (RULES.md R7): the
     /// frames of [`FramesRequest`], one behind the other, each verified, at most [`FRAMES_BYTES_MAX`] bytes. Whatever replica of
-    /// the group is here may answer; the asker verifies that the entries are its own.
+    /// the group is here may answer; the asker verifies that the entries are its own. Nothing is the answer of one whose log ends
+    /// before the first of them.
     fn frames(&self, from: BrokerId, request: FramesRequest) -> BoxFuture<'static, Result<Bytes, Refusal>>;
 
     /// A message between the `raft_groups` of two brokers ([`Transport::report`]): what a survivor knows about orphaned
@@ -265,6 +268,10 @@ pub(crate) struct Shared {
     incarnation: u64,
     started: Instant,
     cluster: watch::Sender<Option<ClusterId>>,
+    /// Ids that the cluster had before it was recovered from a survivor.
+    superseded: Mutex<BTreeSet<ClusterId>>,
+    /// Who said that this broker's cluster is one of those, and what it is called now.
+    outdated: watch::Sender<Option<(BrokerId, ClusterId)>>,
     config: RaftConfig,
     service: Arc<dyn PeerService>,
     raft: Mutex<Option<Arc<dyn RaftService>>>,
@@ -348,6 +355,8 @@ impl Transport {
             incarnation: runtime::random_u64(),
             started: Instant::now(),
             cluster: watch::Sender::new(identity.cluster),
+            superseded: Mutex::default(),
+            outdated: watch::Sender::new(None),
             detector: Detector::new(config.silence_max),
             pace: Arc::new(catch_up::Pace::new(config.catch_up_bytes_per_second)),
             instruments: ReplicationInstruments::new(identity.broker),
@@ -382,6 +391,28 @@ impl Transport {
     /// From now on part of this cluster: handshakes check it. Connections made before are made anew.
     pub fn set_cluster(&self, cluster: ClusterId) {
         self.shared.cluster.send_if_modified(|known| known.replace(cluster) != Some(cluster));
+    }
+
+    /// The cluster had these ids before it was recovered from a survivor: who still has one is turned away and told so.
+    pub fn supersede(&self, former: impl IntoIterator<Item = ClusterId>) {
+        self.shared.superseded.lock().extend(former);
+    }
+
+    /// Whether the cluster is known to have had other ids.
+    pub fn has_superseded(&self) -> bool {
+        !self.shared.superseded.lock().is_empty()
+    }
+
+    /// Resolves when some broker has said that this one's cluster was recovered without it: with that broker, and with what the
+    /// cluster is called now.
+    pub async fn outdated(&self) -> (BrokerId, ClusterId) {
+        let mut outdated = self.shared.outdated.subscribe();
+        // The sender lives in `self`: it cannot be gone.
+        let told = outdated.wait_for(Option::is_some).await.ok().and_then(|told| *told);
+        match told {
+            Some(told) => told,
+            None => std::future::pending().await,
+        }
     }
 
     /// Who takes Raft messages from now on. Until then they are answered with [`Refusal::NotHere`].

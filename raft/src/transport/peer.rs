@@ -18,7 +18,7 @@ use super::handshake::{ConnectionKind, HANDSHAKE_BYTES, Hello, PROTOCOL_VERSION,
 use super::requests::{Client, Heard};
 use super::{Shared, Stream};
 use crate::instruments::peer_labels;
-use crate::types::BrokerId;
+use crate::types::{BrokerId, ClusterId};
 
 /// Calls and reports to one peer that may be unanswered.
 pub(crate) const CALLS_MAX: usize = 32;
@@ -315,7 +315,13 @@ pub(crate) async fn dial(
     let welcome = Welcome::decode(&bytes).map_err(|error| DialError::Failed(error.to_string()))?;
     match (welcome.turned, target) {
         (Some(Turned::Version), _) if welcome.version != PROTOCOL_VERSION => Err(DialError::Version(welcome.version)),
-        (Some(turned), _) => Err(DialError::Turned(turned)),
+        (Some(turned), _) => {
+            if turned == Turned::Superseded {
+                let by = welcome.cluster.map_or(0, |cluster| cluster.0);
+                shared.outdated.send_replace(Some((welcome.broker, ClusterId(by))));
+            }
+            Err(DialError::Turned(turned))
+        }
         (None, Some(expected)) if welcome.broker != expected => {
             Err(DialError::WrongBroker { found: welcome.broker, expected })
         }

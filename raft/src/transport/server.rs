@@ -125,6 +125,9 @@ fn judge(shared: &Shared, hello: &Hello) -> Option<Turned> {
     if hello.target.is_some_and(|target| target != shared.broker) {
         return Some(Turned::WrongBroker);
     }
+    if hello.cluster.is_some_and(|theirs| shared.superseded.lock().contains(&theirs)) {
+        return Some(Turned::Superseded);
+    }
     if cluster.is_some() && hello.cluster.is_some() && cluster != hello.cluster {
         return Some(Turned::ForeignCluster);
     }

@@ -872,13 +872,16 @@ async fn hello_with(network: &MemoryNetwork, change: impl FnOnce(&mut Hello)) ->
 #[tokio::test(start_paused = true)]
 async fn a_handshake_that_does_not_fit_is_refused_by_name() {
     let network = MemoryNetwork::new();
-    let _b = start(&network, 2).await;
+    let b = start(&network, 2).await;
     let turned = async |change: fn(&mut Hello)| hello_with(&network, change).await.1.turned;
     assert_eq!(turned(|_| ()).await, None);
     assert_eq!(turned(|hello| hello.cluster = Some(ClusterId(8))).await, Some(Turned::ForeignCluster));
     assert_eq!(turned(|hello| hello.target = Some(BrokerId(3))).await, Some(Turned::WrongBroker));
     assert_eq!(turned(|hello| hello.broker = BrokerId(2)).await, Some(Turned::SameBroker));
     assert_eq!(turned(|hello| hello.cluster = None).await, Some(Turned::NoCluster));
+    b.transport.supersede([ClusterId(8)]);
+    assert_eq!(turned(|hello| hello.cluster = Some(ClusterId(8))).await, Some(Turned::Superseded));
+    assert_eq!(turned(|hello| hello.cluster = Some(ClusterId(9))).await, Some(Turned::ForeignCluster));
 
     let mut bytes =
         Hello { kind: ConnectionKind::Data, broker: BrokerId(1), target: None, cluster: Some(CLUSTER), incarnation: 1 }
@@ -996,7 +999,7 @@ async fn entries_are_asked_for_over_the_data_connection() {
     let network = MemoryNetwork::new();
     let (one, _two) = two(&network).await;
     let wait = Duration::from_secs(5);
-    let request = |from, skip| FramesRequest { group: GroupId(7), from, to: 9, skip };
+    let request = |from, skip| FramesRequest { group: GroupId(7), from, to: 9, skip, committed: false };
     let answer = one.transport.frames(BrokerId(2), request(3, 0), wait).await.unwrap();
     assert_eq!((answer.len(), answer[0]), (FRAMES_BYTES_MAX, 7));
     assert_eq!(one.transport.frames(BrokerId(2), request(3, 1 << 19), wait).await.unwrap().len(), FRAMES_BYTES_MAX / 2);

@@ -25,6 +25,7 @@ use pontoon_raft::testing::test_applications;
 use pontoon_raft::transport::{PeerService, Transport, TransportIdentity};
 use pontoon_raft::types::{BrokerId, ClusterId, GroupId, Outcome, ReplicaHome, ReplicaId};
 use serde::{Deserialize, Serialize};
+use tokio::sync::Notify;
 use tokio::time::sleep;
 
 use crate::disk::TracedDisk;
@@ -96,6 +97,8 @@ pub(crate) struct World {
     pub(crate) ended: Arc<Mutex<BTreeSet<(u32, u64)>>>,
     /// The client shall come to an end, and has.
     pub(crate) finish: Arc<Mutex<(bool, bool)>>,
+    /// Told whenever `starts` changes.
+    pub(crate) changed: Arc<Notify>,
     pub(crate) lies: bool,
 }
 
@@ -198,8 +201,12 @@ async fn serve(
 
 /// Ends the process's connections in order, once its life is over (see `net`). Nobody minds what it does after that.
 async fn die(world: World, broker: u32, life: u64, network: TracedNetwork) {
-    while world.is_alive(broker, life) {
-        sleep(Duration::from_millis(1)).await;
+    loop {
+        let changed = world.changed.notified();
+        if !world.is_alive(broker, life) {
+            break;
+        }
+        changed.await;
     }
     network.sever();
 }

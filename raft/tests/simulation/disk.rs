@@ -1,5 +1,6 @@
 //! The simulated disk, with every operation in the trace; and one that lies about the journal's syncs.
 
+use std::fmt::Display;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -9,7 +10,7 @@ use futures_util::future::BoxFuture;
 use pontoon_raft::disk::sim::SimDisk;
 use pontoon_raft::disk::{DirEntry, Disk, DiskFile, OpenMode};
 
-use crate::trace::{Trace, digest};
+use crate::trace::{Extent, Trace};
 
 /// A process's view of its disk.
 #[derive(Clone)]
@@ -22,9 +23,11 @@ pub(crate) struct TracedDisk {
 }
 
 impl TracedDisk {
-    fn note<T>(&self, op: &str, path: &Path, more: &str, result: io::Result<T>) -> io::Result<T> {
-        let failed = result.as_ref().err().map(|error| format!(" !{error}")).unwrap_or_default();
-        self.trace.note(&self.who, format_args!("disk {op} {}{more}{failed}", path.display()));
+    fn note<T>(&self, op: &str, path: &Path, more: impl Display, result: io::Result<T>) -> io::Result<T> {
+        match &result {
+            Ok(_) => self.trace.note(&self.who, format_args!("disk {op} {}{more}", path.display())),
+            Err(error) => self.trace.note(&self.who, format_args!("disk {op} {}{more} !{error}", path.display())),
+        }
         result
     }
 }
@@ -33,7 +36,7 @@ impl Disk for TracedDisk {
     fn open<'a>(&'a self, path: &'a Path, mode: OpenMode) -> BoxFuture<'a, io::Result<Arc<dyn DiskFile>>> {
         Box::pin(async move {
             let opened = self.disk.open(path, mode).await;
-            let file = self.note("open", path, &format!(" {mode:?}"), opened)?;
+            let file = self.note("open", path, format_args!(" {mode:?}"), opened)?;
             Ok(Arc::new(TracedFile { disk: self.clone(), path: path.to_owned(), file }) as Arc<dyn DiskFile>)
         })
     }
@@ -48,8 +51,8 @@ impl Disk for TracedDisk {
 
     fn rename<'a>(&'a self, from: &'a Path, to: &'a Path) -> BoxFuture<'a, io::Result<()>> {
         Box::pin(async move {
-            let more = format!(" to {}", to.display());
-            self.note("rename", from, &more, self.disk.rename(from, to).await)
+            let renamed = self.disk.rename(from, to).await;
+            self.note("rename", from, format_args!(" to {}", to.display()), renamed)
         })
     }
 
@@ -81,36 +84,37 @@ struct TracedFile {
 }
 
 impl TracedFile {
-    fn note<T>(&self, op: &str, more: &str, result: io::Result<T>) -> io::Result<T> {
+    fn note<T>(&self, op: &str, more: impl Display, result: io::Result<T>) -> io::Result<T> {
         self.disk.note(op, &self.path, more, result)
     }
-}
 
-fn extent(position: u64, parts: &[Bytes]) -> String {
-    let bytes: usize = parts.iter().map(Bytes::len).sum();
-    let digest = digest(parts.iter().map(|part| &part[..]));
-    format!(" {position}+{bytes} {digest:08x}")
+    fn note_read(&self, op: &str, position: u64, read: io::Result<Bytes>) -> io::Result<Bytes> {
+        match &read {
+            Ok(bytes) => {
+                let bytes = [bytes.clone()];
+                self.note(op, Extent(position, &bytes), read)
+            }
+            Err(_) => self.note(op, "", read),
+        }
+    }
 }
 
 impl DiskFile for TracedFile {
     fn read_at(&self, position: u64, bytes: usize) -> BoxFuture<'_, io::Result<Bytes>> {
         Box::pin(async move {
             let read = self.file.read_at(position, bytes).await;
-            let more = read.as_ref().map(|read| extent(position, std::slice::from_ref(read))).unwrap_or_default();
-            self.note("read", &more, read)
+            self.note_read("read", position, read)
         })
     }
 
     fn try_read_at(&self, position: u64, bytes: usize) -> io::Result<Bytes> {
-        let read = self.file.try_read_at(position, bytes);
-        let more = read.as_ref().map(|read| extent(position, std::slice::from_ref(read))).unwrap_or_default();
-        self.note("try_read", &more, read)
+        self.note_read("try_read", position, self.file.try_read_at(position, bytes))
     }
 
     fn write_at(&self, position: u64, parts: Vec<Bytes>) -> BoxFuture<'_, io::Result<()>> {
         Box::pin(async move {
-            let more = extent(position, &parts);
-            self.note("write", &more, self.file.write_at(position, parts).await)
+            let written = self.file.write_at(position, parts.clone()).await;
+            self.note("write", Extent(position, &parts), written)
         })
     }
 
@@ -119,9 +123,9 @@ impl DiskFile for TracedFile {
             if self.disk.lies {
                 return self.write_at(position, parts).await;
             }
-            let more = extent(position, &parts);
-            self.disk.trace.note(&self.disk.who, format_args!("disk begin {}{more}", self.path.display()));
-            self.note("write_and_sync", &more, self.file.write_and_sync(position, parts).await)
+            let _ = self.note("begin", Extent(position, &parts), Ok(()));
+            let written = self.file.write_and_sync(position, parts.clone()).await;
+            self.note("write_and_sync", Extent(position, &parts), written)
         })
     }
 
@@ -131,12 +135,16 @@ impl DiskFile for TracedFile {
 
     fn allocate(&self, position: u64, bytes: u64) -> BoxFuture<'_, io::Result<()>> {
         Box::pin(async move {
-            self.note("allocate", &format!(" {position}+{bytes}"), self.file.allocate(position, bytes).await)
+            let allocated = self.file.allocate(position, bytes).await;
+            self.note("allocate", format_args!(" {position}+{bytes}"), allocated)
         })
     }
 
     fn set_len(&self, bytes: u64) -> BoxFuture<'_, io::Result<()>> {
-        Box::pin(async move { self.note("set_len", &format!(" {bytes}"), self.file.set_len(bytes).await) })
+        Box::pin(async move {
+            let cut = self.file.set_len(bytes).await;
+            self.note("set_len", format_args!(" {bytes}"), cut)
+        })
     }
 
     fn len(&self) -> BoxFuture<'_, io::Result<u64>> {

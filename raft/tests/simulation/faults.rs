@@ -9,6 +9,8 @@ use turmoil::Sim;
 
 use crate::broker::{BROKERS, CLIENT, World, host};
 
+/// How long things go wrong.
+const CHAOS_MS: std::ops::Range<u64> = 1500..6000;
 /// How long a journal's syncs take, mostly, and on a disk that stalls.
 const SYNC: Duration = Duration::from_millis(1);
 const STALL: Duration = Duration::from_millis(1300);
@@ -30,19 +32,25 @@ enum Later {
 pub(crate) struct Faults {
     world: World,
     rng: SmallRng,
+    /// How long things go wrong.
+    pub(crate) chaos_ms: u64,
     next_ms: u64,
     later: BTreeMap<(u64, u64), Later>,
     laters: u64,
+    /// How many of each kind there were.
+    pub(crate) struck: BTreeMap<&'static str, u64>,
 }
 
 impl Faults {
     pub(crate) fn new(world: World, seed: u64) -> Self {
-        let rng = SmallRng::seed_from_u64(seed ^ 0xfa17);
-        Self { world, rng, next_ms: 0, later: BTreeMap::new(), laters: 0 }
+        let mut rng = SmallRng::seed_from_u64(seed ^ 0xfa17);
+        let chaos_ms = rng.random_range(CHAOS_MS);
+        Self { world, rng, chaos_ms, next_ms: 0, later: BTreeMap::new(), laters: 0, struck: BTreeMap::new() }
     }
 
-    fn note(&self, what: impl std::fmt::Display) {
-        self.world.trace.note("fault", what);
+    fn note(&mut self, kind: &'static str, what: impl std::fmt::Display) {
+        *self.struck.entry(kind).or_default() += 1;
+        self.world.trace.note("fault", format_args!("{kind} {what}"));
     }
 
     fn ms(&mut self, from: u64, to: u64) -> u64 {
@@ -81,7 +89,7 @@ impl Faults {
 
     /// Every fault ends within the next steps.
     pub(crate) fn heal(&mut self) {
-        self.note("heal");
+        self.world.trace.note("fault", "heal");
         for ((due_ms, _), later) in std::mem::take(&mut self.later) {
             let left = due_ms.saturating_sub(self.world.trace.now_ms());
             self.plan(if matches!(later, Later::Bury(_)) { left } else { 5 }, later);
@@ -112,13 +120,13 @@ impl Faults {
             }
             1 => self.kill(broker),
             2 => {
-                self.note(format_args!("partition {broker} {other}"));
+                self.note("partition", format_args!("{broker} {other}"));
                 sim.partition(host(broker), host(other));
                 let after = self.ms(1300, 2500);
                 self.plan(after, Later::Repair(broker, other));
             }
             3 => {
-                self.note(format_args!("partition {broker} from all"));
+                self.note("isolation", format_args!("{broker} from all"));
                 for other in (1..=BROKERS).filter(|other| *other != broker) {
                     sim.partition(host(broker), host(other));
                 }
@@ -128,32 +136,32 @@ impl Faults {
                 }
             }
             4 => {
-                self.note(format_args!("one-way partition {broker} to {other}"));
+                self.note("one-way cut", format_args!("{broker} to {other}"));
                 sim.partition_oneway(host(broker), host(other));
                 let after = self.ms(1300, 2500);
                 self.plan(after, Later::Repair(broker, other));
             }
             5 => {
-                self.note(format_args!("hold {broker} {other}"));
+                self.note("hold", format_args!("{broker} {other}"));
                 sim.hold(host(broker), host(other));
                 let after = self.ms(20, 1800);
                 self.plan(after, Later::Release(broker, other));
             }
             6 => {
-                self.note(format_args!("stall {broker}"));
+                self.note("stall", broker);
                 self.world.starts.lock()[&broker].disk.slow_syncs("", STALL);
                 let after = self.ms(500, 2500);
                 self.plan(after, Later::Unstall(broker));
             }
             _ => {
-                self.note(format_args!("sync error {broker}"));
+                self.note("failed sync", broker);
                 self.world.starts.lock()[&broker].disk.fail_next_sync("", true);
             }
         }
     }
 
     fn end(&mut self, sim: &mut Sim<'_>, later: Later) {
-        self.note(format_args!("{later:?}"));
+        self.world.trace.note("fault", format_args!("{later:?}"));
         match later {
             Later::Repair(one, two) => sim.repair(host(one), host(two)),
             Later::Release(one, two) => sim.release(host(one), host(two)),
@@ -165,7 +173,7 @@ impl Faults {
 
     /// kill -9: the machine stays up, so that its connections close and new ones are refused until the process is back.
     fn kill(&mut self, broker: u32) {
-        self.note(format_args!("kill {broker}"));
+        self.note("kill", broker);
         let after = Duration::from_millis(self.ms(10, 1500));
         self.next_life(broker, |start| {
             start.disk = start.disk.kill();
@@ -177,7 +185,7 @@ impl Faults {
 
     /// Nothing that it did not sync survives for certain; its connections do not close, they fall silent.
     fn power_off(&mut self, sim: &mut Sim<'_>, broker: u32, off_ms: u64) {
-        self.note(format_args!("power off {broker}"));
+        self.note("power off", broker);
         self.next_life(broker, |start| {
             start.disk = start.disk.crash();
             start.after = Duration::ZERO;
@@ -195,6 +203,8 @@ impl Faults {
         let start = starts.get_mut(&broker).expect("a broker");
         start.life += 1;
         change(start);
+        drop(starts);
+        self.world.changed.notify_waiters();
     }
 }
 

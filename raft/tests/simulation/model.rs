@@ -155,13 +155,13 @@ impl Model {
     }
 
     /// How many payloads were acknowledged.
-    pub(crate) fn acknowledgements(&self) -> usize {
-        self.inner.lock().groups.values().map(|group| group.acknowledged.len()).sum()
+    pub(crate) fn acknowledgements(&self) -> u64 {
+        self.inner.lock().groups.values().map(|group| group.acknowledged.len() as u64).sum()
     }
 
     /// How many terms had a leader.
-    pub(crate) fn elections(&self) -> usize {
-        self.inner.lock().groups.values().map(|group| group.leaders.len()).sum()
+    pub(crate) fn elections(&self) -> u64 {
+        self.inner.lock().groups.values().map(|group| group.leaders.len() as u64).sum()
     }
 
     /// The index up to which every committed entry was shown by somebody.
@@ -274,7 +274,7 @@ mod tests {
 
     /// Two records, acknowledged, shown by a broker; what is broken after this.
     fn after(what: impl FnOnce(&Model)) -> Vec<String> {
-        let model = Model::new(Trace::default());
+        let model = Model::new(Trace::new(false));
         for number in 0..2 {
             model.committed(1, 1, &entry(number, number as u32, number));
             model.acknowledged(1, (0, number as u32, 1), acknowledged(number, number));

@@ -14,7 +14,7 @@ use pontoon_raft::transport::net::TurmoilNetwork;
 use pontoon_raft::transport::{Listener, Network, Stream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::trace::{Trace, digest};
+use crate::trace::{Digest, Trace};
 
 /// A connection's far end; `None` once it is severed.
 type Slot = Mutex<Option<Box<dyn Stream>>>;
@@ -113,7 +113,7 @@ impl TracedStream {
         if self.quiet {
             return;
         }
-        self.trace.note(&self.who, format_args!("{op} {} {:08x}", bytes.len(), digest([bytes])));
+        self.trace.note(&self.who, format_args!("{op} {} {}", bytes.len(), Digest(bytes)));
     }
 }
 

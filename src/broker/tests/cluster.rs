@@ -174,7 +174,13 @@ impl Cluster {
     }
 
     pub(super) async fn create(&self, at: u32, name: &str, partitions: u32, replicas: u32) -> TopicDescription {
-        let spec = TopicSpec { name: name.to_owned(), partitions, replicas: Some(replicas), config: BTreeMap::new() };
+        let spec = TopicSpec {
+            name: name.to_owned(),
+            partitions,
+            replicas: Some(replicas),
+            assignment: None,
+            config: BTreeMap::new(),
+        };
         self.broker(at).create_topic(spec, PATIENCE).await.unwrap()
     }
 

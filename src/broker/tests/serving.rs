@@ -112,6 +112,7 @@ async fn what_cannot_be_is_refused_with_its_value() {
         name: name.to_owned(),
         partitions,
         replicas,
+        assignment: None,
         config: config.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect(),
     };
     let refused = [
@@ -213,6 +214,19 @@ async fn a_replica_whose_files_vanish_is_replaced_under_a_new_id() {
         all.extend(cluster.read(2, ("safe", partition)).await);
     }
     assert_eq!(all.len(), 9);
+}
+
+/// A consumer that is told of a committed offset for no topic begins anew: a broker must not say so out of an old catalog.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broker_without_a_controller_does_not_take_its_catalog_for_complete() {
+    let mut cluster = Cluster::started().await;
+    cluster.broker(1).catch_up(PATIENCE).await.unwrap();
+    cluster.crash(2).await;
+    cluster.crash(3).await;
+    let error = cluster.broker(1).catch_up(Duration::from_millis(300)).await.unwrap_err();
+    assert!(matches!(error.code, Code::NotReady | Code::OutcomeUnknown), "{error}");
+    cluster.start(2).await;
+    cluster.broker(1).catch_up(PATIENCE).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -100,6 +100,39 @@ fn other(error: sled::Error) -> io::Error {
 
 impl Tables for SledTables {
     fn load(&self) -> Option<(Stamp, Rows)> {
+        guarded(|| self.load_all()).ok().flatten()
+    }
+
+    fn write(&self, batch: Batch) -> io::Result<()> {
+        guarded(|| self.write_all(batch))?
+    }
+
+    fn clear(&self) -> io::Result<()> {
+        guarded(|| self.db()?.clear().map_err(other))?
+    }
+
+    fn blocks(&self) -> bool {
+        true
+    }
+
+    fn close(&self) {
+        if let Slot::Open(db) = std::mem::replace(&mut *self.db.lock(), Slot::Closed) {
+            if let Err(error) = guarded(|| db.flush()).and_then(|flushed| flushed.map_err(other)) {
+                tracing::warn!(path = %self.path.display(), %error, "the catalog's tables were not flushed");
+            }
+            drop_guarded(db, &self.path);
+        }
+    }
+}
+
+/// sled may panic on rot in what it reads. That costs the rows, which are made anew, and must not cost the broker.
+fn guarded<T>(work: impl FnOnce() -> T) -> io::Result<T> {
+    let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
+    done.map_err(|_| io::Error::other("sled panicked"))
+}
+
+impl SledTables {
+    fn load_all(&self) -> Option<(Stamp, Rows)> {
         let mut rows = Rows::new();
         let mut stamp = None;
         for item in self.db().ok()?.iter() {
@@ -114,7 +147,7 @@ impl Tables for SledTables {
         Some((stamp?, rows))
     }
 
-    fn write(&self, batch: Batch) -> io::Result<()> {
+    fn write_all(&self, batch: Batch) -> io::Result<()> {
         let db = self.db()?;
         let mut changes = sled::Batch::default();
         if batch.replace {
@@ -131,23 +164,6 @@ impl Tables for SledTables {
         }
         changes.insert(STAMP_KEY, codec::encode(&batch.stamp));
         db.apply_batch(changes).map_err(other)
-    }
-
-    fn clear(&self) -> io::Result<()> {
-        self.db()?.clear().map_err(other)
-    }
-
-    fn blocks(&self) -> bool {
-        true
-    }
-
-    fn close(&self) {
-        if let Slot::Open(db) = std::mem::replace(&mut *self.db.lock(), Slot::Closed) {
-            if let Err(error) = db.flush() {
-                tracing::warn!(path = %self.path.display(), %error, "the catalog's tables were not flushed");
-            }
-            drop_guarded(db, &self.path);
-        }
     }
 }
 
@@ -237,6 +253,9 @@ mod tests {
                     for flip in 0..=number % 4 {
                         let at = (number * 7919 + flip * 104_729) as usize % used;
                         bytes[at] ^= 1 << (number % 8);
+                    }
+                    if number % 3 == 0 {
+                        bytes.truncate((number as usize * 7919) % used);
                     }
                 }
                 std::fs::write(path.join(name), bytes).unwrap();

@@ -1,6 +1,7 @@
 //! Closed loops of produce and fetch.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -41,16 +42,19 @@ pub(super) async fn produce(name: &str, args: LoadArgs, target: &Target) -> Resu
         Some(topic) => topic.clone(),
         None => target.create_topic(args.partitions, args.replicas).await?,
     };
-    let partitions = if args.topic.is_some() { 1 } else { args.partitions };
-    let leaders = Arc::new(target.all_leaders(&topic, partitions).await?);
+    let leaders = Arc::new(target.all_leaders(&topic, args.partitions).await?);
     let started = Instant::now();
     let deadline = started + Duration::from_secs(args.seconds);
     let value = noise(args.bytes);
+    // How many requests are left of those that were asked for.
+    let left =
+        Arc::new(AtomicU64::new(args.mib.map_or(u64::MAX, |mib| (mib << 20).div_ceil(args.bytes.max(1) as u64))));
     let workers: Vec<_> = (0..args.inflight.max(1))
         .map(|worker| {
             let (target, leaders, topic, acks) = (target.clone(), leaders.clone(), topic.clone(), args.acks.clone());
-            let value = value.clone();
-            tokio::spawn(async move { produce_loop(worker, &target, &leaders, &topic, &acks, value, deadline).await })
+            let (value, left) = (value.clone(), left.clone());
+            let bounds = Bounds { deadline, left };
+            tokio::spawn(async move { produce_loop(worker, &target, &leaders, &topic, &acks, value, bounds).await })
         })
         .collect();
     let mut seen = Seen::new();
@@ -75,6 +79,20 @@ pub(super) async fn produce(name: &str, args: LoadArgs, target: &Target) -> Resu
     Ok(report)
 }
 
+/// When a load ends.
+struct Bounds {
+    deadline: Instant,
+    left: Arc<AtomicU64>,
+}
+
+impl Bounds {
+    /// Whether one more request may be sent.
+    fn take(&self) -> bool {
+        let take = |left: u64| left.checked_sub(1);
+        Instant::now() < self.deadline && self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_ok()
+    }
+}
+
 async fn produce_loop(
     worker: usize,
     target: &Target,
@@ -82,11 +100,11 @@ async fn produce_loop(
     topic: &str,
     acks: &str,
     value: Bytes,
-    deadline: Instant,
+    bounds: Bounds,
 ) -> Seen {
     let mut seen = Seen::new();
     let mut at = worker;
-    while Instant::now() < deadline {
+    while bounds.take() {
         let led = &leaders[at % leaders.len()];
         // Workers stride through the partitions, so that any number of them covers any number of partitions.
         at += 7;
@@ -117,36 +135,76 @@ pub(super) async fn fetch(args: FetchArgs, target: &Target) -> Result<Report, Fa
     let leaders = target.all_leaders(&args.topic, 1).await?;
     let started = Instant::now();
     let deadline = started + Duration::from_secs(args.seconds);
-    let mut latencies = histogram();
-    let mut bytes = 0;
-    for led in &leaders {
-        let mut offset = String::from("earliest");
-        while Instant::now() < deadline {
-            let path = format!("/v1/topics/{}/partitions/{}/records", args.topic, led.partition);
-            let url = format!("{}{path}?offset={offset}&max_bytes={}", led.base, args.max_bytes);
-            let begun = Instant::now();
-            let request = target.http.request(Method::GET, &url).header("accept", "application/octet-stream");
-            let answer = request.send().await.map_err(|error| Failure::Unreachable(error.to_string()))?;
-            let status = answer.status();
-            let header =
-                |name| answer.headers().get(name).and_then(|value| value.to_str().ok()).unwrap_or("").to_owned();
-            let (next, end) = (header("pontoon-next-offset"), header("pontoon-high-watermark"));
-            let body = answer.bytes().await.map_err(|error| Failure::Unreachable(error.to_string()))?;
-            if !status.is_success() {
-                return Err(Failure::Refused(format!("{url}: {status}: {}", String::from_utf8_lossy(&body))));
-            }
-            latencies.saturating_record(begun.elapsed().as_micros() as u64);
-            bytes += body.len() as u64;
-            if body.is_empty() || next == end {
-                break;
-            }
-            offset = next;
-        }
+    let args = Arc::new(args);
+    let next = Arc::new(AtomicU64::new(0));
+    let partitions = leaders.len();
+    let leaders = Arc::new(leaders);
+    let readers: Vec<_> = (0..args.parallel.clamp(1, partitions))
+        .map(|_| {
+            let (target, leaders, args, next) = (target.clone(), leaders.clone(), args.clone(), next.clone());
+            tokio::spawn(async move {
+                let mut read = Read { latencies: histogram(), bytes: 0 };
+                while let Some(led) = leaders.get(next.fetch_add(1, Ordering::Relaxed) as usize) {
+                    fetch_partition(&args, &target, led, deadline, &mut read).await?;
+                }
+                Ok::<_, Failure>(read)
+            })
+        })
+        .collect();
+    let mut read = Read { latencies: histogram(), bytes: 0 };
+    for reader in readers {
+        let more = reader.await.map_err(|error| Failure::Local(error.to_string()))??;
+        // Both have the same bounds, so adding cannot fail.
+        let _ = read.latencies.add(&more.latencies);
+        read.bytes += more.bytes;
     }
     let mut report = Report::new("fetch");
-    report.set("partitions", leaders.len());
-    report.rate(latencies.len(), bytes, started.elapsed());
-    report.set("bytes", bytes);
-    report.latencies(&latencies);
+    report.set("partitions", partitions);
+    report.set("parallel", args.parallel);
+    report.rate(read.latencies.len(), read.bytes, started.elapsed());
+    report.set("bytes", read.bytes);
+    report.latencies(&read.latencies);
     Ok(report)
+}
+
+/// What was fetched.
+struct Read {
+    latencies: Histogram<u64>,
+    bytes: u64,
+}
+
+/// A partition from its start to its end. Its bytes are counted and let go, piece by piece.
+async fn fetch_partition(
+    args: &FetchArgs,
+    target: &Target,
+    led: &Led,
+    deadline: Instant,
+    read: &mut Read,
+) -> Result<(), Failure> {
+    let mut offset = String::from("earliest");
+    while Instant::now() < deadline {
+        let path = format!("/v1/topics/{}/partitions/{}/records", args.topic, led.partition);
+        let url = format!("{}{path}?offset={offset}&max_bytes={}", led.base, args.max_bytes);
+        let begun = Instant::now();
+        let request = target.http.request(Method::GET, &url).header("accept", "application/octet-stream");
+        let mut answer = request.send().await.map_err(|error| Failure::Unreachable(error.to_string()))?;
+        let status = answer.status();
+        if !status.is_success() {
+            let body = answer.text().await.unwrap_or_default();
+            return Err(Failure::Refused(format!("{url}: {status}: {body}")));
+        }
+        let header = |name| answer.headers().get(name).and_then(|value| value.to_str().ok()).unwrap_or("").to_owned();
+        let (next, end) = (header("pontoon-next-offset"), header("pontoon-high-watermark"));
+        let mut bytes = 0;
+        while let Some(piece) = answer.chunk().await.map_err(|error| Failure::Unreachable(error.to_string()))? {
+            bytes += piece.len() as u64;
+        }
+        read.latencies.saturating_record(begun.elapsed().as_micros() as u64);
+        read.bytes += bytes;
+        if bytes == 0 || next == end {
+            break;
+        }
+        offset = next;
+    }
+    Ok(())
 }

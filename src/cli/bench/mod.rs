@@ -4,10 +4,12 @@
 //! and stops by itself. `raw` measures the disk alone, to put beside the rest. It never starts or configures a cluster
 //! (that is `scripts/bench`), and only `failover` does anything to one: it sends SIGKILL to the process it is told.
 
+mod answers;
 mod failover;
 mod load;
 mod raw;
 mod report;
+mod tails;
 mod target;
 
 use clap::{Args, Subcommand};
@@ -25,6 +27,10 @@ pub enum Bench {
     Produce(LoadArgs),
     /// Throughput of fetching raw batches from a topic's start to its end.
     Fetch(FetchArgs),
+    /// From the send of a record to its arrival at each of many tails (server-sent events) of one partition.
+    Tails(TailsArgs),
+    /// How long until every partition of a topic takes a record, from now on: start it, then the brokers.
+    Answers(AnswersArgs),
     /// Longest gap between acknowledgements per partition when a broker is killed with SIGKILL.
     Failover(FailoverArgs),
     /// The disk alone: appends of a fixed size, each made durable with fdatasync.
@@ -43,7 +49,7 @@ pub struct LoadArgs {
     /// Requests in flight
     #[arg(long, default_value_t = 1)]
     inflight: usize,
-    /// Partitions of the topic made for the run
+    /// Partitions of the topic made for the run; of a named one, how many must have a leader before it begins
     #[arg(long, default_value_t = 1)]
     partitions: u32,
     /// Replicas of the topic made for the run [default: 3, or as many as there are brokers]
@@ -55,6 +61,9 @@ pub struct LoadArgs {
     /// Use this topic, and keep it, instead of making one and deleting it
     #[arg(long)]
     topic: Option<String>,
+    /// Stop after so many MiB of values, too
+    #[arg(long)]
+    mib: Option<u64>,
 }
 
 /// A fetch load.
@@ -68,6 +77,40 @@ pub struct FetchArgs {
     max_bytes: usize,
     /// Stop after so many seconds
     #[arg(long, default_value_t = 60)]
+    seconds: u64,
+    /// Partitions read at a time
+    #[arg(long, default_value_t = 1)]
+    parallel: usize,
+}
+
+/// Tails of one partition.
+#[derive(Debug, Args)]
+pub struct TailsArgs {
+    /// Tails
+    #[arg(long, default_value_t = 100)]
+    tails: usize,
+    /// Records produced per second
+    #[arg(long, default_value_t = 50)]
+    rate: u32,
+    /// Bytes of each record's value
+    #[arg(long, default_value_t = 1024)]
+    bytes: usize,
+    /// How long, in seconds
+    #[arg(long, default_value_t = 15)]
+    seconds: u64,
+}
+
+/// Waiting for a topic.
+#[derive(Debug, Args)]
+pub struct AnswersArgs {
+    /// The topic; it is there, or comes up with its brokers
+    #[arg(long)]
+    topic: String,
+    /// Its partitions
+    #[arg(long)]
+    partitions: u32,
+    /// Give up after so many seconds
+    #[arg(long, default_value_t = 120)]
     seconds: u64,
 }
 
@@ -114,6 +157,8 @@ pub async fn run(bench: Bench, servers: &[String], json: bool) -> Result<(), Fai
         Bench::Latency(args) => load::produce("latency", args, &Target::new(servers)?).await?,
         Bench::Produce(args) => load::produce("produce", args, &Target::new(servers)?).await?,
         Bench::Fetch(args) => load::fetch(args, &Target::new(servers)?).await?,
+        Bench::Tails(args) => tails::run(args, &Target::new(servers)?).await?,
+        Bench::Answers(args) => answers::run(args, &Target::new(servers)?).await?,
         Bench::Failover(args) => failover::run(args, &Target::new(servers)?).await?,
         Bench::Raw(args) => raw::run(&args)?,
     };

@@ -38,6 +38,11 @@ impl Target {
         Ok(Self { servers: servers.iter().map(with_scheme).collect(), http })
     }
 
+    /// The servers that were named, `http://host:port`.
+    pub(super) fn servers(&self) -> &[String] {
+        &self.servers
+    }
+
     /// Asks the first server that answers.
     pub(super) async fn ask(&self, method: reqwest::Method, path: &str, body: Option<Value>) -> Result<Value, Failure> {
         let mut unreachable = String::from("no server was named");

@@ -1,8 +1,11 @@
 //! A group's life, told step by step with time in hand.
 
+use bytes::Bytes;
 use tokio::sync::oneshot::Receiver;
 
 use super::*;
+use crate::coordinator::entry::CommittedOffset;
+use crate::coordinator::{Join, Joined, Sync, Synced};
 
 const SESSION: Duration = Duration::from_secs(10);
 const REBALANCE: Duration = Duration::from_secs(60);
@@ -313,4 +316,38 @@ fn what_is_written_once_more_tells_the_same() {
         stored
     };
     assert_eq!(tell(story.group.rewrite()), tell(story.log));
+}
+
+#[test]
+fn ids_are_promised_to_so_many_only_even_before_anybody_has_joined() {
+    let mut story = Story::new();
+    let mut promised = Vec::new();
+    for _ in 0..MEMBERS_MAX {
+        match take(&mut story.ask_join("", |join| join.id_required = true)) {
+            Err(GroupError::MemberIdRequired(id)) => promised.push(id),
+            other => panic!("{other:?}"),
+        }
+    }
+    let mut more = story.ask_join("", |join| join.id_required = true);
+    assert_eq!(take(&mut more), Err(GroupError::Full));
+    // Who was promised a place gets it, the last one too.
+    let mut joining: Vec<_> = promised.iter().map(|id| story.ask_join(id, |_| {})).collect();
+    story.pass(FIRST_REBALANCE_DELAY);
+    assert!(joining.iter_mut().all(|answer| take(answer).is_ok()));
+}
+
+#[test]
+fn a_group_that_the_log_would_not_take_is_refused_its_last_member() {
+    let mut story = Story::new();
+    let large = |join: &mut Join| join.protocols[0].1 = Bytes::from(vec![7; GROUP_BYTES_MAX / 3]);
+    let mut three = [story.ask_join("", large), story.ask_join("", large), story.ask_join("", large)];
+    assert_eq!(take(&mut three[2]), Err(GroupError::Full));
+    story.pass(FIRST_REBALANCE_DELAY);
+    let joined = take(&mut three[0]).unwrap();
+    let mut again = story.ask_join(&joined.member_id, large);
+    assert!(take(&mut again).is_ok(), "who is in stays in");
+    let many = |join: &mut Join| {
+        join.protocols.extend((0..PROTOCOLS_MAX).map(|number| (number.to_string(), Bytes::new())));
+    };
+    assert_eq!(take(&mut story.ask_join("", many)), Err(GroupError::InconsistentProtocol));
 }

@@ -78,11 +78,17 @@ macro_rules! apis {
             /// Reads the body of a request, of a version that is served. Bytes behind it are passed over, as Kafka does:
             /// librdkafka leaves three there when it asks for all topics (Metadata from version 9 on).
             pub fn read(api: &Api, version: i16, body: Bytes) -> Result<Self, Malformed> {
+                Self::read_measured(api, version, body).map(|(request, _)| request)
+            }
+
+            /// The same, and how many bytes of memory its array elements take.
+            pub fn read_measured(api: &Api, version: i16, body: Bytes) -> Result<(Self, usize), Malformed> {
                 let mut reader = Reader::new(body, version, api.is_flexible(version));
-                match api.key {
+                let request = match api.key {
                     $($key => Field::read(&mut reader).map(Self::$name),)+
                     other => Err(Malformed(format!("API {other} is not served"))),
-                }
+                }?;
+                Ok((request, reader.memory_used()))
             }
 
             /// Writes it: what a client does.

@@ -246,3 +246,14 @@ async fn acks_none_takes_on_no_more_than_its_bound() {
     log.commit();
     assert!(partition.produce(large(), Acks::None, None, SECOND).await.is_ok(), "there is room again");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_batch_that_the_log_could_not_read_back_is_refused() {
+    let log = FakeLog::new();
+    let mut bytes = vec![0; pontoon_raft::log::frame::FRAME_PAYLOAD_BYTES_MAX as usize + 1];
+    bytes[16] = 2; // The magic.
+    let batch = RecordBatch::stored(bytes.into()).unwrap();
+    let produced = log.partition().produce(batch, Acks::All, None, SECOND).await;
+    assert_eq!(refused(produced), (Code::RequestTooLarge, WriteOutcome::None));
+    assert_eq!(log.appended(), 0);
+}

@@ -294,3 +294,14 @@ async fn rotten_records_are_not_served() {
     assert!(error.message.contains("corrupt frame in 0-1.segment at position 60"), "{error}");
     assert_eq!(partition.offset_for_timestamp(20).await.unwrap_err().code, Code::CorruptLog);
 }
+
+/// Clients ask again and again; the log of the broker must not drown in that.
+#[tokio::test(start_paused = true)]
+async fn that_records_are_rotten_is_said_once_a_while() {
+    let log = log();
+    let partition = log.partition();
+    let said = |at: u64| partition.say_unreadable(&format!("attempt {at}"));
+    assert_eq!((0..100).filter(|at| said(*at)).count(), 1);
+    tokio::time::advance(super::super::UNREADABLE_AGAIN).await;
+    assert_eq!((0..100).filter(|at| said(*at)).count(), 1);
+}

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::disk::sim::{OpKind, TraceEntry};
+use crate::journal::format::file_name;
 
 fn a_vote(term: u64) -> Op {
     Op::Vote(vote(term, ReplicaId(1), false))
@@ -53,6 +54,24 @@ async fn rounds_change_no_length_and_allocate_nothing() {
     assert_eq!(disk.used_bytes(), before);
     let entries = disk.read_dir(Path::new(DIR)).await.unwrap();
     assert!(entries.iter().all(|entry| entry.bytes == 64 << 10), "{entries:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_opening_waits_for_a_small_file_only() {
+    let disk = SimDisk::new(1);
+    let config = || JournalConfig { file_bytes: 32 << 20, ..small() };
+    let mut from = Lsn(1);
+    for epoch in 1..4 {
+        let (_, scan) = read(&disk, epoch, from).await.unwrap();
+        let journal =
+            Journal::start(Arc::new(disk.clone()), identity(epoch), scan, config(), unlimited()).await.unwrap();
+        let entries = disk.read_dir(Path::new(DIR)).await.unwrap();
+        let first = entries.iter().find(|entry| entry.name == file_name(epoch, 0)).unwrap();
+        assert_eq!(first.bytes, 4 << 20, "epoch {epoch}");
+        from = work(&journal, 40, 100).await;
+        journal.retire_below(from).await.unwrap();
+        journal.close().await.unwrap();
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -155,6 +174,8 @@ async fn foreign_and_future_files_are_refused() {
     assert!(matches!(foreign, Err(OpenError::Corrupt { why, .. }) if why.contains("directory")));
     let foreign = read_as(JournalIdentity { cluster: 8, ..mine() }).await;
     assert!(matches!(foreign, Err(OpenError::ForeignCluster { found: 7, expected: 8, .. })));
+    let renamed = read_as(JournalIdentity { cluster: 8, former: vec![6, 7], ..mine() }).await;
+    assert_eq!(renamed.unwrap(), Lsn(3), "written before the cluster was recovered");
     let same_epoch = read_as(JournalIdentity { epoch: 1, ..mine() }).await;
     assert!(matches!(same_epoch, Err(OpenError::Corrupt { why, .. }) if why.contains("epoch")));
     let path = Path::new(DIR).join("0000000001-0000000000.journal");

@@ -28,7 +28,7 @@ fn small() -> JournalConfig {
 }
 
 fn identity(epoch: u64) -> JournalIdentity {
-    JournalIdentity { dir: DIR.into(), cluster: 7, directory: 0xd1, epoch }
+    JournalIdentity { dir: DIR.into(), cluster: 7, directory: 0xd1, epoch, former: Vec::new() }
 }
 
 fn unlimited() -> Arc<UnwrittenBytes> {

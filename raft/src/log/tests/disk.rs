@@ -388,3 +388,44 @@ async fn neither_a_closed_nor_a_stopped_directory_leaves_anything_behind() {
     rest().await;
     assert_eq!(stopped.strong_count(), 0);
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_append_that_waits_for_room_gives_up_when_its_group_ends() {
+    let config = RaftConfig { unwritten_bytes_max: 4 << 10, ..small() };
+    let (disk, store, log) = fresh(config).await;
+    fill(&log, 1, 1, 1000).await;
+    disk.set_capacity(Some(disk.used_bytes()));
+    let waiting = {
+        let log = log.clone();
+        tokio::spawn(async move {
+            for index in 1..20 {
+                append(&log, vec![proposal(index, 1, test_payload(1, 2, index as u32 - 1, &[1; 1000]))]).await?;
+            }
+            Ok::<(), std::io::Error>(())
+        })
+    };
+    rest().await;
+    assert!(!waiting.is_finished(), "there is room after all");
+    // As the end of its group does; and its deletion is what makes room.
+    log.abandon_appends();
+    assert!(waiting.await.unwrap().is_err());
+    tokio::time::timeout(Duration::from_secs(5), store.delete(GROUP, REPLICA)).await.unwrap().unwrap();
+    disk.set_capacity(None);
+    assert!(store.replicas().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_checkpoint_that_no_start_would_read_is_not_written_and_nothing_is_lost() {
+    let (disk, store, log) = fresh(small()).await;
+    fill(&log, 1, 5, 300).await;
+    store.checkpoint().await.unwrap();
+    store.limit_checkpoints(100);
+    fill(&log, 1, 200, 300).await;
+    rest().await;
+    let journal_bytes = store.usage().journal_bytes;
+    store.checkpoint().await.unwrap();
+    assert!(store.usage().journal_bytes >= journal_bytes, "what the last checkpoint does not say stays in the journal");
+    let disk = disk.crash();
+    let store = open(&disk, small(), SnapshotAt::Boundary).await;
+    assert_eq!(indexes(&store.replicas()[0].log).await.len(), 205);
+}

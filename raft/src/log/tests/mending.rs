@@ -8,7 +8,7 @@ use super::*;
 use crate::disk::{Disk, read_file};
 use crate::error::ReadError;
 use crate::journal::SegmentName;
-use crate::log::mend::{FrameSource, MendError, Mended, Wanted};
+use crate::log::mend::{FrameSource, MendError, Mended, NoFrame, Wanted};
 use crate::log::segment;
 
 /// Entries of a log, given out one by one, except those that are withheld; `change` is done to each.
@@ -20,11 +20,11 @@ struct Source<F> {
 }
 
 impl<F: Fn(Frame) -> Frame + Send> FrameSource for Source<F> {
-    fn frame(&mut self, wanted: Wanted) -> BoxFuture<'_, Result<Frame, String>> {
+    fn frame(&mut self, wanted: Wanted) -> BoxFuture<'_, Result<Frame, NoFrame>> {
         self.asked.push(wanted.index);
         Box::pin(async move {
             if self.withheld == Some(wanted.index) {
-                return Err("nobody has it".to_owned());
+                return Err(NoFrame::Nowhere { why: "nobody has it".to_owned(), everybody: true });
             }
             let frames = self.log.read_indexes(wanted.index, wanted.index + 1, 1).await.unwrap();
             Ok((self.change)(frames[0].clone()))

@@ -25,7 +25,7 @@ use crate::transport::{PeerService, Transport, TransportIdentity};
 use crate::types::{Appended, BrokerId, ClusterId, GroupId, LogId, Offset, Outcome, ReplicaHome, ReplicaId};
 
 /// Takes every payload as one record; one that begins with `void` is turned down, one of `test_log_start` moves the log start.
-struct Records;
+pub(super) struct Records;
 
 #[derive(Default)]
 struct Counting {

@@ -20,6 +20,7 @@ mod catch_up;
 mod cluster;
 mod retention;
 mod rot;
+mod survivor;
 
 use cluster::{Cluster, config, offset, propose};
 

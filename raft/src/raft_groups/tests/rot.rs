@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use super::*;
 use crate::disk::sim::ENOSPC;
 use crate::disk::{Disk, read_file};
+use crate::log::frame::Frame;
 
 fn folder(broker: u32) -> PathBuf {
     Path::new("/data/groups").join(format!("1-{}", 10 + broker))
@@ -289,4 +290,174 @@ async fn a_replica_that_cannot_start_because_of_rot_is_repaired_first() {
         cluster.shows(broker, 1, &names(301)).await;
         assert_eq!(cluster.group(broker, 1).replica(), ReplicaId(10 + u64::from(broker)));
     }
+}
+
+/// Flips a bit in the header of the last segment's first entry, and one in the last entry: a replica that cannot start before both are
+/// mended.
+async fn rot_at_the_end(disk: &SimDisk, broker: u32) {
+    let (path, bytes) = segments(disk, broker).await.pop().unwrap();
+    disk.flip_bit(&path, 3, 1);
+    disk.flip_bit(&path, 58, 1);
+    let frames: Vec<u64> = frame_starts(&bytes);
+    assert!(frames.len() > 1, "the last entry has a segment to itself");
+    disk.flip_bit(&path, *frames.last().unwrap() + 20, 1);
+}
+
+fn frame_starts(bytes: &Bytes) -> Vec<u64> {
+    let (mut rest, mut starts) = (bytes.clone(), Vec::new());
+    loop {
+        let at = (bytes.len() - rest.len()) as u64;
+        if Frame::decode(&mut rest).is_err() {
+            return starts;
+        }
+        starts.push(at);
+    }
+}
+
+/// Writes an entry that only broker 1, the leader, has, and brings it into its segment.
+async fn write_alone(cluster: &mut Cluster) -> [SimDisk; 2] {
+    let away = [cluster.kill(2).await, cluster.kill(3).await];
+    let group = cluster.group(1, 1);
+    let (tell, told) = oneshot::channel();
+    tokio::spawn(async move { group.propose(Bytes::from_static(b"of nobody"), Some(tell)).await });
+    told.await.unwrap();
+    sleep(Duration::from_secs(2)).await;
+    cluster.brokers[&1].store.checkpoint().await.unwrap();
+    away
+}
+
+async fn opens_within(cluster: &Cluster, broker: u32, limit: Duration) {
+    let open = async {
+        while cluster.brokers[&broker].groups.get(GroupId(1)).is_none() {
+            sleep(Duration::from_millis(50)).await;
+        }
+    };
+    let lost = || cluster.brokers[&broker].groups.lost();
+    assert!(timeout(limit, open).await.is_ok(), "not open: {:?} {:?}", lost(), cluster.brokers[&broker].store.rotten());
+}
+
+/// What is rotten was never committed, and something else was in its place: there is nothing to repair, and nothing to wait for.
+#[tokio::test(start_paused = true)]
+async fn rotten_entries_that_were_superseded_are_dropped_at_once_and_the_replica_keeps_its_id() {
+    let mut cluster = written(300).await;
+    let away = write_alone(&mut cluster).await;
+    let disk = cluster.kill(1).await;
+    rot_at_the_end(&disk, 1).await;
+    for (broker, disk) in [2, 3].into_iter().zip(away) {
+        cluster.boot(broker, disk).await;
+    }
+    let leader = cluster.leader(1, &[2, 3]).await;
+    propose(&cluster.group(leader, 1), "record 300").await.unwrap();
+    cluster.boot(1, disk).await;
+    assert!(cluster.brokers[&1].groups.is_opening(GroupId(1)), "the test wants a replica that cannot start");
+    opens_within(&cluster, 1, Duration::from_secs(10)).await;
+    cluster.shows(1, 1, &names(301)).await;
+    let group = cluster.group(1, 1);
+    assert_eq!((group.replica(), group.log().is_rotten()), (ReplicaId(11), false));
+    // It counts: with one other dead, it makes the majority.
+    drop(cluster.kill(5 - leader).await);
+    let leader = cluster.leader(1, &[1, leader]).await;
+    propose(&cluster.group(leader, 1), "record 301").await.unwrap();
+}
+
+/// Nobody has it, and everybody has said so: the replica is given up in seconds, not minutes. While somebody has not, it waits.
+#[tokio::test(start_paused = true)]
+async fn a_replica_with_rot_that_nobody_can_mend_waits_only_for_those_who_have_not_answered() {
+    let mut cluster = written(300).await;
+    let away = write_alone(&mut cluster).await;
+    let disk = cluster.kill(1).await;
+    rot_at_the_end(&disk, 1).await;
+    cluster.boot(1, disk).await;
+    sleep(Duration::from_secs(30)).await;
+    assert!(cluster.brokers[&1].groups.is_opening(GroupId(1)) && cluster.brokers[&1].groups.lost().is_empty());
+    // Both come, and neither elects a leader: they cannot see each other.
+    cluster.partition(2, 3);
+    for (broker, disk) in [2, 3].into_iter().zip(away) {
+        cluster.boot(broker, disk).await;
+    }
+    let given_up = async {
+        while cluster.brokers[&1].groups.lost().is_empty() {
+            sleep(Duration::from_millis(50)).await;
+        }
+    };
+    timeout(Duration::from_secs(40), given_up).await.unwrap();
+}
+
+/// An entry above the commit index, too, is the entry of its term and index: whoever has it has the same bytes, and putting them back
+/// gives the group a copy that it may need (it may have been committed without this replica's having heard of it).
+#[tokio::test(start_paused = true)]
+async fn what_is_rotten_above_the_commit_index_is_put_back_from_whoever_has_it() {
+    let mut cluster = written(300).await;
+    let away = cluster.kill(3).await;
+    // It comes to 2, and 1 does not hear so.
+    cluster.cut(2, 1);
+    let group = cluster.group(1, 1);
+    let (tell, told) = oneshot::channel();
+    tokio::spawn(async move { group.propose(Bytes::from_static(b"record 300"), Some(tell)).await });
+    told.await.unwrap();
+    let last = |cluster: &Cluster, broker| cluster.group(broker, 1).log().last_log_id().unwrap();
+    let arrives = async {
+        while last(&cluster, 2) != last(&cluster, 1) {
+            sleep(Duration::from_millis(1)).await;
+        }
+    };
+    timeout(Duration::from_secs(5), arrives).await.unwrap();
+    let entry = last(&cluster, 1);
+    let mut disks = Vec::new();
+    for broker in [1, 2] {
+        cluster.brokers[&broker].store.checkpoint().await.unwrap();
+        disks.push(cluster.kill(broker).await);
+    }
+    cluster.network.heal_all();
+    let (second, first) = (disks.remove(1), disks.remove(0));
+    rot_at_the_end(&first, 1).await;
+    cluster.boot(2, second).await;
+    cluster.boot(1, first).await;
+    let log = cluster.brokers[&1].store.replicas().remove(0).log;
+    assert!(log.last_log_id() == Some(entry) && log.committed_log_id().is_some_and(|committed| committed < entry));
+    opens_within(&cluster, 1, Duration::from_secs(10)).await;
+    assert_eq!(cluster.group(1, 1).replica(), ReplicaId(11));
+    // It is one of two copies that make the entry committed; and then the one from which the third gets it.
+    cluster.leader(1, &[1, 2]).await;
+    cluster.shows(1, 1, &names(301)).await;
+    drop(cluster.kill(2).await);
+    cluster.boot(3, away).await;
+    assert_eq!(cluster.leader(1, &[1, 3]).await, 1);
+    cluster.shows(3, 1, &names(301)).await;
+}
+
+/// A replica that cannot run before it is repaired, and what it lacks has been purged by everyone else: nobody will ever give it.
+#[tokio::test(start_paused = true)]
+async fn a_replica_that_is_rotten_where_the_others_have_purged_is_given_up() {
+    let mut cluster = written(300).await;
+    let disk = cluster.kill(3).await;
+    let (path, bytes) = segments(&disk, 3).await.pop().unwrap();
+    disk.truncate(&path, bytes.len() as u64 / 2);
+    write_all(&cluster.group(1, 1), &names(300)).await;
+    for broker in [1, 2] {
+        let group = cluster.group(broker, 1);
+        cluster.brokers[&broker].store.checkpoint().await.unwrap();
+        group.snapshot(560).await.unwrap();
+        let purged = async {
+            while group.log().log_start_offset().0 < 400 {
+                sleep(Duration::from_millis(10)).await;
+            }
+        };
+        timeout(Duration::from_secs(30), purged).await.unwrap();
+    }
+    cluster.boot(3, disk).await;
+    given_up(&cluster, 3).await;
+}
+
+/// Waits until a broker has given up its replica of group 1: long before it would without its peers' proof.
+async fn given_up(cluster: &Cluster, broker: u32) {
+    let groups = &cluster.brokers[&broker].groups;
+    assert!(groups.is_opening(GroupId(1)), "it waits to be repaired");
+    let lost = async {
+        while groups.lost().is_empty() {
+            sleep(Duration::from_millis(50)).await;
+        }
+    };
+    timeout(Duration::from_secs(30), lost).await.unwrap();
+    assert!(cluster.brokers[&broker].disk.read_dir(&folder(broker)).await.is_ok(), "its files stay");
 }

@@ -1,0 +1,101 @@
+"""Three `pontoon serve` processes for the scripts that run Kafka's clients against them: kafka-smoke, conformance, bench-kafka."""
+
+import json
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+
+PATIENCE = 60
+
+
+def free_ports(count):
+    """Below the range from which the kernel takes ports for outgoing connections."""
+    held, port = [], 11000 + (int(time.time()) * 37) % 15000
+    while len(held) < count:
+        port += 1
+        sock = socket.socket()
+        try:
+            sock.bind(("127.0.0.1", port))
+            held.append((sock, port))
+        except OSError:
+            sock.close()
+    for sock, _ in held:
+        sock.close()
+    return [port for _, port in held]
+
+
+class Cluster:
+    """Three brokers, numbered from `first` on; `settings` are `key=value` of their configuration."""
+
+    def __init__(self, binary, settings=(), folder=None, first=1):
+        self.binary, self.settings, self.first = binary, settings, first
+        self.dir = tempfile.mkdtemp(prefix="pontoon-kafka-", dir=folder)
+        ports = free_ports(9)
+        self.http, self.kafka, self.peer = ports[:3], ports[3:6], ports[6:]
+        self.running = {}
+        for broker in range(first, first + 3):
+            self.start(broker)
+        for broker in range(first, first + 3):
+            self.await_ready(broker)
+
+    def start(self, broker):
+        at = broker - self.first
+        bootstrap = ",".join(f"{n + self.first}@127.0.0.1:{port}" for n, port in enumerate(self.peer))
+        log = open(f"{self.dir}/broker-{broker}.log", "ab")
+        self.running[broker] = subprocess.Popen(
+            [self.binary, "serve", "--broker-id", str(broker), "--data-dir", f"{self.dir}/data-{broker}",
+             "--bootstrap", bootstrap, "--http-listen", f"127.0.0.1:{self.http[at]}",
+             "--kafka-listen", f"127.0.0.1:{self.kafka[at]}", "--peer-listen", f"127.0.0.1:{self.peer[at]}",
+             *(word for setting in self.settings for word in ("--set", setting))],
+            stdout=log, stderr=log)
+
+    def await_ready(self, broker):
+        deadline = time.time() + PATIENCE
+        while time.time() < deadline:
+            try:
+                self.ask(broker, "/readyz")
+                return
+            except (urllib.error.URLError, ConnectionError, OSError):
+                time.sleep(0.1)
+        raise AssertionError(f"broker {broker} is not ready: {open(f'{self.dir}/broker-{broker}.log').read()[-2000:]}")
+
+    def ask(self, broker, path, body=None, method=None):
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(f"http://127.0.0.1:{self.http[broker - self.first]}{path}", data, method=method)
+        request.add_header("content-type", "application/json")
+        answer = urllib.request.urlopen(request, timeout=30).read()
+        return json.loads(answer) if answer else None
+
+    def kill(self, broker):
+        process = self.running.pop(broker)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+
+    def leader(self, topic, partition):
+        deadline = time.time() + PATIENCE
+        while time.time() < deadline:
+            broker = next(iter(self.running))
+            found = self.ask(broker, f"/v1/topics/{topic}")["partitions"][partition]["leader"]
+            if found in self.running:
+                return found
+            time.sleep(0.1)
+        raise AssertionError(f"{topic}/{partition} has no leader")
+
+    @property
+    def bootstrap(self):
+        return ",".join(f"127.0.0.1:{port}" for port in self.kafka)
+
+    def close(self, keep):
+        for process in self.running.values():
+            process.kill()
+            process.wait()
+        if keep:
+            print(f"data and logs are kept in {self.dir}", file=sys.stderr)
+        else:
+            shutil.rmtree(self.dir)

@@ -1,0 +1,195 @@
+//! How members come into a group: new ones, those who join again, and those who keep their place over a restart (KIP-345).
+
+use bytes::Bytes;
+use tokio::time::Instant;
+
+use super::member::{Member, Stale, new_member_id, protocol_bytes};
+use super::{GROUP_BYTES_MAX, Group, MEMBERS_MAX, Outbox, PROTOCOLS_MAX, Reply};
+use crate::coordinator::{GroupError, GroupState, Join, Joined, JoinedMember};
+
+impl Join {
+    /// Bytes of what it says of itself. The client's name stands in the member's id too.
+    fn bytes(&self) -> usize {
+        let instance = self.instance_id.as_deref().map_or(0, str::len);
+        let own = 2 * self.client_id.len() + self.client_host.len() + 2 * instance + self.protocol_type.len();
+        own + protocol_bytes(&self.protocols)
+    }
+}
+
+impl Group {
+    /// A member wants to be part of the next generation.
+    pub(in crate::coordinator) fn join(&mut self, join: Join, reply: Reply<Joined>, now: Instant, out: &mut Outbox) {
+        if let Err(error) = self.check_join(&join) {
+            return out.answer(reply, Err(error));
+        }
+        if let Some(instance) = join.instance_id.clone() {
+            return self.join_static(&instance, join, reply, now, out);
+        }
+        if join.member_id.is_empty() {
+            let id = new_member_id(&join.client_id);
+            if join.id_required {
+                self.promised.insert(id.clone(), now + join.session_timeout);
+                return out.answer(reply, Err(GroupError::MemberIdRequired(id)));
+            }
+            return self.add(id, join, reply, now, out);
+        }
+        let id = join.member_id.clone();
+        if self.promised.remove(&id).is_some() {
+            self.add(id, join, reply, now, out);
+        } else if self.members.contains_key(&id) {
+            self.join_again(&id, join, reply, now, out);
+        } else {
+            out.answer(reply, Err(GroupError::UnknownMember));
+        }
+    }
+
+    fn check_join(&self, join: &Join) -> Result<(), GroupError> {
+        if join.protocols.is_empty() || join.protocols.len() > PROTOCOLS_MAX || join.protocol_type.is_empty() {
+            return Err(GroupError::InconsistentProtocol);
+        }
+        let others = || self.members.iter().filter(|(id, _)| **id != join.member_id).map(|(_, member)| member);
+        let bytes: usize = others().map(Member::bytes).sum();
+        if !self.has_place_for(join) || bytes + join.bytes() > GROUP_BYTES_MAX {
+            return Err(GroupError::Full);
+        }
+        if self.members.is_empty() {
+            return Ok(());
+        }
+        let common = |(name, _): &(String, Bytes)| others().all(|other| other.protocols.iter().any(|(n, _)| n == name));
+        if join.protocol_type != self.protocol_type || !join.protocols.iter().any(common) {
+            return Err(GroupError::InconsistentProtocol);
+        }
+        Ok(())
+    }
+
+    /// Whether it is a member, or was promised to become one, or there is room for one more.
+    fn has_place_for(&self, join: &Join) -> bool {
+        let instance = join.instance_id.as_deref();
+        self.members.len() + self.promised.len() < MEMBERS_MAX
+            || self.members.contains_key(&join.member_id)
+            || self.promised.contains_key(&join.member_id)
+            || instance.is_some_and(|instance| self.of_instance(instance).is_some())
+    }
+
+    /// A member that keeps its place over restarts (KIP-345).
+    fn join_static(&mut self, instance: &str, join: Join, reply: Reply<Joined>, now: Instant, out: &mut Outbox) {
+        let Some(known) = self.of_instance(instance).cloned() else {
+            if join.member_id.is_empty() {
+                return self.add(new_member_id(instance), join, reply, now, out);
+            }
+            return out.answer(reply, Err(GroupError::UnknownMember));
+        };
+        if join.member_id == known {
+            return self.join_again(&known, join, reply, now, out);
+        }
+        if !join.member_id.is_empty() {
+            return out.answer(reply, Err(GroupError::FencedInstance));
+        }
+        // Its process was restarted: it gets a new id, and whoever still has the old one is fenced.
+        let Some(mut member) = self.members.remove(&known) else { return };
+        for stale in
+            [member.joining.take().map(Stale::Join), member.syncing.take().map(Stale::Sync)].into_iter().flatten()
+        {
+            stale.fence(out);
+        }
+        let unchanged = self.protocol.as_deref().is_some_and(|protocol| {
+            let new = join.protocols.iter().find(|(name, _)| name == protocol).map(|(_, bytes)| bytes);
+            new == Some(&member.metadata(Some(protocol)))
+        });
+        let id = new_member_id(instance);
+        let led = self.leader.as_ref() == Some(&known);
+        if led {
+            self.leader = Some(id.clone());
+        }
+        member.heard(now);
+        self.members.insert(id.clone(), member);
+        if self.state == GroupState::Stable && unchanged {
+            self.take_over(&id, &join, now);
+            self.store(out);
+            let mut joined = self.joined(&id);
+            joined.skip_assignment = led && join.may_skip_assignment;
+            if led && !join.may_skip_assignment {
+                // It must not think that it leads: it would assign anew, and nobody would come for it.
+                (joined.leader, joined.members) = (known, Vec::new());
+            }
+            return out.answer(reply, Ok(joined));
+        }
+        self.join_again(&id, join, reply, now, out);
+    }
+
+    fn add(&mut self, id: String, join: Join, reply: Reply<Joined>, now: Instant, out: &mut Outbox) {
+        if self.members.is_empty() {
+            self.protocol_type.clone_from(&join.protocol_type);
+        }
+        let member = Member {
+            instance_id: join.instance_id,
+            client_id: join.client_id,
+            client_host: join.client_host,
+            session_timeout: join.session_timeout,
+            rebalance_timeout: join.rebalance_timeout,
+            protocols: join.protocols,
+            assignment: Bytes::new(),
+            deadline: now + join.session_timeout,
+            joining: Some(reply),
+            syncing: None,
+        };
+        self.members.insert(id, member);
+        match self.state {
+            GroupState::PreparingRebalance => self.complete_if_due(now, out),
+            _ => self.rebalance(now, out),
+        }
+    }
+
+    /// Takes what a known member says of itself now.
+    fn take_over(&mut self, id: &str, join: &Join, now: Instant) {
+        if let Some(member) = self.members.get_mut(id) {
+            member.client_id.clone_from(&join.client_id);
+            member.client_host.clone_from(&join.client_host);
+            member.session_timeout = join.session_timeout;
+            member.rebalance_timeout = join.rebalance_timeout;
+            member.protocols.clone_from(&join.protocols);
+            member.heard(now);
+        }
+    }
+
+    fn join_again(&mut self, id: &str, join: Join, reply: Reply<Joined>, now: Instant, out: &mut Outbox) {
+        let unchanged = self.members.get(id).is_some_and(|member| member.protocols == join.protocols);
+        let leads = self.leader.as_deref() == Some(id);
+        let as_it_is = match self.state {
+            // Its answer was lost on the way.
+            GroupState::CompletingRebalance => unchanged,
+            // A leader that joins again wants to assign anew.
+            GroupState::Stable => unchanged && !leads,
+            GroupState::Empty | GroupState::PreparingRebalance => false,
+        };
+        self.take_over(id, &join, now);
+        if as_it_is {
+            return out.answer(reply, Ok(self.joined(id)));
+        }
+        if let Some(member) = self.members.get_mut(id) {
+            member.joining = Some(reply);
+        }
+        match self.state {
+            GroupState::PreparingRebalance => self.complete_if_due(now, out),
+            _ => self.rebalance(now, out),
+        }
+    }
+
+    pub(super) fn joined(&self, id: &str) -> Joined {
+        let leads = self.leader.as_deref() == Some(id);
+        let member = |(id, member): (&String, &Member)| JoinedMember {
+            id: id.clone(),
+            instance_id: member.instance_id.clone(),
+            metadata: member.metadata(self.protocol.as_deref()),
+        };
+        Joined {
+            generation: self.generation,
+            protocol_type: self.protocol_type.clone(),
+            protocol: self.protocol.clone().unwrap_or_default(),
+            leader: self.leader.clone().unwrap_or_default(),
+            member_id: id.to_owned(),
+            members: if leads { self.members.iter().map(member).collect() } else { Vec::new() },
+            skip_assignment: false,
+        }
+    }
+}

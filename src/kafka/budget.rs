@@ -1,0 +1,93 @@
+//! Room for the bytes that are held for clients, and how it is kept from those who only sit on it.
+//!
+//! Who finds no room waits, in order. While somebody does, a client that holds room and makes no progress (half a frame, an answer that
+//! nobody reads) loses its connection after [`PATIENCE`], long before its time is over: see [`Budget::short`]. `http` has the like.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+/// How long a client may make no progress while others wait for room.
+pub(super) const PATIENCE: Duration = Duration::from_secs(1);
+
+/// A number of bytes that may be held at once.
+#[derive(Debug)]
+pub(super) struct Budget {
+    bytes: usize,
+    room: Arc<Semaphore>,
+    /// How many wait in [`Budget::reserve`].
+    waiting: AtomicUsize,
+}
+
+/// Counts one who waits, also if its future is dropped.
+struct Waiting<'b>(&'b AtomicUsize);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Budget {
+    /// All of it free.
+    pub(super) fn new(bytes: usize) -> Self {
+        let bytes = bytes.min(Semaphore::MAX_PERMITS).min(u32::MAX as usize);
+        Self { bytes, room: Arc::new(Semaphore::new(bytes)), waiting: AtomicUsize::new(0) }
+    }
+
+    /// Takes a share once there is room, in the order of the calls. More than there can ever be is cut to that. Who holds a share of a
+    /// budget must not wait for more of it: all might.
+    pub(super) async fn reserve(&self, bytes: usize) -> OwnedSemaphorePermit {
+        let share = u32::try_from(bytes.min(self.bytes)).unwrap_or(u32::MAX);
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        let _waiting = Waiting(&self.waiting);
+        match Arc::clone(&self.room).acquire_many_owned(share).await {
+            Ok(permit) => permit,
+            // It is never closed.
+            Err(_) => std::future::pending().await,
+        }
+    }
+
+    /// Takes a share, if there is room and nobody was here before.
+    pub(super) fn try_reserve(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
+        let share = u32::try_from(bytes.min(self.bytes)).unwrap_or(u32::MAX);
+        Arc::clone(&self.room).try_acquire_many_owned(share).ok()
+    }
+
+    /// Somebody waits, and there is nothing left: who makes no progress should make room.
+    pub(super) fn short(&self) -> bool {
+        self.waiting.load(Ordering::Relaxed) > 0 && self.room.available_permits() == 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn room_is_short_while_somebody_waits_for_it() {
+        let budget = Budget::new(10);
+        let held = budget.reserve(7).await;
+        assert!(!budget.short());
+        let mut waiting = Box::pin(budget.reserve(4));
+        assert!((&mut waiting).now_or_never().is_none());
+        assert!(budget.short() && budget.try_reserve(1).is_none(), "who came before is served before");
+        drop(waiting);
+        assert!(!budget.short());
+        drop(held);
+        assert!(budget.try_reserve(10).is_some());
+    }
+
+    #[tokio::test]
+    async fn more_than_there_is_is_cut_to_all_of_it() {
+        let budget = Budget::new(10);
+        let all = budget.reserve(1000).await;
+        assert_eq!(all.num_permits(), 10);
+        drop(all);
+        assert_eq!(budget.try_reserve(11).map(|share| share.num_permits()), Some(10));
+    }
+}
