@@ -11,7 +11,7 @@ use crate::checkers::workloads::Workload;
 use crate::client::any::ClientKind;
 use crate::client::http::Place;
 use crate::nemesis::kind::{self, Kind};
-use crate::nemesis::scenario::{self, Scenario};
+use crate::nemesis::scenario::{self, SELF_TEST, Scenario};
 use crate::nemesis::schedule::{self, Period};
 use crate::random::Random;
 use crate::run_dir::{self, PLAN_JSON, RUN_JSON, RunDirError};
@@ -123,7 +123,8 @@ impl Plan {
             "raft.tail_cache_bytes=131072",
             "raft.append_bytes_max=131072",
         ];
-        let of_run: &[&str] = if self.seed.is_multiple_of(3) { &usual } else { &small };
+        let usual_run = self.seed.is_multiple_of(3) || self.scenario.as_deref() == Some(SELF_TEST);
+        let of_run: &[&str] = if usual_run { &usual } else { &small };
         reserves.iter().chain(of_run).map(|setting| (*setting).to_owned()).collect()
     }
 
