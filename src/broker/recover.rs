@@ -24,6 +24,7 @@ use pontoon_raft::payload::Application;
 use pontoon_raft::runtime::random_u64;
 use pontoon_raft::store::{ApplicationFactory, Replica, Store, StoreOptions};
 use pontoon_raft::survivor::Survivor;
+use pontoon_raft::transport::handshake::Turned;
 use pontoon_raft::transport::net::TcpNetwork;
 use pontoon_raft::transport::{CallError, Transport, TransportIdentity};
 use pontoon_raft::types::{BrokerId, ClusterId, GroupId, Offset, ReplicaId, repr};
@@ -257,19 +258,8 @@ impl Survey {
         for known in self.state.brokers().values().filter(|known| known.broker != self.identity.broker) {
             let request = PeerRequest::Hello(self.hello());
             let answer = peer::call_address(&transport, &known.peer_address, &request, ANSWER_WAIT).await;
-            let (broker, address) = (known.broker, &known.peer_address);
-            match answer {
-                Ok(PeerAnswer::Hello(hello)) if hello.cluster == self.state.cluster() => {
-                    found.push(format!("broker {} answers at {address}", hello.broker));
-                }
-                // It lives, and is of this cluster, or it would have said that it is not.
-                Ok(PeerAnswer::Control(_) | PeerAnswer::Taken) | Err(CallError::NoAnswer(..)) => {
-                    found.push(format!(
-                        "broker {broker} may live: something is at {address} that does not say who it is"
-                    ));
-                }
-                Ok(PeerAnswer::Hello(_)) | Err(CallError::Unreachable(..) | CallError::Refused(..)) => {}
-            }
+            let place = format!("broker {} at {}", known.broker, known.peer_address);
+            found.extend(may_live(&place, self.state.cluster(), &answer));
         }
         transport.shutdown().await;
         Ok(found)
@@ -347,6 +337,20 @@ impl Survey {
     }
 }
 
+/// Whether this answer of what was a broker of the cluster means that it may live as one, and what was found then.
+fn may_live(place: &str, cluster: Option<ClusterId>, answer: &Result<PeerAnswer, CallError>) -> Option<String> {
+    let foreign = [Turned::ForeignCluster, Turned::Superseded].map(|turned| turned.to_string());
+    match answer {
+        Ok(PeerAnswer::Hello(hello)) if hello.cluster == cluster => Some(format!("{place} answers")),
+        Ok(PeerAnswer::Hello(_)) | Err(CallError::Unreachable(..)) => None,
+        Err(CallError::Refused(_, why)) if foreign.iter().any(|foreign| why.contains(foreign)) => None,
+        // It lives, and is of this cluster, or it would have said that it is not: perhaps it is just starting.
+        Ok(PeerAnswer::Control(_) | PeerAnswer::Taken) | Err(CallError::NoAnswer(..) | CallError::Refused(..)) => {
+            Some(format!("{place} may live: something is there that does not say who it is"))
+        }
+    }
+}
+
 impl From<&Survivor> for Here {
     fn from(survivor: &Survivor) -> Self {
         let (last_term, last_index) = survivor.last.unwrap_or_default();
@@ -403,4 +407,35 @@ async fn catalog_at_its_end(replica: &Replica) -> Result<CatalogState, String> {
         }
     }
     Ok(state)
+}
+
+#[cfg(test)]
+mod tests {
+    use pontoon_raft::types::DirectoryId;
+
+    use super::*;
+
+    #[test]
+    fn a_broker_that_is_just_starting_counts_as_one_that_may_live() {
+        let (cluster, somebody) = (Some(ClusterId(7)), BrokerId(u32::MAX));
+        let lives = |answer| may_live("broker 2 at h:7", cluster, &answer).is_some();
+        let hello = |cluster| {
+            Ok(PeerAnswer::Hello(Hello {
+                broker: BrokerId(2),
+                directory: DirectoryId(2),
+                cluster,
+                peer_address: String::new(),
+                bootstrap: Vec::new(),
+                controller: None,
+            }))
+        };
+        let refused = |why: &str| Err(CallError::Refused(somebody, why.to_owned()));
+        assert!(lives(hello(cluster)) && !lives(hello(Some(ClusterId(8)))) && !lives(hello(None)));
+        assert!(lives(refused("the broker is starting or stopping")) && lives(refused("turned away: busy")));
+        assert!(lives(Err(CallError::NoAnswer(somebody, "no answer".into()))));
+        for turned in [Turned::ForeignCluster, Turned::Superseded] {
+            assert!(!lives(refused(&format!("turned away: {turned}"))));
+        }
+        assert!(!lives(Err(CallError::Unreachable(somebody, "connection refused".into()))));
+    }
 }
