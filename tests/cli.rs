@@ -1,7 +1,7 @@
 //! The command line on the real binary: data on stdout, exit statuses, clean stops, and starts that are refused.
 
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
 use std::process::{Output, Stdio};
 use std::time::{Duration, Instant};
@@ -115,7 +115,7 @@ async fn a_taken_port_is_told() {
         let _holder = TcpListener::bind(("127.0.0.1", taken)).unwrap();
         let http = format!("127.0.0.1:{}", ports[0]);
         let args = ["serve", "--broker-id", "1", "--data-dir", data.to_str().unwrap(), "--bootstrap", &bootstrap];
-        let output = run(&[&args[..], &["--http-listen", &http]].concat(), b"").await;
+        let output = run(&[&args[..], &["--http-listen", &http, "--kafka-listen", "off"]].concat(), b"").await;
         let said = stderr(&output);
         assert!(status(&output) == 1 && said.contains(&taken.to_string()) && said.contains("in use"), "{said}");
     }
@@ -130,7 +130,7 @@ async fn a_directory_in_use_or_of_another_broker_is_refused() {
         let bootstrap = format!("{id}@127.0.0.1:{}", ports[0]);
         let http = format!("127.0.0.1:{}", ports[1]);
         let args = ["serve", "--broker-id", id, "--data-dir", &data, "--bootstrap", &bootstrap, "--http-listen", &http];
-        run(&args, b"").await
+        run(&[&args[..], &["--kafka-listen", "off"]].concat(), b"").await
     };
     let in_use = second("1").await;
     assert!(status(&in_use) == 1 && stderr(&in_use).contains("in use"), "{}", stderr(&in_use));
@@ -185,35 +185,103 @@ async fn following_prints_what_comes_and_a_closed_pipe_is_quiet() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn dev_runs_three_brokers_and_says_how_to_use_them() {
-    let http = free_ports_in_a_row(9);
-    let (kafka, peers) = (http + 3, http + 6);
-    let dir = tempfile::tempdir().unwrap();
-    let data = dir.path().join("dev");
-    let [http_port, kafka_port, peer_port] = [http, kafka, peers].map(|port| port.to_string());
-    let ports = ["--http-port", &http_port, "--kafka-port", &kafka_port, "--peer-port", &peer_port];
-    let args = [&["dev", "--data", data.to_str().unwrap()][..], &ports].concat();
-    let mut dev = Killed(pontoon().args(&args).stderr(Stdio::piped()).spawn().unwrap());
-    let mut said = BufReader::new(dev.0.stderr.take().unwrap());
-    let mut text = String::new();
-    let deadline = Instant::now() + PATIENCE;
-    while !text.contains("three brokers are ready") {
-        assert!(
-            Instant::now() < deadline && tokio::task::block_in_place(|| said.read_line(&mut text)).unwrap() > 0,
-            "{text}"
-        );
-    }
-    let drain = std::thread::spawn(move || said.lines().count());
-    let taken = run(&args, b"").await;
-    assert!(status(&taken) == 1 && stderr(&taken).contains(&http_port), "{}", stderr(&taken));
-    let servers = format!("http://127.0.0.1:{}", http + 2);
-    let shown = run(&["status", "--json", "--server", &servers], b"").await;
+    let mut dev = Dev::start().await;
+    let args = dev.args();
+    let taken = run(&args.iter().map(String::as_str).collect::<Vec<_>>(), b"").await;
+    assert!(status(&taken) == 1 && stderr(&taken).contains(&dev.first.to_string()), "{}", stderr(&taken));
+    let shown = run(&["status", "--json", "--server", &dev.server(3)], b"").await;
     let shown: Value = serde_json::from_slice(&shown.stdout).unwrap();
     assert_eq!(shown["cluster"]["brokers"].as_array().unwrap().len(), 3);
-    let pid = rustix::process::Pid::from_raw(dev.0.id() as i32).unwrap();
-    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
-    let ended = tokio::task::block_in_place(|| dev.0.wait()).unwrap();
-    assert_eq!(ended.code(), Some(0));
-    drain.join().unwrap();
+    assert_eq!(dev.interrupt().code(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broker_of_dev_is_killed_and_started_by_hand_and_nothing_is_lost() {
+    let mut dev = Dev::start().await;
+    let servers = [dev.server(1), dev.server(3)].join(",");
+    let created = run(&["topic", "create", "t", "--partitions", "3", "--server", &servers], b"").await;
+    assert_eq!(status(&created), 0, "{}", stderr(&created));
+    let mut expected = Vec::new();
+    for (what, answer) in [("kill 2", "broker 2 is gone"), ("start 2", "broker 2 is back"), ("kill 3", "3 is gone")] {
+        dev.say(what, answer).await;
+        let lines: Vec<String> = (0..500).map(|at| format!("{at} after {what}")).collect();
+        let produced = run(&["produce", "t", "--server", &servers], lines.join("\n").as_bytes()).await;
+        assert_eq!(status(&produced), 0, "{}", stderr(&produced));
+        expected.extend(lines);
+    }
+    for (what, answer) in [("kill 3", "3 is not running"), ("kill 4", "no broker 4"), ("dance", "is no command")] {
+        dev.say(what, answer).await;
+    }
+    // Broker 2 was away, and broker 3 is: what was acknowledged meanwhile has come to 2, or its majority is not one.
+    let consumed = run(&["consume", "t", "--server", &dev.server(2)], b"").await;
+    let mut lines: Vec<String> = stdout(&consumed).lines().map(str::to_owned).collect();
+    lines.sort();
+    expected.sort();
+    assert_eq!(lines, expected);
+    assert_eq!(dev.interrupt().code(), Some(0));
+}
+
+/// A running `pontoon dev`.
+struct Dev {
+    process: Killed,
+    said: tokio::sync::mpsc::UnboundedReceiver<String>,
+    first: u16,
+    dir: tempfile::TempDir,
+}
+
+impl Dev {
+    async fn start() -> Self {
+        let (first, dir) = (free_ports_in_a_row(9), tempfile::tempdir().unwrap());
+        let mut command = pontoon();
+        command.args(Self::args_of(first, &dir)).stdin(Stdio::piped()).stderr(Stdio::piped());
+        let mut process = Killed(command.spawn().unwrap());
+        let stderr = BufReader::new(process.0.stderr.take().unwrap());
+        let (lines, said) = tokio::sync::mpsc::unbounded_channel();
+        std::thread::spawn(move || stderr.lines().map_while(Result::ok).try_for_each(|line| lines.send(line)));
+        let mut dev = Self { process, said, first, dir };
+        dev.hear("three brokers are ready").await;
+        dev
+    }
+
+    fn args_of(first: u16, dir: &tempfile::TempDir) -> Vec<String> {
+        let mut args = vec!["dev".to_owned(), "--data".to_owned(), dir.path().join("dev").display().to_string()];
+        for (flag, port) in [("--http-port", first), ("--kafka-port", first + 3), ("--peer-port", first + 6)] {
+            args.extend([flag.to_owned(), port.to_string()]);
+        }
+        args
+    }
+
+    fn args(&self) -> Vec<String> {
+        Self::args_of(self.first, &self.dir)
+    }
+
+    fn server(&self, broker: u16) -> String {
+        format!("http://127.0.0.1:{}", self.first + broker - 1)
+    }
+
+    /// Types a line and waits for the answer.
+    async fn say(&mut self, line: &str, answer: &str) {
+        writeln!(self.process.0.stdin.as_mut().unwrap(), "{line}").unwrap();
+        self.hear(answer).await;
+    }
+
+    async fn hear(&mut self, what: &str) {
+        let heard = async {
+            while let Some(line) = self.said.recv().await {
+                if line.contains(what) {
+                    return;
+                }
+            }
+            panic!("it ended without saying {what:?}");
+        };
+        tokio::time::timeout(PATIENCE, heard).await.unwrap_or_else(|_| panic!("no {what:?}"));
+    }
+
+    fn interrupt(&mut self) -> std::process::ExitStatus {
+        let pid = rustix::process::Pid::from_raw(self.process.0.id() as i32).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+        tokio::task::block_in_place(|| self.process.0.wait()).unwrap()
+    }
 }
 
 /// A process that does not outlive its test.

@@ -28,7 +28,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ("std::fs", &["raft/src/disk", "src/config", "src/cli", "src/telemetry", "src/catalog/tables", "jepsen/src"]),
     ("tokio::fs", &["raft/src/disk", "src/cli"]),
     ("rustix::fs", &["raft/src/disk", "jepsen/src"]),
-    ("std::thread", &["raft/src/disk", "src/catalog/tables", "jepsen/src"]),
+    ("std::thread", &["raft/src/disk", "src/catalog/tables", "src/cli/dev", "jepsen/src"]),
     ("spawn_blocking", &["raft/src/disk", "src/catalog", "src/cli"]),
     ("SystemTime", &["src", "jepsen/src"]),
     ("std::time::Instant", &["src", "raft/src/disk", "jepsen/src"]),

@@ -19,9 +19,9 @@ use openraft::type_config::alias::LeaderIdOf;
 use crate::error::ReadError;
 use crate::log::Log;
 use crate::log::append::NewEntry;
-use crate::log::frame::{Frame, FrameKind};
-use crate::log::head::decode_membership;
-use crate::types::{Entry, EntryData, LogId, TypeConfig, Vote, log_id};
+use crate::log::entry::from_frame;
+use crate::log::frame::Frame;
+use crate::types::{Entry, EntryData, LogId, TypeConfig, Vote};
 
 /// openraft's way to one replica's log. One per group; clones read.
 #[derive(Clone)]
@@ -195,17 +195,7 @@ fn new_entry(entry: Entry) -> NewEntry {
 
 /// The entry that a frame holds, as openraft knows it.
 pub(crate) fn entry(frame: Frame) -> Result<Entry, io::Error> {
-    let payload = match frame.header.kind {
-        FrameKind::Blank => EntryPayload::Blank,
-        FrameKind::Membership => EntryPayload::Membership(decode_membership(&frame)?),
-        FrameKind::Records | FrameKind::Void => {
-            return Ok(Entry {
-                log_id: log_id(frame.header.term, frame.header.index),
-                payload: EntryPayload::Normal(EntryData::Stored(frame)),
-            });
-        }
-    };
-    Ok(Entry { log_id: log_id(frame.header.term, frame.header.index), payload })
+    from_frame(frame).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
 }
 
 fn read_error(error: ReadError) -> io::Error {

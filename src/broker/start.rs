@@ -203,10 +203,10 @@ impl Tasks {
     }
 }
 
-#[cfg(test)]
 impl Broker {
-    /// Ends like a process that is killed: peers see closed connections, nothing is handed over, flushed or closed.
-    pub(super) async fn crash(self: Arc<Self>) {
+    /// Ends like a process that is killed: peers see closed connections, nothing is handed over, flushed or closed. For tests and
+    /// for trying things out.
+    pub async fn crash(self: Arc<Self>) {
         self.tasks.stop.send_replace(true);
         let running = self.tasks.running.lock().take();
         drop(running);

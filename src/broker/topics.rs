@@ -25,6 +25,9 @@ use crate::error::{Code, Error, Result};
 
 /// Producer ids that a broker takes at a time.
 const PRODUCER_IDS: u32 = 1000;
+/// How long a new topic waits for brokers that are not heard of, and how often it asks.
+const ALIVE_PATIENCE: Duration = Duration::from_secs(3);
+const ALIVE_CHECK: Duration = Duration::from_millis(100);
 /// Replicas of a topic that asks for no number.
 const REPLICAS_DEFAULT: usize = 3;
 
@@ -59,16 +62,15 @@ impl Shared {
         let deadline = Instant::now() + timeout;
         self.check_registered()?;
         check_names(&spec)?;
+        let replicas = spec.replicas.unwrap_or_else(|| self.default_replicas());
+        self.await_promised_brokers(replicas, deadline).await?;
         let topic = Controller::random_topic_id();
         let (name, config) = (spec.name.clone(), spec.config);
         let request = match spec.assignment {
             Some(assignment) => ControlRequest::CreateTopicOn { topic, name, assignment, config },
-            None => {
-                let replicas = spec.replicas.unwrap_or_else(|| self.default_replicas());
-                ControlRequest::CreateTopic { topic, name, partitions: spec.partitions, replicas, config }
-            }
+            None => ControlRequest::CreateTopic { topic, name, partitions: spec.partitions, replicas, config },
         };
-        self.change(request, deadline).await?;
+        self.create_when_alive(request, deadline).await?;
         let mut version = self.routing.watch();
         loop {
             version.mark_unchanged();
@@ -111,6 +113,41 @@ impl Shared {
     fn default_replicas(&self) -> u32 {
         let brokers = self.catalog.state().brokers().len().max(self.config.bootstrap.len());
         brokers.clamp(1, REPLICAS_DEFAULT) as u32
+    }
+
+    /// Waits for brokers that the configuration promises and that a topic with this many replicas needs: in a cluster's first
+    /// second not all of them have joined. What nobody promised is for the controller to refuse.
+    async fn await_promised_brokers(&self, replicas: u32, deadline: Instant) -> Result<()> {
+        let promised = self.config.bootstrap.len();
+        if replicas as usize > promised {
+            return Ok(());
+        }
+        let mut catalog = self.catalog.watch();
+        let joined = catalog.wait_for(|state| state.brokers().len() >= replicas as usize);
+        match timeout_at(deadline, joined).await {
+            Ok(_) => Ok(()),
+            Err(_) => {
+                let joined = self.catalog.state().brokers().len();
+                let why = format!(
+                    "{replicas} replicas need {replicas} brokers; {joined} of {promised} in `bootstrap` have joined"
+                );
+                Err(Error::new(Code::NotEnoughReplicas, why))
+            }
+        }
+    }
+
+    /// The controller may not have heard of a broker that has only just joined: it is asked again for a moment. Nothing was done
+    /// when it says so.
+    async fn create_when_alive(&self, request: ControlRequest, deadline: Instant) -> Result<()> {
+        let patience = deadline.min(Instant::now() + ALIVE_PATIENCE);
+        loop {
+            match self.change(request.clone(), deadline).await {
+                Err(error) if error.code == Code::NotEnoughReplicas && Instant::now() < patience => {
+                    tokio::time::sleep(ALIVE_CHECK).await;
+                }
+                done => return done,
+            }
+        }
     }
 
     pub(super) async fn alter_topic(

@@ -15,15 +15,8 @@ use super::*;
 
 fn frame(index: u64, payload: Vec<u8>) -> Frame {
     let header = FrameHeader {
-        kind: FrameKind::Records,
         payload_bytes: payload.len() as u32,
-        term: 1,
-        index,
-        base_offset: 0,
-        offset_span: 0,
-        record_count: 0,
-        max_timestamp: -1,
-        payload_crc: 0,
+        ..FrameHeader::bare(FrameKind::Records, log_id(1, index), 0)
     };
     Frame::new(header, payload.into())
 }

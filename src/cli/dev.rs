@@ -7,17 +7,23 @@ use std::time::Duration;
 use clap::Args;
 use futures_util::future::{join_all, select_all, try_join_all};
 use pontoon_raft::types::BrokerId;
+use tokio::time::Instant;
 use tracing::info;
 
+use self::console::{Command, Console};
 use crate::cli::serve::{Running, bind, raise_file_limit, start};
 use crate::cli::signals::Signals;
 use crate::cli::{Failure, output};
 use crate::config::Config;
 
+mod console;
+
 /// How many brokers.
 const BROKERS: u16 = 3;
 /// How often readiness is looked at while the cluster forms.
 const READY_CHECK: Duration = Duration::from_millis(20);
+/// How long a killed broker's ports and directory may take to be free again.
+const RESTART_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Flags of `dev`.
 #[derive(Debug, Args)]
@@ -67,7 +73,7 @@ pub(super) async fn run(args: DevArgs) -> Result<(), Failure> {
     for config in &configs {
         servers.push(bind(config).await.map_err(with_port_hint)?);
     }
-    let starting = try_join_all(configs.into_iter().zip(&servers).map(|(config, server)| start(config, server)));
+    let starting = try_join_all(configs.iter().zip(&servers).map(|(config, server)| start(config.clone(), server)));
     let brokers = tokio::select! {
         brokers = starting => brokers.map_err(with_port_hint)?,
         name = signals.next() => {
@@ -75,19 +81,78 @@ pub(super) async fn run(args: DevArgs) -> Result<(), Failure> {
             return Ok(());
         }
     };
-    let running: Vec<Running> =
-        servers.into_iter().zip(brokers).map(|(server, broker)| Running { listeners: server, broker }).collect();
-    let end = tokio::select! {
-        why = one_failed(&running) => Err(Failure::Failed(why)),
-        never = welcome(&running, &args.data) => match never {},
-        name = signals.next() => {
-            info!("{name}: closing");
-            Ok(())
+    let members = configs.into_iter().zip(servers).zip(brokers);
+    let mut members: Vec<Member> = members
+        .map(|((config, listeners), broker)| Member { config, running: Some(Running { listeners, broker }) })
+        .collect();
+    let mut console = Console::open();
+    let mut welcomed = false;
+    let end = loop {
+        tokio::select! {
+            why = one_failed(&members) => break Err(Failure::Failed(why)),
+            () = welcome(&members, &args.data), if !welcomed => welcomed = true,
+            command = console.next() => match command {
+                Ok(command) => obey(command, &mut members).await,
+                Err(why) => output::say(&why),
+            },
+            name = signals.next() => {
+                info!("{name}: closing");
+                break Ok(());
+            }
         }
     };
     signals.impatient();
-    join_all(running.into_iter().map(Running::stop)).await;
+    join_all(members.into_iter().filter_map(|member| member.running).map(Running::stop)).await;
     end
+}
+
+/// One of the three, and what it is started with.
+struct Member {
+    config: Config,
+    /// `None`: killed.
+    running: Option<Running>,
+}
+
+/// Does what a line asked for, and says what came of it.
+async fn obey(command: Command, members: &mut [Member]) {
+    let (Command::Kill(id) | Command::Start(id)) = command;
+    let Some(member) = members.iter_mut().find(|member| member.config.broker_id == id) else {
+        return output::say(&format!("there is no broker {id}; there are 1 to {BROKERS}"));
+    };
+    match (command, member.running.take()) {
+        (Command::Kill(_), Some(running)) => {
+            running.kill().await;
+            output::say(&format!("broker {id} is gone, as by kill -9; `start {id}` brings it back"));
+        }
+        (Command::Kill(_), None) => output::say(&format!("broker {id} is not running")),
+        (Command::Start(_), None) => match restart(&member.config).await {
+            Ok(running) => {
+                member.running = Some(running);
+                output::say(&format!("broker {id} is back"));
+            }
+            Err(failure) => output::say(&failure.verdict().1.unwrap_or_default()),
+        },
+        (Command::Start(_), running) => {
+            member.running = running;
+            output::say(&format!("broker {id} is running"));
+        }
+    }
+}
+
+/// Tries for a while: what the broker before it held (ports, the directory) is let go in the background.
+async fn restart(config: &Config) -> Result<Running, Failure> {
+    let deadline = Instant::now() + RESTART_TIMEOUT;
+    loop {
+        let tried = async {
+            let listeners = bind(config).await?;
+            let broker = start(config.clone(), &listeners).await?;
+            Ok(Running { listeners, broker })
+        };
+        match tried.await {
+            Err(_) if Instant::now() < deadline => tokio::time::sleep(READY_CHECK).await,
+            result => return result,
+        }
+    }
 }
 
 fn with_port_hint(failure: Failure) -> Failure {
@@ -99,15 +164,21 @@ fn with_port_hint(failure: Failure) -> Failure {
     }
 }
 
-async fn one_failed(running: &[Running]) -> String {
-    let failures = running.iter().map(|one| Box::pin(async { (one.broker.id(), one.broker.failed().await) }));
+async fn one_failed(members: &[Member]) -> String {
+    let running = members.iter().filter_map(|member| member.running.as_ref());
+    let failures: Vec<_> =
+        running.map(|one| Box::pin(async { (one.broker.id(), one.broker.failed().await) })).collect();
+    if failures.is_empty() {
+        return std::future::pending().await; // All were killed: they may be started again.
+    }
     let ((id, why), ..) = select_all(failures).await;
     format!("broker {id}: {why}")
 }
 
-/// Tells how to use the cluster once it is ready, and then waits for ever.
-async fn welcome(running: &[Running], data: &Path) -> std::convert::Infallible {
-    for one in running {
+/// Tells how to use the cluster once all three are ready.
+async fn welcome(members: &[Member], data: &Path) {
+    let running: Vec<&Running> = members.iter().filter_map(|member| member.running.as_ref()).collect();
+    for one in &running {
         while one.broker.ready().is_err() {
             tokio::time::sleep(READY_CHECK).await;
         }
@@ -117,7 +188,7 @@ async fn welcome(running: &[Running], data: &Path) -> std::convert::Infallible {
     let [first, second, third] = addresses[..] else { return std::future::pending().await };
     output::say(&format!(
         "three brokers are ready: http://{first} http://{second} http://{third}, Kafka clients at {}\n\
-         data is in {} and stays there; Ctrl-C stops\n\
+         data is in {} and stays there; Ctrl-C stops, `kill 2` and Enter kills broker 2, `start 2` starts it again\n\
          \n  curl -X POST http://{first}/v1/topics -H 'content-type: application/json' -d '{{\"name\":\"greetings\"}}'\
          \n  curl -X POST http://{second}/v1/topics/greetings/partitions/0/records -H 'content-type: text/plain' -d 'hello'\
          \n  curl http://{third}/v1/topics/greetings/partitions/0/records\n\
@@ -125,7 +196,6 @@ async fn welcome(running: &[Running], data: &Path) -> std::convert::Infallible {
         kafka.join(","),
         data.display()
     ));
-    std::future::pending().await
 }
 
 #[cfg(test)]

@@ -187,6 +187,17 @@ pub(super) struct Running {
 }
 
 impl Running {
+    /// Ends at once, like a process that is killed: connections break, nothing is handed over or finished.
+    pub(super) async fn kill(self) {
+        let kafka = async {
+            if let Some(kafka) = &self.listeners.kafka {
+                kafka.close(Duration::ZERO).await;
+            }
+        };
+        tokio::join!(self.listeners.http.close(Duration::ZERO), kafka);
+        self.broker.crash().await;
+    }
+
     /// Hands over, closes, and lets requests finish meanwhile.
     pub(super) async fn stop(self) {
         self.listeners.http.stopping();

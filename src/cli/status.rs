@@ -63,7 +63,7 @@ fn text(cluster: &ClusterDescription, topics: &[TopicDescription], troubles: &[S
     let head = ["BROKER", "STATE", "HTTP", "PEERS", "LEADS", "REPLICAS", "LAGGING"];
     let mut text = format!("cluster {}, controller {controller}\n{}", cluster.cluster_id, output::table(&head, &rows));
     let partitions: usize = topics.iter().map(|topic| topic.partitions.len()).sum();
-    text += &format!("{} topics, {partitions} partitions\n", topics.len());
+    text += &format!("{}, {}\n", counted(topics.len(), "topic"), counted(partitions, "partition"));
     if troubles.is_empty() {
         text += "all is well\n";
     }
@@ -74,6 +74,10 @@ fn text(cluster: &ClusterDescription, topics: &[TopicDescription], troubles: &[S
         text += &format!("! and {more} more; --json shows all\n");
     }
     text
+}
+
+fn counted(count: usize, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
 }
 
 /// What is not right, and why, as far as it can be seen from outside.
@@ -199,7 +203,7 @@ mod tests {
     fn a_healthy_cluster_has_no_troubles() {
         let (cluster, topics) = (cluster([true; 3]), [topic(Some(1), &[1, 2, 3])]);
         assert!(troubles(&cluster, &topics).is_empty());
-        assert!(text(&cluster, &topics, &[]).ends_with("1 topics, 1 partitions\nall is well\n"));
+        assert!(text(&cluster, &topics, &[]).ends_with("1 topic, 1 partition\nall is well\n"));
     }
 
     #[test]

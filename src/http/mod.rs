@@ -196,10 +196,11 @@ impl Server {
     pub async fn close(self, grace: Duration) {
         self.shared.stage.send_replace(Stage::Closed);
         self.closing.send_replace(true);
-        let abort = self.accepting.abort_handle();
-        if tokio::time::timeout(grace, self.accepting).await.is_err() {
+        let mut accepting = self.accepting;
+        if tokio::time::timeout(grace, &mut accepting).await.is_err() {
             debug!("some connections were still busy after {grace:?}");
-            abort.abort();
+            accepting.abort();
+            let _ = accepting.await;
         }
     }
 }

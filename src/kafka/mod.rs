@@ -145,11 +145,11 @@ impl Server {
     /// Stops listening, lets requests finish for at most `grace`, closes. The broker is shut down already.
     pub async fn close(&self, grace: Duration) {
         self.stage.send_replace(Stage::Closed);
-        let Some(accepting) = self.accepting.lock().take() else { return };
-        let abort = accepting.abort_handle();
-        if tokio::time::timeout(grace, accepting).await.is_err() {
+        let Some(mut accepting) = self.accepting.lock().take() else { return };
+        if tokio::time::timeout(grace, &mut accepting).await.is_err() {
             debug!("some Kafka connections were still busy after {grace:?}");
-            abort.abort();
+            accepting.abort();
+            let _ = accepting.await;
         }
     }
 }

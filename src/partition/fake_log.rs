@@ -12,7 +12,7 @@ use pontoon_raft::error::{ProposeError, ReadError};
 use pontoon_raft::log::frame::{Frame, FrameHeader, FrameKind};
 use pontoon_raft::payload::{AppendPosition, AppendState, Decision};
 use pontoon_raft::raft_group::{GroupStatus, Leader, Member};
-use pontoon_raft::types::{Appended, BrokerId, Offset, Outcome, ReplicaId};
+use pontoon_raft::types::{Appended, BrokerId, Offset, Outcome, ReplicaId, log_id};
 use tokio::sync::{oneshot, watch};
 
 use super::producers::Producers;
@@ -226,15 +226,10 @@ impl FakeLog {
             Decision::Void { verdict } => (FrameKind::Void, verdict.clone(), 0, -1, Outcome::Void { verdict }),
         };
         let header = FrameHeader {
-            kind,
-            payload_bytes: 0,
-            term,
-            index,
-            base_offset: at.next_offset,
             offset_span: span,
             record_count: span,
             max_timestamp,
-            payload_crc: 0,
+            ..FrameHeader::bare(kind, log_id(term, index), at.next_offset)
         };
         let frame = Frame::new(header, payload);
         state.table.observe(&frame.header, &frame.payload);

@@ -6,8 +6,8 @@ use super::{Item, Subject, membership_text, segment_name};
 use crate::checkpoint::{CHECKPOINT_BYTES_MAX, CHECKPOINT_FILE, Checkpoint, ReplicaState, SegmentState};
 use crate::codec;
 use crate::disk::read_file;
+use crate::log::entry::decode_membership;
 use crate::log::frame::{FRAME_HEADER_BYTES, FRAME_VERSION, Frame, FrameHeader, FrameKind};
-use crate::log::head::decode_membership;
 
 /// What the frames read so far come to.
 #[derive(Default)]

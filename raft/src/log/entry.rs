@@ -8,7 +8,7 @@ use openraft::EntryPayload;
 
 use super::frame::{Frame, FrameHeader, FrameKind};
 use crate::codec;
-use crate::types::{Entry, EntryData, Membership, log_id, repr};
+use crate::types::{Entry, EntryData, LogId, Membership, log_id, repr};
 
 /// Why a frame is not an entry, or an entry not a frame.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -28,42 +28,39 @@ pub enum EntryError {
 
 /// The frame of a stored entry. `base_offset` is used for blank and membership entries, whose frames are made here.
 pub fn to_frame(entry: &Entry, base_offset: u64) -> Result<Frame, EntryError> {
-    let (kind, payload) = match &entry.payload {
-        EntryPayload::Normal(EntryData::Stored(frame)) => return Ok(frame.clone()),
-        EntryPayload::Normal(EntryData::Proposed(_)) => return Err(EntryError::Proposed(entry.log_id.index)),
-        EntryPayload::Blank => (FrameKind::Blank, Bytes::new()),
-        EntryPayload::Membership(membership) => {
-            (FrameKind::Membership, codec::encode(&repr::Membership::from(membership)).into())
-        }
+    match &entry.payload {
+        EntryPayload::Normal(EntryData::Stored(frame)) => Ok(frame.clone()),
+        EntryPayload::Normal(EntryData::Proposed(_)) => Err(EntryError::Proposed(entry.log_id.index)),
+        EntryPayload::Blank => Ok(raft_frame(entry.log_id, base_offset, None)),
+        EntryPayload::Membership(membership) => Ok(raft_frame(entry.log_id, base_offset, Some(membership))),
+    }
+}
+
+/// The frame of one of Raft's own entries: a blank one, or a membership.
+pub(crate) fn raft_frame(id: LogId, base_offset: u64, membership: Option<&Membership>) -> Frame {
+    let Some(membership) = membership else {
+        return Frame::new(FrameHeader::bare(FrameKind::Blank, id, base_offset), Bytes::new());
     };
-    let header = FrameHeader {
-        kind,
-        payload_bytes: 0,
-        term: entry.log_id.leader_id.term,
-        index: entry.log_id.index,
-        base_offset,
-        offset_span: 0,
-        record_count: 0,
-        max_timestamp: -1,
-        payload_crc: 0,
-    };
-    Ok(Frame::new(header, payload))
+    let payload = codec::encode(&repr::Membership::from(membership));
+    Frame::new(FrameHeader::bare(FrameKind::Membership, id, base_offset), payload.into())
 }
 
 /// The entry of a frame.
 pub fn from_frame(frame: Frame) -> Result<Entry, EntryError> {
-    let FrameHeader { kind, term, index, .. } = frame.header;
-    let payload = match kind {
+    let id = log_id(frame.header.term, frame.header.index);
+    let payload = match frame.header.kind {
         FrameKind::Records | FrameKind::Void => EntryPayload::Normal(EntryData::Stored(frame)),
         FrameKind::Blank => EntryPayload::Blank,
-        FrameKind::Membership => {
-            let malformed = |why| EntryError::Membership { index, why };
-            let membership: repr::Membership =
-                codec::decode(&frame.payload).map_err(|error| malformed(error.to_string()))?;
-            EntryPayload::Membership(Membership::try_from(membership).map_err(malformed)?)
-        }
+        FrameKind::Membership => EntryPayload::Membership(decode_membership(&frame)?),
     };
-    Ok(Entry { log_id: log_id(term, index), payload })
+    Ok(Entry { log_id: id, payload })
+}
+
+/// The membership in a frame of that kind.
+pub(crate) fn decode_membership(frame: &Frame) -> Result<Membership, EntryError> {
+    let malformed = |why: String| EntryError::Membership { index: frame.header.index, why };
+    let membership: repr::Membership = codec::decode(&frame.payload).map_err(|error| malformed(error.to_string()))?;
+    membership.try_into().map_err(malformed)
 }
 
 #[cfg(test)]
@@ -93,17 +90,8 @@ mod tests {
 
     #[test]
     fn a_stored_frame_is_shared_not_copied() {
-        let header = FrameHeader {
-            kind: FrameKind::Records,
-            payload_bytes: 0,
-            term: 3,
-            index: 7,
-            base_offset: 5,
-            offset_span: 1,
-            record_count: 1,
-            max_timestamp: 0,
-            payload_crc: 0,
-        };
+        let bare = FrameHeader::bare(FrameKind::Records, log_id(3, 7), 5);
+        let header = FrameHeader { offset_span: 1, record_count: 1, max_timestamp: 0, ..bare };
         let stored = Frame::new(header, Bytes::from(vec![1; 100]));
         let frame = to_frame(&from_frame(stored.clone()).unwrap(), 0).unwrap();
         assert_eq!(frame, stored);

@@ -23,6 +23,8 @@
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
+use crate::types::LogId;
+
 /// Size of a frame's header in bytes.
 pub const FRAME_HEADER_BYTES: usize = 60;
 /// The format version that is written; no other is read.
@@ -119,6 +121,21 @@ pub enum FrameError {
 }
 
 impl FrameHeader {
+    /// The header of a frame without offsets, records or timestamps: what every kind but `Records` has.
+    pub fn bare(kind: FrameKind, id: LogId, base_offset: u64) -> Self {
+        Self {
+            kind,
+            payload_bytes: 0,
+            term: id.leader_id.term,
+            index: id.index,
+            base_offset,
+            offset_span: 0,
+            record_count: 0,
+            max_timestamp: -1,
+            payload_crc: 0,
+        }
+    }
+
     /// The header's bytes.
     pub fn encode(&self) -> [u8; FRAME_HEADER_BYTES] {
         let mut bytes = [0; FRAME_HEADER_BYTES];

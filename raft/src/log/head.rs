@@ -7,10 +7,10 @@ use std::io;
 use bytes::Bytes;
 
 use super::base::Base;
+use super::entry::{self, EntryError};
 use super::frame::{Frame, FrameHeader, FrameKind};
-use crate::codec;
 use crate::payload::{AppendPosition, AppendState, Application, Decision};
-use crate::types::{LogId, Membership, StoredMembership, log_id, repr};
+use crate::types::{LogId, Membership, StoredMembership, log_id};
 
 /// Why a frame cannot follow the ones before it. The log has diverged from the leader's, or a file is not what it was.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -19,8 +19,8 @@ pub(crate) enum FrameRejected {
     NotNext { found: LogId, last: Option<LogId> },
     #[error("entry {index} has base offset {found}, the log's next offset is {expected}")]
     Diverged { index: u64, found: u64, expected: u64 },
-    #[error("entry {index} holds no membership: {why}")]
-    Membership { index: u64, why: String },
+    #[error(transparent)]
+    Entry(#[from] EntryError),
 }
 
 impl From<FrameRejected> for io::Error {
@@ -81,7 +81,7 @@ impl Head {
     /// Decides about a proposal, and makes the frame that will hold it. Changes nothing.
     pub(crate) fn decide(&self, id: LogId, payload: Bytes) -> Frame {
         let at = AppendPosition { next_offset: self.next_offset, index: id.index, term: id.leader_id.term };
-        let mut header = self.header(id, FrameKind::Void);
+        let mut header = FrameHeader::bare(FrameKind::Void, id, self.next_offset);
         match self.append_state.decide(payload, at) {
             Decision::Accept { payload, offset_span, record_count, max_timestamp } => {
                 header.kind = FrameKind::Records;
@@ -96,31 +96,12 @@ impl Head {
 
     /// The frame of one of Raft's own entries.
     pub(crate) fn internal(&self, id: LogId, membership: Option<&Membership>) -> Frame {
-        match membership {
-            #[cfg(any(test, feature = "simulation"))]
-            None if crate::sabotage::on(crate::sabotage::Sabotage::BlanksTakeOffsets) => {
-                Frame::new(FrameHeader { offset_span: 1, ..self.header(id, FrameKind::Blank) }, Bytes::new())
-            }
-            None => Frame::new(self.header(id, FrameKind::Blank), Bytes::new()),
-            Some(membership) => {
-                let payload = codec::encode(&repr::Membership::from(membership));
-                Frame::new(self.header(id, FrameKind::Membership), payload.into())
-            }
+        let frame = entry::raft_frame(id, self.next_offset, membership);
+        #[cfg(any(test, feature = "simulation"))]
+        if membership.is_none() && crate::sabotage::on(crate::sabotage::Sabotage::BlanksTakeOffsets) {
+            return Frame::new(FrameHeader { offset_span: 1, ..frame.header }, Bytes::new());
         }
-    }
-
-    fn header(&self, id: LogId, kind: FrameKind) -> FrameHeader {
-        FrameHeader {
-            kind,
-            payload_bytes: 0,
-            term: id.leader_id.term,
-            index: id.index,
-            base_offset: self.next_offset,
-            offset_span: 0,
-            record_count: 0,
-            max_timestamp: -1,
-            payload_crc: 0,
-        }
+        frame
     }
 
     /// Takes note of the next frame. On an error nothing has changed.
@@ -131,7 +112,7 @@ impl Head {
             FrameKind::Records | FrameKind::Void => self.append_state.observe(header, &frame.payload),
             FrameKind::Blank => {}
             FrameKind::Membership => {
-                let membership = decode_membership(frame)?;
+                let membership = entry::decode_membership(frame)?;
                 if self.memberships.len() == 2 {
                     self.memberships.remove(0);
                 }
@@ -143,11 +124,4 @@ impl Head {
         self.next_offset = header.next_offset();
         Ok(())
     }
-}
-
-/// The membership in a frame of that kind.
-pub(crate) fn decode_membership(frame: &Frame) -> Result<Membership, FrameRejected> {
-    let rejected = |why: String| FrameRejected::Membership { index: frame.header.index, why };
-    let membership: repr::Membership = codec::decode(&frame.payload).map_err(|error| rejected(error.to_string()))?;
-    membership.try_into().map_err(rejected)
 }

@@ -204,21 +204,18 @@ mod tests {
     use super::super::frame::FrameKind;
     use super::*;
     use crate::testing::hex;
+    use crate::types::log_id;
     use proptest::prelude::*;
 
     const NAME: SegmentName = SegmentName { first_index: 7, file_no: 1 };
 
     fn header(index: u64, base_offset: u64, span: u32, payload_bytes: u32, max_timestamp: i64) -> FrameHeader {
         FrameHeader {
-            kind: FrameKind::Records,
             payload_bytes,
-            term: 1,
-            index,
-            base_offset,
             offset_span: span,
             record_count: span,
             max_timestamp,
-            payload_crc: 0,
+            ..FrameHeader::bare(FrameKind::Records, log_id(1, index), base_offset)
         }
     }
 

@@ -472,15 +472,10 @@ mod tests {
 
     fn stored(term: u64, index: u64, payload: Vec<u8>) -> Entry {
         let header = FrameHeader {
-            kind: FrameKind::Records,
-            payload_bytes: 0,
-            term,
-            index,
-            base_offset: 2 * index,
             offset_span: 2,
             record_count: 2,
             max_timestamp: 77,
-            payload_crc: 0,
+            ..FrameHeader::bare(FrameKind::Records, log_id(term, index), 2 * index)
         };
         entry::from_frame(Frame::new(header, payload.into())).unwrap()
     }

@@ -215,15 +215,10 @@ async fn until(broker: &Broker, peer: u32, liveness: Liveness) {
 
 fn frame(term: u64, index: u64, payload: Bytes) -> Entry {
     let header = FrameHeader {
-        kind: FrameKind::Records,
-        payload_bytes: 0,
-        term,
-        index,
-        base_offset: index,
         offset_span: 1,
         record_count: 1,
         max_timestamp: 5,
-        payload_crc: 0,
+        ..FrameHeader::bare(FrameKind::Records, log_id(term, index), index)
     };
     Entry { log_id: log_id(term, index), payload: EntryPayload::Normal(EntryData::Stored(Frame::new(header, payload))) }
 }

@@ -553,15 +553,8 @@ fn fold(entries: &[Read]) -> TestProducers {
     for entry in entries {
         if let Read::Frame { id, kind, base_offset, payload } = entry {
             let header = pontoon_raft::log::frame::FrameHeader {
-                kind: *kind,
                 payload_bytes: payload.len() as u32,
-                term: id.leader_id.term,
-                index: id.index,
-                base_offset: *base_offset,
-                offset_span: 0,
-                record_count: 0,
-                max_timestamp: -1,
-                payload_crc: 0,
+                ..pontoon_raft::log::frame::FrameHeader::bare(*kind, *id, *base_offset)
             };
             producers.observe(&header, payload);
         }

@@ -114,15 +114,9 @@ impl Disk {
             EntryPayload::Normal(EntryData::Proposed(Proposal { payload, flushed: waiter, .. })) => {
                 flushed = waiter;
                 let header = FrameHeader {
-                    kind: FrameKind::Records,
-                    payload_bytes: 0,
-                    term: entry.log_id.leader_id.term,
-                    index: entry.log_id.index,
-                    base_offset: self.next_offset,
                     offset_span: 1,
                     record_count: 1,
-                    max_timestamp: -1,
-                    payload_crc: 0,
+                    ..FrameHeader::bare(FrameKind::Records, entry.log_id, self.next_offset)
                 };
                 self.next_offset += 1;
                 Stored::Frame(Frame::new(header, payload))

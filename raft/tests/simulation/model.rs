@@ -260,15 +260,9 @@ mod tests {
         let mut payload = test_payload(1, 0, sequence, &1u32.to_le_bytes()).to_vec();
         payload[..8].copy_from_slice(&offset.to_le_bytes());
         let header = FrameHeader {
-            kind: FrameKind::Records,
-            payload_bytes: 0,
-            term: 1,
-            index,
-            base_offset: offset,
             offset_span: 1,
             record_count: 1,
-            max_timestamp: -1,
-            payload_crc: 0,
+            ..FrameHeader::bare(FrameKind::Records, log_id(1, index), offset)
         };
         let stored = EntryData::Stored(Frame::new(header, payload.into()));
         Entry::new(log_id(1, index), EntryPayload::Normal(stored))

@@ -60,6 +60,12 @@ impl Cluster {
         cluster
     }
 
+    /// One more that every broker started from now on finds in its `bootstrap`.
+    pub(super) fn promise(&mut self, id: u32) {
+        self.initial.push(id);
+        self.add(id);
+    }
+
     /// A directory and a port for a broker.
     pub(super) fn add(&mut self, id: u32) {
         self.directories.insert(id, tempfile::tempdir().unwrap());

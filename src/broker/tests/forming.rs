@@ -1,12 +1,14 @@
 //! Clusters come to be once, whatever the order and whoever is missing (RULES.md R6).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use pontoon_raft::types::BrokerId;
 use tokio::time::timeout;
 
 use super::cluster::{Cluster, PATIENCE, eventually};
+use crate::broker::TopicSpec;
+use crate::error::Code;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn three_brokers_form_one_cluster_in_any_order_and_wait_for_the_missing_one() {
@@ -169,4 +171,24 @@ async fn without_its_tables_a_broker_rebuilds_them_and_nothing_else() {
     assert_eq!(cluster.read(3, ("kept", 0)).await, ["x"]);
     let (next, _) = cluster.broker(2).create_producer(PATIENCE).await.unwrap();
     assert_ne!(id, next, "a producer id is never given out twice");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_topic_that_is_created_early_waits_for_the_brokers_it_was_promised() {
+    let mut cluster = Cluster::of(&[1]);
+    cluster.start(1).await;
+    cluster.await_ready().await;
+    cluster.stop(1).await;
+    cluster.promise(2);
+    cluster.start(1).await;
+    cluster.await_ready().await;
+    let spec = |replicas| TopicSpec { name: "early".to_owned(), partitions: 1, replicas, config: BTreeMap::new() };
+    let error = cluster.broker(1).create_topic(spec(Some(2)), Duration::from_millis(50)).await.unwrap_err();
+    assert_eq!(error.code, Code::NotEnoughReplicas, "{error}");
+    assert!(error.message.contains("1 of 2"), "{error}");
+    let first = cluster.broker(1).clone();
+    let created = tokio::spawn(async move { first.create_topic(spec(None), PATIENCE).await });
+    cluster.start(2).await;
+    let described = created.await.unwrap().unwrap();
+    assert_eq!(described.partitions[0].replicas.len(), 2, "{described:?}");
 }

@@ -1,6 +1,7 @@
 use super::*;
 use crate::partition::fake_log::batch;
 use crate::partition::proposal;
+use pontoon_raft::types::log_id;
 
 /// Appends what the state decides. Returns the verdict, if there is one.
 fn append(state: &mut PartitionState, index: u64, next_offset: u64, payload: Bytes) -> Option<Verdict> {
@@ -10,15 +11,10 @@ fn append(state: &mut PartitionState, index: u64, next_offset: u64, payload: Byt
         Decision::Void { verdict } => (FrameKind::Void, verdict, 0),
     };
     let header = FrameHeader {
-        kind,
         payload_bytes: payload.len() as u32,
-        term: 3,
-        index,
-        base_offset: next_offset,
         offset_span: span,
         record_count: span,
-        max_timestamp: -1,
-        payload_crc: 0,
+        ..FrameHeader::bare(kind, log_id(3, index), next_offset)
     };
     let prefix = &payload[..payload.len().min(crate::record_batch::BATCH_HEADER_BYTES)];
     state.observe(&header, prefix);
@@ -65,15 +61,11 @@ fn the_first_versions_bytes_are_still_read() {
     let mut producers = Producers::default();
     let payload = proposal::stamp(proposal::wrap(batch(&[5], Some((7, 0, 0))), None), 0, 3);
     let header = FrameHeader {
-        kind: FrameKind::Records,
         payload_bytes: payload.len() as u32,
-        term: 3,
-        index: 1,
-        base_offset: 0,
         offset_span: 1,
         record_count: 1,
         max_timestamp: 5,
-        payload_crc: 0,
+        ..FrameHeader::bare(FrameKind::Records, log_id(3, 1), 0)
     };
     producers.observe(&header, &payload);
     let state = PartitionState::load(&producers.save()).unwrap();

@@ -5,6 +5,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::record_batch::{BatchLimits, NewRecord, RecordBatch, RecordBatchBuilder};
 use pontoon_raft::log::frame::Frame;
+use pontoon_raft::types::log_id;
 
 fn batch(records: u32, producer: Option<ProducerSequence>) -> RecordBatch {
     let mut builder = RecordBatchBuilder::new(BatchLimits::default());
@@ -45,15 +46,10 @@ impl TestLog {
             }
         };
         let header = FrameHeader {
-            kind,
-            payload_bytes: 0,
-            term,
-            index: at.index,
-            base_offset: at.next_offset,
             offset_span: span,
             record_count: span,
             max_timestamp,
-            payload_crc: 0,
+            ..FrameHeader::bare(kind, log_id(term, at.index), at.next_offset)
         };
         self.push(Frame::new(header, payload));
         answer

@@ -48,6 +48,7 @@ pub(crate) fn all() -> Vec<Box<dyn Invariant>> {
 pub(crate) mod samples {
     use pontoon::record_batch::{BatchLimits, NewRecord, ProducerSequence, RecordBatchBuilder};
     use pontoon_raft::log::frame::{Frame, FrameHeader, FrameKind};
+    use pontoon_raft::types::log_id;
 
     use crate::event::{Attempt, Event, Fact, Replica};
     use crate::invariants::Invariant;
@@ -76,15 +77,10 @@ pub(crate) mod samples {
         let mut bytes = bytes::BytesMut::from(&builder.build(by).unwrap().into_bytes()[..]);
         pontoon::record_batch::stamp(&mut bytes, base_offset, 1);
         let header = FrameHeader {
-            kind: FrameKind::Records,
-            payload_bytes: 0,
-            term: 1,
-            index,
-            base_offset,
             offset_span: 1,
             record_count: 1,
             max_timestamp: 0,
-            payload_crc: 0,
+            ..FrameHeader::bare(FrameKind::Records, log_id(1, index), base_offset)
         };
         Frame::new(header, bytes.freeze())
     }

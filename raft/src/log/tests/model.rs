@@ -71,17 +71,7 @@ impl Model {
 
     fn push(&mut self, payload: Option<Bytes>) {
         let at = AppendPosition { next_offset: self.next_offset(), index: self.frames.len() as u64, term: self.term };
-        let mut header = FrameHeader {
-            kind: FrameKind::Blank,
-            payload_bytes: 0,
-            term: self.term,
-            index: at.index,
-            base_offset: at.next_offset,
-            offset_span: 0,
-            record_count: 0,
-            max_timestamp: -1,
-            payload_crc: 0,
-        };
+        let mut header = FrameHeader::bare(FrameKind::Blank, log_id(self.term, at.index), at.next_offset);
         let payload = match payload.map(|payload| self.producers().decide(payload, at)) {
             None => Bytes::new(),
             Some(Decision::Void { verdict }) => {

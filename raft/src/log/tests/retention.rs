@@ -105,17 +105,7 @@ async fn an_entry_that_lets_everything_go_stands_in_a_segment_of_its_own() {
 }
 
 fn void(index: u64, base_offset: u64, payload: Bytes) -> Frame {
-    let header = FrameHeader {
-        kind: FrameKind::Void,
-        payload_bytes: 0,
-        term: 1,
-        index,
-        base_offset,
-        offset_span: 0,
-        record_count: 0,
-        max_timestamp: -1,
-        payload_crc: 0,
-    };
+    let header = FrameHeader::bare(FrameKind::Void, log_id(1, index), base_offset);
     Frame::new(header, payload)
 }
 

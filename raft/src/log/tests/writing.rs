@@ -7,15 +7,10 @@ use crate::log_store::LogStore;
 
 fn stored(index: u64, base_offset: u64, payload: &[u8]) -> Frame {
     let header = FrameHeader {
-        kind: FrameKind::Records,
-        payload_bytes: 0,
-        term: 1,
-        index,
-        base_offset,
         offset_span: 3,
         record_count: 3,
         max_timestamp: 5,
-        payload_crc: 0,
+        ..FrameHeader::bare(FrameKind::Records, log_id(1, index), base_offset)
     };
     Frame::new(header, Bytes::copy_from_slice(payload))
 }
