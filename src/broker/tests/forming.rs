@@ -182,7 +182,13 @@ async fn a_topic_that_is_created_early_waits_for_the_brokers_it_was_promised() {
     cluster.promise(2);
     cluster.start(1).await;
     cluster.await_ready().await;
-    let spec = |replicas| TopicSpec { name: "early".to_owned(), partitions: 1, replicas, config: BTreeMap::new() };
+    let spec = |replicas| TopicSpec {
+        name: "early".to_owned(),
+        partitions: 1,
+        replicas,
+        assignment: None,
+        config: BTreeMap::new(),
+    };
     let error = cluster.broker(1).create_topic(spec(Some(2)), Duration::from_millis(50)).await.unwrap_err();
     assert_eq!(error.code, Code::NotEnoughReplicas, "{error}");
     assert!(error.message.contains("1 of 2"), "{error}");
