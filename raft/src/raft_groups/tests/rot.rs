@@ -431,8 +431,7 @@ async fn what_is_rotten_above_the_commit_index_is_put_back_from_whoever_has_it()
 async fn a_replica_that_is_rotten_where_the_others_have_purged_is_given_up() {
     let mut cluster = written(300).await;
     let disk = cluster.kill(3).await;
-    let (path, bytes) = segments(&disk, 3).await.pop().unwrap();
-    disk.truncate(&path, bytes.len() as u64 / 2);
+    rot_at_the_end(&disk, 3).await;
     write_all(&cluster.group(1, 1), &names(300)).await;
     for broker in [1, 2] {
         let group = cluster.group(broker, 1);
