@@ -355,8 +355,8 @@ async fn the_scrub_of_a_running_broker_mends_what_rots_under_it() {
             } else {
                 flip(path, 70.min(fs::metadata(path).unwrap().len() - 1))
             }
-            assert!(!sound(path).await, "{}", path.display());
         }
+        // Some may be mended already: the scrub is quick here.
         let deadline = std::time::Instant::now() + crate::support::PATIENCE;
         for path in &rotten {
             while !sound(path).await {
