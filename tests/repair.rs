@@ -350,11 +350,7 @@ async fn the_scrub_of_a_running_broker_mends_what_rots_under_it() {
     let rotten = [of(".segment")[1].clone(), of(".index")[0].clone(), of(".base")[2].clone(), data.join("checkpoint")];
     for shorter in [false, true] {
         for path in &rotten {
-            if shorter {
-                cut(path)
-            } else {
-                flip(path, 70.min(fs::metadata(path).unwrap().len() - 1))
-            }
+            if shorter { cut(path) } else { flip(path, 70.min(fs::metadata(path).unwrap().len() - 1)) }
         }
         // Some may be mended already: the scrub is quick here.
         let deadline = std::time::Instant::now() + crate::support::PATIENCE;

@@ -220,6 +220,8 @@ async fn a_replica_whose_files_vanish_is_replaced_under_a_new_id() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_broker_without_a_controller_does_not_take_its_catalog_for_complete() {
     let mut cluster = Cluster::started().await;
+    // Until the others vote, broker 1 is a majority.
+    cluster.await_catalog_voters(&[1, 2, 3]).await;
     cluster.broker(1).catch_up(PATIENCE).await.unwrap();
     cluster.crash(2).await;
     cluster.crash(3).await;
