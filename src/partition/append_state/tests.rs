@@ -1,3 +1,5 @@
+//! What a partition keeps beside its records is a function of its log, and is saved and read back in each of its versions.
+
 use super::*;
 use crate::partition::fake_log::batch;
 use crate::partition::proposal;

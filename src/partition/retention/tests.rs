@@ -1,3 +1,5 @@
+//! Where a log may start, decided over made-up segments: by time and by size.
+
 use super::*;
 use proptest::prelude::*;
 

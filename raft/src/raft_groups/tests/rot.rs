@@ -326,6 +326,19 @@ async fn write_alone(cluster: &mut Cluster) -> [SimDisk; 2] {
     away
 }
 
+/// Broker 1 is down: what is rotten at the end of its log nobody else has, and one of the others leads. With its disk and the leader.
+async fn rotten_and_superseded() -> (Cluster, SimDisk, u32) {
+    let mut cluster = written(300).await;
+    let away = write_alone(&mut cluster).await;
+    let disk = cluster.kill(1).await;
+    rot_at_the_end(&disk, 1).await;
+    for (broker, disk) in [2, 3].into_iter().zip(away) {
+        cluster.boot(broker, disk).await;
+    }
+    let leader = cluster.leader(1, &[2, 3]).await;
+    (cluster, disk, leader)
+}
+
 async fn opens_within(cluster: &Cluster, broker: u32, limit: Duration) {
     let open = async {
         while cluster.brokers[&broker].groups.get(GroupId(1)).is_none() {
@@ -339,14 +352,7 @@ async fn opens_within(cluster: &Cluster, broker: u32, limit: Duration) {
 /// What is rotten was never committed, and something else was in its place: there is nothing to repair, and nothing to wait for.
 #[tokio::test(start_paused = true)]
 async fn rotten_entries_that_were_superseded_are_dropped_at_once_and_the_replica_keeps_its_id() {
-    let mut cluster = written(300).await;
-    let away = write_alone(&mut cluster).await;
-    let disk = cluster.kill(1).await;
-    rot_at_the_end(&disk, 1).await;
-    for (broker, disk) in [2, 3].into_iter().zip(away) {
-        cluster.boot(broker, disk).await;
-    }
-    let leader = cluster.leader(1, &[2, 3]).await;
+    let (mut cluster, disk, leader) = rotten_and_superseded().await;
     propose(&cluster.group(leader, 1), "record 300").await.unwrap();
     cluster.boot(1, disk).await;
     assert!(cluster.brokers[&1].groups.is_opening(GroupId(1)), "the test wants a replica that cannot start");
@@ -429,14 +435,7 @@ async fn what_is_rotten_above_the_commit_index_is_put_back_from_whoever_has_it()
 /// A replica that cannot run before it is repaired, and what it lacks has been purged by everyone else: nobody will ever give it.
 #[tokio::test(start_paused = true)]
 async fn a_replica_that_is_rotten_where_the_others_have_purged_is_given_up() {
-    let mut cluster = written(300).await;
-    let away = write_alone(&mut cluster).await;
-    let disk = cluster.kill(1).await;
-    rot_at_the_end(&disk, 1).await;
-    for (broker, disk) in [2, 3].into_iter().zip(away) {
-        cluster.boot(broker, disk).await;
-    }
-    let leader = cluster.leader(1, &[2, 3]).await;
+    let (mut cluster, disk, leader) = rotten_and_superseded().await;
     write_all(&cluster.group(leader, 1), &names(300)).await;
     for broker in [2, 3] {
         let group = cluster.group(broker, 1);
