@@ -191,8 +191,10 @@ impl Store {
             applications: &applications,
             budget: &budget,
         };
+        let began = Instant::now();
         let Found { scan, replicas, corrupt, dead_folders, quarantined_folders, unknown_folders } =
             recovery.run().await?;
+        let (recovered_ms, journal_bytes) = (began.elapsed().as_millis() as u64, scan.live_bytes());
         for path in &unknown_folders {
             tracing::warn!(path = %path.display(), "nothing on record explains this folder; it is left alone");
         }
@@ -224,6 +226,9 @@ impl Store {
             corrupt.into_iter().map(|(replica, state)| ((replica.group, replica.replica), (replica, state))).collect();
         store.adopt(replicas, dead_folders).await.map_err(|error| OpenError::Io { path, error })?;
         store.start_tasks();
+        let (replicas, corrupt) = (store.registry.open.lock().len(), store.registry.corrupt.lock().len());
+        let elapsed_ms = began.elapsed().as_millis() as u64;
+        tracing::info!(%broker, replicas, corrupt, journal_bytes, recovered_ms, elapsed_ms, "recovered");
         Ok(store)
     }
 

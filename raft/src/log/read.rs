@@ -417,7 +417,9 @@ async fn read_file_frames(
     bytes_max: usize,
     frames: &mut Vec<Frame>,
 ) -> Result<(), ReadError> {
-    let mut stream = FrameStream::open(file, position, end, bytes_max.clamp(CHUNK_BYTES.0, CHUNK_BYTES.1)).await?;
+    // One entry alone, which openraft asks of every log at its start, is not worth a chunk.
+    let chunk_max = if until == from + 1 { CHUNK_BYTES.0 } else { CHUNK_BYTES.1 };
+    let mut stream = FrameStream::open(file, position, end, bytes_max.clamp(CHUNK_BYTES.0, chunk_max)).await?;
     let mut bytes = 0;
     let mut expected = None;
     while bytes < bytes_max {

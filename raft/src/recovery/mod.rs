@@ -11,6 +11,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use futures_util::{StreamExt, TryStreamExt, stream};
+
 use crate::checkpoint::{
     CHECKPOINT_BYTES_MAX, CHECKPOINT_FILE, CHECKPOINT_VERSION, Checkpoint, CheckpointError, ReplicaState,
 };
@@ -34,6 +36,13 @@ mod rebuild;
 use folder::Folder;
 use plan::Plan;
 use rebuild::Rebuild;
+
+/// How many bytes of frames are gathered before they are written, and to how many replicas' segments at a time.
+const BATCH_BYTES: usize = 4 << 20;
+const CONCURRENT: usize = 16;
+
+/// Records by replica, each one's in the order of the journal.
+type Batch = BTreeMap<ReplicaKey, Vec<(Lsn, RecoveredOp)>>;
 
 /// A replica, by group and incarnation.
 pub(crate) type ReplicaKey = (GroupId, ReplicaId);
@@ -111,17 +120,16 @@ impl Recovery<'_> {
         let deleted: BTreeSet<ReplicaKey> = plans.iter().filter(|(_, plan)| plan.dead).map(|(key, _)| *key).collect();
         plans.retain(|_, plan| !plan.dead);
         let OtherFolders { dead, quarantined, unknown } = self.other_folders(&plans, &deleted).await?;
-        let mut rebuilds = BTreeMap::new();
         let mut corrupt = Vec::new();
+        let mut sound = Vec::new();
         for (key, plan) in plans {
             match plan.known_corrupt() {
                 Some(state) => corrupt.push(report(key, state)),
-                None => {
-                    let folder = Folder::list(&**self.disk, replica_dir(self.root, key)).await?;
-                    rebuilds.insert(key, Rebuild::begin(&self, key, plan, folder).await);
-                }
+                None => sound.push((key, plan)),
             }
         }
+        let begun = stream::iter(sound).map(|(key, plan)| self.begin(key, plan)).buffered(CONCURRENT);
+        let mut rebuilds: BTreeMap<ReplicaKey, Rebuild> = begun.try_collect().await?;
         let scan = self.second_pass(&mut rebuilds, from).await?;
         let mut replicas = Vec::new();
         for (key, rebuild) in rebuilds {
@@ -132,6 +140,11 @@ impl Recovery<'_> {
         }
         let (dead_folders, quarantined_folders, unknown_folders) = (dead, quarantined, unknown);
         Ok(Found { scan, replicas, corrupt, dead_folders, quarantined_folders, unknown_folders })
+    }
+
+    async fn begin(&self, key: ReplicaKey, plan: Plan) -> Result<(ReplicaKey, Rebuild), OpenError> {
+        let folder = Folder::list(&**self.disk, replica_dir(self.root, key)).await?;
+        Ok((key, Rebuild::begin(self, key, plan, folder).await))
     }
 
     async fn read_checkpoint(&self) -> Result<Checkpoint, OpenError> {
@@ -187,11 +200,18 @@ impl Recovery<'_> {
 
     async fn second_pass(&self, rebuilds: &mut BTreeMap<ReplicaKey, Rebuild>, from: Lsn) -> Result<Scan, OpenError> {
         let mut scanner = Scanner::open(&**self.disk, self.identity, from).await?;
+        let (mut batch, mut bytes) = (Batch::new(), 0);
         while let Some(Recovered { lsn, group, replica, op }) = scanner.next().await? {
-            if let Some(rebuild) = rebuilds.get_mut(&(group, replica)) {
-                rebuild.take(lsn, op).await.map_err(|(path, error)| OpenError::Io { path, error })?;
+            if let RecoveredOp::Append { frames, .. } = &op {
+                bytes += frames.len();
+            }
+            batch.entry((group, replica)).or_default().push((lsn, op));
+            if bytes >= BATCH_BYTES {
+                bytes = 0;
+                take(rebuilds, std::mem::take(&mut batch)).await?;
             }
         }
+        take(rebuilds, batch).await?;
         Ok(scanner.finish())
     }
 
@@ -219,6 +239,20 @@ impl Recovery<'_> {
         }
         Ok(OtherFolders { dead, quarantined, unknown })
     }
+}
+
+/// Hands a batch to its replicas: each one's records in their order, several replicas at a time.
+async fn take(rebuilds: &mut BTreeMap<ReplicaKey, Rebuild>, mut batch: Batch) -> Result<(), OpenError> {
+    let work = rebuilds.iter_mut().filter_map(|(key, rebuild)| Some(Ok((rebuild, batch.remove(key)?))));
+    let work: Vec<Result<(&mut Rebuild, Vec<_>), OpenError>> = work.collect();
+    stream::iter(work)
+        .try_for_each_concurrent(CONCURRENT, |(rebuild, records)| async move {
+            for (lsn, op) in records {
+                rebuild.take(lsn, op).await.map_err(|(path, error)| OpenError::Io { path, error })?;
+            }
+            Ok(())
+        })
+        .await
 }
 
 /// The replica whose folder has this name.

@@ -45,7 +45,10 @@ impl Shared {
 }
 
 pub(super) async fn run(args: FailoverArgs, target: &Target) -> Result<Report, Failure> {
-    let topic = target.create_topic(args.partitions, None).await?;
+    let topic = match &args.topic {
+        Some(topic) => topic.clone(),
+        None => target.create_topic(args.partitions, None).await?,
+    };
     let leaders = target.all_leaders(&topic, args.partitions).await?;
     let victims: Vec<Led> = leaders.iter().filter(|led| led.broker == args.broker).cloned().collect();
     if victims.is_empty() {
@@ -82,7 +85,9 @@ pub(super) async fn run(args: FailoverArgs, target: &Target) -> Result<Report, F
             None => silent += 1,
         }
     }
-    target.delete_topic(&topic).await?;
+    if args.topic.is_none() {
+        target.delete_topic(&topic).await?;
+    }
     let mut report = Report::new("failover");
     report.set("partitions", args.partitions);
     report.set("orphaned", victims.len());

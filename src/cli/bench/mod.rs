@@ -123,9 +123,12 @@ pub struct FailoverArgs {
     /// The broker that process is
     #[arg(long)]
     broker: u32,
-    /// Partitions of the topic made for the run
+    /// Partitions of the topic made for the run; of a named one, how many must have a leader before it begins
     #[arg(long, default_value_t = 300)]
     partitions: u32,
+    /// Use this topic, and keep it, instead of making one and deleting it
+    #[arg(long)]
+    topic: Option<String>,
     /// Time between an answer and the next probe of a partition, in ms
     #[arg(long, default_value_t = 10)]
     interval_ms: u64,
