@@ -31,12 +31,15 @@ pub(crate) const READ_BYTES_MAX: usize = 3 << 20;
 #[derive(Clone)]
 pub struct LogStore {
     log: Arc<Log>,
+    /// Where [`RaftLogReader::limited_get_log_entries`] left off: a reader that goes on there replicates, any other looks for the
+    /// place where a follower's log leaves the leader's.
+    next: Option<u64>,
 }
 
 impl LogStore {
     /// Over a recovered log ([`crate::store::Replica::log`]).
     pub fn new(log: Arc<Log>) -> Self {
-        Self { log }
+        Self { log, next: None }
     }
 
     /// The log itself.
@@ -130,7 +133,11 @@ impl RaftLogReader<TypeConfig> for LogStore {
     }
 
     async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> Result<Vec<Entry>, io::Error> {
-        let frames = self.log.read_mended(start, end, self.bytes_max()).await.map_err(read_error)?;
+        // A new leader finds out where each follower stands by bisection over the whole log, with entries from each place it tries. One
+        // tells as much as a request full of them, which would be read from disk, sent and thrown away a dozen times for each follower.
+        let bytes_max = if self.next == Some(start) { self.bytes_max() } else { 1 };
+        let frames = self.log.read_mended(start, end, bytes_max).await.map_err(read_error)?;
+        self.next = frames.last().map(|frame| frame.header.index + 1);
         if frames.is_empty() && start < end {
             // openraft would take nothing for a heartbeat and go round in circles.
             let (first, last) = (self.log.first_index(), self.log.last_log_id());
@@ -153,7 +160,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     }
 
     async fn get_log_reader(&mut self) -> Self {
-        self.clone()
+        Self::new(self.log.clone())
     }
 
     async fn save_vote(&mut self, vote: &Vote) -> Result<(), io::Error> {

@@ -1,6 +1,9 @@
 //! Reading by index, by offset, by time; from the cache and from files.
 
+use openraft::storage::{RaftLogReader, RaftLogStorage};
+
 use super::*;
+use crate::log_store::LogStore;
 
 #[tokio::test(start_paused = true)]
 async fn reads_are_bounded_but_never_empty() {
@@ -20,6 +23,26 @@ async fn reads_are_bounded_but_never_empty() {
         let beyond = log.read(Offset(41), Offset(40), 100).await;
         assert!(matches!(beyond, Err(ReadError::OutOfRange { offset: 41, start: 0, end: 40 })));
     }
+}
+
+/// What a new leader reads to find out where its followers stand is thrown away: in a log of any length it must cost next to nothing.
+#[tokio::test(start_paused = true)]
+async fn who_looks_for_a_followers_place_reads_one_entry_at_a_time() {
+    let (_, _store, log) = fresh(small()).await;
+    fill(&log, 1, 20, 300).await;
+    let mut store = LogStore::new(log);
+    let mut reader = store.get_log_reader().await;
+    let mut counts = Vec::new();
+    for start in [10, 15, 17, 18, 12, 13] {
+        let entries = reader.limited_get_log_entries(start, 20).await.unwrap();
+        assert_eq!(entries[0].log_id, log_id(1, start));
+        counts.push(entries.len());
+    }
+    assert_eq!(counts, [1, 1, 1, 2, 1, 7], "whoever goes on where it left off replicates");
+    let mut other = store.get_log_reader().await;
+    assert_eq!(other.limited_get_log_entries(19, 20).await.unwrap().len(), 1);
+    assert_eq!(reader.limited_get_log_entries(0, 20).await.unwrap().len(), 1);
+    assert_eq!(reader.limited_get_log_entries(1, 20).await.unwrap().len(), 19);
 }
 
 #[tokio::test(start_paused = true)]
