@@ -16,7 +16,7 @@ use crate::codec;
 use crate::disk::replace_file;
 use crate::error::Stopped;
 use crate::journal::Lsn;
-use crate::log::capture::{Captured, Version};
+use crate::log::capture::{Captured, IndexDue, IndexStored, Version};
 use crate::log::{Log, LogContext};
 use crate::recovery::ReplicaKey;
 use crate::segment_writer::FlushFailed;
@@ -63,11 +63,33 @@ impl CheckpointFailed {
     }
 }
 
+/// Stores an index that is due, and says what is stored now; `None`: it is to be looked at afresh. Nothing depends on it but how
+/// long the next start takes.
+async fn store_index(log: &Log, due: IndexDue) -> Option<IndexStored> {
+    match due {
+        IndexDue::Not(stored) => stored,
+        // It is stored by the next checkpoint.
+        IndexDue::Load(segment) => {
+            let loaded = log.load_index(segment).await;
+            loaded.is_ok().then_some(IndexStored { segment, bytes: 0 })
+        }
+        IndexDue::Store(stored, index) => match log.store_index(stored.segment, index).await {
+            Ok(()) => Some(stored),
+            Err(error) => {
+                tracing::debug!(dir = %log.dir().display(), %error, "an index was not stored");
+                None
+            }
+        },
+    }
+}
+
 /// What is remembered from one checkpoint to the next.
 #[derive(Default)]
 struct Memory {
     /// Each replica's state as last written.
     states: BTreeMap<ReplicaKey, (Version, Bytes)>,
+    /// What is stored of each replica's last index.
+    indexes: BTreeMap<ReplicaKey, IndexStored>,
 }
 
 /// Keeps the journal from being given up while a deletion is under way.
@@ -129,8 +151,9 @@ impl Checkpointer {
         let logs = logs();
         let corrupt = corrupt();
         let capture = |log: Arc<Log>| {
-            let seen = memory.states.get(&(log.group(), log.replica())).map(|(version, _)| version);
-            let captured = log.capture(seen);
+            let key = (log.group(), log.replica());
+            let seen = memory.states.get(&key).map(|(version, _)| version);
+            let captured = log.capture(seen, memory.indexes.get(&key).copied());
             (log, captured)
         };
         let mut captured: Vec<(Arc<Log>, Captured)> = logs.into_iter().map(capture).collect();
@@ -141,6 +164,11 @@ impl Checkpointer {
             }
             return Err(error);
         }
+        let dues = captured.iter_mut().map(|(log, captured)| (log.clone(), std::mem::take(&mut captured.index)));
+        let stored = stream::iter(dues.collect::<Vec<_>>())
+            .map(|(log, due)| async move { Some(((log.group(), log.replica()), store_index(&log, due).await?)) })
+            .buffer_unordered(CONCURRENT);
+        memory.indexes = stored.filter_map(std::future::ready).collect().await;
         for (log, captured) in &captured {
             self.remove_snapshots(log, &captured.obsolete_snapshots).await;
             log.rest();

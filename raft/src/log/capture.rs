@@ -10,8 +10,10 @@ use tokio::sync::{MutexGuard, oneshot};
 use super::base::Base;
 use super::index::SparseIndex;
 use super::segment::{self, SegmentFile};
+use super::state::LogState;
 use super::{Folder, Log, LogContext};
 use crate::checkpoint::ReplicaState;
+use crate::config::RaftConfig;
 use crate::disk::{replace_file, sync_failed};
 use crate::journal::{Lsn, SegmentName};
 use crate::payload::SnapshotAt;
@@ -40,11 +42,62 @@ pub(crate) struct Captured {
     pub(crate) bases: Vec<(SegmentName, Arc<Base>)>,
     /// Snapshots that a newer one has replaced: they may go once the checkpoint is written.
     pub(crate) obsolete_snapshots: Vec<String>,
+    /// What is to be done about the last segment's index once the checkpoint is written. Not before: an index must not tell of
+    /// bytes that a crash can take away, for others may stand there afterwards.
+    pub(crate) index: IndexDue,
+}
+
+/// How much of a segment its stored index tells of, as far as this process knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct IndexStored {
+    pub(crate) segment: SegmentName,
+    pub(crate) bytes: u64,
+}
+
+/// Whether the stored index of a log's last segment has fallen so far behind that the next start would read much to catch up.
+#[derive(Debug)]
+pub(crate) enum IndexDue {
+    /// It has not; what is known of it.
+    Not(Option<IndexStored>),
+    /// It has, but is not known itself.
+    Load(SegmentName),
+    /// It has, and this is what to store.
+    Store(IndexStored, Bytes),
+}
+
+impl Default for IndexDue {
+    fn default() -> Self {
+        Self::Not(None)
+    }
+}
+
+/// A segment's index is stored when it has so many entries more, or an eighth.
+const INDEX_STRIDE: u64 = 128;
+
+/// See [`IndexDue`]. `stored`: as was known, or stored, at the last checkpoint; `None` at the first.
+fn index_due(state: &LogState, stored: Option<IndexStored>, config: &RaftConfig) -> IndexDue {
+    let Some(last) = state.segments.last() else { return IndexDue::Not(stored) };
+    let now = IndexStored { segment: last.name(), bytes: last.bytes };
+    let before = match stored {
+        Some(stored) if stored.segment == now.segment => stored.bytes,
+        // Found at the start: what is stored of it is taken for good enough, for a start is not the time to look.
+        None if !last.index.is_complete() => now.bytes,
+        _ => 0,
+    };
+    let stride = (INDEX_STRIDE * config.index_interval_bytes).min(config.segment_bytes_max / 4);
+    if now.bytes.saturating_sub(before) < stride.max(before / 8) {
+        return IndexDue::Not(Some(IndexStored { bytes: before, ..now }));
+    }
+    match last.index.is_complete() {
+        true => IndexDue::Store(now, last.index.encode(now.segment)),
+        false => IndexDue::Load(now.segment),
+    }
 }
 
 impl Log {
-    /// The log as it is now. `seen`: as of which version its state is known already, and need not be encoded again.
-    pub(crate) fn capture(&self, seen: Option<&Version>) -> Captured {
+    /// The log as it is now. `seen`: as of which version its state is known already, and need not be encoded again; `indexed`:
+    /// see [`IndexDue`].
+    pub(crate) fn capture(&self, seen: Option<&Version>, indexed: Option<IndexStored>) -> Captured {
         let mut state = self.state.lock();
         let version = Version {
             submitted: state.submitted,
@@ -59,6 +112,7 @@ impl Log {
             files: state.segments.iter().map(|segment| segment.file.clone()).collect(),
             bases: state.segments.iter().filter_map(base).collect(),
             obsolete_snapshots: std::mem::take(&mut state.obsolete_snapshots),
+            index: index_due(&state, indexed, &self.context.config),
             durable: Self::last_submitted(&mut state),
         }
     }
@@ -127,7 +181,18 @@ impl Log {
             let last = state.segments.last().filter(|segment| segment.index.is_complete());
             last.map(|segment| (segment.name(), segment.index.encode(segment.name())))
         };
-        let (Some((name, index)), Some(_folder)) = (index, self.folder().await?) else { return Ok(()) };
+        match index {
+            Some((name, index)) => self.store_index(name, index).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Writes a segment's index, if the segment is still there. Errors: as [`Self::put`].
+    pub(crate) async fn store_index(&self, name: SegmentName, index: Bytes) -> io::Result<()> {
+        let Some(_folder) = self.folder().await? else { return Ok(()) };
+        if !self.state.lock().segments.iter().any(|segment| segment.name() == name) {
+            return Ok(());
+        }
         self.put(&segment::path(&self.dir, name, "index"), index).await
     }
 

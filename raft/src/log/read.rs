@@ -349,7 +349,7 @@ impl Log {
     }
 
     /// Completes a segment's index: from its file if that is sound, from the segment's headers otherwise.
-    pub(super) async fn load_index(&self, name: SegmentName) -> Result<(), ReadError> {
+    pub(crate) async fn load_index(&self, name: SegmentName) -> Result<(), ReadError> {
         let Some((file, known_from, bytes)) = self.index_gap(name) else { return Ok(()) };
         let interval = self.context.config.index_interval_bytes;
         let path = segment::path(&self.dir, name, "index");

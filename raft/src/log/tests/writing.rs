@@ -3,6 +3,10 @@
 use openraft::storage::{RaftLogReader, RaftLogStorage};
 
 use super::*;
+use crate::disk::read_file;
+use crate::journal::SegmentName;
+use crate::log::index::SparseIndex;
+use crate::log::segment;
 use crate::log_store::LogStore;
 
 fn stored(index: u64, base_offset: u64, payload: &[u8]) -> Frame {
@@ -267,4 +271,43 @@ async fn key_log_ids_are_the_last_of_each_term() {
     assert_eq!(log.key_log_ids(0, 25), all);
     assert_eq!(log.key_log_ids(10, 23), [log_id(4, 22), log_id(5, 23)]);
     assert_eq!(log.key_log_ids(3, 20), [log_id(4, 20)]);
+}
+
+/// The next start need not read a long segment only to know where its entries stand, however this process ends.
+#[tokio::test(start_paused = true)]
+async fn a_checkpoint_stores_the_index_of_a_segment_that_has_grown() {
+    let config = RaftConfig { segment_bytes_max: 1 << 20, ..small() };
+    let (disk, store, log) = fresh(config.clone()).await;
+    let stored = async |disk: &SimDisk| {
+        let name = SegmentName { first_index: 0, file_no: 0 };
+        let bytes = read_file(disk, &segment::path(log.dir(), name, "index"), 1 << 20).await.ok()?;
+        let index = SparseIndex::decode(&bytes, name, u64::MAX, config.index_interval_bytes);
+        Some(index.expect("an index that is whole").end())
+    };
+    fill(&log, 1, 20, 1000).await;
+    store.checkpoint().await.unwrap();
+    assert_eq!(stored(&disk).await, None, "a short one is read sooner than stored");
+    fill(&log, 1, 20, 1000).await;
+    store.checkpoint().await.unwrap();
+    let first = stored(&disk).await.unwrap();
+    assert_eq!(first, log.segments()[0].bytes);
+    fill(&log, 1, 5, 1000).await;
+    store.checkpoint().await.unwrap();
+    assert_eq!(stored(&disk).await, Some(first), "not for every little");
+
+    // After a crash it is known from there on, without the segment's beginning being read; and stored again in time.
+    let disk = disk.crash();
+    let store = open(&disk, config.clone(), SnapshotAt::Boundary).await;
+    let log = store.replicas()[0].log.clone();
+    store.checkpoint().await.unwrap();
+    assert_eq!(stored(&disk).await, Some(first));
+    fill(&log, 1, 40, 1000).await;
+    for _ in 0..2 {
+        store.checkpoint().await.unwrap();
+    }
+    assert_eq!(stored(&disk).await, Some(log.segments()[0].bytes));
+    rest().await;
+    for index in [0, 30, 44, 45, 84] {
+        assert_eq!(log.read_indexes(index, index + 1, 1).await.unwrap()[0].header.index, index);
+    }
 }
