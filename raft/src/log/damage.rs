@@ -31,6 +31,8 @@ pub struct Rot {
     pub why: String,
     /// Why it could not be mended so far; `None` while it was not tried.
     pub outlook: Option<String>,
+    /// Nobody is left who might have what is missing: readers are refused at once.
+    pub hopeless: bool,
 }
 
 /// The rot in one log.
@@ -75,7 +77,7 @@ impl Log {
             let new = !rotten.contains_key(&segment);
             if new {
                 let (file, why) = (file.clone(), why.to_owned());
-                rotten.insert(segment, Rot { segment, file, position, why, outlook: None });
+                rotten.insert(segment, Rot { segment, file, position, why, outlook: None, hopeless: false });
             }
             new
         });
@@ -87,14 +89,14 @@ impl Log {
         }
     }
 
-    /// What an attempt to mend it has come to, for those who look.
-    pub(crate) fn note_outlook(&self, segment: SegmentName, outlook: &str) {
-        self.damage.rotten.send_if_modified(|rotten| match rotten.get_mut(&segment) {
-            Some(rot) if rot.outlook.as_deref() != Some(outlook) => {
-                rot.outlook = Some(outlook.to_owned());
-                true
-            }
-            _ => false,
+    /// What an attempt to mend it has come to, for those who look, and whether another may come to more.
+    pub(crate) fn note_outlook(&self, segment: SegmentName, outlook: &str, hopeless: bool) {
+        self.damage.rotten.send_if_modified(|rotten| {
+            let Some(rot) = rotten.get_mut(&segment) else { return false };
+            let outlook = Some(outlook.to_owned());
+            let new = (&rot.outlook, rot.hopeless) != (&outlook, hopeless);
+            (rot.outlook, rot.hopeless) = (outlook, hopeless);
+            new
         });
     }
 
@@ -103,12 +105,14 @@ impl Log {
         self.damage.rotten.send_if_modified(|rotten| rotten.remove(&segment).is_some());
     }
 
-    /// Waits until a segment is mended. False: it was not in time, or nobody may wait any more.
+    /// Waits until a segment is mended. False: it was not in time, or there is nothing to wait for, or nobody may any more.
     pub(super) async fn mended(&self, segment: SegmentName, limit: Duration) -> bool {
         let (mut rotten, mut released) = (self.damage.rotten.subscribe(), self.damage.released.subscribe());
         tokio::select! {
             biased;
-            mended = rotten.wait_for(|rotten| !rotten.contains_key(&segment)) => mended.is_ok(),
+            judged = rotten.wait_for(|rotten| rotten.get(&segment).is_none_or(|rot| rot.hopeless)) => {
+                judged.is_ok_and(|rotten| !rotten.contains_key(&segment))
+            }
             _ = released.wait_for(|released| *released) => false,
             _ = self.context.stop.stopped() => false,
             () = tokio::time::sleep(limit) => false,
