@@ -367,6 +367,15 @@ async fn the_scrub_of_a_running_broker_mends_what_rots_under_it() {
         cluster.http.get(format!("{}/metrics", cluster.url(follower))).send().await.unwrap().text().await.unwrap();
     let count = |name: &str| metrics.lines().any(|line| line.starts_with(name) && !line.ends_with(" 0"));
     assert!(count("pontoon_log_repairs_total") && count("pontoon_scrub_rounds_total"), "{metrics}");
+    // What rots in the journal is still in memory: once it was found, a checkpoint has it, and a crash does not miss it.
+    let journal = files(&data, ".journal").pop().unwrap();
+    flip(&journal, 4096 + 70);
+    let name = journal.file_name().unwrap().to_string_lossy().into_owned();
+    let deadline = std::time::Instant::now() + crate::support::PATIENCE;
+    while !cluster.log(follower).lines().any(|line| line.contains("rotten file") && line.contains(&name)) {
+        assert!(std::time::Instant::now() < deadline, "{}", cluster.log(follower));
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
     // And it comes back with all of it.
     cluster.kill(follower);
     cluster.restart(follower).await;

@@ -1,8 +1,8 @@
 //! The background scrub (RULES.md J13): reads every file of the data directory that something rests on, slowly, so that rot is found
 //! while the other replicas, or memory, still have what it took.
 //!
-//! It finds; others mend. A rotten segment is noted in its log, and [`crate::repair`] fetches what is missing. A rotten index or base is
-//! made anew from its segment. What is rotten in the checkpoint or the journal is still in memory: a new checkpoint is taken, and
+//! It finds; others mend. A rotten segment is noted in its log, and [`crate::repair`] fetches what is missing. A rotten index, base or
+//! boundary snapshot is made anew from the segments. What is rotten in the checkpoint or the journal is still in memory: a new checkpoint is taken, and
 //! makes it needless. Whatever is left stands among the [`Findings`], for a person.
 
 use std::collections::BTreeMap;
@@ -120,10 +120,13 @@ async fn mend(log: &Arc<Log>, path: &Path) -> Result<(), String> {
     let mended = match segment::parse(name) {
         Some((segment, "index")) => log.rewrite_index(segment).await,
         Some((segment, "base")) => log.rewrite_base(segment).await,
-        _ => return Err("the next snapshot will replace it".to_owned()),
+        _ => match log.rewrite_snapshot(name).await {
+            Ok(false) => return Err("it is made anew when it is needed, or replaced by the next".to_owned()),
+            rewritten => rewritten.map(drop),
+        },
     };
     mended.map_err(|error| error.to_string())?;
-    tracing::warn!(path = %path.display(), "a rotten file was made anew from its segment");
+    tracing::warn!(path = %path.display(), "a rotten file was made anew from its segments");
     Ok(())
 }
 

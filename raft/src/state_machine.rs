@@ -20,6 +20,7 @@ use crate::log::Log;
 use crate::log::append::appended;
 use crate::log::base::{BASE_BYTES_MAX, Base};
 use crate::log::frame::FrameKind;
+use crate::log::state::SnapshotRef;
 use crate::payload::{Application, SnapshotAt};
 use crate::store::Replica;
 use crate::types::{Appended, Entry, EntryData, LogId, Outcome, StoredMembership, TypeConfig};
@@ -106,12 +107,29 @@ impl StateMachine {
         }
     }
 
+    /// Makes anew what a rotten snapshot held, or more: while the process runs, log and application still have it.
+    async fn renew_snapshot(&self, rotten: &SnapshotRef) -> Result<(Base, Bytes), io::Error> {
+        let base = match self.application.snapshot_at() {
+            SnapshotAt::Boundary => self.log.base_at_snapshot(rotten).await.map_err(io::Error::other)?,
+            SnapshotAt::Applied => self.prepare_snapshot().await?.unwrap_or_default(),
+        };
+        let Some(last) = base.last else { return Err(io::Error::other("nothing is applied")) };
+        let bytes = base.encode();
+        self.log.write_snapshot(last, bytes.clone()).await?;
+        let (group, replica) = (self.log.group(), self.log.replica());
+        tracing::warn!(%group, %replica, name = rotten.name, %last, "a rotten snapshot was made anew");
+        Ok((base, bytes))
+    }
+
     /// What the log's prefix up to the last applied entry tells.
     async fn base_at(&self, applied: LogId) -> Result<Base, io::Error> {
-        if let Some(snapshot) = self.log.snapshot().filter(|snapshot| snapshot.last == applied) {
-            return read_snapshot(&self.log, &snapshot.name).await.map(|(base, _)| base);
+        let newest = self.log.snapshot().filter(|snapshot| snapshot.last == applied);
+        if let Some(snapshot) = &newest
+            && let Ok((base, _)) = read_snapshot(&self.log, &snapshot.name).await
+        {
+            return Ok(base);
         }
-        if !self.log.contains(applied) {
+        if newest.is_none() && !self.log.contains(applied) {
             // Only in openraft's own tests, which apply entries that no log holds.
             return Ok(Base { next_offset: self.next_offset, ..Base::default() });
         }
@@ -222,7 +240,14 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
 
     async fn get_current_snapshot(&mut self) -> Result<Option<SnapshotOf<TypeConfig, SnapshotData>>, io::Error> {
         let Some(snapshot) = self.log.snapshot() else { return Ok(None) };
-        let (base, bytes) = read_snapshot(&self.log, &snapshot.name).await?;
+        let (base, bytes) = match read_snapshot(&self.log, &snapshot.name).await {
+            // Without it the group would end here, at every start again.
+            Err(error) => self
+                .renew_snapshot(&snapshot)
+                .await
+                .map_err(|unable| io::Error::new(error.kind(), format!("{error}; it cannot be made anew: {unable}")))?,
+            Ok(read) => read,
+        };
         Ok(Some(Snapshot { meta: meta(&base), snapshot: bytes }))
     }
 }

@@ -14,12 +14,15 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 
 use super::Log;
+use super::base::Base;
 use super::frame::{FRAME_HEADER_BYTES, Frame, FrameHeader};
 use super::segment::{self, SegmentFile};
+use super::state::SnapshotRef;
 use crate::disk::replace_file;
 use crate::error::ReadError;
 use crate::inspect::Window;
 use crate::journal::SegmentName;
+use crate::payload::SnapshotAt;
 
 /// Frames that are held before they are written, when much is missing at a stretch.
 const HOLE_BYTES_MAX: usize = 8 << 20;
@@ -217,6 +220,29 @@ impl Log {
         let Some(bytes) = bytes else { return Ok(()) };
         let Some(_folder) = self.folder().await? else { return Ok(()) };
         Ok(replace_file(&*self.context.disk, &segment::path(&self.dir, name, "index"), vec![bytes]).await?)
+    }
+
+    /// Writes the newest snapshot anew, if it only tells how the log stood: one that holds applied state is made anew by its group,
+    /// when it is asked for. Returns whether it was.
+    pub(crate) async fn rewrite_snapshot(&self, name: &str) -> Result<bool, ReadError> {
+        let newest = self.snapshot().filter(|newest| newest.name == name);
+        let Some(newest) = newest.filter(|_| self.application.snapshot_at() == SnapshotAt::Boundary) else {
+            return Ok(false);
+        };
+        let base = self.base_at_snapshot(&newest).await?;
+        self.write_snapshot(newest.last, base.encode()).await?;
+        Ok(true)
+    }
+
+    /// How the log stood where a snapshot was taken, from what else tells it.
+    pub(crate) async fn base_at_snapshot(&self, snapshot: &SnapshotRef) -> Result<Base, ReadError> {
+        let base = self.head_at(Some(snapshot.last.index)).await?.0.base();
+        if base.last != Some(snapshot.last) {
+            return Err(
+                io::Error::other(format!("the log has {:?} where {} was taken", base.last, snapshot.name)).into()
+            );
+        }
+        Ok(base)
     }
 
     /// Writes a segment's base anew, from an earlier one and the segments since.

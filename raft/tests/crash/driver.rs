@@ -167,11 +167,15 @@ pub(crate) fn config() -> RaftConfig {
 
 /// Opens the directory on this disk.
 pub(crate) async fn open(disk: &SimDisk) -> Result<Arc<Store>, OpenError> {
+    open_with(disk, config()).await
+}
+
+pub(crate) async fn open_with(disk: &SimDisk, config: RaftConfig) -> Result<Arc<Store>, OpenError> {
     Store::open(StoreOptions {
         disk: Arc::new(disk.clone()),
         path: ROOT.into(),
         broker: BrokerId(1),
-        config: config(),
+        config,
         applications: applications(),
     })
     .await

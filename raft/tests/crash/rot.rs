@@ -1,17 +1,21 @@
 //! Rot: flipped bits, cut and missing files. It is noticed, it is never served, and it costs no other replica anything.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use openraft::storage::{RaftLogReader, RaftLogStorage, RaftStateMachine};
-use pontoon_raft::disk::Disk;
+use pontoon_raft::config::RaftConfig;
 use pontoon_raft::disk::sim::SimDisk;
+use pontoon_raft::disk::{Disk, read_file};
 use pontoon_raft::error::OpenError;
 use pontoon_raft::log_store::LogStore;
+use pontoon_raft::payload::SnapshotAt;
 use pontoon_raft::state_machine::StateMachine;
 use pontoon_raft::store::Replica;
 use pontoon_raft::types::{GroupId, Offset, ReplicaId};
 
-use super::driver::{APPLIED_GROUP, Append, Driver, Found, Key, ROOT, look, open};
+use super::driver::{APPLIED_GROUP, Append, Driver, Found, Key, ROOT, config, look, open, open_with};
 use super::run;
 
 const A: Key = (1, 11);
@@ -20,6 +24,11 @@ const CATALOG: Key = (APPLIED_GROUP, 19);
 
 /// A closed directory with several segments per replica, and how each replica stood.
 fn closed() -> (SimDisk, Vec<(Key, Found)>) {
+    closed_with(&[])
+}
+
+/// The same; of these replicas the first segments have gone.
+fn closed_with(purged: &[Key]) -> (SimDisk, Vec<(Key, Found)>) {
     let disk = SimDisk::new(3);
     let founds = run(async {
         let mut driver = Driver::new(disk.clone(), None);
@@ -36,6 +45,11 @@ fn closed() -> (SimDisk, Vec<(Key, Found)>) {
         let last = driver.last(CATALOG);
         driver.apply(CATALOG, last - 3).await.unwrap();
         driver.purge(CATALOG, 0).await.unwrap();
+        for key in purged {
+            let last = driver.last(*key);
+            driver.apply(*key, last).await.unwrap();
+            driver.purge(*key, last - 2).await.unwrap();
+        }
         driver.rest(1).await;
         let mut founds = Vec::new();
         for replica in driver.store().replicas() {
@@ -271,6 +285,55 @@ fn a_rotten_snapshot_that_the_log_relies_on_is_noticed() {
         let replica = replica(&store, CATALOG).await.unwrap();
         let snapshot = StateMachine::new(&replica).get_current_snapshot().await.unwrap().unwrap();
         assert_eq!(snapshot.meta.last_log_id, replica.log.purged_log_id());
+    });
+}
+
+/// While the process runs, log and application still have what a snapshot held. A leader that cannot give it to a follower would end.
+#[test]
+fn a_snapshot_that_rots_under_a_running_replica_is_made_anew() {
+    let (disk, _) = closed_with(&[B]);
+    run(async {
+        let mut kinds = BTreeSet::new();
+        for (shorter, scrubbed) in [(false, false), (true, false), (false, true)] {
+            let disk = disk.fork().kill();
+            let config = RaftConfig { scrub_interval: Duration::from_secs(10), ..config() };
+            let store = open_with(&disk, config).await.unwrap();
+            for replica in store.replicas() {
+                let Some(purged) = replica.log.purged_log_id() else { continue };
+                let key = (replica.group.0, replica.replica.0);
+                let kind = replica.application.snapshot_at();
+                let (path, bytes) = files(&disk, key, "snapshot-").await.remove(0);
+                let mut machine = StateMachine::new(&replica);
+                let before = machine.get_current_snapshot().await.unwrap().unwrap();
+                assert!(before.meta.last_log_id >= Some(purged));
+                if kind == SnapshotAt::Applied {
+                    // As openraft does at a start.
+                    machine.install_snapshot(&before.meta, before.snapshot.clone()).await.unwrap();
+                }
+                match shorter {
+                    true => disk.truncate(&path, bytes / 2),
+                    false => disk.flip_bit(&path, bytes / 2, 5),
+                }
+                if scrubbed {
+                    let rounds = store.scrub_rounds();
+                    while store.scrub_rounds() < rounds + 2 {
+                        tokio::time::sleep(Duration::from_secs(1)).await;
+                    }
+                    let found = store.scrub_findings().iter().any(|(found, _)| *found == path);
+                    assert_eq!(found, kind == SnapshotAt::Applied, "{path:?}: {:?}", store.scrub_findings());
+                }
+                let after = machine.get_current_snapshot().await.unwrap().unwrap();
+                assert!(after.meta.last_log_id >= before.meta.last_log_id);
+                assert_eq!(after.meta.last_membership, before.meta.last_membership);
+                if kind == SnapshotAt::Boundary {
+                    assert_eq!(after.snapshot, before.snapshot);
+                }
+                let newest = files(&disk, key, "snapshot-").await.pop().unwrap().0;
+                assert_eq!(read_file(&disk, &newest, 1 << 20).await.unwrap(), after.snapshot);
+                kinds.insert(format!("{kind:?}"));
+            }
+        }
+        assert_eq!(kinds.len(), 2, "{kinds:?}");
     });
 }
 
