@@ -2,11 +2,13 @@
 //!
 //! [`Store::open`] locks the directory, checks whose it is, recovers every log (RULES.md J12) and makes the live tail
 //! durable before anything can vote or acknowledge. It knows no network and runs no Raft.
+//!
+//! Rooms: `replicas` (they come and go), `space` (what is free).
 
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -22,12 +24,8 @@ use crate::data_dir::DataDir;
 use crate::disk::{Disk, create_dir_durably};
 use crate::error::{OpenError, Stopped};
 use crate::instruments::{JournalInstruments, LogInstruments};
-use crate::journal::{Journal, JournalConfig, Op, UnwrittenBytes};
-use crate::log::base::Base;
-use crate::log::capture::move_folder;
-use crate::log::head::Head;
-use crate::log::state::LogState;
-use crate::log::tail::{Tail, TailBudget};
+use crate::journal::{Journal, JournalConfig, UnwrittenBytes};
+use crate::log::tail::TailBudget;
 use crate::log::{Log, LogContext, Rot};
 use crate::payload::Application;
 use crate::recovery::{self, Found, RecoveredReplica, Recovery, ReplicaKey};
@@ -36,8 +34,11 @@ use crate::segment_writer::SegmentWriter;
 use crate::stop::StopSignal;
 use crate::types::{BrokerId, ClusterId, DirectoryId, GroupId, ReplicaId};
 
-/// How often free space is measured.
-const MEASURE_INTERVAL: Duration = Duration::from_secs(1);
+mod replicas;
+mod space;
+
+use space::{Measured, measurements};
+
 /// How long a checkpoint that found no room is put off.
 const FULL_RETRY: Duration = Duration::from_secs(5);
 
@@ -128,29 +129,6 @@ impl Registry {
 
     fn corrupt_states(&self) -> Vec<(ReplicaKey, ReplicaState)> {
         self.corrupt.lock().iter().map(|(key, (_, state))| (*key, state.clone())).collect()
-    }
-}
-
-/// Free space as it was measured last, and how much had been accepted by then.
-#[derive(Default)]
-struct Measured {
-    available_bytes: AtomicU64,
-    accepted_bytes: AtomicU64,
-}
-
-impl Measured {
-    fn note(&self, available_bytes: u64, accepted_bytes: u64) {
-        self.available_bytes.store(available_bytes, Ordering::Release);
-        self.accepted_bytes.store(accepted_bytes, Ordering::Release);
-    }
-
-    /// What is left after `accepted_bytes`: each byte since the measurement takes its place twice, in the journal and in a segment.
-    fn left(&self, accepted_bytes: &AtomicU64) -> u64 {
-        // In this order a measurement that comes in between makes it less at most.
-        let counted = self.accepted_bytes.load(Ordering::Acquire);
-        let available = self.available_bytes.load(Ordering::Acquire);
-        let since = accepted_bytes.load(Ordering::Relaxed).saturating_sub(counted);
-        available.saturating_sub(since.saturating_mul(2))
     }
 }
 
@@ -364,144 +342,9 @@ impl Store {
         self.unknown_folders.clone()
     }
 
-    /// Creates an empty replica, durably. An existing (group, replica) is returned as it is; one whose files are corrupt or
-    /// unknown is refused (an id is never used again, RULES.md R9).
-    pub async fn create(&self, group: GroupId, replica: ReplicaId) -> Result<Replica, Stopped> {
-        let key = (group, replica);
-        let dir = recovery::replica_dir(self.data_dir.path(), key);
-        if self.registry.corrupt.lock().contains_key(&key) || self.unknown_folders.contains(&dir) {
-            return Err(Stopped(format!("{} holds what is left of another replica", dir.display()).into()));
-        }
-        let failed = |error: io::Error| Stopped(format!("{}: {error}", dir.display()).into());
-        let existing = self.registry.open.lock().get(&key).cloned();
-        let created = match existing {
-            Some(existing) => existing,
-            None => {
-                let created = self.empty_replica(key, dir.clone()).map_err(failed)?;
-                let mut open = self.registry.open.lock();
-                open.entry(key).or_insert(created).clone()
-            }
-        };
-        // Whoever came first has queued the record; everybody waits for it.
-        created.log.create().await?;
-        // Not before the record: a folder that nothing explains would be in the way of the next attempt.
-        self.context.disk.create_dir_all(&dir).await.map_err(failed)?;
-        Ok(created)
-    }
-
-    fn empty_replica(&self, key: ReplicaKey, dir: PathBuf) -> io::Result<Replica> {
-        let application = (self.applications)(key.0, key.1);
-        let head = Head::from_base(&*application, &Base::default())?;
-        let tail = Tail::new(self.context.config.tail_cache_bytes, self.context.budget.clone());
-        let state = LogState::empty(head, tail);
-        let log = Log::new(self.context.clone(), key, dir, application.clone(), state);
-        Ok(Replica { group: key.0, replica: key.1, log, application })
-    }
-
-    /// Deletes a replica: record durable first, then its files (RULES.md J14). Its group must have been shut down. The files of
-    /// one that is rotten are not removed but moved aside ([`Self::quarantined`]).
-    pub async fn delete(&self, group: GroupId, replica: ReplicaId) -> Result<(), Stopped> {
-        let key = (group, replica);
-        if self.is_rotten(key) {
-            self.quarantine(key).await?;
-        }
-        self.delete_record(key).await
-    }
-
-    /// [`Self::delete`], but the files are kept for a person whatever they are ([`Self::quarantined`]).
-    pub async fn set_aside(&self, group: GroupId, replica: ReplicaId) -> Result<(), Stopped> {
-        self.quarantine((group, replica)).await?;
-        self.delete_record((group, replica)).await
-    }
-
-    /// [`Self::delete`], but nothing is kept, whatever the files are: nobody wants them any more.
-    pub async fn discard(&self, group: GroupId, replica: ReplicaId) -> Result<(), Stopped> {
-        self.delete_record((group, replica)).await
-    }
-
-    fn is_rotten(&self, key: ReplicaKey) -> bool {
-        let open = self.registry.open.lock().get(&key).cloned();
-        match open {
-            Some(open) => open.log.is_rotten(),
-            None => self.registry.corrupt.lock().contains_key(&key),
-        }
-    }
-
-    async fn delete_record(&self, key: ReplicaKey) -> Result<(), Stopped> {
-        let (group, replica) = key;
-        let floor = self.checkpointer.hold_floor();
-        let open = self.registry.open.lock().get(&key).cloned();
-        match open {
-            Some(ref open) => open.log.delete().await?,
-            None if self.registry.corrupt.lock().contains_key(&key) => {
-                self.context.journal.write(group, replica, Op::Delete).await?;
-            }
-            None => {
-                self.checkpointer.release_floor(floor);
-                return Ok(());
-            }
-        }
-        let dir = recovery::replica_dir(self.data_dir.path(), key);
-        let aside = dir.with_file_name(format!("{}{group}-{replica}", recovery::DELETED_PREFIX));
-        let moved = match &open {
-            Some(open) => open.log.move_folder(&aside).await,
-            None => move_folder(&self.context, &dir, &aside).await,
-        };
-        self.registry.open.lock().remove(&key);
-        self.registry.corrupt.lock().remove(&key);
-        match moved {
-            Ok(()) => self.checkpointer.release_floor(floor),
-            // The record stays in the journal, and the next start cleans up.
-            Err(error) => tracing::error!(path = %dir.display(), %error, "a deleted replica's folder stays"),
-        }
-        match self.remove_aside(&aside, open.map(|open| open.log)).await {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                tracing::warn!(path = %aside.display(), %error, "a deleted replica's files stay until the next start");
-            }
-            _ => {}
-        }
-        Ok(())
-    }
-
-    /// Moves a replica's folder aside. Before the record that deletes it: a crash between the two leaves a replica without files,
-    /// which is lost and replaced like any other.
-    async fn quarantine(&self, key: ReplicaKey) -> Result<(), Stopped> {
-        let open = self.registry.open.lock().get(&key).cloned();
-        let dir = recovery::replica_dir(self.data_dir.path(), key);
-        let taken = self.quarantined();
-        let name = format!("{}{}-{}", recovery::QUARANTINED_PREFIX, key.0, key.1);
-        let again = taken.iter().filter(|path| path.to_string_lossy().contains(&name)).count();
-        let aside = dir.with_file_name(if again == 0 { name } else { format!("{name}-{again}") });
-        let moved = match &open {
-            Some(open) => open.log.move_folder(&aside).await,
-            None => move_folder(&self.context, &dir, &aside).await,
-        };
-        moved.map_err(|error| Stopped(format!("{} cannot be moved aside: {error}", dir.display()).into()))?;
-        tracing::warn!(path = %aside.display(), "what is left of a replica is kept for a person");
-        self.quarantined.lock().push(aside);
-        Ok(())
-    }
-
-    /// Removes a folder and sees to it that its room is free.
-    async fn remove_aside(&self, aside: &Path, log: Option<Arc<Log>>) -> io::Result<()> {
-        self.context.disk.remove_dir_all(aside).await?;
-        if let Some(log) = log {
-            log.close_retired();
-        }
-        let groups = recovery::groups_dir(self.data_dir.path());
-        let synced = self.context.disk.sync_dir(&groups).await;
-        synced.inspect_err(|error| self.context.stop.stop(&format!("{}: {error}", groups.display())))
-    }
-
     /// Resolves when the directory has stopped (a failed fsync, RULES.md J15; or [`Self::close`]).
     pub async fn stopped(&self) -> Stopped {
         self.context.stop.stopped().await
-    }
-
-    /// Free bytes as last measured, less what was accepted since. What the doors compare with their reserves (RULES.md J18):
-    /// a reserve need not be larger than what is written between two measurements.
-    pub fn available_bytes(&self) -> u64 {
-        self.measured.left(&self.context.accepted_bytes)
     }
 
     /// How long the journal's round in flight has been under way (RULES.md J18: more than a second is too long).
@@ -560,14 +403,6 @@ impl Store {
             let _ = task.await;
         }
         checkpointed.and(closed)
-    }
-
-    async fn measure(&self) -> io::Result<()> {
-        // Read first: what is accepted while it is measured may not be in it.
-        let accepted = self.context.accepted_bytes.load(Ordering::Relaxed);
-        let available = self.context.disk.available_bytes(self.data_dir.path()).await?;
-        self.measured.note(available, accepted);
-        Ok(())
     }
 
     fn start_writer(&self) {
@@ -644,21 +479,6 @@ async fn checkpoints(store: Weak<Store>, context: Arc<LogContext>) {
                 }
                 pause = if full { FULL_RETRY } else { context.config.checkpoint_interval };
             }
-        }
-    }
-}
-
-/// Measures free space.
-async fn measurements(store: Weak<Store>, stop: StopSignal) {
-    loop {
-        tokio::select! {
-            biased;
-            _ = stop.stopped() => return,
-            () = tokio::time::sleep(MEASURE_INTERVAL) => {}
-        }
-        let Some(store) = store.upgrade() else { return };
-        if let Err(error) = store.measure().await {
-            tracing::warn!(%error, "free space was not measured");
         }
     }
 }

@@ -1,0 +1,148 @@
+//! Replicas come and go: created, deleted, set aside, discarded. Each is on record before its folder is touched.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::{Replica, Store};
+use crate::error::Stopped;
+use crate::journal::Op;
+use crate::log::Log;
+use crate::log::base::Base;
+use crate::log::capture::move_folder;
+use crate::log::head::Head;
+use crate::log::state::LogState;
+use crate::log::tail::Tail;
+use crate::recovery::{self, ReplicaKey};
+use crate::types::{GroupId, ReplicaId};
+
+impl Store {
+    /// Creates an empty replica, durably. An existing (group, replica) is returned as it is; one whose files are corrupt or
+    /// unknown is refused (an id is never used again, RULES.md R9).
+    pub async fn create(&self, group: GroupId, replica: ReplicaId) -> Result<Replica, Stopped> {
+        let key = (group, replica);
+        let dir = recovery::replica_dir(self.data_dir.path(), key);
+        if self.registry.corrupt.lock().contains_key(&key) || self.unknown_folders.contains(&dir) {
+            return Err(Stopped(format!("{} holds what is left of another replica", dir.display()).into()));
+        }
+        let failed = |error: io::Error| Stopped(format!("{}: {error}", dir.display()).into());
+        let existing = self.registry.open.lock().get(&key).cloned();
+        let created = match existing {
+            Some(existing) => existing,
+            None => {
+                let created = self.empty_replica(key, dir.clone()).map_err(failed)?;
+                let mut open = self.registry.open.lock();
+                open.entry(key).or_insert(created).clone()
+            }
+        };
+        // Whoever came first has queued the record; everybody waits for it.
+        created.log.create().await?;
+        // Not before the record: a folder that nothing explains would be in the way of the next attempt.
+        self.context.disk.create_dir_all(&dir).await.map_err(failed)?;
+        Ok(created)
+    }
+
+    fn empty_replica(&self, key: ReplicaKey, dir: PathBuf) -> io::Result<Replica> {
+        let application = (self.applications)(key.0, key.1);
+        let head = Head::from_base(&*application, &Base::default())?;
+        let tail = Tail::new(self.context.config.tail_cache_bytes, self.context.budget.clone());
+        let state = LogState::empty(head, tail);
+        let log = Log::new(self.context.clone(), key, dir, application.clone(), state);
+        Ok(Replica { group: key.0, replica: key.1, log, application })
+    }
+
+    /// Deletes a replica: record durable first, then its files (RULES.md J14). Its group must have been shut down. The files of
+    /// one that is rotten are not removed but moved aside ([`Self::quarantined`]).
+    pub async fn delete(&self, group: GroupId, replica: ReplicaId) -> Result<(), Stopped> {
+        let key = (group, replica);
+        if self.is_rotten(key) {
+            self.quarantine(key).await?;
+        }
+        self.delete_record(key).await
+    }
+
+    /// [`Self::delete`], but the files are kept for a person whatever they are ([`Self::quarantined`]).
+    pub async fn set_aside(&self, group: GroupId, replica: ReplicaId) -> Result<(), Stopped> {
+        self.quarantine((group, replica)).await?;
+        self.delete_record((group, replica)).await
+    }
+
+    /// [`Self::delete`], but nothing is kept, whatever the files are: nobody wants them any more.
+    pub async fn discard(&self, group: GroupId, replica: ReplicaId) -> Result<(), Stopped> {
+        self.delete_record((group, replica)).await
+    }
+
+    fn is_rotten(&self, key: ReplicaKey) -> bool {
+        let open = self.registry.open.lock().get(&key).cloned();
+        match open {
+            Some(open) => open.log.is_rotten(),
+            None => self.registry.corrupt.lock().contains_key(&key),
+        }
+    }
+
+    async fn delete_record(&self, key: ReplicaKey) -> Result<(), Stopped> {
+        let (group, replica) = key;
+        let floor = self.checkpointer.hold_floor();
+        let open = self.registry.open.lock().get(&key).cloned();
+        match open {
+            Some(ref open) => open.log.delete().await?,
+            None if self.registry.corrupt.lock().contains_key(&key) => {
+                self.context.journal.write(group, replica, Op::Delete).await?;
+            }
+            None => {
+                self.checkpointer.release_floor(floor);
+                return Ok(());
+            }
+        }
+        let dir = recovery::replica_dir(self.data_dir.path(), key);
+        let aside = dir.with_file_name(format!("{}{group}-{replica}", recovery::DELETED_PREFIX));
+        let moved = match &open {
+            Some(open) => open.log.move_folder(&aside).await,
+            None => move_folder(&self.context, &dir, &aside).await,
+        };
+        self.registry.open.lock().remove(&key);
+        self.registry.corrupt.lock().remove(&key);
+        match moved {
+            Ok(()) => self.checkpointer.release_floor(floor),
+            // The record stays in the journal, and the next start cleans up.
+            Err(error) => tracing::error!(path = %dir.display(), %error, "a deleted replica's folder stays"),
+        }
+        match self.remove_aside(&aside, open.map(|open| open.log)).await {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                tracing::warn!(path = %aside.display(), %error, "a deleted replica's files stay until the next start");
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Moves a replica's folder aside. Before the record that deletes it: a crash between the two leaves a replica without files,
+    /// which is lost and replaced like any other.
+    async fn quarantine(&self, key: ReplicaKey) -> Result<(), Stopped> {
+        let open = self.registry.open.lock().get(&key).cloned();
+        let dir = recovery::replica_dir(self.data_dir.path(), key);
+        let taken = self.quarantined();
+        let name = format!("{}{}-{}", recovery::QUARANTINED_PREFIX, key.0, key.1);
+        let again = taken.iter().filter(|path| path.to_string_lossy().contains(&name)).count();
+        let aside = dir.with_file_name(if again == 0 { name } else { format!("{name}-{again}") });
+        let moved = match &open {
+            Some(open) => open.log.move_folder(&aside).await,
+            None => move_folder(&self.context, &dir, &aside).await,
+        };
+        moved.map_err(|error| Stopped(format!("{} cannot be moved aside: {error}", dir.display()).into()))?;
+        tracing::warn!(path = %aside.display(), "what is left of a replica is kept for a person");
+        self.quarantined.lock().push(aside);
+        Ok(())
+    }
+
+    /// Removes a folder and sees to it that its room is free.
+    pub(super) async fn remove_aside(&self, aside: &Path, log: Option<Arc<Log>>) -> io::Result<()> {
+        self.context.disk.remove_dir_all(aside).await?;
+        if let Some(log) = log {
+            log.close_retired();
+        }
+        let groups = recovery::groups_dir(self.data_dir.path());
+        let synced = self.context.disk.sync_dir(&groups).await;
+        synced.inspect_err(|error| self.context.stop.stop(&format!("{}: {error}", groups.display())))
+    }
+}

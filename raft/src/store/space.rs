@@ -1,0 +1,66 @@
+//! Free space: measured now and then, and counted in between (RULES.md J18).
+
+use std::io;
+use std::sync::Weak;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use super::Store;
+use crate::stop::StopSignal;
+
+/// How often it is measured.
+const MEASURE_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Free space as it was measured last, and how much had been accepted by then.
+#[derive(Default)]
+pub(super) struct Measured {
+    available_bytes: AtomicU64,
+    accepted_bytes: AtomicU64,
+}
+
+impl Measured {
+    fn note(&self, available_bytes: u64, accepted_bytes: u64) {
+        self.available_bytes.store(available_bytes, Ordering::Release);
+        self.accepted_bytes.store(accepted_bytes, Ordering::Release);
+    }
+
+    /// What is left after `accepted_bytes`: each byte since the measurement takes its place twice, in the journal and in a segment.
+    fn left(&self, accepted_bytes: &AtomicU64) -> u64 {
+        // In this order a measurement that comes in between makes it less at most.
+        let counted = self.accepted_bytes.load(Ordering::Acquire);
+        let available = self.available_bytes.load(Ordering::Acquire);
+        let since = accepted_bytes.load(Ordering::Relaxed).saturating_sub(counted);
+        available.saturating_sub(since.saturating_mul(2))
+    }
+}
+
+impl Store {
+    /// Free bytes as last measured, less what was accepted since. What the doors compare with their reserves (RULES.md J18):
+    /// a reserve need not be larger than what is written between two measurements.
+    pub fn available_bytes(&self) -> u64 {
+        self.measured.left(&self.context.accepted_bytes)
+    }
+
+    pub(super) async fn measure(&self) -> io::Result<()> {
+        // Read first: what is accepted while it is measured may not be in it.
+        let accepted = self.context.accepted_bytes.load(Ordering::Relaxed);
+        let available = self.context.disk.available_bytes(self.data_dir.path()).await?;
+        self.measured.note(available, accepted);
+        Ok(())
+    }
+}
+
+/// Measures free space.
+pub(super) async fn measurements(store: Weak<Store>, stop: StopSignal) {
+    loop {
+        tokio::select! {
+            biased;
+            _ = stop.stopped() => return,
+            () = tokio::time::sleep(MEASURE_INTERVAL) => {}
+        }
+        let Some(store) = store.upgrade() else { return };
+        if let Err(error) = store.measure().await {
+            tracing::warn!(%error, "free space was not measured");
+        }
+    }
+}
