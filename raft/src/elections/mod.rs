@@ -189,7 +189,7 @@ impl Elections {
     }
 
     fn liveness_changed(&self, broker: BrokerId, change: Liveness) {
-        tracing::info!(broker = broker.0, ?change, "liveness");
+        tracing::debug!(broker = broker.0, ?change, "liveness");
         let Some(groups) = self.inner.groups.upgrade() else { return };
         match change {
             Liveness::Dead => self.broker_died(&groups, broker),
