@@ -166,7 +166,16 @@ impl RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder {
         let base = std::mem::replace(&mut self.prepared, Ok(None))?.unwrap_or_default();
         let bytes = base.encode();
         if let Some(last) = base.last {
-            self.log.write_snapshot(last, bytes.clone()).await?;
+            match self.log.write_snapshot(last, bytes.clone()).await {
+                // openraft would end the group. Nothing is purged for want of it, and whoever wanted it asks again.
+                Err(error) if error.kind() == io::ErrorKind::StorageFull => {
+                    let (group, replica) = (self.log.group(), self.log.replica());
+                    tracing::warn!(%group, %replica, %last, "no room for a snapshot");
+                    let base = Base::default();
+                    return Ok(Snapshot { meta: meta(&base), snapshot: base.encode() });
+                }
+                written => written?,
+            };
         }
         Ok(Snapshot { meta: meta(&base), snapshot: bytes })
     }

@@ -1,5 +1,5 @@
 //! Watching over the cores: leadership is published as it changes, and a core that ends is started again from its log,
-//! a bounded number of times, or its replica is reported lost.
+//! a bounded number of times, or its replica is reported lost. Not for want of room on the disk, however often.
 //!
 //! One task per group, asleep until openraft's metrics say that its role changed. A data directory that has stopped
 //! (RULES.md J15) ends every group and starts none.
@@ -24,6 +24,8 @@ const RESTARTS_MAX: usize = 3;
 const RESTART_WINDOW: Duration = Duration::from_secs(300);
 /// Before the first restart; each further one waits four times as long.
 const RESTART_WAIT: Duration = Duration::from_millis(100);
+/// The pause before each start while the disk has no room. Those are not counted.
+const ROOM_WAIT: Duration = Duration::from_secs(1);
 /// A journal round that lasts longer gives this broker's leaderships away (RULES.md J18).
 const ROUND_MAX: Duration = Duration::from_secs(1);
 /// How often the round under way is looked at.
@@ -42,11 +44,15 @@ pub(crate) async fn supervise(hosted: Weak<Hosted>, group: RaftGroup) {
         bury(&hosted, &group, &why).await;
         loop {
             restarts.retain(|at| at.elapsed() < RESTART_WINDOW);
-            if restarts.len() >= RESTARTS_MAX {
+            if lacks_room(&hosted).await {
+                // No fault of the replica's: it is whole, and perhaps the last that is.
+                sleep(ROOM_WAIT).await;
+            } else if restarts.len() >= RESTARTS_MAX {
                 return lose(&hosted, &group, why);
+            } else {
+                sleep(RESTART_WAIT * 4u32.pow(restarts.len() as u32)).await;
+                restarts.push_back(Instant::now());
             }
-            sleep(RESTART_WAIT * 4u32.pow(restarts.len() as u32)).await;
-            restarts.push_back(Instant::now());
             let Some(hosted) = hosted.upgrade().filter(|hosted| !hosted.is_closed()) else { return };
             // A stopped directory is no accident of one group: `stop_with_the_store` speaks for all.
             if hosted.store.stopped().now_or_never().is_some() {
@@ -63,6 +69,13 @@ pub(crate) async fn supervise(hosted: Weak<Hosted>, group: RaftGroup) {
             }
         }
     }
+}
+
+/// Whether the disk has no room now, or cannot say.
+async fn lacks_room(hosted: &Weak<Hosted>) -> bool {
+    let Some(hosted) = hosted.upgrade() else { return false };
+    let measured = hosted.store.measure().await;
+    measured.is_err() || hosted.store.available_bytes() < hosted.config.reserve_append_bytes
 }
 
 /// What is to be done when a core has ended: callers are refused, the rest of it is joined, and if it led, that is said.

@@ -41,7 +41,8 @@ impl Store {
         self.measured.left(&self.context.accepted_bytes)
     }
 
-    pub(super) async fn measure(&self) -> io::Result<()> {
+    /// Measures free space now.
+    pub(crate) async fn measure(&self) -> io::Result<()> {
         // Read first: what is accepted while it is measured may not be in it.
         let accepted = self.context.accepted_bytes.load(Ordering::Relaxed);
         let available = self.context.disk.available_bytes(self.data_dir.path()).await?;

@@ -725,6 +725,69 @@ async fn a_follower_without_room_refuses_entries_and_catches_up_later() {
     cluster.shows(3, 1, &names(2)).await;
 }
 
+/// A full disk is no reason to give a replica up: it has everything it ever acknowledged, and may be the last that has.
+#[tokio::test(start_paused = true)]
+async fn a_snapshot_that_finds_no_room_ends_no_group() {
+    let cluster = Cluster::start(3).await;
+    let group = cluster.create(1).await;
+    let all: Vec<String> = (0..300).map(|n| format!("record {n} {}", "x".repeat(50))).collect();
+    write_all(&group, &all).await;
+    cluster.shows(3, 1, &all).await;
+    let (disk, third) = (&cluster.brokers[&3].disk, cluster.group(3, 1));
+    let mut events = cluster.brokers[&3].groups.watch_events();
+    disk.set_capacity(Some(disk.used_bytes()));
+    for _ in 0..6 {
+        third.snapshot(200).await.unwrap();
+        sleep(Duration::from_secs(1)).await;
+    }
+    assert!(events.try_recv().is_err(), "its core has ended");
+    assert_eq!(third.log().log_start_offset().0, 0);
+    disk.set_capacity(None);
+    third.snapshot(200).await.unwrap();
+    let purged = async {
+        while third.log().log_start_offset().0 == 0 {
+            sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(Duration::from_secs(30), purged).await.unwrap();
+    propose(&group, "after").await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_core_that_keeps_ending_for_want_of_room_is_never_lost() {
+    let mut cluster = Cluster::start_with(2, from_files()).await;
+    let group = cluster.create(1).await;
+    let mut events = cluster.brokers[&1].groups.watch_events();
+    propose(&group, "first").await.unwrap();
+    // As in the test of the one that is lost; but the disk is full.
+    let disk = cluster.kill(2).await;
+    for payload in names(100) {
+        let group = group.clone();
+        tokio::spawn(async move { propose(&group, &payload).await });
+    }
+    sleep(Duration::from_secs(1)).await;
+    let own = &cluster.brokers[&1].disk;
+    own.set_capacity(Some(own.used_bytes()));
+    fail_reads(own, 20);
+    cluster.boot(2, disk).await;
+    let own = &cluster.brokers[&1].disk;
+    let worn_out = async {
+        while own.faults_left() > 0 {
+            sleep(Duration::from_millis(100)).await;
+        }
+    };
+    timeout(Duration::from_secs(300), worn_out).await.unwrap();
+    own.set_capacity(None);
+    let leader = cluster.leader(1, &[1, 2]).await;
+    propose(&cluster.group(leader, 1), "after").await.unwrap();
+    let mut restarts = 0;
+    while let Ok(event) = events.try_recv() {
+        assert!(matches!(event, GroupEvent::Restarted(GroupId(1), _)), "{event:?}");
+        restarts += 1;
+    }
+    assert!(restarts > 0);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_deleted_group_is_gone_and_a_new_replica_of_it_starts_empty() {
     let cluster = Cluster::start(3).await;
