@@ -867,6 +867,28 @@ async fn groups_gather_commit_and_are_there_after_the_coordinator_is_new() {
     house.close().await;
 }
 
+/// Consumers end over COORDINATOR_LOAD_IN_PROGRESS in these two answers.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_whose_coordinator_stops_looks_for_another() {
+    let house = House::open_with(|config| config.kafka.offsets_partitions = 1).await;
+    house.topic("t", 1).await;
+    let mut client = house.client().await;
+    client.find_coordinator("g").await;
+    let mut member = Member { client: &mut client, id: String::new(), generation: -1 };
+    member.join().await;
+    house.broker.shutdown(Duration::from_secs(10)).await;
+    assert_eq!(member.heartbeat().await, 16);
+    let sync = SyncGroupRequest {
+        group_id: "g".into(),
+        generation_id: member.generation,
+        member_id: member.id.clone(),
+        ..Default::default()
+    };
+    let Response::SyncGroup(synced) = client.call(Request::SyncGroup(sync), 3).await else { panic!() };
+    assert_eq!(synced.error_code, 16);
+    house.server.close(Duration::from_secs(5)).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_log_of_groups_is_shortened_and_still_tells_everything() {
     use crate::coordinator::{CommittedOffset, GroupError, OFFSETS_TOPIC, Speaker};
