@@ -251,8 +251,16 @@ async fn a_fetch_returns_one_batch_however_large_and_no_more_than_it_has_room_fo
     let fetched = lengths(client.fetch(request.clone()).await);
     assert!(fetched[0] > 5000 && fetched[1..] == [0, 0], "{fetched:?}");
     request.max_bytes = 11_000;
-    let fetched = lengths(client.fetch(request).await);
+    let fetched = lengths(client.fetch(request.clone()).await);
     assert!(fetched[1] > 5000 && fetched[2] == 0, "{fetched:?}");
+    // Nor within one partition, by either limit.
+    let one = fetched[0];
+    assert_eq!(client.produce(0, batch_of(&[(&"x".repeat(5000), 2)], None)).await.error_code, 0);
+    request.max_bytes = 7_000;
+    assert_eq!(lengths(client.fetch(request.clone()).await), [one, 0, 0]);
+    request.max_bytes = 1 << 20;
+    request.topics[0].partitions.iter_mut().for_each(|partition| partition.partition_max_bytes = 7_000);
+    assert_eq!(lengths(client.fetch(request).await), [one, one, one]);
     house.close().await;
 }
 
