@@ -1,6 +1,7 @@
 """Three `pontoon serve` processes for the scripts that run Kafka's clients against them: kafka-smoke, conformance, bench-kafka."""
 
 import json
+import os
 import shutil
 import signal
 import socket
@@ -15,8 +16,8 @@ PATIENCE = 60
 
 
 def free_ports(count):
-    """Below the range from which the kernel takes ports for outgoing connections."""
-    held, port = [], 11000 + (int(time.time()) * 37) % 15000
+    """Below the range from which the kernel takes ports for outgoing connections; of each process elsewhere, for two may ask at once."""
+    held, port = [], 11000 + (os.getpid() * 97 + int(time.time()) * 37) % 15000
     while len(held) < count:
         port += 1
         sock = socket.socket()
@@ -40,10 +41,14 @@ class Cluster:
         self.http, self.kafka, self.peer = ports[:3], ports[3:6], ports[6:]
         self.kafka[0] = kafka_port or self.kafka[0]
         self.running = {}
-        for broker in range(first, first + 3):
-            self.start(broker)
-        for broker in range(first, first + 3):
-            self.await_ready(broker)
+        try:
+            for broker in range(first, first + 3):
+                self.start(broker)
+            for broker in range(first, first + 3):
+                self.await_ready(broker)
+        except BaseException:
+            self.close(keep=True)
+            raise
 
     def start(self, broker):
         at = broker - self.first

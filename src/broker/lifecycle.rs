@@ -15,10 +15,12 @@ use futures_util::FutureExt;
 use parking_lot::Mutex;
 use pontoon_raft::raft_group::{GroupStatus, RaftGroup};
 use pontoon_raft::raft_groups::GroupEvent;
+use pontoon_raft::transport::Liveness;
 use pontoon_raft::types::{GroupId, ReplicaHome, ReplicaId};
+use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{Notify, broadcast, watch};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout};
 
 use super::membership::{self, Step};
 use super::routing::Hosted;
@@ -35,6 +37,8 @@ const STEPS_MAX: usize = 32;
 const RETRY_WAIT: Duration = Duration::from_millis(500);
 /// Before a step that waits for a replica to catch up is taken again.
 const CATCH_UP_WAIT: Duration = Duration::from_millis(100);
+/// Longest that a broker which is otherwise ready waits for its peers' first words.
+const FIRST_WORDS_WAIT: Duration = Duration::from_secs(3);
 /// The catalog's log is cut behind a snapshot every so many entries.
 const SNAPSHOT_ENTRIES: u64 = 10_000;
 
@@ -98,6 +102,7 @@ pub(super) async fn run(shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
     let mut busy = BTreeSet::new();
     let mut steps: JoinSet<(GroupId, Next)> = JoinSet::new();
     let mut first_pass = true;
+    let mut readiness = JoinSet::new();
     loop {
         while steps.len() < STEPS_MAX
             && let Some(group) = shared.work.take(&busy)
@@ -112,7 +117,11 @@ pub(super) async fn run(shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
         let next = shared.work.next(&busy);
         if first_pass && steps.is_empty() && next.is_none_or(|at| at > Instant::now()) {
             first_pass = false;
-            shared.set_ready();
+            let shared = shared.clone();
+            readiness.spawn(async move {
+                shared.hear_peers().await;
+                shared.set_ready();
+            });
         }
         tokio::select! {
             _ = stop.wait_for(|stop| *stop) => break,
@@ -168,6 +177,22 @@ impl Followers {
 }
 
 impl Shared {
+    /// Waits until every peer that is not dead has said what it leads and where clients reach it, or for [`FIRST_WORDS_WAIT`].
+    /// Until then this broker would describe the cluster as smaller than it is, and partitions as having no leader.
+    async fn hear_peers(&self) {
+        let (mut routes, mut liveness) = (self.routing.watch(), self.transport().watch_liveness());
+        let silent = |peer| !self.routing.has_heard(peer) && self.transport().liveness(peer) != Liveness::Dead;
+        let heard = async {
+            while self.peers().into_iter().any(silent) {
+                tokio::select! {
+                    _ = routes.changed() => {}
+                    change = liveness.recv() => if change == Err(RecvError::Closed) { return },
+                }
+            }
+        };
+        let _ = timeout(FIRST_WORDS_WAIT, heard).await;
+    }
+
     fn set_ready(&self) {
         self.progress.send_if_modified(|progress| {
             let registered = *progress == Progress::Registered;

@@ -228,7 +228,7 @@ impl Broker {
         &self.shared.config
     }
 
-    /// Recovered, in the catalog, and hosted groups are open; otherwise why not.
+    /// Recovered, in the catalog, hosted groups are open, and every live peer has said what it leads; otherwise why not.
     pub fn ready(&self) -> Result<(), String> {
         if let Some(why) = &*self.shared.fatal.borrow() {
             return Err(why.clone());
@@ -236,9 +236,18 @@ impl Broker {
         match &*self.shared.progress.borrow() {
             Progress::Ready => Ok(()),
             Progress::Joining(why) => Err(why.clone()),
-            Progress::Registered => Err("replicas are being opened".to_owned()),
+            Progress::Registered => {
+                Err("replicas are being opened, or other brokers have yet to say what they lead".to_owned())
+            }
             Progress::Stopping => Err("the broker is stopping".to_owned()),
         }
+    }
+
+    /// Waits until it is ready or is stopping, at most for `timeout`.
+    pub async fn await_ready(&self, timeout: Duration) {
+        let mut progress = self.shared.progress.subscribe();
+        let settled = progress.wait_for(|progress| matches!(progress, Progress::Ready | Progress::Stopping));
+        let _ = tokio::time::timeout(timeout, settled).await;
     }
 
     /// Creates a topic and waits until every partition has a leader (or `timeout`; the topic exists all the same).

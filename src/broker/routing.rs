@@ -141,6 +141,11 @@ impl Routing {
         self.claims.read().by_broker.get(&broker)?.kafka_address.clone()
     }
 
+    /// Whether a broker has said anything to this process.
+    pub(super) fn has_heard(&self, broker: BrokerId) -> bool {
+        self.claims.read().by_broker.contains_key(&broker)
+    }
+
     /// What a broker last said is rotten in its data directory.
     pub(super) fn damage(&self, broker: BrokerId) -> Vec<String> {
         self.claims.read().by_broker.get(&broker).map(|speaker| speaker.damage.clone()).unwrap_or_default()
@@ -154,6 +159,8 @@ impl Routing {
         if speaker.incarnation == summary.incarnation && summary.sequence <= speaker.sequence {
             return;
         }
+        // Somebody may wait for its first word.
+        let mut moved = speaker.incarnation != summary.incarnation;
         let now: BTreeSet<_> = summary.led.iter().map(|led| led.group).collect();
         for group in speaker.claims.difference(&now) {
             // Unless another has claimed it since.
@@ -169,7 +176,6 @@ impl Routing {
             damage: summary.damage,
             claims: now,
         };
-        let mut moved = false;
         for Led { group, epoch, log_start_offset, high_watermark, in_sync, behind } in summary.led {
             let known = claims.by_group.get(&group);
             if known.is_some_and(|claim| claim.epoch > epoch) {

@@ -28,7 +28,7 @@ pub(super) enum Progress {
     Joining(String),
     /// Its catalog shows this process: what it shows now is at least as new as this process.
     Registered,
-    /// Every replica that the catalog has here has been looked at once.
+    /// Every replica that the catalog has here has been looked at once, and the peers that live have said what they lead.
     Ready,
     /// It has handed over or is about to.
     Stopping,

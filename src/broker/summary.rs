@@ -11,7 +11,8 @@ use pontoon_raft::raft_group::GroupStatus;
 use pontoon_raft::transport::Liveness;
 use pontoon_raft::types::{BrokerId, GroupId, Offset};
 use serde::{Deserialize, Serialize};
-use tokio::sync::watch;
+use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::{broadcast, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -272,23 +273,31 @@ async fn send(shared: Arc<Shared>, peer: BrokerId, mut newest: watch::Receiver<A
         let request = PeerRequest::Summary((*summary).clone());
         if peer::call(shared.groups.transport(), peer, &request, CALL_TIMEOUT).await.is_err() {
             // It may be away for long: try again when it is back, when there is news, or after a while.
-            let _ = timeout(INTERVAL, newest.changed()).await;
+            let reason = async {
+                tokio::select! {
+                    _ = newest.changed() => {}
+                    () = alive_again(&mut liveness, peer) => {}
+                }
+            };
+            let _ = timeout(INTERVAL, reason).await;
             continue;
         }
         shared.summary_taken(peer, summary.stopping);
-        loop {
-            tokio::select! {
-                changed = newest.changed() => match changed {
-                    Ok(()) => break,
-                    Err(_) => return,
-                },
-                // A peer that was restarted knows nothing any more.
-                change = liveness.recv() => match change {
-                    Ok((broker, Liveness::Alive)) if broker == peer => break,
-                    Err(tokio::sync::broadcast::error::RecvError::Closed) => return,
-                    _ => {}
-                },
-            }
+        tokio::select! {
+            changed = newest.changed() => if changed.is_err() { return },
+            // A peer that was restarted knows nothing any more.
+            () = alive_again(&mut liveness, peer) => {}
+        }
+    }
+}
+
+/// Resolves when a peer comes to life; never, once nobody watches peers any more.
+async fn alive_again(liveness: &mut broadcast::Receiver<(BrokerId, Liveness)>, peer: BrokerId) {
+    loop {
+        match liveness.recv().await {
+            Ok((broker, Liveness::Alive)) if broker == peer => return,
+            Err(RecvError::Closed) => std::future::pending().await,
+            _ => {}
         }
     }
 }

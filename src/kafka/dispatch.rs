@@ -175,7 +175,7 @@ async fn route(door: &Arc<Door>, client: &Client, header: &Header, request: Requ
         Request::OffsetForLeaderEpoch(request) => offsets::for_leader_epoch(door, request).await.into(),
         Request::DescribeConfigs(request) => configs::describe(door, request).into(),
         Request::CreatePartitions(request) => topics::create_partitions(door, request).await.into(),
-        Request::DescribeCluster(request) => metadata::describe_cluster(door, request).into(),
+        Request::DescribeCluster(request) => metadata::describe_cluster(door, request).await.into(),
     }
 }
 

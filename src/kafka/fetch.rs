@@ -150,6 +150,8 @@ async fn read_all(door: &Door, slots: &mut [Slot], bytes_max: usize) -> (Vec<Fet
             left => slot.read(left).await,
         };
         let mut partition = read.unwrap_or_else(|code| slot.failed(code));
+        let there = record_bytes(&partition);
+        keep_what_fits(&mut partition, left.min(slot.asked.partition_max_bytes.max(0) as usize));
         let bytes = record_bytes(&partition);
         if any && bytes > left {
             partition.records = RecordData::some(Vec::new());
@@ -157,12 +159,24 @@ async fn read_all(door: &Door, slots: &mut [Slot], bytes_max: usize) -> (Vec<Fet
         } else {
             left = left.saturating_sub(bytes);
             any |= bytes > 0;
-            slot.seen_bytes = bytes;
+            slot.seen_bytes = there;
         }
         found.push(partition);
     }
     drop(permit.split(left));
     (found, permit)
+}
+
+/// The reader goes on until there is enough, which may be one batch too many: a client whose receive buffer is as large as what it
+/// asked for would refuse it, now and whenever it asks again. The first batch stays, whatever its size.
+fn keep_what_fits(partition: &mut FetchedPartition, room: usize) {
+    let Some(batches) = &mut partition.records.0 else { return };
+    let ends = batches.iter().scan(0, |bytes, batch| {
+        *bytes += batch.len();
+        Some(*bytes)
+    });
+    let fitting = ends.take_while(|end| *end <= room).count();
+    batches.truncate(fitting.max(1));
 }
 
 impl Slot {

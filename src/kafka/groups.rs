@@ -45,6 +45,15 @@ impl From<&GroupError> for ErrorCode {
     }
 }
 
+/// The code for Heartbeat and SyncGroup, which Kafka never answers by COORDINATOR_LOAD_IN_PROGRESS: consumers do not expect it
+/// there (aiokafka's ends). Who is told to look for the coordinator comes back.
+fn code_in_session<T>(result: &Result<T, GroupError>) -> i16 {
+    match result {
+        Err(GroupError::Loading) => ErrorCode::NotCoordinator.number(),
+        other => code(other),
+    }
+}
+
 fn code<T>(result: &Result<T, GroupError>) -> i16 {
     result.as_ref().map_or_else(|error| ErrorCode::from(error).number(), |_| 0)
 }
@@ -170,7 +179,7 @@ pub(super) async fn sync(door: &Arc<Door>, client: &Client, request: SyncGroupRe
         synced = door.broker.groups().sync(&request.group_id, sync) => synced,
         () = client.gone() => return Handled::Silence,
     };
-    let error_code = code(&synced);
+    let error_code = code_in_session(&synced);
     Response::SyncGroup(match synced {
         Ok(synced) => SyncGroupResponse {
             protocol_type: Some(synced.protocol_type),
@@ -190,7 +199,7 @@ pub(super) async fn heartbeat(door: &Arc<Door>, request: HeartbeatRequest) -> Re
         instance_id: request.group_instance_id,
         generation: request.generation_id,
     };
-    let error_code = code(&door.broker.groups().heartbeat(&request.group_id, speaker).await);
+    let error_code = code_in_session(&door.broker.groups().heartbeat(&request.group_id, speaker).await);
     Response::Heartbeat(HeartbeatResponse { error_code, ..Default::default() })
 }
 

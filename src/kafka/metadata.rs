@@ -7,6 +7,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tracing::info;
+
 use super::messages::{
     DescribeClusterRequest, DescribeClusterResponse, DescribedBroker, LeaderIdAndEpoch, MetadataBroker,
     MetadataPartition, MetadataRequest, MetadataResponse, MetadataTopic, MetadataTopicName, NodeEndpoint, Response,
@@ -20,6 +22,9 @@ use crate::error::{Code, Error};
 
 /// Longest that a client waits for a topic that its asking for creates.
 const AUTO_CREATE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Longest that a client waits for a broker that has just been started to know who else there is. Kafka takes no connections
+/// until then; here one that cannot be had for long does not hold up clients that have others to ask.
+const READY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A topic as a request names it: by name, or by id from some version on.
 #[derive(Clone, Debug)]
@@ -146,6 +151,7 @@ pub(super) fn brokers(known: &[BrokerDescription]) -> Vec<MetadataBroker> {
 
 /// Metadata.
 pub(super) async fn metadata(door: &Arc<Door>, request: MetadataRequest, version: i16) -> Response {
+    door.broker.await_ready(READY_TIMEOUT).await;
     let wanted = match request.topics {
         // In version 0 an empty list means all.
         Some(topics) if version > 0 || !topics.is_empty() => Some(topics),
@@ -232,7 +238,12 @@ async fn auto_create(door: &Arc<Door>, name: &str) -> Result<TopicDescription, E
     match door.broker.create_topic(spec, AUTO_CREATE_TIMEOUT).await {
         // Somebody else was quicker.
         Err(error) if error.code == Code::TopicExists => door.broker.topic(name),
-        created => created,
+        created => {
+            if created.is_ok() {
+                info!(topic = name, "a client's asking for a topic has created it");
+            }
+            created
+        }
     }
 }
 
@@ -261,7 +272,7 @@ fn describe(topic: &TopicDescription, reachable: impl Fn(i32) -> bool) -> Metada
 }
 
 /// DescribeCluster.
-pub(super) fn describe_cluster(door: &Door, request: DescribeClusterRequest) -> Response {
+pub(super) async fn describe_cluster(door: &Door, request: DescribeClusterRequest) -> Response {
     const BROKERS: i8 = 1;
     if request.endpoint_type != BROKERS {
         return Response::DescribeCluster(DescribeClusterResponse {
@@ -271,6 +282,7 @@ pub(super) fn describe_cluster(door: &Door, request: DescribeClusterRequest) -> 
             ..Default::default()
         });
     }
+    door.broker.await_ready(READY_TIMEOUT).await;
     let cluster = door.broker.cluster();
     let broker = |broker: MetadataBroker| DescribedBroker {
         broker_id: broker.node_id,

@@ -251,8 +251,16 @@ async fn a_fetch_returns_one_batch_however_large_and_no_more_than_it_has_room_fo
     let fetched = lengths(client.fetch(request.clone()).await);
     assert!(fetched[0] > 5000 && fetched[1..] == [0, 0], "{fetched:?}");
     request.max_bytes = 11_000;
-    let fetched = lengths(client.fetch(request).await);
+    let fetched = lengths(client.fetch(request.clone()).await);
     assert!(fetched[1] > 5000 && fetched[2] == 0, "{fetched:?}");
+    // Nor within one partition, by either limit.
+    let one = fetched[0];
+    assert_eq!(client.produce(0, batch_of(&[(&"x".repeat(5000), 2)], None)).await.error_code, 0);
+    request.max_bytes = 7_000;
+    assert_eq!(lengths(client.fetch(request.clone()).await), [one, 0, 0]);
+    request.max_bytes = 1 << 20;
+    request.topics[0].partitions.iter_mut().for_each(|partition| partition.partition_max_bytes = 7_000);
+    assert_eq!(lengths(client.fetch(request).await), [one, one, one]);
     house.close().await;
 }
 
@@ -865,6 +873,28 @@ async fn groups_gather_commit_and_are_there_after_the_coordinator_is_new() {
     house.topic("t", 1).await;
     assert_eq!(one.client.committed().await, []);
     house.close().await;
+}
+
+/// Consumers end over COORDINATOR_LOAD_IN_PROGRESS in these two answers.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_whose_coordinator_stops_looks_for_another() {
+    let house = House::open_with(|config| config.kafka.offsets_partitions = 1).await;
+    house.topic("t", 1).await;
+    let mut client = house.client().await;
+    client.find_coordinator("g").await;
+    let mut member = Member { client: &mut client, id: String::new(), generation: -1 };
+    member.join().await;
+    house.broker.shutdown(Duration::from_secs(10)).await;
+    assert_eq!(member.heartbeat().await, 16);
+    let sync = SyncGroupRequest {
+        group_id: "g".into(),
+        generation_id: member.generation,
+        member_id: member.id.clone(),
+        ..Default::default()
+    };
+    let Response::SyncGroup(synced) = client.call(Request::SyncGroup(sync), 3).await else { panic!() };
+    assert_eq!(synced.error_code, 16);
+    house.server.close(Duration::from_secs(5)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -157,7 +157,7 @@ impl<'a, L: ReplicatedLog> Reading<'a, L> {
     }
 
     /// The exact record, at or behind `from`, in the batch whose max timestamp is at or after `timestamp`. `Err`: the record
-    /// that made it so lies before `from`; where the next batch begins.
+    /// that made it so lies before `from`, or there is none; where the next batch begins.
     fn search_batch(&self, frame: Option<Frame>, timestamp: i64, from: Offset) -> Result<Result<Offset, Offset>> {
         let unreadable = |why: &dyn std::fmt::Display| self.partition.error(Code::CorruptLog, why);
         let frame = frame.ok_or_else(|| unreadable(&"a batch that the time index names is not there"))?;
@@ -169,7 +169,8 @@ impl<'a, L: ReplicatedLog> Reading<'a, L> {
                 return Ok(Ok(Offset(record.offset)));
             }
         }
-        if frame.header.base_offset < from.0 {
+        // 0 is also said of records that have no timestamps.
+        if frame.header.base_offset < from.0 || batch.header().max_timestamp == 0 {
             return Ok(Err(Offset(frame.header.next_offset())));
         }
         Err(unreadable(&format_args!(

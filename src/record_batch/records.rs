@@ -137,7 +137,8 @@ pub(super) fn check(header: &BatchHeader, bytes: &[u8], record_bytes_max: usize)
     if !rest.is_empty() {
         return Err(BatchError::TrailingBytes { records: header.record_count, bytes: rest.len() });
     }
-    if max_timestamp != header.max_timestamp {
+    // librdkafka says 0 of records that have none.
+    if max_timestamp != header.max_timestamp && (max_timestamp, header.max_timestamp) != (-1, 0) {
         return Err(BatchError::MaxTimestamp { claimed: header.max_timestamp, actual: max_timestamp });
     }
     Ok(())

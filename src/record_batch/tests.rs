@@ -172,6 +172,11 @@ fn lies_in_the_header_are_named() {
     assert!(matches!(both(i32::MAX), Err(BatchError::Record { number: 3, .. })));
     let max = BatchError::MaxTimestamp { claimed: 7, actual: 1_700_000_000_007 };
     assert_eq!(field(35, &7i64.to_be_bytes()), max);
+    // What librdkafka says of records without timestamps.
+    let timeless = NewRecord { timestamp: -1, key: None, value: owned("v"), headers: vec![] };
+    let timeless = build(&[timeless], None).into_bytes();
+    assert!(check(forged(&timeless, 35, &0i64.to_be_bytes())).is_ok());
+    assert!(check(forged(&timeless, 35, &1i64.to_be_bytes())).is_err());
     assert!(matches!(field(27, &i64::MAX.to_be_bytes()), BatchError::Record { number: 1, .. }));
     assert!(matches!(field(43, &(-2i64).to_be_bytes()), BatchError::Producer { producer_id: -2, .. }));
     assert!(matches!(field(43, &7i64.to_be_bytes()), BatchError::Producer { producer_id: 7, epoch: -1, .. }));

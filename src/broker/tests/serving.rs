@@ -6,6 +6,7 @@ use std::time::Duration;
 use pontoon_raft::types::{BrokerId, Offset};
 
 use super::cluster::{Cluster, PATIENCE, eventually};
+use crate::broker::shared::Progress;
 use crate::broker::{Route, TopicSpec};
 use crate::error::Code;
 
@@ -214,6 +215,26 @@ async fn a_replica_whose_files_vanish_is_replaced_under_a_new_id() {
         all.extend(cluster.read(2, ("safe", partition)).await);
     }
     assert_eq!(all.len(), 9);
+}
+
+/// Whoever asks a broker that was just started must not be told of a cluster of one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broker_that_says_it_is_ready_knows_the_others() {
+    let mut cluster = Cluster::started().await;
+    for round in 0..5 {
+        cluster.crash(2).await;
+        // The others have noticed, and try to reach it now and then.
+        tokio::time::sleep(Duration::from_millis(1300)).await;
+        cluster.start(2).await;
+        let broker = cluster.broker(2);
+        let mut progress = broker.shared.progress.subscribe();
+        tokio::time::timeout(PATIENCE, progress.wait_for(|progress| *progress == Progress::Ready))
+            .await
+            .unwrap()
+            .unwrap();
+        let known = broker.cluster().brokers.into_iter().filter(|known| known.alive && known.kafka_address.is_some());
+        assert_eq!(known.map(|known| known.broker_id.0).collect::<Vec<_>>(), [1, 2, 3], "round {round}");
+    }
 }
 
 /// A consumer that is told of a committed offset for no topic begins anew: a broker must not say so out of an old catalog.
