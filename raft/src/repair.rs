@@ -135,8 +135,8 @@ async fn repair(hosted: &Arc<Hosted>, log: &Arc<Log>, segment: SegmentName, coun
         tracing::debug!(%group, %replica, ?segment, %error, count, "rotten segment not repaired yet");
     }
     log.context().instruments.repair_failures.increment(1);
-    let nobody = matches!(error, MendError::NotFound { everybody: true, .. }) || peers.brokers.is_empty();
-    log.note_outlook(segment, &error.to_string(), nobody);
+    let hopeless = matches!(error, MendError::NotFound { everybody, .. } if everybody || peers.brokers.is_empty());
+    log.note_outlook(segment, &error.to_string(), hopeless);
     if let MendError::NotFound { index, everybody, .. } = error {
         let above = log.committed_log_id().is_none_or(|committed| committed.index < index);
         let why = || format!("rotten where nobody can repair it: {error}");

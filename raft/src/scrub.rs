@@ -13,6 +13,7 @@ use std::sync::{Arc, Weak};
 use parking_lot::Mutex;
 
 use crate::checkpoint::CHECKPOINT_FILE;
+use crate::disk::is_rot;
 use crate::inspect::{FileKind, inspect_slowly};
 use crate::log::Log;
 use crate::log::segment;
@@ -107,8 +108,9 @@ async fn check(disk: &Arc<dyn crate::disk::Disk>, path: &Path, rate: u64) -> Opt
     let mut pass = |_: crate::inspect::Item| Ok(());
     let report = match inspect_slowly(&**disk, path, rate, &mut pass).await {
         Ok(report) => report,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return None,
-        Err(error) => return Some(error.to_string()),
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound && is_rot(&error) => return Some(error.to_string()),
+        // Gone, or it cannot be read just now.
+        Err(_) => return None,
     };
     let problem = report.problems.first().filter(|_| report.kind != FileKind::Segment)?;
     Some(format!("at {}: {}", problem.position, problem.why))

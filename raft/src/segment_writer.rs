@@ -16,7 +16,7 @@ use futures_util::{StreamExt, stream};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
-use crate::disk::{Disk, replace_file};
+use crate::disk::Disk;
 use crate::error::Stopped;
 use crate::log::Log;
 use crate::log::index::SparseIndex;
@@ -308,10 +308,7 @@ impl SegmentWriter {
         };
         let name = seal.file.name();
         let result = match released {
-            Ok(()) if seal.index.is_complete() => {
-                let path = segment::path(log.dir(), name, "index");
-                replace_file(&*self.disk, &path, vec![seal.index.encode(name)]).await
-            }
+            Ok(()) if seal.index.is_complete() => log.store_closed_index(name, seal.index.encode(name)).await,
             other => other,
         };
         match result {

@@ -15,7 +15,7 @@ use openraft::storage::{
 };
 use openraft::type_config::alias::{SnapshotMetaOf, SnapshotOf};
 
-use crate::disk::read_file;
+use crate::disk::{is_rot, read_file};
 use crate::log::Log;
 use crate::log::append::appended;
 use crate::log::base::{BASE_BYTES_MAX, Base};
@@ -113,7 +113,8 @@ impl StateMachine {
             SnapshotAt::Boundary => self.log.base_at_snapshot(rotten).await.map_err(io::Error::other)?,
             SnapshotAt::Applied => self.prepare_snapshot().await?.unwrap_or_default(),
         };
-        let Some(last) = base.last else { return Err(io::Error::other("nothing is applied")) };
+        let last = base.last.filter(|last| Some(*last) >= self.log.purged_log_id());
+        let Some(last) = last else { return Err(io::Error::other("not all that was purged is applied")) };
         let bytes = base.encode();
         self.log.write_snapshot(last, bytes.clone()).await?;
         let (group, replica) = (self.log.group(), self.log.replica());
@@ -251,11 +252,11 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         let Some(snapshot) = self.log.snapshot() else { return Ok(None) };
         let (base, bytes) = match read_snapshot(&self.log, &snapshot.name).await {
             // Without it the group would end here, at every start again.
-            Err(error) => self
+            Err(error) if is_rot(&error) => self
                 .renew_snapshot(&snapshot)
                 .await
                 .map_err(|unable| io::Error::new(error.kind(), format!("{error}; it cannot be made anew: {unable}")))?,
-            Ok(read) => read,
+            read => read?,
         };
         Ok(Some(Snapshot { meta: meta(&base), snapshot: bytes }))
     }

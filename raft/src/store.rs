@@ -390,12 +390,16 @@ impl Store {
     /// Checkpoints, seals the journal and closes. Groups must have been shut down. If the checkpoint takes too long (the disk
     /// may be full), the journal keeps what it would have said.
     pub async fn close(&self) -> Result<(), Stopped> {
-        for log in self.registry.logs() {
-            if let Err(error) = log.persist_index().await {
-                tracing::warn!(path = %log.dir().display(), %error, "the index is to be made anew");
+        let checkpointed = tokio::time::timeout(CLOSE_TIMEOUT, self.try_checkpoint()).await;
+        if let Ok(Ok(())) = checkpointed {
+            // Not before: they must not tell of bytes that can still be lost.
+            for log in self.registry.logs() {
+                if let Err(error) = log.persist_index().await {
+                    tracing::warn!(path = %log.dir().display(), %error, "the index is to be made anew");
+                }
             }
         }
-        let checkpointed = tokio::time::timeout(CLOSE_TIMEOUT, self.checkpoint()).await.unwrap_or(Ok(()));
+        let checkpointed = checkpointed.map_or(Ok(()), |taken| taken.or_else(CheckpointFailed::put_off));
         let closed = self.context.journal.close().await;
         let tasks = std::mem::take(&mut *self.tasks.lock());
         for task in tasks {

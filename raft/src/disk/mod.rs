@@ -105,6 +105,13 @@ pub async fn replace_file(disk: &dyn Disk, path: &Path, parts: Vec<Bytes>) -> io
     }
 }
 
+/// Whether a read failed because of what is on the disk, or is not: anything else (too many open files, say) may be over the next time.
+pub(crate) fn is_rot(error: &io::Error) -> bool {
+    const EIO: i32 = rustix::io::Errno::IO.raw_os_error();
+    let kinds = [io::ErrorKind::NotFound, io::ErrorKind::InvalidData, io::ErrorKind::UnexpectedEof];
+    kinds.contains(&error.kind()) || error.raw_os_error() == Some(EIO)
+}
+
 /// Makes of a sync's error one that nobody takes for a full disk. A write that finds no room has changed nothing and may be tried
 /// again; a sync that finds none (a thin volume, a network file system) has dropped what it was to make durable, and the next one
 /// knows nothing of it (RULES.md J15).

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::Log;
 use super::base::{BASE_BYTES_MAX, Base};
+use super::damage::Reader;
 use super::frame::Frame;
 use super::head::Head;
 use super::segment::{self, Segment};
@@ -33,7 +34,8 @@ impl Log {
         let mut cut: Option<Segment> = None;
         while head.last.map(|last| last.index) < index {
             let next = head.next_index().max(self.first_kept_index());
-            let frames = self.read_some_mended(next, index.map_or(0, |index| index + 1), 1 << 20, true).await?;
+            let frames =
+                self.read_some_mended(next, index.map_or(0, |index| index + 1), 1 << 20, true, Reader::Group).await?;
             if frames.is_empty() {
                 return Err(io::Error::other(format!("the log does not hold entry {next}")).into());
             }

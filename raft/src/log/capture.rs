@@ -190,10 +190,17 @@ impl Log {
     /// Writes a segment's index, if the segment is still there. Errors: as [`Self::put`].
     pub(crate) async fn store_index(&self, name: SegmentName, index: Bytes) -> io::Result<()> {
         let Some(_folder) = self.folder().await? else { return Ok(()) };
-        if !self.state.lock().segments.iter().any(|segment| segment.name() == name) {
+        // One that has been closed meanwhile gets its whole index from the segment writer.
+        if self.state.lock().segments.last().is_none_or(|segment| segment.name() != name) {
             return Ok(());
         }
         self.put(&segment::path(&self.dir, name, "index"), index).await
+    }
+
+    /// Writes a closed segment's index. Errors are the caller's to judge.
+    pub(crate) async fn store_closed_index(&self, name: SegmentName, index: Bytes) -> io::Result<()> {
+        let Some(_folder) = self.folder().await? else { return Ok(()) };
+        replace_file(&*self.context.disk, &segment::path(&self.dir, name, "index"), vec![index]).await
     }
 
     /// After a recovery: what is applied, and the high watermark, follow from the recovered commit, or from the applied state

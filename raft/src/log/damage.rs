@@ -31,8 +31,17 @@ pub struct Rot {
     pub why: String,
     /// Why it could not be mended so far; `None` while it was not tried.
     pub outlook: Option<String>,
-    /// Nobody is left who might have what is missing: readers are refused at once.
+    /// Nobody is left who might have what is missing: clients that read it are refused at once.
     pub hopeless: bool,
+}
+
+/// Who reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Reader {
+    /// A client: told at once where there is no hope.
+    Client,
+    /// The group itself, which ends when it is refused. It waits: for leadership to be handed over, for a peer to come back.
+    Group,
 }
 
 /// The rot in one log.
@@ -105,12 +114,13 @@ impl Log {
         self.damage.rotten.send_if_modified(|rotten| rotten.remove(&segment).is_some());
     }
 
-    /// Waits until a segment is mended. False: it was not in time, or there is nothing to wait for, or nobody may any more.
-    pub(super) async fn mended(&self, segment: SegmentName, limit: Duration) -> bool {
+    /// Waits until a segment is mended. False: it was not in time, or this reader is not to wait for it, or nobody may any more.
+    pub(super) async fn mended(&self, segment: SegmentName, reader: Reader, limit: Duration) -> bool {
+        let hopeless = |rot: &Rot| rot.hopeless && reader == Reader::Client;
         let (mut rotten, mut released) = (self.damage.rotten.subscribe(), self.damage.released.subscribe());
         tokio::select! {
             biased;
-            judged = rotten.wait_for(|rotten| rotten.get(&segment).is_none_or(|rot| rot.hopeless)) => {
+            judged = rotten.wait_for(|rotten| rotten.get(&segment).is_none_or(hopeless)) => {
                 judged.is_ok_and(|rotten| !rotten.contains_key(&segment))
             }
             _ = released.wait_for(|released| *released) => false,

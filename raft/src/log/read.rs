@@ -9,7 +9,7 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 
 use super::Log;
-use super::damage::MEND_WAIT;
+use super::damage::{MEND_WAIT, Reader};
 use super::frame::{Frame, FrameKind};
 use super::index::{INDEX_BYTES_MAX, SparseIndex};
 use super::segment::{self, FrameStream, SegmentFile};
@@ -59,7 +59,7 @@ impl Log {
     pub(crate) async fn read_mended(&self, from: u64, to: u64, bytes_max: usize) -> Result<Vec<Frame>, ReadError> {
         loop {
             match self.read_indexes(from, to, bytes_max).await {
-                Err(error) => self.await_mended(error).await?,
+                Err(error) => self.await_mended(error, Reader::Group).await?,
                 read => return read,
             }
         }
@@ -110,13 +110,13 @@ impl Log {
     }
 
     /// Waits until the rot that a read met is mended; the error if it was something else, or was not mended in time.
-    pub(super) async fn await_mended(&self, error: ReadError) -> Result<(), ReadError> {
+    pub(super) async fn await_mended(&self, error: ReadError, reader: Reader) -> Result<(), ReadError> {
         let rotten = match &error {
             ReadError::Corrupt { file, .. } => file.file_name().and_then(|name| segment::parse(name.to_str()?)),
             _ => None,
         };
         match rotten {
-            Some((name, "segment")) if self.mended(name, MEND_WAIT).await => Ok(()),
+            Some((name, "segment")) if self.mended(name, reader, MEND_WAIT).await => Ok(()),
             _ => Err(error),
         }
     }
@@ -128,10 +128,11 @@ impl Log {
         to: u64,
         bytes_max: usize,
         purged: bool,
+        reader: Reader,
     ) -> Result<Vec<Frame>, ReadError> {
         loop {
             match self.read_some(from, to, bytes_max, purged).await {
-                Err(error) => self.await_mended(error).await?,
+                Err(error) => self.await_mended(error, reader).await?,
                 read => return read,
             }
         }
@@ -231,7 +232,7 @@ impl Log {
                 // What is good before the rot is served, without waiting.
                 Err(_) if !out.is_empty() => break,
                 Err(error) => {
-                    self.await_mended(error).await?;
+                    self.await_mended(error, Reader::Client).await?;
                     continue;
                 }
                 Ok(frames) => frames,
@@ -298,7 +299,7 @@ impl Log {
             };
             from = first;
             while from < until {
-                let frames = self.read_some_mended(from, until, CHUNK_BYTES.1, false).await?;
+                let frames = self.read_some_mended(from, until, CHUNK_BYTES.1, false, Reader::Client).await?;
                 let Some(last) = frames.last() else { break };
                 from = last.header.index + 1;
                 for frame in &frames {
@@ -342,7 +343,7 @@ impl Log {
     async fn load_index_mended(&self, name: SegmentName) -> Result<(), ReadError> {
         loop {
             match self.load_index(name).await {
-                Err(error) => self.await_mended(error).await?,
+                Err(error) => self.await_mended(error, Reader::Client).await?,
                 Ok(()) => return Ok(()),
             }
         }

@@ -11,6 +11,7 @@ use bytes::Bytes;
 
 use super::Log;
 use super::base::Base;
+use super::damage::Reader;
 use super::head::Head;
 use super::segment::{self, Segment, SegmentFile};
 use super::state::{LogState, SnapshotRef};
@@ -150,7 +151,10 @@ impl Log {
         if !inside {
             return Ok(start);
         }
-        let frames = self.read_some_mended(upto.index + 1, upto.index + 2, 1, false).await.map_err(io::Error::other)?;
+        let frames = self
+            .read_some_mended(upto.index + 1, upto.index + 2, 1, false, Reader::Group)
+            .await
+            .map_err(io::Error::other)?;
         frames.first().map(|frame| frame.header.base_offset).ok_or_else(|| io::Error::other("the log has a hole"))
     }
 

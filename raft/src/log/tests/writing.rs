@@ -311,3 +311,45 @@ async fn a_checkpoint_stores_the_index_of_a_segment_that_has_grown() {
         assert_eq!(log.read_indexes(index, index + 1, 1).await.unwrap()[0].header.index, index);
     }
 }
+
+/// A segment that is closed while a checkpoint is under way has its index written by the segment writer, at the same time.
+#[tokio::test(start_paused = true)]
+async fn a_segment_that_closes_during_a_checkpoint_does_not_stop_the_directory() {
+    let config = RaftConfig { segment_bytes_max: 1 << 20, ..small() };
+    let (disk, store, log) = fresh(config.clone()).await;
+    fill(&log, 1, 40, 1000).await;
+    rest().await;
+    disk.slow_syncs("checkpoint", Duration::from_millis(500));
+    disk.slow_syncs(".index", Duration::from_secs(2));
+    let checkpoint = tokio::spawn({
+        let store = store.clone();
+        async move { store.checkpoint().await }
+    });
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    log.roll();
+    fill(&log, 1, 1, 1000).await;
+    checkpoint.await.unwrap().unwrap();
+    rest().await;
+    fill(&log, 1, 1, 1000).await;
+}
+
+/// Too many open files is no sign of rot, and of no other group's concern.
+#[tokio::test(start_paused = true)]
+async fn a_snapshot_that_cannot_be_opened_now_does_not_stop_the_directory() {
+    use crate::disk::sim::{Fault, OpKind};
+    use crate::state_machine::StateMachine;
+    use openraft::storage::RaftStateMachine;
+    let (disk, store, log) = fresh(small()).await;
+    fill(&log, 1, 20, 300).await;
+    rest().await;
+    let last = log.last_log_id().unwrap();
+    let (head, _) = log.head_at(Some(last.index)).await.unwrap();
+    log.write_snapshot(last, head.base().encode()).await.unwrap();
+    let mut machine = StateMachine::new(&store.replicas()[0]);
+    for kind in [OpKind::Open, OpKind::Create] {
+        let path_contains = "snapshot-".to_owned();
+        disk.inject(Fault { kind, path_contains, skip: 0, errno: 24, loses_data: false });
+    }
+    let _ = machine.get_current_snapshot().await;
+    fill(&log, 1, 1, 300).await;
+}

@@ -466,3 +466,28 @@ async fn given_up(cluster: &Cluster, broker: u32) {
     timeout(Duration::from_secs(30), lost).await.unwrap();
     assert!(cluster.brokers[&broker].disk.read_dir(&folder(broker)).await.is_ok(), "its files stay");
 }
+
+/// Whoever joins the only replica reads up to the hole; that must not end the replica that serves around it.
+#[tokio::test(start_paused = true)]
+async fn a_hole_does_not_end_the_only_replica_when_another_joins() {
+    let mut cluster = Cluster::start_with(3, from_files()).await;
+    cluster.brokers[&1].groups.create(GroupId(1), ReplicaId(11)).await.unwrap();
+    let group = cluster.group(1, 1);
+    let home = ReplicaHome { broker: BrokerId(1) };
+    group.initialize(std::collections::BTreeMap::from([(ReplicaId(11), home)])).await.unwrap();
+    assert_eq!(cluster.leader(1, &[1]).await, 1);
+    write_all(&group, &names(300)).await;
+    sleep(Duration::from_secs(2)).await;
+    cluster.brokers[&1].store.checkpoint().await.unwrap();
+    let (path, _) = segments(&cluster.brokers[&1].disk, 1).await.remove(1);
+    let disk = cluster.kill(1).await;
+    disk.remove_file(&path).await.unwrap();
+    cluster.boot(1, disk).await;
+    assert_eq!(cluster.leader(1, &[1]).await, 1);
+    cluster.brokers[&2].groups.create(GroupId(1), ReplicaId(99)).await.unwrap();
+    let group = cluster.group(1, 1);
+    let joins = group.clone();
+    tokio::spawn(async move { joins.add_learner(ReplicaId(99), ReplicaHome { broker: BrokerId(2) }).await });
+    sleep(Duration::from_secs(40)).await;
+    assert!(cluster.brokers[&1].groups.lost().is_empty(), "{:?}", cluster.brokers[&1].groups.lost());
+}
