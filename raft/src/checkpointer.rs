@@ -218,6 +218,8 @@ impl Checkpointer {
         let checkpoint = Checkpoint { directory: self.directory, lsn: retire, replicas };
         let path = self.root.join(CHECKPOINT_FILE);
         let parts = checkpoint.encode();
+        // Whatever went wrong meanwhile, the last one still holds.
+        self.context.stop.check()?;
         let (bytes, max) = (parts.iter().map(|part| part.len() as u64).sum(), self.bytes_max.load(Ordering::Relaxed));
         if bytes > max {
             return Err(CheckpointFailed::TooLong { bytes, max });

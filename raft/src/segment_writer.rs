@@ -180,7 +180,8 @@ impl SegmentWriter {
             {
                 let queue = self.queue.lock();
                 if queue.finished >= wanted {
-                    return Ok(());
+                    // A job that failed is finished too: it has stopped the directory before it was counted.
+                    return self.stop.check().map_err(FlushFailed::Stopped);
                 }
                 if queue.full {
                     return Err(FlushFailed::Full);

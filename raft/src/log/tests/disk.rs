@@ -321,6 +321,27 @@ async fn segments_are_given_room_in_chunks_and_give_it_back_when_closed() {
     assert!(writes.count() <= segments * 2);
 }
 
+/// What a segment did not take is still in the journal: no checkpoint may say otherwise, or the next start looks for it in vain.
+#[tokio::test(start_paused = true)]
+async fn a_checkpoint_does_not_vouch_for_what_could_not_be_written() {
+    let (disk, store, log) = fresh(small()).await;
+    fill(&log, 1, 2, 300).await;
+    rest().await;
+    store.checkpoint().await.unwrap();
+    disk.inject(Fault {
+        kind: OpKind::Write,
+        path_contains: ".segment".into(),
+        skip: 0,
+        errno: EIO,
+        loses_data: false,
+    });
+    fill(&log, 1, 1, 300).await;
+    assert!(store.checkpoint().await.is_err(), "a checkpoint after a write that failed");
+    let store = open(&disk.kill(), small(), SnapshotAt::Boundary).await;
+    assert_eq!((store.corrupt(), store.rotten()), (Vec::new(), Vec::new()));
+    assert_eq!(indexes(&store.replicas()[0].log).await, [0, 1, 2]);
+}
+
 #[tokio::test(start_paused = true)]
 async fn the_scrub_finds_rot_that_nobody_reads() {
     let (disk, store, log) = fresh(small()).await;
