@@ -224,7 +224,14 @@ async fn a_broker_that_says_it_is_ready_knows_the_others() {
     for round in 0..5 {
         cluster.crash(2).await;
         // The others have noticed, and try to reach it now and then.
-        tokio::time::sleep(Duration::from_millis(1300)).await;
+        for other in [1, 3] {
+            let seen = || cluster.broker(other).cluster().brokers;
+            let dead = || match seen().iter().any(|known| known.broker_id.0 == 2 && known.alive) {
+                true => Err("it is alive"),
+                false => Ok(()),
+            };
+            eventually("broker 2's death", dead).await;
+        }
         cluster.start(2).await;
         let broker = cluster.broker(2);
         let mut progress = broker.shared.progress.subscribe();
