@@ -279,7 +279,7 @@ impl Elections {
     async fn step(&self) {
         let mut cases = self.due_cases().await;
         // Whoever is waited for comes first, in the reports and in the elections.
-        cases.sort_by_key(|case| std::cmp::Reverse(case.group.urgency()));
+        most_urgent_first(&mut cases, |case| case.group.urgency());
         self.report(&cases);
         let acts: Vec<_> = cases.into_iter().filter_map(|case| self.decide(case)).collect();
         if acts.is_empty() {
@@ -428,6 +428,11 @@ impl Elections {
     }
 }
 
+/// Each one's urgency is asked once: it changes with time and with every waiter, and a sort that compares what changes panics.
+fn most_urgent_first<T, U: Ord>(cases: &mut [T], urgency: impl Fn(&T) -> U) {
+    cases.sort_by_cached_key(|case| std::cmp::Reverse(urgency(case)));
+}
+
 async fn send(transport: Transport, broker: BrokerId, claims: Vec<Claim>) {
     for part in claims.chunks(CLAIMS_MAX) {
         let body = Bytes::from(codec::encode(&part));
@@ -445,4 +450,29 @@ fn other_voters(case: &Case) -> impl Iterator<Item = (ReplicaId, BrokerId)> {
         .voter_ids()
         .filter(move |id| *id != own)
         .filter_map(|id| membership.get_node(&id).map(|home| (id, home.broker)))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::most_urgent_first;
+
+    #[test]
+    fn urgencies_may_change_while_the_cases_are_sorted() {
+        let state = Cell::new(1_u64);
+        let another = |_: &u64| {
+            state.set(state.get().wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407));
+            state.get() >> 33
+        };
+        for count in 0..400 {
+            let mut cases: Vec<u64> = (0..count).collect();
+            most_urgent_first(&mut cases, another);
+            cases.sort();
+            assert_eq!(cases, (0..count).collect::<Vec<_>>());
+        }
+        let mut cases = [3, 9, 1];
+        most_urgent_first(&mut cases, |case| *case);
+        assert_eq!(cases, [9, 3, 1]);
+    }
 }
