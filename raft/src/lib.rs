@@ -35,3 +35,4 @@ pub mod survivor;
 pub mod testing;
 pub mod transport;
 pub mod types;
+pub mod vital;

@@ -27,6 +27,7 @@ use crate::store::{Replica, Store};
 use crate::supervision;
 use crate::transport::Transport;
 use crate::types::{GroupId, ReplicaId};
+use crate::vital::vital;
 
 mod backlog;
 mod door;
@@ -103,10 +104,10 @@ impl RaftGroups {
         let starts = stream::iter(hosted.store.replicas()).map(|replica| hosted.clone().host(replica));
         starts.buffer_unordered(STARTS).collect::<Vec<_>>().await;
         hosted.transport.set_raft_service(Arc::new(door::Door::new(Arc::downgrade(&hosted))));
-        tokio::spawn(hosted.elections.clone().run());
-        tokio::spawn(supervision::stop_with_the_store(Arc::downgrade(&hosted)));
-        tokio::spawn(supervision::hand_over_when_stalled(Arc::downgrade(&hosted)));
-        tokio::spawn(repair::run(Arc::downgrade(&hosted)));
+        hosted.spawn("elections", hosted.elections.clone().run());
+        hosted.spawn("stop with the store", supervision::stop_with_the_store(Arc::downgrade(&hosted)));
+        hosted.spawn("stalls", supervision::hand_over_when_stalled(Arc::downgrade(&hosted)));
+        hosted.spawn("repair", repair::run(Arc::downgrade(&hosted)));
         Ok(RaftGroups { hosted })
     }
 
@@ -292,6 +293,13 @@ impl Hosted {
         self.opening.lock().get(&group) == Some(&replica)
     }
 
+    /// Spawns a task without which the broker is of no use: its panic stops the directory. The store is not kept by it.
+    fn spawn(&self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+        let store = Arc::downgrade(&self.store);
+        let stop = move |why: &str| store.upgrade().iter().for_each(|store| store.stop(why));
+        tokio::spawn(vital(name, stop, task));
+    }
+
     /// Starts a replica and its supervision.
     async fn host(self: Arc<Self>, replica: Replica) -> Result<RaftGroup, String> {
         let (id, incarnation) = (replica.group, replica.replica);
@@ -300,7 +308,7 @@ impl Hosted {
             Err(why) if replica.log.is_rotten() => {
                 tracing::warn!(group = id.0, replica = incarnation.0, why, "the replica waits to be repaired");
                 self.opening.lock().insert(id, incarnation);
-                tokio::spawn(repair::open_when_mended(Arc::downgrade(&self), replica));
+                self.spawn("mending", repair::open_when_mended(Arc::downgrade(&self), replica));
                 return Err(why);
             }
             Err(why) => {
@@ -313,7 +321,7 @@ impl Hosted {
         let group =
             RaftGroup::new(self.transport.broker(), replica, raft, self.config.clone(), self.instruments.clone());
         self.groups.write().insert(id, group.clone());
-        tokio::spawn(supervision::supervise(Arc::downgrade(&self), group.clone()).instrument(span));
+        self.spawn("supervision", supervision::supervise(Arc::downgrade(&self), group.clone()).instrument(span));
         Ok(group)
     }
 

@@ -33,6 +33,7 @@ use crate::scrub::{self, Scrubbed};
 use crate::segment_writer::SegmentWriter;
 use crate::stop::StopSignal;
 use crate::types::{BrokerId, ClusterId, DirectoryId, GroupId, ReplicaId};
+use crate::vital::vital;
 
 mod replicas;
 mod space;
@@ -413,14 +414,26 @@ impl Store {
         let registry = self.registry.clone();
         let writer = self.context.writer.clone();
         let run = writer.run(self.context.budget.clone(), move || registry.logs());
-        self.tasks.lock().push(tokio::spawn(run));
+        self.spawn("segments", run);
     }
 
     fn start_tasks(self: &Arc<Self>) {
-        let checkpoints = tokio::spawn(checkpoints(Arc::downgrade(self), self.context.clone()));
-        let measurements = tokio::spawn(measurements(Arc::downgrade(self), self.context.stop.clone()));
-        let scrub = tokio::spawn(scrub::run(Arc::downgrade(self)));
-        self.tasks.lock().extend([checkpoints, measurements, scrub]);
+        self.spawn("checkpoints", checkpoints(Arc::downgrade(self), self.context.clone()));
+        self.spawn("measurements", measurements(Arc::downgrade(self), self.context.stop.clone()));
+        self.spawn("scrub", scrub::run(Arc::downgrade(self)));
+    }
+
+    /// Spawns a task without which the directory is of no use: its panic stops it.
+    pub(crate) fn spawn(&self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+        let journal = Arc::downgrade(&self.context.journal);
+        let stop =
+            move |why: &str| journal.upgrade().into_iter().for_each(|journal| StopSignal::new(journal).stop(why));
+        self.tasks.lock().push(tokio::spawn(vital(name, stop, task)));
+    }
+
+    /// Stops the directory: nothing is acknowledged any more. For whoever finds that this process must not go on.
+    pub fn stop(&self, why: &str) {
+        self.context.stop.stop(why);
     }
 }
 

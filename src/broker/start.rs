@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 use pontoon_raft::disk::Disk;
 use pontoon_raft::disk::real::RealDisk;
@@ -14,6 +15,7 @@ use pontoon_raft::store::{ApplicationFactory, Store, StoreOptions};
 use pontoon_raft::transport::net::TcpNetwork;
 use pontoon_raft::transport::{Network, Transport, TransportIdentity};
 use pontoon_raft::types::{BrokerId, ClusterId};
+use pontoon_raft::vital::vital;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout, timeout_at};
@@ -163,6 +165,7 @@ async fn watch_for_the_end(shared: Arc<Shared>, mut stop: watch::Receiver<bool>)
         _ = stop.wait_for(|stop| *stop) => {}
         stopped = shared.store.stopped() => shared.fail(stopped.to_string()),
         why = shared.catalog.incompatible() => shared.fail(why),
+        why = shared.transport().panicked() => shared.fail(why),
         (by, cluster) = shared.transport().outdated() => shared.fail(outdated(&shared, by, cluster)),
     }
 }
@@ -183,14 +186,19 @@ impl Tasks {
         let stop = watch::Sender::new(false);
         let span = tracing::info_span!("broker", broker = %shared.broker);
         let mut running = JoinSet::new();
-        running.spawn(bootstrap::run(shared.clone(), stop.subscribe()).instrument(span.clone()));
-        running.spawn(shared.controller.clone().run(stop.subscribe()).instrument(span.clone()));
-        running.spawn(lifecycle::run(shared.clone(), stop.subscribe()).instrument(span.clone()));
-        running.spawn(summary::run(shared.clone(), stop.subscribe()).instrument(span.clone()));
-        running.spawn(control::report(shared.clone(), stop.subscribe()).instrument(span.clone()));
-        running.spawn(leadership::run(shared.clone(), stop.subscribe()).instrument(span.clone()));
-        running.spawn(retention::run(shared.clone(), retention::wall_clock, stop.subscribe()).instrument(span.clone()));
-        running.spawn(watch_for_the_end(shared.clone(), stop.subscribe()).instrument(span.clone()));
+        let mut spawn = |name, task: BoxFuture<'static, ()>| {
+            let failing = shared.clone();
+            let task = vital(name, move |why| failing.fail(why.to_owned()), task);
+            running.spawn(task.instrument(span.clone()));
+        };
+        spawn("bootstrap", Box::pin(bootstrap::run(shared.clone(), stop.subscribe())));
+        spawn("controller", Box::pin(shared.controller.clone().run(stop.subscribe())));
+        spawn("lifecycle", Box::pin(lifecycle::run(shared.clone(), stop.subscribe())));
+        spawn("summary", Box::pin(summary::run(shared.clone(), stop.subscribe())));
+        spawn("reports", Box::pin(control::report(shared.clone(), stop.subscribe())));
+        spawn("leadership", Box::pin(leadership::run(shared.clone(), stop.subscribe())));
+        spawn("retention", Box::pin(retention::run(shared.clone(), retention::wall_clock, stop.subscribe())));
+        spawn("end", Box::pin(watch_for_the_end(shared.clone(), stop.subscribe())));
         Self { stop, running: Mutex::new(Some(running)) }
     }
 

@@ -31,6 +31,7 @@ use crate::disk::{Disk, OpenMode, create_dir_durably};
 use crate::error::{OpenError, Stopped};
 use crate::instruments::JournalInstruments;
 use crate::types::{GroupId, LogId, ReplicaId, Vote};
+use crate::vital::vital;
 
 mod budget;
 mod files;
@@ -319,7 +320,9 @@ impl Journal {
         });
         let (ready_in, ready) = mpsc::channel(1);
         let (retire, retire_out) = mpsc::channel(1);
-        let keeper = tokio::spawn(keeper.run(shared.clone(), ready_in, retire_out));
+        let stop = |shared: Arc<Shared>| move |why: &str| shared.stop(why);
+        let keeping = keeper.run(shared.clone(), ready_in, retire_out);
+        let keeper = tokio::spawn(vital("journal files", stop(shared.clone()), keeping));
         let writer = Writer {
             shared: shared.clone(),
             identity,
@@ -332,7 +335,7 @@ impl Journal {
             bypasses: Bypasses::default(),
             sealed: true,
         };
-        tokio::spawn(writer.run());
+        tokio::spawn(vital("journal", stop(shared.clone()), writer.run()));
         Ok(Self { shared, retire, keeper: Mutex::new(Some(keeper)) })
     }
 

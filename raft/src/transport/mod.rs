@@ -35,6 +35,7 @@ use crate::config::RaftConfig;
 use crate::instruments::{Instrument, OF_PEERS, ReplicationInstruments};
 use crate::runtime;
 use crate::types::{BrokerId, ClusterId, GroupId, ReplicaId, TypeConfig, Vote};
+use crate::vital::vital;
 
 pub mod catch_up;
 pub mod client;
@@ -272,6 +273,8 @@ pub(crate) struct Shared {
     superseded: Mutex<BTreeSet<ClusterId>>,
     /// Who said that this broker's cluster is one of those, and what it is called now.
     outdated: watch::Sender<Option<(BrokerId, ClusterId)>>,
+    /// Which of the lasting tasks panicked.
+    panicked: watch::Sender<Option<String>>,
     config: RaftConfig,
     service: Arc<dyn PeerService>,
     raft: Mutex<Option<Arc<dyn RaftService>>>,
@@ -284,6 +287,22 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
+    /// `task`, whose panic is told by [`Transport::panicked`].
+    fn vital<F: Future<Output = ()>>(
+        self: &Arc<Self>,
+        name: &'static str,
+        task: F,
+    ) -> impl Future<Output = ()> + use<F> {
+        let shared = Arc::downgrade(self);
+        let tell = move |why: &str| {
+            tracing::error!(why, "a task of the transport ended");
+            if let Some(shared) = shared.upgrade() {
+                shared.panicked.send_replace(Some(why.to_owned()));
+            }
+        };
+        vital(name, tell, task)
+    }
+
     fn peer(&self, broker: BrokerId) -> Option<Arc<Peer>> {
         self.peers.lock().get(&broker).cloned()
     }
@@ -357,6 +376,7 @@ impl Transport {
             cluster: watch::Sender::new(identity.cluster),
             superseded: Mutex::default(),
             outdated: watch::Sender::new(None),
+            panicked: watch::Sender::new(None),
             detector: Detector::new(config.silence_max),
             pace: Arc::new(catch_up::Pace::new(config.catch_up_bytes_per_second)),
             instruments: ReplicationInstruments::new(identity.broker),
@@ -368,13 +388,13 @@ impl Transport {
             ended: watch::Sender::new(false),
         });
         let accepting = shared.clone();
-        tokio::spawn(async move {
+        tokio::spawn(shared.vital("peers' connections", async move {
             tokio::select! {
                 biased;
                 () = accepting.ended() => {}
                 () = server::accept_loop(accepting.clone(), listener) => {}
             }
-        });
+        }));
         Ok(Transport { shared, address: address.into() })
     }
 
@@ -409,6 +429,16 @@ impl Transport {
         let mut outdated = self.shared.outdated.subscribe();
         // The sender lives in `self`: it cannot be gone.
         let told = outdated.wait_for(Option::is_some).await.ok().and_then(|told| *told);
+        match told {
+            Some(told) => told,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Resolves when one of the lasting tasks has panicked, with which and why: a peer may never be reached again from here.
+    pub async fn panicked(&self) -> String {
+        let mut panicked = self.shared.panicked.subscribe();
+        let told = panicked.wait_for(Option::is_some).await.ok().and_then(|told| told.clone());
         match told {
             Some(told) => told,
             None => std::future::pending().await,

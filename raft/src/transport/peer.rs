@@ -143,15 +143,16 @@ impl Peer {
             tracing::info_span!("peer", broker = shared.broker.0, peer = broker.0, connection = kind.name())
         };
         let control = peer.clone().keep(shared.clone(), |peer| &peer.control);
-        peer.spawn(control.instrument(span(ConnectionKind::Control)));
+        peer.spawn(shared, control.instrument(span(ConnectionKind::Control)));
         let data = peer.clone().keep(shared.clone(), |peer| &peer.data);
-        peer.spawn(data.instrument(span(ConnectionKind::Data)));
-        peer.spawn(peer.clone().watch(shared.clone()));
+        peer.spawn(shared, data.instrument(span(ConnectionKind::Data)));
+        peer.spawn(shared, peer.clone().watch(shared.clone()));
         peer
     }
 
-    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+    fn spawn(&self, shared: &Arc<Shared>, task: impl Future<Output = ()> + Send + 'static) {
         let mut stopped = self.stopped.subscribe();
+        let task = shared.vital("peer", task);
         tokio::spawn(async move {
             tokio::select! {
                 biased;

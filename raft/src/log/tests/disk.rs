@@ -450,3 +450,13 @@ async fn a_checkpoint_that_no_start_would_read_is_not_written_and_nothing_is_los
     let store = open(&disk, small(), SnapshotAt::Boundary).await;
     assert_eq!(indexes(&store.replicas()[0].log).await.len(), 205);
 }
+
+/// A broker without one of its lasting tasks would go on answering, and (say) never take a checkpoint again.
+#[tokio::test(start_paused = true)]
+async fn a_task_that_panics_stops_the_directory() {
+    let (_, store, log) = fresh(small()).await;
+    fill(&log, 1, 1, 100).await;
+    store.spawn("checkpoints", async { panic!("out of luck") });
+    assert_eq!(&*store.stopped().await.0, "the task \"checkpoints\" panicked: out of luck");
+    assert!(store.checkpoint().await.is_err());
+}
