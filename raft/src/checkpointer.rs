@@ -239,14 +239,16 @@ impl Checkpointer {
             self.judge(result, file.path())
         }));
         synced.buffer_unordered(CONCURRENT).try_collect::<()>().await?;
-        for (log, captured) in captured.iter().filter(|(_, captured)| !captured.deleted) {
-            for (name, base) in &captured.bases {
-                let result = log.persist_base(*name, Some(base.clone())).await;
-                self.judge(result, log.dir())?;
+        let living = captured.iter().filter(|(_, captured)| !captured.deleted);
+        let own =
+            |(log, captured): &(Arc<Log>, Captured)| (log.clone(), captured.bases.clone(), captured.files.clone());
+        let entries = stream::iter(living.map(own).collect::<Vec<_>>()).map(|(log, bases, files)| async move {
+            for (name, base) in bases {
+                self.judge(log.persist_base(name, Some(base)).await, log.dir())?;
             }
-            self.judge(log.sync_entries(&captured.files).await, log.dir())?;
-        }
-        Ok(())
+            self.judge(log.sync_entries(&files).await, log.dir())
+        });
+        entries.buffer_unordered(CONCURRENT).try_collect().await
     }
 
     /// No room is no disaster. Any other failure may be that of a sync: the directory stops (RULES.md J15).

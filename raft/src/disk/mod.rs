@@ -90,6 +90,23 @@ pub trait DiskFile: Send + Sync + 'static {
 ///
 /// Errors: `StorageFull` if it cannot be written (not: synced); nothing is lost then, and it may be tried again.
 pub async fn replace_file(disk: &dyn Disk, path: &Path, parts: Vec<Bytes>) -> io::Result<()> {
+    let (temporary, file) = write_temporary(disk, path, parts).await?;
+    file.datasync().await.map_err(sync_failed)?;
+    disk.rename(&temporary, path).await?;
+    match path.parent() {
+        Some(parent) => disk.sync_dir(parent).await.map_err(sync_failed),
+        None => Ok(()),
+    }
+}
+
+/// Like [`replace_file`] without its syncs: after a power cut the old contents, the new ones, or rubbish is there. For what its
+/// reader checks, and can make anew.
+pub async fn replace_file_unsynced(disk: &dyn Disk, path: &Path, parts: Vec<Bytes>) -> io::Result<()> {
+    let (temporary, _) = write_temporary(disk, path, parts).await?;
+    disk.rename(&temporary, path).await
+}
+
+async fn write_temporary(disk: &dyn Disk, path: &Path, parts: Vec<Bytes>) -> io::Result<(PathBuf, Arc<dyn DiskFile>)> {
     let temporary = temporary_path(path);
     match disk.remove_file(&temporary).await {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -97,12 +114,7 @@ pub async fn replace_file(disk: &dyn Disk, path: &Path, parts: Vec<Bytes>) -> io
     }
     let file = disk.open(&temporary, OpenMode::CreateNew).await?;
     file.write_at(0, parts).await?;
-    file.datasync().await.map_err(sync_failed)?;
-    disk.rename(&temporary, path).await?;
-    match path.parent() {
-        Some(parent) => disk.sync_dir(parent).await.map_err(sync_failed),
-        None => Ok(()),
-    }
+    Ok((temporary, file))
 }
 
 /// Whether a read failed because of what is on the disk, or is not: anything else (too many open files, say) may be over the next time.
