@@ -55,7 +55,10 @@ fn rehearse() -> (States, u64, Vec<(u64, &'static str)>) {
         script::run(&mut driver).await.expect("the undisturbed run fails");
         driver
     });
-    assert_eq!(disk.dirty_drops(), Vec::<std::path::PathBuf>::new(), "closed before their sync");
+    let mut dropped = disk.dirty_drops();
+    // A growing segment's index may be lost, or garbled: it is made anew. Nothing else may.
+    dropped.retain(|path| !path.to_string_lossy().trim_end_matches(".tmp").ends_with(".index"));
+    assert_eq!(dropped, Vec::<std::path::PathBuf>::new(), "closed before their sync");
     let (states, labels) = driver.recorded();
     (states, disk.ops(), labels)
 }
