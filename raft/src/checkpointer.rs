@@ -248,7 +248,14 @@ impl Checkpointer {
             }
             self.judge(log.sync_entries(&files).await, log.dir())
         });
-        entries.buffer_unordered(CONCURRENT).try_collect().await
+        // None is dropped half-way: a sync that fails must be heard of (RULES.md J15), whatever another one came to.
+        let done: Vec<Result<(), CheckpointFailed>> = entries.buffer_unordered(CONCURRENT).collect().await;
+        let mut failed: Vec<CheckpointFailed> = done.into_iter().filter_map(Result::err).collect();
+        let stopped = failed.iter().position(|failed| matches!(failed, CheckpointFailed::Stopped(_)));
+        match failed.is_empty() {
+            true => Ok(()),
+            false => Err(failed.swap_remove(stopped.unwrap_or(0))),
+        }
     }
 
     /// No room is no disaster. Any other failure may be that of a sync: the directory stops (RULES.md J15).

@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use futures_util::FutureExt;
+
 use super::*;
 use crate::disk::Disk;
 use crate::disk::sim::{EIO, ENOSPC, Fault, OpKind};
@@ -459,4 +461,25 @@ async fn a_task_that_panics_stops_the_directory() {
     store.spawn("checkpoints", async { panic!("out of luck") });
     assert_eq!(&*store.stopped().await.0, "the task \"checkpoints\" panicked: out of luck");
     assert!(store.checkpoint().await.is_err());
+}
+
+/// A checkpoint syncs several folders at a time. One that has no room for its base must not keep it from hearing that another's sync
+/// has failed: the next checkpoint would sync that again, be told that all is well, and vouch for it (RULES.md J15).
+#[tokio::test(start_paused = true)]
+async fn a_failed_sync_is_heard_of_beside_one_that_has_no_room() {
+    let (disk, store, log) = fresh(small()).await;
+    let other = store.create(GroupId(2), ReplicaId(2)).await.unwrap().log;
+    for log in [&log, &other] {
+        fill(log, 1, 10, 400).await;
+    }
+    rest().await;
+    let folder = |log: &Log| log.dir().display().to_string();
+    let full = Fault { kind: OpKind::Write, path_contains: ".base".into(), skip: 0, errno: ENOSPC, loses_data: false };
+    disk.inject(Fault { path_contains: format!("{}/", folder(&log)), ..full });
+    disk.slow_syncs(&folder(&other), Duration::from_secs(1));
+    let ill = Fault { kind: OpKind::SyncDir, path_contains: folder(&other), skip: 0, errno: EIO, loses_data: false };
+    disk.inject(ill);
+    assert!(store.checkpoint().await.is_err(), "taken for a full disk");
+    assert_eq!(disk.faults_left(), 0);
+    assert!(store.stopped().now_or_never().is_some());
 }
