@@ -30,6 +30,8 @@ const GATHER: Duration = Duration::from_millis(50);
 const CONCURRENT: usize = 4;
 /// Most bytes, and most parts, of one write.
 const WRITE_BYTES_MAX: usize = 4 << 20;
+/// Most files that a round removes before it writes.
+const REMOVALS_MAX: usize = 128;
 const WRITE_PARTS_MAX: usize = 512;
 
 /// A share of the budget, given back when dropped.
@@ -224,14 +226,9 @@ impl SegmentWriter {
             queue.bytes = 0;
             std::mem::take(&mut queue.jobs)
         };
-        let count = jobs.len();
-        // First of all, because it makes room, and nothing is written to a removed file any more.
-        for job in &jobs {
-            if let Job::Remove { log_dir, files } = job {
-                self.remove(log_dir, files).await;
-            }
-        }
-        jobs.retain(|job| !matches!(job, Job::Remove { .. }));
+        let removals: Vec<Job> = jobs.extract_if(.., |job| matches!(job, Job::Remove { .. })).collect();
+        let (removed, put_off) = self.remove_some(removals).await;
+        let count = jobs.len() + removed;
         let mut by_log: BTreeMap<PathBuf, VecDeque<Job>> = BTreeMap::new();
         for job in jobs {
             by_log.entry(job.key()).or_default().push_back(job);
@@ -243,6 +240,32 @@ impl SegmentWriter {
         };
         stream::iter(by_log.into_values()).for_each_concurrent(CONCURRENT, run).await;
         self.settle(count, left.into_inner());
+        if !put_off.is_empty() {
+            self.queue.lock().jobs.extend(put_off);
+            self.given.notify_one();
+            self.urgent.notify_one();
+        }
+    }
+
+    /// Removes files: first of all, because it makes room. But not more at a time than [`REMOVALS_MAX`], for appends wait until a round
+    /// has written theirs. Returns how many jobs that were, and what is left of the others. Nothing is written to any of the files any
+    /// more.
+    async fn remove_some(&self, jobs: Vec<Job>) -> (usize, Vec<Job>) {
+        let (mut removed, mut files_left, mut put_off) = (0, REMOVALS_MAX, Vec::new());
+        for job in jobs {
+            let Job::Remove { log_dir, mut files } = job else { continue };
+            files.iter().for_each(|file| file.retire());
+            let later = files.split_off(files.len().min(files_left));
+            files_left -= files.len();
+            if !files.is_empty() {
+                self.remove(&log_dir, &files).await;
+            }
+            match later.is_empty() {
+                true => removed += 1,
+                false => put_off.push(Job::Remove { log_dir, files: later }),
+            }
+        }
+        (removed, put_off)
     }
 
     /// Takes note of what a round has done, and puts back what it could not do, in front.

@@ -1,6 +1,8 @@
 //! Where the log starts, and which segments that lets go.
 
 use super::*;
+use crate::disk::Disk;
+use crate::disk::sim::OpKind;
 use crate::testing::test_log_start;
 
 /// Appends an entry that moves the log start. Returns its log id.
@@ -144,4 +146,30 @@ async fn the_age_of_the_last_segment_is_known_after_a_restart_too() {
     assert_eq!(log.segment_age().await.unwrap().unwrap().first_timestamp, 1000);
     log.roll();
     assert_eq!(log.segment_age().await.unwrap(), None, "it is closed already");
+}
+
+/// Removing many files takes long, and appends wait for the round that writes theirs: it is done in parts.
+#[tokio::test(start_paused = true)]
+async fn what_is_written_does_not_wait_until_very_many_files_are_removed() {
+    let config = RaftConfig { segment_bytes_max: 1 << 10, ..small() };
+    let (disk, store, log) = fresh(config).await;
+    fill(&log, 1, 400, 900).await;
+    rest().await;
+    store.checkpoint().await.unwrap();
+    let files = async || disk.read_dir(log.dir()).await.unwrap().len();
+    let before = files().await;
+    assert!(log.segments().len() > 300);
+    let kept = log.segments()[390].first_index;
+    disk.record_trace();
+    log.purge(log_id(1, kept - 1)).await.unwrap();
+    fill(&log, 1, 1, 900).await;
+    rest().await;
+    let trace = disk.take_trace();
+    let is = |kind: OpKind, what: &str| {
+        trace.iter().position(|entry| entry.kind == kind && entry.path.display().to_string().ends_with(what))
+    };
+    let written = is(OpKind::Write, ".segment").unwrap();
+    let removed = trace[written..].iter().filter(|entry| entry.kind == OpKind::Remove).count();
+    assert!(removed > 300, "only {removed} files were removed after the write");
+    assert!(files().await < before / 10, "of {before} files {} are left", files().await);
 }
