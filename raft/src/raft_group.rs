@@ -382,11 +382,12 @@ impl RaftGroup {
         self.inner.active_ms.store(self.inner.created.elapsed().as_millis() as u64, Ordering::Relaxed);
     }
 
-    /// How urgently a leader is wanted: larger is more urgent. Groups that somebody waits for, then by recency.
+    /// How urgently a leader is wanted: larger is more urgent. Group 0 first, which holds the catalog: until it is led the broker
+    /// serves nobody. Then by recency of use.
     pub(crate) fn urgency(&self) -> (bool, u64) {
         let idle = (self.inner.created.elapsed().as_millis() as u64)
             .saturating_sub(self.inner.active_ms.load(Ordering::Relaxed));
-        (self.inner.leader.receiver_count() > 0, u64::MAX - idle)
+        (self.group() == GroupId(0), u64::MAX - idle)
     }
 }
 

@@ -277,9 +277,15 @@ impl Elections {
 
     /// Looks at every group that is due: reports, decides, acts.
     async fn step(&self) {
-        let mut cases = self.due_cases().await;
-        // Whoever is waited for comes first, in the reports and in the elections.
-        most_urgent_first(&mut cases, |case| case.group.urgency());
+        // So many at a time: with thousands of groups, or cores that do not answer, the claims on the first would be stale by the time
+        // the last has been asked.
+        for some in self.due_groups().chunks(CONCURRENT) {
+            self.step_some(some).await;
+        }
+    }
+
+    async fn step_some(&self, due: &[(GroupId, Option<RaftGroup>)]) {
+        let cases = self.cases(due).await;
         self.report(&cases);
         let acts: Vec<_> = cases.into_iter().filter_map(|case| self.decide(case)).collect();
         if acts.is_empty() {
@@ -296,38 +302,45 @@ impl Elections {
         });
     }
 
-    /// The due groups that have no leader, each with its own claim noted. The others are dismissed.
-    async fn due_cases(&self) -> Vec<Case> {
+    /// The groups that are due, whoever is waited for first: in the reports and in the elections.
+    fn due_groups(&self) -> Vec<(GroupId, Option<RaftGroup>)> {
         let Some(groups) = self.inner.groups.upgrade() else { return Vec::new() };
         let now = Instant::now();
-        let due: Vec<GroupId> = {
+        let mut due: Vec<_> = {
             let orphans = self.inner.orphans.lock();
-            orphans.iter().filter(|(_, orphan)| orphan.due <= now).map(|(group, _)| *group).collect()
+            let due = orphans.iter().filter(|(_, orphan)| orphan.due <= now);
+            due.map(|(group, _)| (*group, groups.get(*group))).collect()
         };
-        let look = |id: GroupId| {
-            let group = groups.get(id);
-            async move {
-                let standing = match &group {
-                    Some(group) => group.standing().await,
-                    None => None,
-                };
-                (id, group.zip(standing))
-            }
-        };
-        let seen: Vec<_> = stream::iter(due).map(look).buffer_unordered(CONCURRENT).collect().await;
-        let mut cases: Vec<Case> = seen.into_iter().filter_map(|(id, seen)| self.judge(id, seen)).collect();
-        cases.sort_by_key(|case| case.group.group());
-        cases
+        most_urgent_first(&mut due, |(_, group)| group.as_ref().map(RaftGroup::urgency));
+        due
     }
 
-    fn judge(&self, id: GroupId, seen: Option<(RaftGroup, Standing)>) -> Option<Case> {
+    /// Those of them that have no leader, each with its own claim noted. The others are dismissed.
+    async fn cases(&self, due: &[(GroupId, Option<RaftGroup>)]) -> Vec<Case> {
+        let look = |(id, group): (GroupId, Option<RaftGroup>)| async move {
+            let standing = match &group {
+                Some(group) => group.standing().await,
+                None => None,
+            };
+            (id, group, standing)
+        };
+        let seen: Vec<_> = stream::iter(due.to_vec()).map(look).buffered(CONCURRENT).collect().await;
+        seen.into_iter().filter_map(|(id, group, standing)| self.judge(id, group, standing)).collect()
+    }
+
+    fn judge(&self, id: GroupId, group: Option<RaftGroup>, standing: Option<Standing>) -> Option<Case> {
         let mut orphans = self.inner.orphans.lock();
-        let Some((group, standing)) = seen else {
+        let Some(group) = group else {
             orphans.remove(&id);
             return None;
         };
         let now = Instant::now();
         let orphan = orphans.get_mut(&id)?;
+        let Some(standing) = standing else {
+            // Its core is busy, stuck on a disk, or being started again. What peers claim is kept.
+            orphan.due = now + BACKOFF_MAX;
+            return None;
+        };
         let voter = standing.membership.voter_ids().any(|replica| replica == group.replica());
         if standing.leads || !voter || !self.leaderless(&group, &standing, orphan) {
             // Claims of others may be ahead of this broker's detector: they are kept until they are stale.
