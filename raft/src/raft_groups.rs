@@ -27,7 +27,7 @@ use crate::store::{Replica, Store};
 use crate::supervision;
 use crate::transport::Transport;
 use crate::types::{GroupId, ReplicaId};
-use crate::vital::vital;
+use crate::vital::{insist, vital};
 
 mod backlog;
 mod door;
@@ -308,7 +308,10 @@ impl Hosted {
             Err(why) if replica.log.is_rotten() => {
                 tracing::warn!(group = id.0, replica = incarnation.0, why, "the replica waits to be repaired");
                 self.opening.lock().insert(id, incarnation);
-                self.spawn("mending", repair::open_when_mended(Arc::downgrade(&self), replica));
+                let hosted = Arc::downgrade(&self);
+                tokio::spawn(async move {
+                    insist("mending", || repair::open_when_mended(hosted.clone(), replica.clone())).await;
+                });
                 return Err(why);
             }
             Err(why) => {
@@ -321,7 +324,10 @@ impl Hosted {
         let group =
             RaftGroup::new(self.transport.broker(), replica, raft, self.config.clone(), self.instruments.clone());
         self.groups.write().insert(id, group.clone());
-        self.spawn("supervision", supervision::supervise(Arc::downgrade(&self), group.clone()).instrument(span));
+        let (hosted, supervised) = (Arc::downgrade(&self), group.clone());
+        let supervision =
+            async move { insist("supervision", || supervision::supervise(hosted.clone(), supervised.clone())).await };
+        tokio::spawn(supervision.instrument(span));
         Ok(group)
     }
 

@@ -231,8 +231,9 @@ impl PeerFrames {
         let membership = log.membership_at(Some(u64::MAX));
         let mut brokers: Vec<BrokerId> = membership.membership().nodes().map(|(_, home)| home.broker).collect();
         brokers.retain(|broker| *broker != transport.broker());
-        brokers
-            .sort_by_key(|broker| (Some(*broker) != leader, transport.liveness(*broker) != Liveness::Alive, *broker));
+        brokers.sort_by_cached_key(|broker| {
+            (Some(*broker) != leader, transport.liveness(*broker) != Liveness::Alive, *broker)
+        });
         brokers.dedup();
         Self { transport, group: log.group(), brokers, ready: VecDeque::new(), needless: false }
     }

@@ -432,7 +432,7 @@ impl Store {
     }
 
     /// Stops the directory: nothing is acknowledged any more. For whoever finds that this process must not go on.
-    pub fn stop(&self, why: &str) {
+    pub(crate) fn stop(&self, why: &str) {
         self.context.stop.stop(why);
     }
 }

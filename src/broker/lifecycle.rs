@@ -17,6 +17,7 @@ use pontoon_raft::raft_group::{GroupStatus, RaftGroup};
 use pontoon_raft::raft_groups::GroupEvent;
 use pontoon_raft::transport::Liveness;
 use pontoon_raft::types::{GroupId, ReplicaHome, ReplicaId};
+use pontoon_raft::vital::vital;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{Notify, broadcast, watch};
 use tokio::task::JoinSet;
@@ -33,6 +34,8 @@ use crate::record_batch::BatchLimits;
 
 /// Steps under way at the same time.
 const STEPS_MAX: usize = 32;
+/// How long a membership change is waited for.
+const CHANGE_WAIT: Duration = Duration::from_secs(5);
 /// Before a step that failed is tried again.
 const RETRY_WAIT: Duration = Duration::from_millis(500);
 /// Before a step that waits for a replica to catch up is taken again.
@@ -117,11 +120,12 @@ pub(super) async fn run(shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
         let next = shared.work.next(&busy);
         if first_pass && steps.is_empty() && next.is_none_or(|at| at > Instant::now()) {
             first_pass = false;
-            let shared = shared.clone();
-            readiness.spawn(async move {
+            let (shared, failing) = (shared.clone(), shared.clone());
+            let hear = async move {
                 shared.hear_peers().await;
                 shared.set_ready();
-            });
+            };
+            readiness.spawn(vital("readiness", move |why| failing.fail(why.to_owned()), hear));
         }
         tokio::select! {
             _ = stop.wait_for(|stop| *stop) => break,
@@ -164,7 +168,8 @@ impl Followers {
         }
         let (shared, mut leader) = (Arc::downgrade(shared), hosted.leader);
         leader.mark_changed();
-        self.tasks.spawn(async move {
+        let failing = shared.clone();
+        let following = async move {
             // Ends when the replica is deleted: its sender is dropped then.
             while leader.changed().await.is_ok() {
                 let Some(shared) = shared.upgrade() else { return };
@@ -172,7 +177,9 @@ impl Followers {
                 shared.leadership_changed.notify_one();
                 shared.work.add(group);
             }
-        });
+        };
+        let fail = move |why: &str| failing.upgrade().iter().for_each(|shared| shared.fail(why.to_owned()));
+        self.tasks.spawn(vital("leaders", fail, following));
     }
 }
 
@@ -463,19 +470,23 @@ impl Shared {
         let done = match &step {
             Step::Settled => return Next::Change,
             Step::Wait => return Next::After(CATCH_UP_WAIT),
-            Step::AddLearner(replica, broker) => local.add_learner(*replica, ReplicaHome { broker: *broker }).await,
-            Step::ChangeVoters(voters) => local.change_voters(voters.clone()).await,
+            Step::AddLearner(replica, broker) => {
+                timeout(CHANGE_WAIT, local.add_learner(*replica, ReplicaHome { broker: *broker })).await
+            }
+            Step::ChangeVoters(voters) => timeout(CHANGE_WAIT, local.change_voters(voters.clone())).await,
             Step::ReportRemoved(gone) => {
                 gone.iter().for_each(|replica| self.reports.removed(group, *replica));
                 return Next::Change;
             }
         };
         match done {
-            Ok(()) => {
+            Ok(Ok(())) => {
                 tracing::info!(%group, ?step, "membership changed");
                 Next::After(Duration::ZERO)
             }
-            Err(error) => {
+            // It goes on by itself. A leader without its quorum would keep this step's place for as long.
+            Err(_) => Next::After(CHANGE_WAIT),
+            Ok(Err(error)) => {
                 tracing::debug!(%group, ?step, %error, "membership not changed");
                 Next::After(RETRY_WAIT)
             }

@@ -10,6 +10,7 @@ use std::time::Duration;
 use pontoon_raft::raft_group::GroupStatus;
 use pontoon_raft::transport::Liveness;
 use pontoon_raft::types::{BrokerId, GroupId, Offset};
+use pontoon_raft::vital::vital;
 use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{broadcast, watch};
@@ -251,7 +252,10 @@ pub(super) async fn run(shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
             }
         });
         for peer in peers {
-            let start = || tasks.spawn(send(shared.clone(), peer, newest.subscribe()));
+            let start = || {
+                let (sending, failing) = (send(shared.clone(), peer, newest.subscribe()), shared.clone());
+                tasks.spawn(vital("summaries", move |why| failing.fail(why.to_owned()), sending))
+            };
             senders.entry(peer).or_insert_with(start);
         }
         let woken = tokio::select! {

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
+use pontoon_raft::vital::vital;
 use tokio::sync::{Notify, watch};
 
 use super::tables::{Batch, Stamp, Tables};
@@ -30,7 +31,13 @@ impl Writer {
     pub(super) fn start(tables: Arc<dyn Tables>) -> Arc<Self> {
         let finished = watch::Sender::new(false);
         let writer = Arc::new(Self { tables, pending: Mutex::default(), wake: Notify::new(), finished });
-        tokio::spawn(run(writer.clone()));
+        let ended = writer.clone();
+        let give_up = move |why: &str| {
+            // The next start rebuilds the tables. Whoever waits for the end need not wait for ever.
+            tracing::error!(why, "the catalog's tables are not written any more");
+            ended.finished.send_replace(true);
+        };
+        tokio::spawn(vital("catalog's tables", give_up, run(writer.clone())));
         writer
     }
 

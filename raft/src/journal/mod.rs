@@ -320,7 +320,13 @@ impl Journal {
         });
         let (ready_in, ready) = mpsc::channel(1);
         let (retire, retire_out) = mpsc::channel(1);
-        let stop = |shared: Arc<Shared>| move |why: &str| shared.stop(why);
+        let stop = |shared: Arc<Shared>| {
+            move |why: &str| {
+                // The writer's end has stopped the journal by now, without a reason.
+                tracing::error!(why, "the journal stops");
+                shared.stop(why);
+            }
+        };
         let keeping = keeper.run(shared.clone(), ready_in, retire_out);
         let keeper = tokio::spawn(vital("journal files", stop(shared.clone()), keeping));
         let writer = Writer {

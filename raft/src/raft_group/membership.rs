@@ -25,7 +25,10 @@ impl RaftGroup {
     /// is left as it is.
     pub async fn add_learner(&self, replica: ReplicaId, home: ReplicaHome) -> Result<(), ProposeError> {
         self.detached(move |group| async move {
-            let _one = group.inner.changes.lock().await;
+            // Whoever gave up waiting asks again, while what it asked for goes on.
+            let Ok(_one) = group.inner.changes.try_lock() else {
+                return Err(ProposeError::Unknown("an earlier change is under way".into()));
+            };
             group.finish_joint().await?;
             if group.membership().get_node(&replica) == Some(&home) {
                 return Ok(());
@@ -42,7 +45,10 @@ impl RaftGroup {
     pub async fn change_voters(&self, voters: Vec<ReplicaId>) -> Result<(), ProposeError> {
         let voters: BTreeSet<ReplicaId> = voters.into_iter().collect();
         self.detached(move |group| async move {
-            let _one = group.inner.changes.lock().await;
+            // Whoever gave up waiting asks again, while what it asked for goes on.
+            let Ok(_one) = group.inner.changes.try_lock() else {
+                return Err(ProposeError::Unknown("an earlier change is under way".into()));
+            };
             group.finish_joint().await?;
             if !voters.contains(&group.replica()) {
                 return group.leave_to(&voters).await;
