@@ -78,7 +78,12 @@ async fn too_few_file_descriptors_are_refused_and_few_are_complained_about() {
         let line = tokio::task::block_in_place(|| lines.next()).expect("it ended").unwrap();
         said += &format!("{line}\n");
     }
-    assert!(said.contains("RLIMIT_NOFILE is 4096, with limits.connections_max = 10000"), "{said}");
+    assert!(
+        said.contains(
+            "RLIMIT_NOFILE is 4096: at most 682 connections to each door, not limits.connections_max = 10000"
+        ),
+        "{said}"
+    );
     let metrics = format!("http://127.0.0.1:{}/metrics", ports[1]);
     let text = crate::support::client().get(metrics).send().await.unwrap().text().await.unwrap();
     assert!(text.contains("pontoon_process_max_fds 4096\n"), "the soft limit was raised to the hard one: {text}");

@@ -63,11 +63,11 @@ impl DevArgs {
 
 /// Runs until a signal or until a broker cannot go on.
 pub(super) async fn run(args: DevArgs) -> Result<(), Failure> {
-    let configs = args.configs();
+    let mut configs = args.configs();
     for config in &configs {
         config.validate().map_err(|error| Failure::Usage(error.to_string()))?;
     }
-    raise_file_limit(&configs.iter().collect::<Vec<_>>())?;
+    raise_file_limit(&mut configs.iter_mut().collect::<Vec<_>>())?;
     let mut signals = Signals::catch()?;
     let mut servers = Vec::new();
     for config in &configs {

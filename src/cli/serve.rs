@@ -93,12 +93,12 @@ impl ServeArgs {
 
 /// Runs until a signal or until the broker cannot go on.
 pub(super) async fn run(args: ServeArgs) -> Result<(), Failure> {
-    let (config, warnings) = load::load(args.config.as_deref(), environment()?, &args.flags())
+    let (mut config, warnings) = load::load(args.config.as_deref(), environment()?, &args.flags())
         .map_err(|error| Failure::Usage(error.to_string()))?;
     for warning in warnings {
         warn!("{warning}");
     }
-    raise_file_limit(&[&config])?;
+    raise_file_limit(&mut [&mut config])?;
     let mut signals = Signals::catch()?;
     let listeners = bind(&config).await?;
     let broker = tokio::select! {
@@ -218,8 +218,8 @@ impl Running {
     }
 }
 
-/// Raises RLIMIT_NOFILE as far as it goes and checks that it is enough: segments and connections are files.
-pub(super) fn raise_file_limit(configs: &[&Config]) -> Result<(), Failure> {
+/// Raises RLIMIT_NOFILE as far as it goes, checks that it is enough, and keeps connections from taking the files that segments need.
+pub(super) fn raise_file_limit(configs: &mut [&mut Config]) -> Result<(), Failure> {
     let limit = getrlimit(Resource::Nofile);
     if limit.current != limit.maximum
         && let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum })
@@ -230,13 +230,24 @@ pub(super) fn raise_file_limit(configs: &[&Config]) -> Result<(), Failure> {
     if files < FILES_MIN {
         return Err(Failure::Failed(format!("RLIMIT_NOFILE is {files}; at least {FILES_MIN} are needed (ulimit -n)")));
     }
-    let connections: usize = configs.iter().map(|config| config.limits.connections_max).sum();
-    if files < connections as u64 + FILES_MIN {
-        warn!(
-            "RLIMIT_NOFILE is {files}, with limits.connections_max = {connections}: raise it (ulimit -n) or lower that"
-        );
+    let most = connections_max(files, configs.len());
+    for config in configs {
+        let wanted = config.limits.connections_max;
+        if wanted > most {
+            warn!(
+                "RLIMIT_NOFILE is {files}: at most {most} connections to each door, not limits.connections_max = {wanted} (ulimit -n)"
+            );
+            config.limits.connections_max = most;
+        }
     }
     Ok(())
+}
+
+/// How many connections each door of so many brokers may have, so that half of all files are left for segments: a directory that
+/// cannot open a file stops. A connection over HTTP may need another one, to the broker that leads.
+fn connections_max(files: u64, brokers: usize) -> usize {
+    let doors = 3 * brokers as u64;
+    usize::try_from(files / 2 / doors.max(1)).unwrap_or(usize::MAX)
 }
 
 #[cfg(test)]
@@ -258,6 +269,15 @@ mod tests {
         let flags = Only::parse_from(line).args.flags();
         let wanted = [("broker_id", "1"), ("raft.heartbeat_ms", "5"), ("broker_id", "2"), ("allow_insecure", "true")];
         assert_eq!(flags, wanted.map(|(key, text)| (key.to_owned(), text.to_owned())));
+    }
+
+    #[test]
+    fn connections_leave_half_of_all_files_to_segments() {
+        assert_eq!(
+            [connections_max(1024, 1), connections_max(20_000, 1), connections_max(20_000, 3)],
+            [170, 3333, 1111]
+        );
+        assert!(connections_max(1 << 20, 1) > 100_000);
     }
 
     #[tokio::test]

@@ -61,7 +61,7 @@ keys! {
     "limits.record_bytes_max", "1048576", "Largest record: key, value and headers together. A topic's `max.message.bytes` takes its place." => |c, t| c.limits.record_bytes_max = at_least(t, 1)?;
     "limits.request_bytes_max", "16777216", "Largest body of a request." => |c, t| c.limits.request_bytes_max = at_least(t, 1)?;
     "limits.inflight_bytes_max", "268435456", "Most bytes of requests being worked on at once; as many again of answers to fetches." => |c, t| c.limits.inflight_bytes_max = at_least(t, 1)?;
-    "limits.connections_max", "10000", "Most HTTP connections." => |c, t| c.limits.connections_max = at_least(t, 1)?;
+    "limits.connections_max", "10000", "Most connections, over HTTP and over Kafka each; never more than a sixth of RLIMIT_NOFILE." => |c, t| c.limits.connections_max = at_least(t, 1)?;
     "limits.header_bytes_max", "32768", "Largest head of a request, path and headers together; at least 8192." => |c, t| c.limits.header_bytes_max = at_least(t, 1)?;
     "limits.header_timeout_ms", "60000", "Longest wait for a request's head, also on an idle connection." => |c, t| c.limits.header_timeout = millis(t)?;
     "limits.body_timeout_ms", "30000", "Longest wait for a request's whole body." => |c, t| c.limits.body_timeout = millis(t)?;

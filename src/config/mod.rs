@@ -41,7 +41,7 @@ pub struct Limits {
     pub request_bytes_max: usize,
     /// Most request bytes being worked on at once, and most bytes of answers to fetches. Default: 256 MiB (each).
     pub inflight_bytes_max: usize,
-    /// Most HTTP connections. Default: 10 000.
+    /// Most connections, over HTTP and over Kafka each; never more than a sixth of RLIMIT_NOFILE. Default: 10 000.
     pub connections_max: usize,
     /// Largest head of a request, path and headers together. Default: 32 KiB.
     pub header_bytes_max: usize,
