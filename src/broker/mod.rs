@@ -257,6 +257,11 @@ impl Broker {
         self.shared.create_topic(spec, timeout).await
     }
 
+    /// How many replicas a topic gets that does not say.
+    pub fn default_replicas(&self) -> u32 {
+        self.shared.default_replicas()
+    }
+
     /// What [`Self::create_topic`] would refuse, as far as this broker can tell. Creates nothing.
     pub fn check_topic(&self, spec: &TopicSpec) -> Result<()> {
         check_not_internal(&spec.name)?;
@@ -288,6 +293,11 @@ impl Broker {
     /// The topic of this id (see [`TopicDescription::topic_id`]).
     pub fn topic_by_id(&self, topic_id: u128) -> Result<TopicDescription> {
         self.shared.topic_by_id(topic_id)
+    }
+
+    /// How many replicas the partition with the fewest has, or is to get back. `UNKNOWN_TOPIC`.
+    pub fn fewest_replicas(&self, name: &str) -> Result<u32> {
+        self.shared.fewest_replicas(name)
     }
 
     /// Every key of a topic's configuration, set or not. `UNKNOWN_TOPIC`.
@@ -363,7 +373,27 @@ impl Broker {
         self.shared.create_producer(timeout).await
     }
 
-    /// The cluster as this broker sees it.
+    /// Where clients reach the brokers that live over Kafka's protocol, `host:port`.
+    pub fn kafka_addresses(&self) -> Vec<(BrokerId, String)> {
+        self.shared.kafka_addresses()
+    }
+
+    /// 32 hexadecimal digits; empty while there is none.
+    pub fn cluster_id(&self) -> String {
+        self.shared.cluster_id()
+    }
+
+    /// The broker that leads the catalog, as far as is known.
+    pub fn controller(&self) -> Option<BrokerId> {
+        self.shared.known_controller().map(|(broker, _)| broker)
+    }
+
+    /// A partition's leader and its epoch, as far as is known.
+    pub fn leader(&self, topic: &str, partition: u32) -> Option<(BrokerId, u64)> {
+        self.shared.leader_of(topic, partition)
+    }
+
+    /// The cluster as this broker sees it. It looks at every partition.
     pub fn cluster(&self) -> ClusterDescription {
         self.shared.cluster()
     }

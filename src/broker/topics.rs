@@ -112,7 +112,7 @@ impl Shared {
 
     /// As many as there are brokers, but at most [`REPLICAS_DEFAULT`]. Brokers that the configuration promises count even
     /// before they have joined: a topic must not be weaker because it was created early.
-    fn default_replicas(&self) -> u32 {
+    pub(super) fn default_replicas(&self) -> u32 {
         let brokers = self.catalog.state().brokers().len().max(self.config.bootstrap.len());
         brokers.clamp(1, REPLICAS_DEFAULT) as u32
     }
@@ -372,6 +372,15 @@ impl Shared {
         Ok(topic_config::keys().map(entry).collect())
     }
 
+    /// How many replicas the partition with the fewest has, or is to get back.
+    pub(super) fn fewest_replicas(&self, name: &str) -> Result<u32> {
+        self.check_registered()?;
+        let state = self.catalog.state();
+        let topic = state.topic(name).ok_or_else(|| unknown_topic(name))?;
+        let replicas = topic.partitions.iter().map(|record| state.replicas_wanted(record));
+        Ok(replicas.min().unwrap_or(1))
+    }
+
     pub(super) fn topic_config(&self, name: &str) -> Result<TopicConfig> {
         self.check_registered()?;
         let state = self.catalog.state();
@@ -429,6 +438,28 @@ impl Shared {
         LaggingReplica { broker: behind.broker, records: behind.records, bytes: behind.bytes, reason }
     }
 
+    fn kafka_address_of(&self, broker: BrokerId) -> Option<String> {
+        match broker == self.broker {
+            true => self.kafka_address(),
+            false => self.routing.kafka_address(broker),
+        }
+    }
+
+    pub(super) fn kafka_addresses(&self) -> Vec<(BrokerId, String)> {
+        let state = self.catalog.state();
+        let living = state.brokers().keys().filter(|broker| self.alive(**broker));
+        living.filter_map(|broker| Some((*broker, self.kafka_address_of(*broker)?))).collect()
+    }
+
+    pub(super) fn cluster_id(&self) -> String {
+        self.store.cluster().map(|cluster| format!("{:032x}", cluster.0)).unwrap_or_default()
+    }
+
+    pub(super) fn leader_of(&self, topic: &str, partition: u32) -> Option<(BrokerId, u64)> {
+        let state = self.catalog.state();
+        self.leader(state.topic(topic)?.partitions.get(partition as usize)?)
+    }
+
     pub(super) fn cluster(&self) -> ClusterDescription {
         let state = self.catalog.state();
         let leads = self.routing.claims_by_broker();
@@ -446,10 +477,7 @@ impl Shared {
         let brokers = state.brokers().values().map(|known| BrokerDescription {
             broker_id: known.broker,
             http_address: known.http_address.clone(),
-            kafka_address: match known.broker == self.broker {
-                true => self.kafka_address(),
-                false => self.routing.kafka_address(known.broker),
-            },
+            kafka_address: self.kafka_address_of(known.broker),
             peer_address: known.peer_address.clone(),
             alive: self.alive(known.broker),
             leads: count(&leads, known.broker),
@@ -461,7 +489,7 @@ impl Shared {
             },
         });
         ClusterDescription {
-            cluster_id: self.store.cluster().map(|cluster| format!("{:032x}", cluster.0)).unwrap_or_default(),
+            cluster_id: self.cluster_id(),
             controller: self.known_controller().map(|(broker, _)| broker),
             brokers: brokers.collect(),
         }

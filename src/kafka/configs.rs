@@ -1,7 +1,7 @@
 //! DescribeConfigs, AlterConfigs, IncrementalAlterConfigs: topics by their own keys; brokers only described, by the few keys
 //! that tools look for.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use super::messages::{
     IncrementalAlterConfigsRequest, IncrementalAlterConfigsResponse, Response,
 };
 use super::topics::Refused;
-use super::{Door, ErrorCode};
+use super::{Door, ErrorCode, promises};
 use crate::broker::ConfigEntry;
 
 /// Kinds of resources.
@@ -21,7 +21,7 @@ pub(super) const BROKER: i8 = 4;
 /// Where a value comes from.
 const SOURCE_TOPIC: i8 = 1;
 const SOURCE_STATIC_BROKER: i8 = 4;
-const SOURCE_DEFAULT: i8 = 5;
+pub(super) const SOURCE_DEFAULT: i8 = 5;
 
 /// What a value is.
 const KIND_BOOLEAN: i8 = 1;
@@ -50,7 +50,11 @@ pub(super) fn effective(entry: &ConfigEntry) -> (&str, i8) {
 /// DescribeConfigs.
 pub(super) fn describe(door: &Door, request: DescribeConfigsRequest) -> Response {
     let synonyms = request.include_synonyms;
-    let results = request.resources.into_iter().map(|resource| {
+    let mut resources = request.resources;
+    // Named twice, described once: a topic's description looks at all of its partitions.
+    let mut seen = BTreeSet::new();
+    resources.retain(|resource| seen.insert((resource.resource_type, resource.resource_name.clone())));
+    let results = resources.into_iter().map(|resource| {
         let DescribeConfigsResource { resource_type, resource_name, configuration_keys } = resource;
         let found = match resource_type {
             TOPIC => topic(door, &resource_name, synonyms),
@@ -77,7 +81,16 @@ pub(super) fn describe(door: &Door, request: DescribeConfigsRequest) -> Response
 
 fn topic(door: &Door, name: &str, synonyms: bool) -> Result<Vec<DescribedConfig>, Refused> {
     let entries = door.broker.topic_config_entries(name)?;
-    Ok(entries.iter().map(|entry| describe_entry(entry, synonyms)).collect())
+    let replicas = door.broker.fewest_replicas(name)?;
+    let promised = promises::of(replicas).map(|(name, value)| DescribedConfig {
+        name: name.to_owned(),
+        config_type: if value == "false" { KIND_BOOLEAN } else { KIND_INT },
+        value: Some(value),
+        read_only: true,
+        config_source: SOURCE_DEFAULT,
+        ..Default::default()
+    });
+    Ok(entries.iter().map(|entry| describe_entry(entry, synonyms)).chain(promised).collect())
 }
 
 fn describe_entry(entry: &ConfigEntry, synonyms: bool) -> DescribedConfig {
@@ -212,9 +225,14 @@ async fn alter_one(
             let why = "a broker's configuration is changed in its file and by a restart".to_owned();
             return Err(Refused(ErrorCode::InvalidRequest, why));
         }
-        let changes = changes?;
+        let mut changes = changes?;
+        let replicas = door.broker.fewest_replicas(&resource_name)?;
+        for (key, _) in promises::of(replicas) {
+            let value = changes.remove(key).flatten();
+            value.and_then(|value| promises::check(key, &value, replicas)).unwrap_or(Ok(()))?;
+        }
         door.broker.check_topic_changes(&resource_name, &changes)?;
-        if !validate_only {
+        if !validate_only && !changes.is_empty() {
             door.broker.alter_topic(&resource_name, None, changes, TIMEOUT).await?;
         }
         Ok(())

@@ -69,7 +69,7 @@ pub(super) async fn find_coordinator(door: &Arc<Door>, request: FindCoordinatorR
         GROUP => door.broker.ensure_offsets_topic(TOPIC_TIMEOUT).await.map_err(|error| error.message),
         other => Err(format!("coordinators of kind {other}: there are no transactions")),
     };
-    let known = brokers(&door.broker.cluster().brokers);
+    let known = brokers(door);
     let find = |key: String| {
         let refused = |code: ErrorCode, message: String| FoundCoordinator {
             key: key.clone(),

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use pontoon_raft::types::BrokerId;
 use tracing::info;
 
 use super::messages::{
@@ -15,7 +16,7 @@ use super::messages::{
 };
 use super::wire::Uuid;
 use super::{Door, ErrorCode};
-use crate::broker::{BrokerDescription, TopicDescription, TopicSpec};
+use crate::broker::{TopicDescription, TopicSpec};
 use crate::config::{host_of, port_of};
 use crate::coordinator::OFFSETS_TOPIC;
 use crate::error::{Code, Error};
@@ -58,27 +59,22 @@ pub(super) fn topic_uuid(topic: &TopicDescription) -> Uuid {
 /// Who leads the partitions that a request has asked the wrong broker for (KIP-951).
 pub(super) struct Leaders<'a> {
     door: &'a Door,
-    topics: BTreeMap<String, Option<TopicDescription>>,
     named: Vec<i32>,
 }
 
 impl<'a> Leaders<'a> {
     pub(super) fn new(door: &'a Door) -> Self {
-        Self { door, topics: BTreeMap::new(), named: Vec::new() }
+        Self { door, named: Vec::new() }
     }
 
     /// The leader, if it is known.
     pub(super) fn of(&mut self, topic: &str, partition: i32) -> Option<LeaderIdAndEpoch> {
-        let described = match self.topics.get(topic) {
-            Some(known) => known,
-            None => self.topics.entry(topic.to_owned()).or_insert(self.door.broker.topic(topic).ok()),
-        };
-        let partition = described.as_ref()?.partitions.get(usize::try_from(partition).ok()?)?;
-        let leader_id = partition.leader?.0 as i32;
+        let (leader, term) = self.door.broker.leader(topic, u32::try_from(partition).ok()?)?;
+        let leader_id = leader.0 as i32;
         if !self.named.contains(&leader_id) {
             self.named.push(leader_id);
         }
-        Some(LeaderIdAndEpoch { leader_id, leader_epoch: epoch(partition.leader_epoch) })
+        Some(LeaderIdAndEpoch { leader_id, leader_epoch: epoch(term) })
     }
 
     /// Where those that were named are.
@@ -86,7 +82,7 @@ impl<'a> Leaders<'a> {
         if self.named.is_empty() {
             return None;
         }
-        let brokers = brokers(&self.door.broker.cluster().brokers);
+        let brokers = brokers(self.door);
         let named = brokers.into_iter().filter(|broker| self.named.contains(&broker.node_id));
         let endpoint = |broker: MetadataBroker| NodeEndpoint {
             node_id: broker.node_id,
@@ -136,17 +132,20 @@ pub(super) fn epoch(term: u64) -> i32 {
 }
 
 /// The brokers that clients can be sent to.
-pub(super) fn brokers(known: &[BrokerDescription]) -> Vec<MetadataBroker> {
-    let listed = |broker: &BrokerDescription| {
-        let address = broker.kafka_address.as_deref().filter(|_| broker.alive)?;
+pub(super) fn brokers(door: &Door) -> Vec<MetadataBroker> {
+    let listed = |(broker, address): (BrokerId, String)| {
         Some(MetadataBroker {
-            node_id: broker.broker_id.0 as i32,
-            host: host_of(address).to_owned(),
-            port: i32::from(port_of(address)?),
+            node_id: broker.0 as i32,
+            host: host_of(&address).to_owned(),
+            port: i32::from(port_of(&address)?),
             rack: None,
         })
     };
-    known.iter().filter_map(listed).collect()
+    door.broker.kafka_addresses().into_iter().filter_map(listed).collect()
+}
+
+fn controller_id(door: &Door) -> i32 {
+    door.broker.controller().map_or(-1, |controller| controller.0 as i32)
 }
 
 /// Metadata.
@@ -168,8 +167,7 @@ pub(super) async fn metadata(door: &Arc<Door>, request: MetadataRequest, version
         }
         None => topics.extend(door.broker.topics().into_iter().map(Ok)),
     }
-    let cluster = door.broker.cluster();
-    let brokers = brokers(&cluster.brokers);
+    let brokers = brokers(door);
     let reachable = |id: i32| brokers.iter().any(|broker| broker.node_id == id);
     let topics = topics.into_iter().map(|topic| match topic {
         Ok(topic) => MetadataTopic {
@@ -179,13 +177,13 @@ pub(super) async fn metadata(door: &Arc<Door>, request: MetadataRequest, version
         Err(missing) => missing,
     });
     let topics = topics.collect();
-    let controller_id = cluster.controller.map_or(-1, |controller| controller.0 as i32);
+    let controller_id = controller_id(door);
     Response::Metadata(MetadataResponse {
         topics,
         // Clients send the controller's requests there; any broker takes them, so one that can be reached will do.
         controller_id: Some(controller_id).filter(|id| reachable(*id)).unwrap_or(door.broker.id().0 as i32),
         brokers,
-        cluster_id: Some(cluster.cluster_id),
+        cluster_id: Some(door.broker.cluster_id()),
         cluster_authorized_operations: Allowed::Cluster.bits(ask_cluster),
         ..Default::default()
     })
@@ -283,7 +281,6 @@ pub(super) async fn describe_cluster(door: &Door, request: DescribeClusterReques
         });
     }
     door.broker.await_ready(READY_TIMEOUT).await;
-    let cluster = door.broker.cluster();
     let broker = |broker: MetadataBroker| DescribedBroker {
         broker_id: broker.node_id,
         host: broker.host,
@@ -292,9 +289,9 @@ pub(super) async fn describe_cluster(door: &Door, request: DescribeClusterReques
         is_fenced: false,
     };
     Response::DescribeCluster(DescribeClusterResponse {
-        cluster_id: cluster.cluster_id,
-        controller_id: cluster.controller.map_or(-1, |controller| controller.0 as i32),
-        brokers: brokers(&cluster.brokers).into_iter().map(broker).collect(),
+        cluster_id: door.broker.cluster_id(),
+        controller_id: controller_id(door),
+        brokers: brokers(door).into_iter().map(broker).collect(),
         cluster_authorized_operations: Allowed::Cluster.bits(request.include_cluster_authorized_operations),
         ..Default::default()
     })

@@ -19,6 +19,7 @@ mod metadata;
 pub mod metrics;
 mod offsets;
 mod produce;
+mod promises;
 mod topics;
 pub mod wire;
 

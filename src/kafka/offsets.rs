@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::{StreamExt, stream};
 use pontoon_raft::types::Offset;
 
 use super::fetch::check_epoch;
@@ -28,6 +29,8 @@ const MAX_TIMESTAMP: i64 = -3;
 const EARLIEST_LOCAL: i64 = -4;
 /// The latest that is in tiered storage; there is none.
 const LATEST_TIERED: i64 = -5;
+/// Partitions of a request that are looked at at a time.
+const SIDE_BY_SIDE: usize = 64;
 
 /// An offset and what is known of the record there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,9 +46,13 @@ const NOTHING: Found = Found { offset: -1, timestamp: -1, epoch: -1 };
 pub(super) async fn list(door: &Arc<Door>, request: ListOffsetsRequest) -> Response {
     let mut topics = Vec::with_capacity(request.topics.len());
     for topic in request.topics {
-        let mut partitions = Vec::with_capacity(topic.partitions.len());
-        for asked in topic.partitions {
-            let found = list_one(door, &topic.name, &asked).await;
+        // Side by side: one that has no quorum takes its time to say so, and must not keep the others waiting.
+        let name = topic.name.as_str();
+        let asked =
+            topic.partitions.into_iter().map(|asked| async move { (list_one(door, name, &asked).await, asked) });
+        let answers: Vec<_> = stream::iter(asked).buffered(SIDE_BY_SIDE).collect().await;
+        let mut partitions = Vec::with_capacity(answers.len());
+        for (found, asked) in answers {
             let code = found.as_ref().err().copied().unwrap_or(ErrorCode::None);
             let Found { offset, timestamp, epoch } = found.unwrap_or(NOTHING);
             partitions.push(ListedOffsetsPartition {

@@ -463,7 +463,7 @@ async fn topics_are_created_changed_and_deleted_with_kafkas_codes() {
     };
     let topics = vec![
         topic("good", -1, -1),
-        with(topic("configured", 1, 1), "retention.ms", Some("1000")),
+        with(with(topic("configured", 1, 1), "retention.ms", Some("1000")), "min.insync.replicas", Some("1")),
         topic("a/b", 1, 1),
         topic("..", 1, 1),
         topic("nul\0", 1, 1),
@@ -514,7 +514,7 @@ async fn topics_are_created_changed_and_deleted_with_kafkas_codes() {
     let resource = |resource_type, name: &str| DescribeConfigsResource {
         resource_type,
         resource_name: name.into(),
-        configuration_keys: Some(vec!["retention.ms".into(), "num.partitions".into()]),
+        configuration_keys: Some(vec!["retention.ms".into(), "num.partitions".into(), "min.insync.replicas".into()]),
     };
     let resources = vec![resource(2, "configured"), resource(2, "missing"), resource(4, "1"), resource(4, "9")];
     let request = DescribeConfigsRequest { resources, include_synonyms: true, include_documentation: false };
@@ -522,6 +522,11 @@ async fn topics_are_created_changed_and_deleted_with_kafkas_codes() {
     assert_eq!(response.results.iter().map(|result| result.error_code).collect::<Vec<_>>(), [0, 3, 0, 42]);
     let retention = &response.results[0].configs[0];
     assert_eq!((retention.value.as_deref(), retention.config_source, retention.synonyms.len()), (Some("1000"), 1, 2));
+    let promised = &response.results[0].configs[1];
+    assert_eq!(
+        (promised.name.as_str(), promised.value.as_deref(), promised.read_only),
+        ("min.insync.replicas", Some("1"), true)
+    );
     assert_eq!(response.results[2].configs[0].value.as_deref(), Some("3"));
     let topic_names = vec!["good".into(), "missing".into()];
     let request = DeleteTopicsRequest { topic_names, timeout_ms: 30_000, ..Default::default() };
@@ -1055,6 +1060,17 @@ async fn configurations_change_and_records_are_deleted() {
         assert_eq!(alter(incremental(2, vec![wrong], false)).await, 40);
     }
     assert_eq!(alter(incremental(4, retention(), false)).await, 42);
+    // What holds anyway is taken and not stored: one replica's majority is one.
+    let unclean = "unclean.leader.election.enable";
+    for (key, value, code) in [
+        ("min.insync.replicas", "1", 0),
+        ("min.insync.replicas", "2", 40),
+        (unclean, "false", 0),
+        (unclean, "true", 40),
+    ] {
+        let found = alter(incremental(2, vec![change(key, 0, Some(value))], false)).await;
+        assert_eq!((found, set().len()), (code, 1), "{key}={value}");
+    }
     // A list takes in and lets go; what it cannot hold is refused by its value.
     for (operation, value, code) in
         [(2, "delete", 0), (2, "compact", 40), (3, "compact", 0), (3, "delete", 40), (9, "x", 40)]

@@ -16,7 +16,7 @@ use super::messages::{
 use super::metadata::topic_uuid;
 use super::produce::leading;
 use super::wire::Uuid;
-use super::{Door, ErrorCode, configs};
+use super::{Door, ErrorCode, configs, promises};
 use crate::broker::{TopicDescription, TopicSpec, check_not_internal};
 use crate::error::{Code, Error};
 
@@ -107,12 +107,20 @@ fn describe(door: &Door, topic: &TopicDescription) -> CreatedTopic {
             is_sensitive: false,
         }
     });
+    let replicas = topic.partitions.iter().map(|partition| partition.replicas.len() as u32).min().unwrap_or(1);
+    let promised = promises::of(replicas).map(|(name, value)| CreatedConfig {
+        name: name.to_owned(),
+        value: Some(value),
+        read_only: true,
+        config_source: configs::SOURCE_DEFAULT,
+        is_sensitive: false,
+    });
     CreatedTopic {
         name: topic.name.clone(),
         topic_id: topic_uuid(topic),
         num_partitions: topic.partitions.len() as i32,
         replication_factor: topic.partitions.first().map_or(-1, |first| first.replicas.len() as i16),
-        configs: Some(configs.collect()),
+        configs: Some(configs.chain(promised).collect()),
         ..Default::default()
     }
 }
@@ -142,12 +150,17 @@ fn spec(door: &Door, topic: CreatableTopic) -> Result<TopicSpec, Refused> {
             )
         })?),
     };
+    let fewest = assignment.iter().flatten().map(|on| on.len() as u32).min();
+    let fewest = fewest.or(replicas).unwrap_or_else(|| door.broker.default_replicas());
     let mut config = BTreeMap::new();
     for entry in topic.configs {
         let value = entry.value.ok_or_else(|| {
             Refused(ErrorCode::InvalidConfig, format!("{} has no value; leave it out for the default", entry.name))
         })?;
-        config.insert(entry.name, value);
+        match promises::check(&entry.name, &value, fewest) {
+            Some(holds) => holds?,
+            None => drop(config.insert(entry.name, value)),
+        }
     }
     Ok(TopicSpec { name: topic.name, partitions, replicas, assignment, config })
 }
