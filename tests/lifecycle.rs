@@ -87,6 +87,26 @@ async fn a_wiped_broker_comes_back_and_is_filled_again() {
     }
 }
 
+/// Every broker then judges all groups at once: the sort that puts the urgent ones first has panicked there.
+#[tokio::test]
+async fn many_partitions_are_led_again_after_all_brokers_were_killed() {
+    let mut cluster = Cluster::start(3).await;
+    let partitions = 200;
+    cluster.create_topic(1, "many", partitions).await;
+    for round in 0..2 {
+        for partition in 0..partitions {
+            cluster.produce_text(1 + partition % 3, "many", partition, &format!("round {round}")).await;
+        }
+        (1..=3).for_each(|id| cluster.kill(id));
+        cluster.restart_all(&[1, 2, 3]).await;
+    }
+    for partition in 0..partitions {
+        let records = cluster.fetch_all(1 + partition % 3, "many", partition).await;
+        let values: Vec<&str> = records.iter().filter_map(|record| record["value"].as_str()).collect();
+        assert_eq!(values, ["round 0", "round 1"], "partition {partition}");
+    }
+}
+
 fn copy_dir(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap();
     for entry in fs::read_dir(from).unwrap() {

@@ -117,7 +117,8 @@ pub async fn unsound(binary: &Path, name: &str, data: &Path) -> Harness<Vec<Stri
     let script = format!("'{binary}' --json log verify '{data}' || true");
     let told = run_with_input(&["sh", "-c", &script], "").await?;
     let lines = told.lines().filter_map(|line| serde_json::from_str::<Verified>(line).ok());
-    let unsound = lines.filter(|line| line.sound == Some(false));
+    // A growing segment's index is not synced: a power cut may leave anything of it, and it is made anew.
+    let unsound = lines.filter(|line| line.sound == Some(false) && !line.file.ends_with(".index"));
     Ok(unsound.map(|line| format!("{name}: {} is not sound: {:?}", line.file, line.problems)).collect())
 }
 

@@ -43,7 +43,9 @@ pub(super) async fn index(subject: &mut Subject<'_>) -> io::Result<()> {
         Ok(parsed) => parsed,
         Err(why) => {
             subject.report.problem(0, why);
-            subject.report.note("an index that is not sound is made anew from its segment");
+            subject.report.note(
+                "an index that is not sound is made anew from its segment; a power cut may leave the newest one so",
+            );
             return Ok(());
         }
     };

@@ -182,7 +182,7 @@ impl Log {
             last.map(|segment| (segment.name(), segment.index.encode(segment.name())))
         };
         match index {
-            Some((name, index)) => self.store_index(name, index).await,
+            Some((name, index)) => self.store_closed_index(name, index).await,
             None => Ok(()),
         }
     }
@@ -198,7 +198,8 @@ impl Log {
         replace_file_unsynced(&*self.context.disk, &segment::path(&self.dir, name, "index"), vec![index]).await
     }
 
-    /// Writes a closed segment's index. Errors are the caller's to judge.
+    /// Writes the index of a segment that is closed, or that nothing more is appended to by this process, durably. Errors are the
+    /// caller's to judge.
     pub(crate) async fn store_closed_index(&self, name: SegmentName, index: Bytes) -> io::Result<()> {
         let Some(_folder) = self.folder().await? else { return Ok(()) };
         replace_file(&*self.context.disk, &segment::path(&self.dir, name, "index"), vec![index]).await
