@@ -97,6 +97,20 @@ class Cluster:
     def bootstrap(self):
         return ",".join(f"127.0.0.1:{port}" for port in self.kafka)
 
+    def log_of(self, broker):
+        with open(f"{self.dir}/broker-{broker}.log", errors="replace") as log:
+            return log.read().splitlines()
+
+    def panics(self):
+        """What brokers' logs tell of panics: a task that panics may be dropped, and the rest of the broker go on. Not sled's, which are
+        caught."""
+        panics = lambda broker: [line for line in self.log_of(broker) if " panicked at " in line and "/sled-" not in line]
+        return [f"broker {broker}: {line}" for broker in range(self.first, self.first + 3) for line in panics(broker)]
+
+    def show_logs(self, lines=20):
+        for broker in range(self.first, self.first + 3):
+            print(f"--- broker {broker}, its last {lines} lines", *self.log_of(broker)[-lines:], sep="\n", flush=True)
+
     def close(self, keep):
         for process in self.running.values():
             process.kill()
