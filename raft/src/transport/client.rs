@@ -289,6 +289,12 @@ struct Replication<'s, S> {
     lane: Option<OpenLane>,
     window: Option<Arc<Semaphore>>,
     catch_up: Option<CatchUp>,
+    /// Comes before the next request is taken: what waits for it is no memory.
+    turn: Option<BoxFuture<'static, ()>>,
+    /// The next request may be taken.
+    cleared: bool,
+    /// The last entry that was sent, and how many bytes the next request is likely to have: what the last one had.
+    sent: Option<(u64, usize)>,
     pending: Option<Pending>,
     permit: Option<BoxFuture<'static, Option<OwnedSemaphorePermit>>>,
     in_flight: VecDeque<InFlight>,
@@ -302,6 +308,7 @@ struct Replication<'s, S> {
 /// What woke the stream.
 enum Event {
     Answer(Option<Bytes>),
+    Turn,
     Permit(Option<OwnedSemaphorePermit>),
     Request(Option<AppendEntriesRequest>),
     Stall,
@@ -320,6 +327,9 @@ where
             lane: None,
             window: None,
             catch_up: network.catch_up(),
+            turn: None,
+            cleared: false,
+            sent: None,
             pending: None,
             permit: None,
             in_flight: VecDeque::new(),
@@ -339,7 +349,9 @@ where
             if let Err(error) = self.prepare().await {
                 break Err(error);
             }
+            self.ask_for_turn();
             match self.event().await {
+                Event::Turn => (self.turn, self.cleared) = (None, true),
                 Event::Answer(answer) => break self.answered(answer),
                 Event::Permit(permit) => {
                     self.permit = None;
@@ -370,17 +382,35 @@ where
         Some(outcome)
     }
 
-    /// Waits for whatever comes first. Every branch may be dropped and waited for again.
-    async fn event(&mut self) -> Event {
-        let may_take = self.pending.is_none()
+    fn has_room(&self) -> bool {
+        self.pending.is_none()
             && !self.input_ended
             && self.in_flight.len() < WINDOW_REQUESTS
-            && self.in_flight_bytes < WINDOW_BYTES;
+            && self.in_flight_bytes < WINDOW_BYTES
+    }
+
+    /// Asks for the stream's turn, if it is far behind by what it sent last, and before it takes more: with thousands of streams that
+    /// wait, what each had taken would be gigabytes. The first request of a stream is one entry; it may always go.
+    fn ask_for_turn(&mut self) {
+        if self.cleared || self.turn.is_some() || !self.has_room() {
+            return;
+        }
+        let turn = match (self.sent, &mut self.catch_up) {
+            (Some((last, bytes)), Some(catch_up)) => catch_up.admit(last, bytes as u64),
+            _ => None,
+        };
+        (self.cleared, self.turn) = (turn.is_none(), turn.map(FutureExt::boxed));
+    }
+
+    /// Waits for whatever comes first. Every branch may be dropped and waited for again.
+    async fn event(&mut self) -> Event {
+        let may_take = self.cleared && self.has_room();
         let waiting = !self.in_flight.is_empty();
         tokio::select! {
             biased;
             answer = next_answer(&mut self.lane), if waiting => Event::Answer(answer),
             permit = next_permit(&mut self.permit), if self.permit.is_some() => Event::Permit(permit),
+            () = next_turn(&mut self.turn), if self.turn.is_some() => Event::Turn,
             request = self.input.next(), if may_take => Event::Request(request),
             () = &mut self.stall, if waiting => Event::Stall,
         }
@@ -395,6 +425,7 @@ where
             return Err(unreachable(format!("entries of {bytes} bytes are longer than {APPEND_BYTES_MAX}")));
         }
         self.pending = Some(Pending { pieces, prev, last, bytes });
+        self.cleared = false;
         Ok(())
     }
 
@@ -415,20 +446,9 @@ where
             self.window = Some(peer.window_kib.clone());
         }
         let window = self.window.clone().ok_or_else(|| unreachable("not connected"))?;
-        let last = pending.last.map_or(0, |last| last.index);
-        let turn = self.catch_up.as_mut().and_then(|catch_up| catch_up.admit(last, pending.bytes as u64));
-        self.permit = Some(match (turn, window.clone().try_acquire_many_owned(kib)) {
-            (None, Ok(permit)) => std::future::ready(Some(permit)).boxed(),
-            (None, Err(_)) => async move { window.acquire_many_owned(kib).await.ok() }.boxed(),
-            // Whoever waits for its turn to catch up takes nothing of the window that others need.
-            (Some(turn), permit) => {
-                drop(permit);
-                let paced = async move {
-                    turn.await;
-                    window.acquire_many_owned(kib).await.ok()
-                };
-                paced.boxed()
-            }
+        self.permit = Some(match window.clone().try_acquire_many_owned(kib) {
+            Ok(permit) => std::future::ready(Some(permit)).boxed(),
+            Err(_) => async move { window.acquire_many_owned(kib).await.ok() }.boxed(),
         });
         Ok(())
     }
@@ -450,6 +470,9 @@ where
             instruments.requests.increment(1);
             instruments.bytes.increment(bytes as u64);
         }
+        // What comes after a stream's first request, which is one entry, is likely to be a full one.
+        let likely = if self.sent.is_some() { bytes } else { self.network.shared.config.append_bytes_max };
+        self.sent = last.map(|last| (last.index, likely));
         self.in_flight.push_back(InFlight { prev, last, bytes, since, _permit: permit });
         self.in_flight_bytes += bytes;
         Ok(())
@@ -502,6 +525,12 @@ async fn next_answer(lane: &mut Option<OpenLane>) -> Option<Bytes> {
     match lane {
         Some(lane) => lane.answers.recv().await,
         None => None,
+    }
+}
+
+async fn next_turn(turn: &mut Option<BoxFuture<'static, ()>>) {
+    if let Some(turn) = turn {
+        turn.await;
     }
 }
 

@@ -260,3 +260,37 @@ async fn replication_to_a_dead_broker_spins_neither_sessions_nor_connects() {
     let dialled = network.connect_attempts("b1", "b2") - before;
     assert!((20..=60).contains(&dialled), "{dialled} attempts in 10 s");
 }
+
+/// The leader of very many groups whose followers are far behind holds in memory what is on its way, not a request of each.
+#[tokio::test(start_paused = true)]
+async fn streams_that_wait_for_their_turn_to_catch_up_have_taken_nothing() {
+    struct Far;
+    impl super::catch_up::Backlog for Far {
+        fn bytes_behind(&self, _: u64) -> u64 {
+            1 << 40
+        }
+
+        fn commits_wait(&self) -> bool {
+            false
+        }
+    }
+    let network = MemoryNetwork::new();
+    let (a, _b) = two(&network).await;
+    let taken = Arc::new(AtomicUsize::new(0));
+    let streams = (0..200).map(|group| {
+        let (a, taken) = (&a, taken.clone());
+        async move {
+            let mut groups = a.transport.raft_network(GroupId(1000 + group)).paced_by(Arc::new(Far));
+            let mut group = groups.new_client(ReplicaId(2), &ReplicaHome { broker: BrokerId(2) }).await;
+            let requests = (0..).map(move |index| {
+                taken.fetch_add(usize::from(index > 0), Ordering::Relaxed);
+                append(index, vec![1; if index == 0 { 10 } else { 1 << 20 }].into())
+            });
+            group.stream_append(futures_util::stream::iter(requests), option()).await.unwrap().count().await
+        }
+    });
+    let all = futures_util::future::join_all(streams);
+    assert!(tokio::time::timeout(SECOND, all).await.is_err());
+    let taken = taken.load(Ordering::Relaxed);
+    assert!((10..=20).contains(&taken), "{taken} MiB were taken in a second, of 16 that may be sent");
+}
