@@ -181,12 +181,13 @@ impl SegmentWriter {
             finished.as_mut().enable();
             {
                 let queue = self.queue.lock();
+                // First: what was given later and is finished would count for what was left behind.
+                if queue.full {
+                    return Err(FlushFailed::Full);
+                }
                 if queue.finished >= wanted {
                     // A job that failed is finished too: it has stopped the directory before it was counted.
                     return self.stop.check().map_err(FlushFailed::Stopped);
-                }
-                if queue.full {
-                    return Err(FlushFailed::Full);
                 }
             }
             self.urgent.notify_one();
@@ -241,7 +242,7 @@ impl SegmentWriter {
         stream::iter(by_log.into_values()).for_each_concurrent(CONCURRENT, run).await;
         self.settle(count, left.into_inner());
         if !put_off.is_empty() {
-            self.queue.lock().jobs.extend(put_off);
+            self.queue.lock().jobs.splice(0..0, put_off);
             self.given.notify_one();
             self.urgent.notify_one();
         }

@@ -483,3 +483,40 @@ async fn a_failed_sync_is_heard_of_beside_one_that_has_no_room() {
     assert_eq!(disk.faults_left(), 0);
     assert!(store.stopped().now_or_never().is_some());
 }
+
+/// A write that found no room is left for later. What others finish meanwhile must not make up for it in the count by which a checkpoint
+/// knows that everything it speaks of is written.
+#[tokio::test(start_paused = true)]
+async fn a_checkpoint_does_not_take_the_writes_of_others_for_one_that_found_no_room() {
+    let (disk, store, log) = fresh(small()).await;
+    let full = store.create(GroupId(2), ReplicaId(2)).await.unwrap().log;
+    fill(&full, 1, 1, 100).await;
+    rest().await;
+    // A round that lasts: it closes a segment.
+    disk.slow_syncs(".index", Duration::from_secs(2));
+    fill(&log, 1, 3, 900).await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let path_contains = full.dir().display().to_string();
+    disk.inject(Fault { kind: OpKind::Write, path_contains, skip: 0, errno: ENOSPC, loses_data: false });
+    fill(&full, 1, 1, 100).await;
+    let checkpoint = tokio::spawn({
+        let store = store.clone();
+        async move { store.checkpoint().await }
+    });
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    fill(&log, 1, 3, 100).await;
+    let until_left = async {
+        while disk.faults_left() > 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), until_left).await.unwrap();
+    // Before it is tried again.
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    let crashed = disk.crash();
+    drop(checkpoint);
+    let store = open(&crashed, small(), SnapshotAt::Boundary).await;
+    assert_eq!(store.corrupt().len(), 0);
+    let full = store.replicas().into_iter().find(|replica| replica.group == GroupId(2)).unwrap().log;
+    assert_eq!((indexes(&full).await, full.is_rotten()), (vec![0, 1], false));
+}
