@@ -27,13 +27,24 @@ use crate::types::{Entry, EntryData, LogId, TypeConfig, Vote};
 /// must fit into one request, or a follower that is further behind would never get any.
 pub(crate) const READ_BYTES_MAX: usize = 3 << 20;
 
+/// What is read after a single entry, and how much more each time that reading goes on.
+const LITTLE_BYTES: usize = 16 << 10;
+const GROWTH: usize = 8;
+
 /// openraft's way to one replica's log. One per group; clones read.
 #[derive(Clone)]
 pub struct LogStore {
     log: Arc<Log>,
     /// Where [`RaftLogReader::limited_get_log_entries`] left off: a reader that goes on there replicates, any other looks for the
     /// place where a follower's log leaves the leader's.
-    next: Option<u64>,
+    next: Option<Next>,
+}
+
+/// Where reading goes on, and how much of it may be read there.
+#[derive(Clone, Copy)]
+struct Next {
+    index: u64,
+    bytes_max: usize,
 }
 
 impl LogStore {
@@ -135,9 +146,12 @@ impl RaftLogReader<TypeConfig> for LogStore {
     async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> Result<Vec<Entry>, io::Error> {
         // A new leader finds out where each follower stands by bisection over the whole log, with entries from each place it tries. One
         // tells as much as a request full of them, which would be read from disk, sent and thrown away a dozen times for each follower.
-        let bytes_max = if self.next == Some(start) { self.bytes_max() } else { 1 };
+        // The last tries follow one another without being sequential reading yet, so it grows step by step.
+        let goes_on = self.next.filter(|next| next.index == start);
+        let bytes_max = goes_on.map_or(1, |next| next.bytes_max.min(self.bytes_max()));
         let frames = self.log.read_mended(start, end, bytes_max).await.map_err(read_error)?;
-        self.next = frames.last().map(|frame| frame.header.index + 1);
+        let grown = bytes_max.saturating_mul(GROWTH).max(LITTLE_BYTES);
+        self.next = frames.last().map(|frame| Next { index: frame.header.index + 1, bytes_max: grown });
         if frames.is_empty() && start < end {
             // openraft would take nothing for a heartbeat and go round in circles.
             let (first, last) = (self.log.first_index(), self.log.last_log_id());

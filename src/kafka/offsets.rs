@@ -44,27 +44,26 @@ const NOTHING: Found = Found { offset: -1, timestamp: -1, epoch: -1 };
 
 /// ListOffsets.
 pub(super) async fn list(door: &Arc<Door>, request: ListOffsetsRequest) -> Response {
-    let mut topics = Vec::with_capacity(request.topics.len());
-    for topic in request.topics {
-        // Side by side: one that has no quorum takes its time to say so, and must not keep the others waiting.
-        let name = topic.name.as_str();
-        let asked =
-            topic.partitions.into_iter().map(|asked| async move { (list_one(door, name, &asked).await, asked) });
-        let answers: Vec<_> = stream::iter(asked).buffered(SIDE_BY_SIDE).collect().await;
-        let mut partitions = Vec::with_capacity(answers.len());
-        for (found, asked) in answers {
+    // Side by side: one that has no quorum takes its time to say so, and must not keep the others waiting.
+    let asked = request.topics.iter().flat_map(|topic| topic.partitions.iter().map(move |asked| (topic, asked)));
+    let asked = asked.map(|(topic, asked)| list_one(door, &topic.name, asked)).collect::<Vec<_>>();
+    let found: Vec<_> = stream::iter(asked).buffered(SIDE_BY_SIDE).collect().await;
+    let mut found = found.into_iter();
+    let topics = request.topics.iter().map(|topic| {
+        let listed = topic.partitions.iter().zip(&mut found).map(|(asked, found)| {
             let code = found.as_ref().err().copied().unwrap_or(ErrorCode::None);
             let Found { offset, timestamp, epoch } = found.unwrap_or(NOTHING);
-            partitions.push(ListedOffsetsPartition {
+            ListedOffsetsPartition {
                 partition: asked.partition,
                 error_code: code.number(),
                 timestamp,
                 offset,
                 leader_epoch: epoch,
-            });
-        }
-        topics.push(ListedOffsetsTopic { name: topic.name, partitions });
-    }
+            }
+        });
+        ListedOffsetsTopic { name: topic.name.clone(), partitions: listed.collect() }
+    });
+    let topics = topics.collect();
     Response::ListOffsets(ListOffsetsResponse { topics, ..Default::default() })
 }
 

@@ -55,6 +55,8 @@ const SUSPICION_WAIT: Duration = Duration::from_millis(200);
 const CLAIM_AGE_MAX: Duration = Duration::from_secs(1);
 /// Nobody is sent the same claim again sooner.
 const ECHO_WAIT: Duration = Duration::from_millis(150);
+/// A step that has taken so long does not ask further cores.
+const STEP_MAX: Duration = Duration::from_millis(50);
 /// Groups whose cores are asked at the same time.
 const CONCURRENT: usize = 256;
 /// Claims in one report; some 32 bytes each.
@@ -278,9 +280,13 @@ impl Elections {
     /// Looks at every group that is due: reports, decides, acts.
     async fn step(&self) {
         // So many at a time: with thousands of groups, or cores that do not answer, the claims on the first would be stale by the time
-        // the last has been asked.
+        // the last has been asked. What is left when it takes long is due still, after the news that came meanwhile.
+        let began = Instant::now();
         for some in self.due_groups().chunks(CONCURRENT) {
             self.step_some(some).await;
+            if began.elapsed() > STEP_MAX {
+                return;
+            }
         }
     }
 
@@ -302,17 +308,17 @@ impl Elections {
         });
     }
 
-    /// The groups that are due, whoever is waited for first: in the reports and in the elections.
+    /// The groups that are due, the most urgent first, in the reports and in the elections; those whose cores did not answer last.
     fn due_groups(&self) -> Vec<(GroupId, Option<RaftGroup>)> {
         let Some(groups) = self.inner.groups.upgrade() else { return Vec::new() };
         let now = Instant::now();
         let mut due: Vec<_> = {
             let orphans = self.inner.orphans.lock();
             let due = orphans.iter().filter(|(_, orphan)| orphan.due <= now);
-            due.map(|(group, _)| (*group, groups.get(*group))).collect()
+            due.map(|(group, orphan)| (orphan.silent, (*group, groups.get(*group)))).collect()
         };
-        most_urgent_first(&mut due, |(_, group)| group.as_ref().map(RaftGroup::urgency));
-        due
+        most_urgent_first(&mut due, |(silent, (_, group))| (!silent, group.as_ref().map(RaftGroup::urgency)));
+        due.into_iter().map(|(_, due)| due).collect()
     }
 
     /// Those of them that have no leader, each with its own claim noted. The others are dismissed.
@@ -339,8 +345,10 @@ impl Elections {
         let Some(standing) = standing else {
             // Its core is busy, stuck on a disk, or being started again. What peers claim is kept.
             orphan.due = now + BACKOFF_MAX;
+            orphan.silent = true;
             return None;
         };
+        orphan.silent = false;
         let voter = standing.membership.voter_ids().any(|replica| replica == group.replica());
         if standing.leads || !voter || !self.leaderless(&group, &standing, orphan) {
             // Claims of others may be ahead of this broker's detector: they are kept until they are stale.

@@ -15,6 +15,8 @@ pub(super) struct Orphan {
     pub(super) due: Instant,
     /// Until when missing claims of live voters are waited for.
     pub(super) wait_until: Instant,
+    /// Its core did not answer when it was asked.
+    pub(super) silent: bool,
     /// How many winners were told to run.
     pub(super) attempt: u32,
     /// How often nobody could be elected.
@@ -32,6 +34,7 @@ impl Orphan {
         Self {
             due,
             wait_until: due + CLAIMS_WAIT,
+            silent: false,
             attempt: 0,
             fruitless: 0,
             claims: BTreeMap::new(),

@@ -523,11 +523,11 @@ async fn a_leader_that_is_to_go_hands_over_first() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn changes_of_membership_asked_for_at_once_happen_one_after_the_other() {
+async fn of_membership_changes_asked_for_at_once_one_is_done_at_a_time() {
     let cluster = Cluster::start(5).await;
     let group = cluster.create(1).await;
     let sets: [Vec<_>; 3] = [[11, 12, 13], [11, 12, 14], [11, 13, 15]].map(|set| set.map(ReplicaId).to_vec());
-    // All five are members only until the first change: a later one may find its voters gone. Refused then, not joint.
+    // While one is under way the others are told so; one that begins later may find its voters gone. Refused then, not joint.
     let changes = sets.clone().map(|voters| {
         let group = group.clone();
         async move { group.change_voters(voters).await }
