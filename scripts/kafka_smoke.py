@@ -319,6 +319,7 @@ class Reader(threading.Thread):
                                   "session.timeout.ms": 6000, "heartbeat.interval.ms": 500, **config})
         self.consumer.subscribe(["shared"])
         self.assigned, self.found, self.stopping, self.failed = set(), [], False, None
+        self.to_commit = threading.Event()
         self.start()
 
     def run(self):
@@ -326,6 +327,9 @@ class Reader(threading.Thread):
             while not self.stopping:
                 message = self.consumer.poll(0.1)
                 self.assigned = {partition.partition for partition in self.consumer.assignment()}
+                if self.to_commit.is_set():
+                    self.commit()
+                    self.to_commit.clear()
                 if message is None:
                     continue
                 if message.error():
@@ -358,6 +362,11 @@ class Reader(threading.Thread):
                     return
                 time.sleep(0.1)
         raise AssertionError("a commit found no coordinator")
+
+    def commit_now(self):
+        """Not from here: a commit beside another thread's poll of the same consumer may not return for a minute."""
+        self.to_commit.set()
+        wait("the commit", lambda: self.failed or not self.to_commit.is_set())
 
     def stop(self):
         self.stopping = True
@@ -439,7 +448,7 @@ def groups_over_http(cluster):
     reader = Reader(cluster, "seen")
     wait("all partitions", lambda: reader.assigned == {0, 1, 2, 3})
     wait("records of each partition", lambda: {partition for partition, *_ in reader.found} == {0, 1, 2, 3})
-    reader.commit()
+    reader.commit_now()
     for broker in (1, 2, 3):
         listed = {group["group"]: group for group in cluster.ask(broker, "/v1/groups")["groups"]}
         equal((listed["seen"]["state"], listed["seen"]["members"]), ("Stable", 1), f"the group in broker {broker}'s list")
