@@ -44,26 +44,31 @@ const NOTHING: Found = Found { offset: -1, timestamp: -1, epoch: -1 };
 
 /// ListOffsets.
 pub(super) async fn list(door: &Arc<Door>, request: ListOffsetsRequest) -> Response {
-    // Side by side: one that has no quorum takes its time to say so, and must not keep the others waiting.
-    let asked = request.topics.iter().flat_map(|topic| topic.partitions.iter().map(move |asked| (topic, asked)));
-    let asked = asked.map(|(topic, asked)| list_one(door, &topic.name, asked)).collect::<Vec<_>>();
-    let found: Vec<_> = stream::iter(asked).buffered(SIDE_BY_SIDE).collect().await;
-    let mut found = found.into_iter();
-    let topics = request.topics.iter().map(|topic| {
-        let listed = topic.partitions.iter().zip(&mut found).map(|(asked, found)| {
-            let code = found.as_ref().err().copied().unwrap_or(ErrorCode::None);
-            let Found { offset, timestamp, epoch } = found.unwrap_or(NOTHING);
-            ListedOffsetsPartition {
-                partition: asked.partition,
-                error_code: code.number(),
-                timestamp,
-                offset,
-                leader_epoch: epoch,
-            }
+    let mut topics: Vec<ListedOffsetsTopic> = Vec::with_capacity(request.topics.len());
+    let mut asked = Vec::new();
+    for topic in request.topics {
+        asked.extend(topic.partitions.into_iter().map(|partition| (topics.len(), partition)));
+        topics.push(ListedOffsetsTopic { name: topic.name, partitions: Vec::new() });
+    }
+    // Side by side: one that has no quorum takes its time to say so, and must not keep the others waiting. So many at a time: a frame may
+    // name very many.
+    let names: Vec<String> = topics.iter().map(|topic| topic.name.clone()).collect();
+    let list = |(at, asked): (usize, ListOffsetsPartition)| {
+        let name = names[at].as_str();
+        async move { (at, asked.partition, list_one(door, name, &asked).await) }
+    };
+    let mut answers = stream::iter(asked).map(list).buffered(SIDE_BY_SIDE);
+    while let Some((at, partition, found)) = answers.next().await {
+        let code = found.as_ref().err().copied().unwrap_or(ErrorCode::None);
+        let Found { offset, timestamp, epoch } = found.unwrap_or(NOTHING);
+        topics[at].partitions.push(ListedOffsetsPartition {
+            partition,
+            error_code: code.number(),
+            timestamp,
+            offset,
+            leader_epoch: epoch,
         });
-        ListedOffsetsTopic { name: topic.name.clone(), partitions: listed.collect() }
-    });
-    let topics = topics.collect();
+    }
     Response::ListOffsets(ListOffsetsResponse { topics, ..Default::default() })
 }
 

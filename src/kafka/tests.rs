@@ -1033,6 +1033,37 @@ async fn what_holds_the_groups_is_not_for_clients_to_change() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn offsets_of_many_partitions_are_listed_in_the_order_they_were_asked_for() {
+    let house = House::open().await;
+    house.topic("t", 3).await;
+    house.topic("u", 1).await;
+    let mut client = house.client().await;
+    for _ in 0..4 {
+        client.produce(0, batch_of(&[("a", 1)], None)).await;
+    }
+    // More than are looked at at a time; every fourth is not there.
+    let asked: Vec<i32> = (0..200).map(|at| at % 4).collect();
+    let topic = |name: &str, asked: &[i32]| {
+        let partition =
+            |partition: &i32| ListOffsetsPartition { partition: *partition, timestamp: -1, ..Default::default() };
+        ListOffsetsTopic { name: name.into(), partitions: asked.iter().map(partition).collect() }
+    };
+    let topics = vec![topic("t", &asked), topic("missing", &[0]), topic("u", &[0, 7]), topic("t", &[])];
+    let request = Request::ListOffsets(ListOffsetsRequest { topics, ..Default::default() });
+    let Response::ListOffsets(response) = client.call(request, 7).await else { panic!() };
+    let names: Vec<&str> = response.topics.iter().map(|topic| topic.name.as_str()).collect();
+    assert_eq!(names, ["t", "missing", "u", "t"]);
+    let found = |at: usize| {
+        let listed = response.topics[at].partitions.iter();
+        listed.map(|one| (one.partition, one.error_code, one.offset)).collect::<Vec<_>>()
+    };
+    let of = |partition| [(0, 0, 4), (1, 0, 0), (2, 0, 0), (3, 3, -1)][partition as usize];
+    assert_eq!(found(0), asked.into_iter().map(of).collect::<Vec<_>>());
+    assert_eq!((found(1), found(2), found(3)), (vec![(0, 3, -1)], vec![(0, 0, 0), (7, 3, -1)], vec![]));
+    house.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn configurations_change_and_records_are_deleted() {
     let house = House::open().await;
     house.topic("t", 1).await;

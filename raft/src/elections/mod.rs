@@ -449,7 +449,7 @@ impl Elections {
     }
 }
 
-/// Each one's urgency is asked once: it changes with time and with every waiter, and a sort that compares what changes panics.
+/// Each one's urgency is asked once: it changes with time and with every use, and a sort that compares what changes panics.
 fn most_urgent_first<T, U: Ord>(cases: &mut [T], urgency: impl Fn(&T) -> U) {
     cases.sort_by_cached_key(|case| std::cmp::Reverse(urgency(case)));
 }

@@ -390,7 +390,7 @@ where
     }
 
     /// Asks for the stream's turn, if it is far behind by what it sent last, and before it takes more: with thousands of streams that
-    /// wait, what each had taken would be gigabytes. The first request of a stream is one entry; it may always go.
+    /// wait, what each had taken would be gigabytes. The first request of a stream is small; it may always go.
     fn ask_for_turn(&mut self) {
         if self.cleared || self.turn.is_some() || !self.has_room() {
             return;
@@ -470,7 +470,7 @@ where
             instruments.requests.increment(1);
             instruments.bytes.increment(bytes as u64);
         }
-        // What comes after a stream's first request, which is one entry, is likely to be a full one.
+        // What comes after a stream's first request, which is small, is likely to be a full one.
         let likely = if self.sent.is_some() { bytes } else { self.network.shared.config.append_bytes_max };
         self.sent = last.map(|last| (last.index, likely));
         self.in_flight.push_back(InFlight { prev, last, bytes, since, _permit: permit });

@@ -286,6 +286,17 @@ pub(crate) struct Shared {
     ended: watch::Sender<bool>,
 }
 
+/// What is told, once it is.
+async fn told<T: Clone>(watched: &watch::Sender<Option<T>>) -> T {
+    let mut watched = watched.subscribe();
+    // The sender is borrowed: it cannot be gone.
+    let told = watched.wait_for(Option::is_some).await.ok().and_then(|told| told.clone());
+    match told {
+        Some(told) => told,
+        None => std::future::pending().await,
+    }
+}
+
 impl Shared {
     /// `task`, whose panic is told by [`Transport::panicked`].
     fn vital<F: Future<Output = ()>>(
@@ -426,23 +437,12 @@ impl Transport {
     /// Resolves when some broker has said that this one's cluster was recovered without it: with that broker, and with what the
     /// cluster is called now.
     pub async fn outdated(&self) -> (BrokerId, ClusterId) {
-        let mut outdated = self.shared.outdated.subscribe();
-        // The sender lives in `self`: it cannot be gone.
-        let told = outdated.wait_for(Option::is_some).await.ok().and_then(|told| *told);
-        match told {
-            Some(told) => told,
-            None => std::future::pending().await,
-        }
+        told(&self.shared.outdated).await
     }
 
     /// Resolves when one of the lasting tasks has panicked, with which and why: a peer may never be reached again from here.
     pub async fn panicked(&self) -> String {
-        let mut panicked = self.shared.panicked.subscribe();
-        let told = panicked.wait_for(Option::is_some).await.ok().and_then(|told| told.clone());
-        match told {
-            Some(told) => told,
-            None => std::future::pending().await,
-        }
+        told(&self.shared.panicked).await
     }
 
     /// Who takes Raft messages from now on. Until then they are answered with [`Refusal::NotHere`].
