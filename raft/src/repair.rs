@@ -146,8 +146,10 @@ async fn repair(hosted: &Arc<Hosted>, log: &Arc<Log>, segment: SegmentName, coun
             hosted.report_lost(group, replica, why());
             return true;
         }
-        // One that runs does not need what the others have purged: it will purge it, too.
-        if above && count >= ATTEMPTS_MAX {
+        // One that runs does not need what the others have purged: it will purge it, too. Unless it cannot go on before: what it has
+        // yet to apply may stand behind, in the same segment.
+        let stuck = peers.needless && everybody && log.is_stuck_at(segment);
+        if (above || stuck) && count >= ATTEMPTS_MAX {
             return hosted.set_aside(log, &why()).await;
         }
     }

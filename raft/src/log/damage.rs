@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::Log;
@@ -47,13 +48,37 @@ pub(super) enum Reader {
 /// The rot in one log.
 pub(super) struct Damage {
     rotten: watch::Sender<BTreeMap<SegmentName, Rot>>,
+    /// How many of the group's own readers wait for a segment.
+    stuck: Mutex<BTreeMap<SegmentName, usize>>,
     /// Readers do not wait: the group is not open, or closing.
     released: watch::Sender<bool>,
 }
 
 impl Default for Damage {
     fn default() -> Self {
-        Self { rotten: watch::Sender::default(), released: watch::Sender::new(true) }
+        Self { rotten: watch::Sender::default(), stuck: Mutex::default(), released: watch::Sender::new(true) }
+    }
+}
+
+/// One of the group's own readers waits.
+struct Stuck<'a>(&'a Damage, SegmentName);
+
+impl<'a> Stuck<'a> {
+    fn new(damage: &'a Damage, segment: SegmentName) -> Self {
+        *damage.stuck.lock().entry(segment).or_default() += 1;
+        Self(damage, segment)
+    }
+}
+
+impl Drop for Stuck<'_> {
+    fn drop(&mut self) {
+        let mut stuck = self.0.stuck.lock();
+        if let Some(count) = stuck.get_mut(&self.1) {
+            *count -= 1;
+            if *count == 0 {
+                stuck.remove(&self.1);
+            }
+        }
     }
 }
 
@@ -114,9 +139,15 @@ impl Log {
         self.damage.rotten.send_if_modified(|rotten| rotten.remove(&segment).is_some());
     }
 
+    /// Whether the group itself cannot go on before this segment is mended.
+    pub(crate) fn is_stuck_at(&self, segment: SegmentName) -> bool {
+        self.damage.stuck.lock().contains_key(&segment)
+    }
+
     /// Waits until a segment is mended. False: it was not in time, or this reader is not to wait for it, or nobody may any more.
     pub(super) async fn mended(&self, segment: SegmentName, reader: Reader, limit: Duration) -> bool {
         let hopeless = |rot: &Rot| rot.hopeless && reader == Reader::Client;
+        let _stuck = (reader == Reader::Group).then(|| Stuck::new(&self.damage, segment));
         let (mut rotten, mut released) = (self.damage.rotten.subscribe(), self.damage.released.subscribe());
         tokio::select! {
             biased;
