@@ -34,8 +34,6 @@ use crate::record_batch::BatchLimits;
 
 /// Steps under way at the same time.
 const STEPS_MAX: usize = 32;
-/// How long a membership change is waited for.
-const CHANGE_WAIT: Duration = Duration::from_secs(5);
 /// Before a step that failed is tried again.
 const RETRY_WAIT: Duration = Duration::from_millis(500);
 /// Before a step that waits for a replica to catch up is taken again.
@@ -470,23 +468,19 @@ impl Shared {
         let done = match &step {
             Step::Settled => return Next::Change,
             Step::Wait => return Next::After(CATCH_UP_WAIT),
-            Step::AddLearner(replica, broker) => {
-                timeout(CHANGE_WAIT, local.add_learner(*replica, ReplicaHome { broker: *broker })).await
-            }
-            Step::ChangeVoters(voters) => timeout(CHANGE_WAIT, local.change_voters(voters.clone())).await,
+            Step::AddLearner(replica, broker) => local.add_learner(*replica, ReplicaHome { broker: *broker }).await,
+            Step::ChangeVoters(voters) => local.change_voters(voters.clone()).await,
             Step::ReportRemoved(gone) => {
                 gone.iter().for_each(|replica| self.reports.removed(group, *replica));
                 return Next::Change;
             }
         };
         match done {
-            Ok(Ok(())) => {
+            Ok(()) => {
                 tracing::info!(%group, ?step, "membership changed");
                 Next::After(Duration::ZERO)
             }
-            // It goes on by itself. A leader without its quorum would keep this step's place for as long.
-            Err(_) => Next::After(CHANGE_WAIT),
-            Ok(Err(error)) => {
+            Err(error) => {
                 tracing::debug!(%group, ?step, %error, "membership not changed");
                 Next::After(RETRY_WAIT)
             }

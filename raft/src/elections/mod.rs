@@ -321,6 +321,16 @@ impl Elections {
         due.into_iter().map(|(_, due)| due).collect()
     }
 
+    /// In which order all groups would be looked at, were they due and these silent.
+    #[cfg(test)]
+    pub(crate) fn order_of_all(&self, silent: &[GroupId]) -> Vec<GroupId> {
+        self.suspect_all();
+        for (group, orphan) in self.inner.orphans.lock().iter_mut() {
+            (orphan.due, orphan.silent) = (Instant::now(), silent.contains(group));
+        }
+        self.due_groups().into_iter().map(|(group, _)| group).collect()
+    }
+
     /// Those of them that have no leader, each with its own claim noted. The others are dismissed.
     async fn cases(&self, due: &[(GroupId, Option<RaftGroup>)]) -> Vec<Case> {
         let look = |(id, group): (GroupId, Option<RaftGroup>)| async move {

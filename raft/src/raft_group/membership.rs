@@ -7,12 +7,14 @@ use std::time::Duration;
 use openraft::ChangeMembers;
 use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{ChangeMembershipError, ClientWriteError, RaftError};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::RaftGroup;
 use crate::error::ProposeError;
 use crate::types::{Membership, ReplicaHome, ReplicaId, TypeConfig};
 
+/// How long a caller waits for a change. Without a quorum it lasts until there is one.
+const CHANGE_WAIT: Duration = Duration::from_secs(5);
 /// How long a change waits for an earlier one, of a former leader, to be committed.
 const EARLIER_CHANGE_WAIT: Duration = Duration::from_secs(5);
 /// Between two looks at it.
@@ -21,8 +23,8 @@ const EARLIER_CHANGE_POLL: Duration = Duration::from_millis(20);
 type Changes = ChangeMembers<ReplicaId, ReplicaHome>;
 
 impl RaftGroup {
-    /// Adds a learner; returns once the membership entry is committed (not when it has caught up). Leader only. A member
-    /// is left as it is.
+    /// Adds a learner; returns once the membership entry is committed (not when it has caught up), or `Unknown` after five
+    /// seconds, while it goes on. Leader only. A member is left as it is.
     pub async fn add_learner(&self, replica: ReplicaId, home: ReplicaHome) -> Result<(), ProposeError> {
         self.detached(move |group| async move {
             // Whoever gave up waiting asks again, while what it asked for goes on.
@@ -39,7 +41,7 @@ impl RaftGroup {
     }
 
     /// Makes exactly these replicas the voters and drops every other member. All must be members already. Leader only;
-    /// serialised per group (RULES.md R9). Goes on if the future is dropped.
+    /// serialised per group (RULES.md R9). Goes on if the future is dropped, or after five seconds, when this returns `Unknown`.
     ///
     /// A leader that is to go hands over to a voter that stays and answers `NotLeader`: ask that one.
     pub async fn change_voters(&self, voters: Vec<ReplicaId>) -> Result<(), ProposeError> {
@@ -129,12 +131,15 @@ impl RaftGroup {
         }
     }
 
-    /// Runs to its end even if the caller goes away: half a membership change is worse than a whole one.
+    /// Runs to its end even if the caller goes away or has waited long enough: half a membership change is worse than a whole one.
     async fn detached<F>(&self, change: impl FnOnce(RaftGroup) -> F) -> Result<(), ProposeError>
     where
         F: Future<Output = Result<(), ProposeError>> + Send + 'static,
     {
-        let done = tokio::spawn(change(self.clone()));
-        done.await.unwrap_or_else(|_| Err(ProposeError::Unknown("the membership change was abandoned".into())))
+        match timeout(CHANGE_WAIT, tokio::spawn(change(self.clone()))).await {
+            Ok(Ok(done)) => done,
+            Ok(Err(_)) => Err(ProposeError::Unknown("the membership change was abandoned".into())),
+            Err(_) => Err(ProposeError::Unknown("the membership change is not committed yet".into())),
+        }
     }
 }

@@ -18,6 +18,7 @@ use crate::types::{Appended, BrokerId, GroupId, Outcome, ReplicaHome, ReplicaId,
 
 mod catch_up;
 mod cluster;
+mod elections;
 mod retention;
 mod rot;
 mod survivor;
@@ -91,81 +92,6 @@ async fn who_comes_while_a_read_index_is_under_way_waits_for_the_next_one() {
     let second = group.join_round();
     assert!(first.borrow().is_none(), "it is over");
     assert!(!second.same_channel(&first));
-}
-
-/// The core of the matter: one death, a hundred groups, all with new leaders long before any timer of openraft's.
-#[tokio::test(start_paused = true)]
-async fn a_dead_brokers_groups_are_led_by_survivors_at_once() {
-    const GROUPS: u64 = 100;
-    let mut cluster = Cluster::start(3).await;
-    for id in 1..=GROUPS {
-        let group = cluster.create(id).await;
-        propose(&group, "record 0").await.unwrap();
-    }
-    cluster.kill(1).await;
-    let begin = Instant::now();
-    for id in 1..=GROUPS {
-        let leader = cluster.leader(id, &[2, 3]).await;
-        propose(&cluster.group(leader, id), "record 1").await.unwrap();
-        cluster.shows(2, id, &names(2)).await;
-    }
-    assert!(begin.elapsed() < PROMPT, "it took {:?}", begin.elapsed());
-}
-
-#[tokio::test(start_paused = true)]
-async fn the_survivor_with_the_newest_log_is_elected() {
-    let mut cluster = Cluster::start(3).await;
-    let group = cluster.create(1).await;
-    cluster.partition(1, 2);
-    cluster.partition(3, 2);
-    write_all(&group, &names(5)).await;
-    cluster.kill(1).await;
-    cluster.network.heal_all();
-    assert_eq!(cluster.leader(1, &[2, 3]).await, 3);
-    cluster.shows(2, 1, &names(5)).await;
-}
-
-#[tokio::test(start_paused = true)]
-async fn after_a_restart_of_everything_leaders_are_elected_promptly() {
-    let mut cluster = Cluster::start(3).await;
-    for id in 1..=20 {
-        let group = cluster.create(id).await;
-        write_all(&group, &names(3)).await;
-    }
-    let mut disks = Vec::new();
-    for broker in 1..=3 {
-        disks.push(cluster.kill(broker).await);
-    }
-    let begin = Instant::now();
-    for (broker, disk) in (1..).zip(disks) {
-        cluster.boot(broker, disk).await;
-    }
-    for id in 1..=20 {
-        let leader = cluster.leader(id, &[1, 2, 3]).await;
-        propose(&cluster.group(leader, id), "record 3").await.unwrap();
-        cluster.shows(leader, id, &names(4)).await;
-    }
-    assert!(begin.elapsed() < PROMPT, "it took {:?}", begin.elapsed());
-    // And they stay: no term rises any more.
-    let terms: Vec<u64> = (1..=20).map(|id| cluster.group(1, id).status().term).collect();
-    sleep(Duration::from_secs(30)).await;
-    assert_eq!(terms, (1..=20).map(|id| cluster.group(1, id).status().term).collect::<Vec<_>>());
-}
-
-/// R1: between its restart and an election nobody leads, and its old term is over.
-#[tokio::test(start_paused = true)]
-async fn a_restarted_leader_leads_only_after_an_election() {
-    let mut cluster = Cluster::start(3).await;
-    let group = cluster.create(1).await;
-    write_all(&group, &names(3)).await;
-    let term = group.status().term;
-    cluster.restart(1).await;
-    assert!(!cluster.group(1, 1).status().leading);
-    let begin = Instant::now();
-    let leader = cluster.leader(1, &[1, 2, 3]).await;
-    assert!(begin.elapsed() < PROMPT, "it took {:?}", begin.elapsed());
-    assert!(cluster.group(leader, 1).status().term > term);
-    cluster.shows(leader, 1, &names(3)).await;
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,0 +1,147 @@
+//! Elections in a cluster: after a death, after a restart, with more groups than are looked at at a time.
+
+use super::*;
+
+/// The core of the matter: one death, a hundred groups, all with new leaders long before any timer of openraft's.
+#[tokio::test(start_paused = true)]
+async fn a_dead_brokers_groups_are_led_by_survivors_at_once() {
+    const GROUPS: u64 = 100;
+    let mut cluster = Cluster::start(3).await;
+    for id in 1..=GROUPS {
+        let group = cluster.create(id).await;
+        propose(&group, "record 0").await.unwrap();
+    }
+    cluster.kill(1).await;
+    let begin = Instant::now();
+    for id in 1..=GROUPS {
+        let leader = cluster.leader(id, &[2, 3]).await;
+        propose(&cluster.group(leader, id), "record 1").await.unwrap();
+        cluster.shows(2, id, &names(2)).await;
+    }
+    assert!(begin.elapsed() < PROMPT, "it took {:?}", begin.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_survivor_with_the_newest_log_is_elected() {
+    let mut cluster = Cluster::start(3).await;
+    let group = cluster.create(1).await;
+    cluster.partition(1, 2);
+    cluster.partition(3, 2);
+    write_all(&group, &names(5)).await;
+    cluster.kill(1).await;
+    cluster.network.heal_all();
+    assert_eq!(cluster.leader(1, &[2, 3]).await, 3);
+    cluster.shows(2, 1, &names(5)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_a_restart_of_everything_leaders_are_elected_promptly() {
+    let mut cluster = Cluster::start(3).await;
+    for id in 1..=20 {
+        let group = cluster.create(id).await;
+        write_all(&group, &names(3)).await;
+    }
+    let mut disks = Vec::new();
+    for broker in 1..=3 {
+        disks.push(cluster.kill(broker).await);
+    }
+    let begin = Instant::now();
+    for (broker, disk) in (1..).zip(disks) {
+        cluster.boot(broker, disk).await;
+    }
+    for id in 1..=20 {
+        let leader = cluster.leader(id, &[1, 2, 3]).await;
+        propose(&cluster.group(leader, id), "record 3").await.unwrap();
+        cluster.shows(leader, id, &names(4)).await;
+    }
+    assert!(begin.elapsed() < PROMPT, "it took {:?}", begin.elapsed());
+    // And they stay: no term rises any more.
+    let terms: Vec<u64> = (1..=20).map(|id| cluster.group(1, id).status().term).collect();
+    sleep(Duration::from_secs(30)).await;
+    assert_eq!(terms, (1..=20).map(|id| cluster.group(1, id).status().term).collect::<Vec<_>>());
+}
+
+/// R1: between its restart and an election nobody leads, and its old term is over.
+#[tokio::test(start_paused = true)]
+async fn a_restarted_leader_leads_only_after_an_election() {
+    let mut cluster = Cluster::start(3).await;
+    let group = cluster.create(1).await;
+    write_all(&group, &names(3)).await;
+    let term = group.status().term;
+    cluster.restart(1).await;
+    assert!(!cluster.group(1, 1).status().leading);
+    let begin = Instant::now();
+    let leader = cluster.leader(1, &[1, 2, 3]).await;
+    assert!(begin.elapsed() < PROMPT, "it took {:?}", begin.elapsed());
+    assert!(cluster.group(leader, 1).status().term > term);
+    cluster.shows(leader, 1, &names(3)).await;
+}
+
+/// More groups than are asked at a time.
+#[tokio::test(start_paused = true)]
+async fn more_groups_than_one_look_takes_are_all_led_at_once() {
+    const GROUPS: u64 = 600;
+    let mut cluster = Cluster::start(3).await;
+    for id in 0..GROUPS {
+        cluster.create(id).await;
+    }
+    cluster.kill(1).await;
+    let begin = Instant::now();
+    for id in 0..GROUPS {
+        cluster.leader(id, &[2, 3]).await;
+    }
+    assert!(begin.elapsed() < PROMPT, "it took {:?}", begin.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_catalog_is_elected_first_then_what_is_in_use_and_silent_cores_last() {
+    let cluster = Cluster::start(3).await;
+    for id in [3, 1, 0, 2] {
+        cluster.create(id).await;
+    }
+    sleep(Duration::from_secs(1)).await;
+    propose(&cluster.group(1, 2), "record 0").await.unwrap();
+    sleep(Duration::from_secs(1)).await;
+    propose(&cluster.group(1, 1), "record 0").await.unwrap();
+    sleep(Duration::from_secs(1)).await;
+    let elections = &cluster.brokers[&1].groups.hosted.elections;
+    let ids = |ids: &[u64]| ids.iter().copied().map(GroupId).collect::<Vec<_>>();
+    assert_eq!(elections.order_of_all(&[]), ids(&[0, 1, 2, 3]));
+    assert_eq!(elections.order_of_all(&ids(&[0, 1])), ids(&[2, 3, 0, 1]));
+}
+
+/// A change that finds no quorum keeps nobody waiting, is not begun twice, and is done once there is a quorum.
+#[tokio::test(start_paused = true)]
+async fn a_membership_change_without_a_quorum_is_waited_for_only_so_long() {
+    let mut cluster = Cluster::start(4).await;
+    for broker in 1..=4 {
+        cluster.brokers[&broker].groups.create(GroupId(1), ReplicaId(10 + u64::from(broker))).await.unwrap();
+    }
+    let group = cluster.group(1, 1);
+    let home = |broker: u32| ReplicaHome { broker: BrokerId(broker) };
+    let members = (1..=3).map(|broker| (ReplicaId(10 + u64::from(broker)), home(broker)));
+    group.initialize(members.collect()).await.unwrap();
+    cluster.leader(1, &[1, 2, 3]).await;
+    let away = [cluster.kill(2).await, cluster.kill(3).await];
+    let begin = Instant::now();
+    for _ in 0..2 {
+        let refused = group.add_learner(ReplicaId(14), home(4)).await;
+        assert!(matches!(refused, Err(ProposeError::Unknown(_))), "{refused:?}");
+    }
+    assert!(begin.elapsed() < Duration::from_secs(8), "it took {:?}", begin.elapsed());
+    for (broker, disk) in [2, 3].into_iter().zip(away) {
+        cluster.boot(broker, disk).await;
+    }
+    let joined = async {
+        loop {
+            let leader = cluster.leader(1, &[1, 2, 3]).await;
+            let group = cluster.group(leader, 1);
+            if group.add_learner(ReplicaId(14), home(4)).await.is_ok() {
+                return group;
+            }
+            sleep(Duration::from_millis(100)).await;
+        }
+    };
+    let group = timeout(Duration::from_secs(60), joined).await.unwrap();
+    assert!(group.status().members.contains_key(&ReplicaId(14)));
+}
