@@ -30,7 +30,8 @@ pub struct RaftConfig {
     /// At most so many bytes per second go to replicas that fell behind, all groups that this broker leads together; 0: no
     /// limit. Gives way where replicas would never arrive, or commits wait for them. Default: 16 MiB; see docs/BENCHMARKS.md.
     pub catch_up_bytes_per_second: u64,
-    /// Raft's heartbeat interval. Default: 1 s. (Death of a broker is seen by the failure detector, not by this.)
+    /// Raft's heartbeat interval, while something happens in a group. Default: 1 s. (Death of a broker is seen by the failure
+    /// detector, not by this.)
     pub heartbeat: Duration,
     /// Raft's own election timeout, the fallback: drawn between this and twice this. Default: 4 s.
     pub election_timeout: Duration,
@@ -48,6 +49,19 @@ pub struct RaftConfig {
     pub reserve_produce_bytes: u64,
     /// Free disk bytes below which followers refuse AppendEntries. Default: 256 MiB.
     pub reserve_append_bytes: u64,
+}
+
+impl RaftConfig {
+    /// Interval of a leader's heartbeats while nothing happens: a quarter of its lease, which is twice the election timeout.
+    pub fn idle_heartbeat(&self) -> Duration {
+        (self.election_timeout / 2).max(self.heartbeat)
+    }
+
+    /// A follower that has heard its leader within this needs no timer: it could not elect before twice the election timeout has
+    /// passed, and two idle heartbeats had to be lost.
+    pub(crate) fn heard_max(&self) -> Duration {
+        self.idle_heartbeat() * 2 + self.heartbeat
+    }
 }
 
 impl Default for RaftConfig {

@@ -16,7 +16,7 @@
 //! - `LogEntryDiscarded` (the entry was truncated, or covered by an installed snapshot) and a responder dropped with the
 //!   core: it *was* taken in, and may have been committed: unknown.
 //!
-//! Rooms: `read_index`, `membership`, `transfer`, `trim`, `observe` (leadership, as seen in openraft's metrics).
+//! Rooms: `read_index`, `membership`, `transfer`, `trim`, `pulse` (its clock), `observe` (leadership, as seen in openraft's metrics).
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -44,6 +44,7 @@ use crate::types::{Appended, BrokerId, EntryData, GroupId, Proposal, ReplicaHome
 
 mod membership;
 mod observe;
+mod pulse;
 mod read_index;
 mod transfer;
 mod trim;
@@ -130,6 +131,9 @@ struct Inner {
     created: Instant,
     /// Milliseconds from `created` to the last proposal, read or replicated entry.
     active_ms: AtomicU64,
+    /// Milliseconds from `created` to when this replica last heard its leader; 0: never.
+    heard_ms: AtomicU64,
+    pulse: Mutex<pulse::Pulse>,
 }
 
 impl RaftGroup {
@@ -156,6 +160,8 @@ impl RaftGroup {
             reads: read_index::Rounds::default(),
             created: Instant::now(),
             active_ms: AtomicU64::new(0),
+            heard_ms: AtomicU64::new(0),
+            pulse: Mutex::default(),
         };
         Self { inner: Arc::new(inner) }
     }
@@ -379,14 +385,17 @@ impl RaftGroup {
 
     /// Notes traffic, so that elections take the busy groups first.
     pub(crate) fn touch(&self) {
-        self.inner.active_ms.store(self.inner.created.elapsed().as_millis() as u64, Ordering::Relaxed);
+        self.inner.active_ms.store(self.age_ms(), Ordering::Relaxed);
+    }
+
+    fn age_ms(&self) -> u64 {
+        self.inner.created.elapsed().as_millis() as u64
     }
 
     /// How urgently a leader is wanted: larger is more urgent. Group 0 first, which holds the catalog: until it is led the broker
     /// serves nobody. Then by recency of use.
     pub(crate) fn urgency(&self) -> (bool, u64) {
-        let idle = (self.inner.created.elapsed().as_millis() as u64)
-            .saturating_sub(self.inner.active_ms.load(Ordering::Relaxed));
+        let idle = self.age_ms().saturating_sub(self.inner.active_ms.load(Ordering::Relaxed));
         (self.group() == GroupId(0), u64::MAX - idle)
     }
 }

@@ -18,6 +18,7 @@ use tracing::Instrument;
 use crate::config::RaftConfig;
 use crate::elections::Elections;
 use crate::error::Stopped;
+use crate::heartbeats;
 use crate::instruments::GroupInstruments;
 use crate::log_store::LogStore;
 use crate::raft_group::{Raft, RaftGroup};
@@ -106,6 +107,7 @@ impl RaftGroups {
         hosted.transport.set_raft_service(Arc::new(door::Door::new(Arc::downgrade(&hosted))));
         hosted.spawn("elections", hosted.elections.clone().run());
         hosted.spawn("stop with the store", supervision::stop_with_the_store(Arc::downgrade(&hosted)));
+        hosted.spawn("heartbeats", heartbeats::run(Arc::downgrade(&hosted)));
         hosted.spawn("stalls", supervision::hand_over_when_stalled(Arc::downgrade(&hosted)));
         hosted.spawn("repair", repair::run(Arc::downgrade(&hosted)));
         Ok(RaftGroups { hosted })

@@ -28,6 +28,8 @@ pub enum Sabotage {
     FollowersForgetProducers,
     /// A truncation takes the entries back, but not what they taught the table (against RULES.md O6).
     TruncationKeepsTheTable,
+    /// Leaders send no heartbeats.
+    LeadersFallSilent,
 }
 
 /// From now on this mistake, or none, is made on this thread.

@@ -146,6 +146,7 @@ impl RaftGroup {
 
     /// The leader of this term speaks: whatever was said about its end is not true any more.
     pub(crate) fn heard_leader(&self, term: u64) {
+        self.note_heard();
         let released = self.inner.released.load(Ordering::Acquire);
         if released >= term
             && self.inner.released.compare_exchange(released, 0, Ordering::AcqRel, Ordering::Acquire).is_ok()
@@ -178,7 +179,7 @@ impl RaftGroup {
             && now.local_committed.is_some_and(|committed| committed.leader_id.term == now.current_term)
     }
 
-    fn voted_in(&self, now: &Metrics) -> Option<Leader> {
+    pub(super) fn voted_in(&self, now: &Metrics) -> Option<Leader> {
         let replica = now.current_leader?;
         let broker = now.membership_config.membership().get_node(&replica)?.broker;
         Some(Leader { replica, broker, term: now.current_term })

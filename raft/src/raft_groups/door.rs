@@ -91,7 +91,13 @@ impl RaftService for Door {
                 std::future::ready(!refused)
             })
         };
-        let answers = group.raft().stream_append(admitted).map(|answer| answer.map_err(unable));
+        let follower = group.clone();
+        let answers = group.raft().stream_append(admitted).map(move |answer| {
+            if matches!(answer, Ok(Ok(_))) {
+                follower.note_heard();
+            }
+            answer.map_err(unable)
+        });
         let refusal = stream::once(async move { full.load(Ordering::Acquire).then(|| no_room(&hosted)).flatten() });
         answers.chain(refusal.filter_map(|refusal| std::future::ready(refusal.map(Err)))).boxed()
     }

@@ -145,3 +145,34 @@ async fn a_membership_change_without_a_quorum_is_waited_for_only_so_long() {
     let group = timeout(Duration::from_secs(60), joined).await.unwrap();
     assert!(group.status().members.contains_key(&ReplicaId(14)));
 }
+
+/// A leader that says nothing any more, while its broker lives, is what openraft's own timers are there for; and where all is well
+/// they are not needed, however long nothing happens.
+#[tokio::test(start_paused = true)]
+async fn a_leader_that_falls_silent_is_replaced_and_an_idle_one_is_not() {
+    let cluster = Cluster::start(3).await;
+    for id in 1..=20 {
+        cluster.create(id).await;
+    }
+    let terms = || (1..=20).map(|id| cluster.group(2, id).status().term).collect::<Vec<_>>();
+    let before = terms();
+    sleep(Duration::from_secs(600)).await;
+    assert_eq!(terms(), before);
+    let begin = Instant::now();
+    propose(&cluster.group(1, 1), "record 0").await.unwrap();
+    assert!(begin.elapsed() < Duration::from_secs(1), "it took {:?}", begin.elapsed());
+
+    crate::sabotage::make_on_this_thread(Some(crate::sabotage::Sabotage::LeadersFallSilent));
+    let replaced = async {
+        while terms().iter().zip(&before).any(|(term, before)| term == before) {
+            sleep(Duration::from_millis(100)).await;
+        }
+    };
+    let replaced = timeout(Duration::from_secs(60), replaced).await;
+    crate::sabotage::make_on_this_thread(None);
+    assert!(replaced.is_ok(), "{:?} {before:?}", terms());
+    sleep(Duration::from_secs(30)).await;
+    let settled = terms();
+    sleep(Duration::from_secs(60)).await;
+    assert_eq!(terms(), settled);
+}
