@@ -139,6 +139,10 @@ impl Shared {
                 continue;
             }
             let Some(partition) = state.partition(group) else { continue };
+            // Nearly all, twice a second: they are led where they should be.
+            if partition.replicas.first().is_none_or(|first| first.broker == self.broker) {
+                continue;
+            }
             if let Some(to) = preferred(partition, &hosted.group.status(), self.broker, &can_lead) {
                 transfers.push((hosted.group, to));
             }

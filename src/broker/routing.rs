@@ -122,6 +122,21 @@ impl Routing {
         self.claims.read().by_group.get(&group).cloned()
     }
 
+    /// Of these replicas of groups, how many each broker has that are not in sync, by what the leaders claim.
+    pub(super) fn lagging_by_broker(
+        &self,
+        replicas: impl Iterator<Item = (GroupId, BrokerId)>,
+    ) -> BTreeMap<BrokerId, u32> {
+        let mut counts = BTreeMap::new();
+        let claims = self.claims.read();
+        for (group, broker) in replicas {
+            if claims.by_group.get(&group).is_none_or(|claim| !claim.in_sync.contains(&broker)) {
+                *counts.entry(broker).or_default() += 1;
+            }
+        }
+        counts
+    }
+
     /// How many partitions each broker claims to lead.
     pub(super) fn claims_by_broker(&self) -> BTreeMap<BrokerId, u32> {
         let mut counts = BTreeMap::new();

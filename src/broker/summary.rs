@@ -25,6 +25,9 @@ use super::shared::Shared;
 const INTERVAL: Duration = Duration::from_secs(1);
 /// Changes of leadership within this go into one summary.
 const GATHER: Duration = Duration::from_millis(5);
+/// And within so many times as long as the last one took to make: after a death thousands change, one after the other, and each summary
+/// holds all that is led. Those who host a replica know its leader without.
+const GATHER_FACTOR: u32 = 4;
 /// How long a peer may take to take a summary.
 const CALL_TIMEOUT: Duration = Duration::from_secs(1);
 /// A replica is in sync if it has by now what its leader had so long ago.
@@ -229,6 +232,7 @@ pub(super) async fn run(shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
     let mut senders: BTreeMap<BrokerId, tokio::task::AbortHandle> = BTreeMap::new();
     let mut tasks = JoinSet::new();
     loop {
+        let began = Instant::now();
         let led = shared.led(&mut history, &mut followers);
         let stopping = shared.stopping();
         let damage = shared.damage();
@@ -258,13 +262,14 @@ pub(super) async fn run(shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
             };
             senders.entry(peer).or_insert_with(start);
         }
+        let took = began.elapsed();
         let woken = tokio::select! {
             _ = stop.wait_for(|stop| *stop) => return,
             () = shared.leadership_changed.notified() => true,
             () = sleep(INTERVAL) => false,
         };
         if woken {
-            sleep(GATHER).await;
+            sleep(GATHER.max(took * GATHER_FACTOR)).await;
         }
     }
 }

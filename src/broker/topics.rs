@@ -463,16 +463,13 @@ impl Shared {
     pub(super) fn cluster(&self) -> ClusterDescription {
         let state = self.catalog.state();
         let leads = self.routing.claims_by_broker();
-        let (mut replicas, mut lagging) = (BTreeMap::<_, u32>::new(), BTreeMap::<_, u32>::new());
-        for partition in state.topics().values().flat_map(|topic| &topic.partitions) {
-            let in_sync = self.routing.claim(partition.group).map(|claim| claim.in_sync).unwrap_or_default();
-            for replica in &partition.replicas {
-                *replicas.entry(replica.broker).or_default() += 1;
-                if !in_sync.contains(&replica.broker) {
-                    *lagging.entry(replica.broker).or_default() += 1;
-                }
-            }
-        }
+        let placed = || {
+            let partitions = state.topics().values().flat_map(|topic| &topic.partitions);
+            partitions.flat_map(|partition| partition.replicas.iter().map(|replica| (partition.group, replica.broker)))
+        };
+        let lagging = self.routing.lagging_by_broker(placed());
+        let mut replicas = BTreeMap::<_, u32>::new();
+        placed().for_each(|(_, broker)| *replicas.entry(broker).or_default() += 1);
         let count = |counts: &BTreeMap<BrokerId, u32>, broker| counts.get(&broker).copied().unwrap_or(0);
         let brokers = state.brokers().values().map(|known| BrokerDescription {
             broker_id: known.broker,
