@@ -44,6 +44,8 @@ type AppendedStream<'s> = BoxStream<'s, Appended>;
 /// A stream without progress to a broker that is alive is given up after this: its disk may be slow, and sending
 /// everything again would not make it faster.
 const STALL_MAX: Duration = Duration::from_secs(10);
+/// Before a broker that is dead is tried again, by each group.
+const DEAD_WAIT: Duration = Duration::from_secs(2);
 /// A follower that is no further behind than so many of the largest requests is not catching up.
 const LIVE_REQUESTS: u64 = 8;
 /// What a log gives for one request is never more than one request carries.
@@ -168,10 +170,13 @@ impl ReplicaNetwork {
 }
 
 impl NetBackoff<TypeConfig> for ReplicaNetwork {
-    /// Short at first: a broker that restarts should be caught up soon.
+    /// Short at first: a broker that restarts should be caught up soon. Long while it is known to be dead, for each group tries by
+    /// itself: the elections end the wait when it is back (`reset_backoff`).
     fn backoff(&self) -> Option<Backoff> {
-        let steps = [20, 50, 100, 200].into_iter().chain(std::iter::repeat(500));
-        Some(Backoff::new(steps.map(Duration::from_millis)))
+        let (shared, broker) = (self.shared.clone(), self.broker);
+        let steps = [20, 50, 100, 200].into_iter().chain(std::iter::repeat(500)).map(Duration::from_millis);
+        let is_dead = move || shared.detector.status(broker).is_some_and(|status| status.liveness == Liveness::Dead);
+        Some(Backoff::new(steps.map(move |step| if is_dead() { DEAD_WAIT } else { step })))
     }
 }
 
