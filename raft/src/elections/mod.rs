@@ -7,6 +7,8 @@
 //! 2. This broker sends a [`Claim`] for each such group to the brokers of the group's other voters, one report per broker.
 //! 3. Once every live voter's claim is there, or [`CLAIMS_WAIT`] has passed, each computes the same winner ([`choose`])
 //!    and tells its own core (`handle_transfer_leader`): that voids the lease of the dead leader, and the winner runs.
+//!    A broker runs in no more than [`RUNNING_MAX`] at a time, in the order of their urgency: a thousand at once would all
+//!    end with the last one, and what is in use would wait for what is not.
 //! 4. If no leader appears within [`OFFICE_WAIT`], all is repeated, with back-off, and with the next electable replica.
 //!
 //! Fewer claims than a majority of voters force nothing: whoever cannot see a leader that others see waits. And a receiver
@@ -15,6 +17,7 @@
 //! One task, woken by events; a group that has a leader costs nothing here. It never touches a log.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -24,13 +27,13 @@ use futures_util::stream;
 use openraft::Instant as _;
 use openraft::async_runtime::WatchReceiver;
 use parking_lot::Mutex;
-use tokio::sync::Notify;
 use tokio::sync::broadcast::error::{RecvError, TryRecvError};
-use tokio::time::{Instant, sleep_until};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::codec;
 use crate::config::RaftConfig;
-use crate::raft_group::{RaftGroup, Standing};
+use crate::raft_group::{Leader, RaftGroup, Standing};
 use crate::raft_groups::Hosted;
 use crate::runtime::random_u64;
 use crate::transport::{CALL_BYTES_MAX, Liveness, Transport};
@@ -46,6 +49,10 @@ use orphan::Orphan;
 const CLAIMS_WAIT: Duration = Duration::from_millis(30);
 /// How long a winner has to take office before all is repeated.
 const OFFICE_WAIT: Duration = Duration::from_millis(300);
+/// A group that waits longer for its turn here is looked at again.
+const TURN_WAIT: Duration = Duration::from_secs(2);
+/// How long each group that waits before it may hold up one whose turn is elsewhere.
+const TURN_EACH: Duration = Duration::from_millis(1);
 /// Longest back-off between attempts.
 const BACKOFF_MAX: Duration = Duration::from_secs(1);
 /// How long a group may be without a leader before it is looked at, when no death was reported: an ordinary election is
@@ -58,7 +65,11 @@ const ECHO_WAIT: Duration = Duration::from_millis(150);
 /// A step that has taken so long does not ask further cores.
 const STEP_MAX: Duration = Duration::from_millis(50);
 /// Groups whose cores are asked at the same time.
-const CONCURRENT: usize = 256;
+const CONCURRENT: usize = 64;
+/// Elections that this broker's replicas run in at the same time.
+const RUNNING_MAX: usize = 32;
+/// Before more groups are looked at, while that many wait to run.
+const CROWD_WAIT: Duration = Duration::from_millis(5);
 /// Claims in one report; some 32 bytes each.
 const CLAIMS_MAX: usize = 8192;
 /// How long a peer may take to take a report in.
@@ -81,6 +92,8 @@ struct Inner {
     /// Processes seen: a broker that comes back as another one leads nothing of what it led.
     incarnations: Mutex<BTreeMap<BrokerId, u64>>,
     wake: Notify,
+    /// How many wait for their turn to run.
+    waiting: AtomicUsize,
 }
 
 /// A due group, looked at.
@@ -99,12 +112,18 @@ impl Elections {
             orphans: Mutex::default(),
             incarnations: Mutex::default(),
             wake: Notify::new(),
+            waiting: AtomicUsize::new(0),
         };
         Self { inner: Arc::new(inner) }
     }
 
     /// Runs until the groups are gone.
     pub(crate) async fn run(self) {
+        let (candidacies, to_run) = mpsc::unbounded_channel();
+        tokio::join!(self.decide_all(candidacies), self.run_in_turn(to_run));
+    }
+
+    async fn decide_all(&self, candidacies: mpsc::UnboundedSender<Case>) {
         let mut liveness = self.inner.transport.watch_liveness();
         for peer in self.inner.transport.peers() {
             self.note_incarnation(peer);
@@ -113,7 +132,11 @@ impl Elections {
         let mut unheard_judged = false;
         while self.inner.groups.upgrade().is_some_and(|groups| !groups.is_closed()) {
             let next = self.inner.orphans.lock().values().map(|orphan| orphan.due).min();
-            let wake_at = next.unwrap_or_else(|| Instant::now() + BACKOFF_MAX);
+            let now = Instant::now();
+            let wake_at = match next {
+                _ if self.is_crowded() => now + CROWD_WAIT,
+                next => next.unwrap_or(now + BACKOFF_MAX),
+            };
             tokio::select! {
                 biased;
                 event = liveness.recv() => match event {
@@ -137,7 +160,7 @@ impl Elections {
                     Err(_) => break,
                 }
             }
-            self.step().await;
+            self.step(&candidacies).await;
         }
     }
 
@@ -278,34 +301,76 @@ impl Elections {
     }
 
     /// Looks at every group that is due: reports, decides, acts.
-    async fn step(&self) {
+    async fn step(&self, candidacies: &mpsc::UnboundedSender<Case>) {
         // So many at a time: with thousands of groups, or cores that do not answer, the claims on the first would be stale by the time
         // the last has been asked. What is left when it takes long is due still, after the news that came meanwhile.
+        // And so many as can run soon: whoever asks for more takes the time from those that run.
         let began = Instant::now();
         for some in self.due_groups().chunks(CONCURRENT) {
-            self.step_some(some).await;
-            if began.elapsed() > STEP_MAX {
+            if self.is_crowded() || began.elapsed() > STEP_MAX {
                 return;
+            }
+            self.step_some(some, candidacies).await;
+        }
+    }
+
+    fn is_crowded(&self) -> bool {
+        self.inner.waiting.load(Ordering::Relaxed) > RUNNING_MAX
+    }
+
+    async fn step_some(&self, due: &[(GroupId, Option<RaftGroup>)], candidacies: &mpsc::UnboundedSender<Case>) {
+        let cases = self.cases(due).await;
+        self.report(&cases);
+        for case in cases {
+            let Some((winner, case)) = self.decide(case) else { continue };
+            if winner == case.group.replica() {
+                self.inner.waiting.fetch_add(1, Ordering::Relaxed);
+                // Closed is only what is over.
+                let _ = candidacies.send(case);
+            } else if !self.died(&case) {
+                // The lease of a leader that lives must be given up in the core, too: what its broker said is not known there.
+                // Apart from this task: a core that does not answer must not keep the others waiting.
+                tokio::spawn(async move { case.group.elect(&case.standing, winner).await });
             }
         }
     }
 
-    async fn step_some(&self, due: &[(GroupId, Option<RaftGroup>)]) {
-        let cases = self.cases(due).await;
-        self.report(&cases);
-        let acts: Vec<_> = cases.into_iter().filter_map(|case| self.decide(case)).collect();
-        if acts.is_empty() {
-            return;
+    /// Runs for what this broker shall lead, first come first served, so many at a time.
+    async fn run_in_turn(&self, mut candidacies: mpsc::UnboundedReceiver<Case>) {
+        let running = Arc::new(Semaphore::new(RUNNING_MAX));
+        while let Some(case) = candidacies.recv().await {
+            let Ok(place) = running.clone().acquire_owned().await else { return };
+            self.inner.waiting.fetch_sub(1, Ordering::Relaxed);
+            if self.begins(&case) {
+                tokio::spawn(run_for_leader(case, place));
+            }
         }
-        // Apart from this task: a core that does not answer must not keep the others waiting. No group is acted upon
-        // again before its winner had time to take office.
-        tokio::spawn(async move {
-            let acts = stream::iter(acts);
-            acts.for_each_concurrent(CONCURRENT, |(case, winner)| async move {
-                case.group.elect(&case.standing, winner).await;
-            })
-            .await;
-        });
+    }
+
+    /// Whether the leader of a case died with its broker: then the door lets its successor skip the lease.
+    fn died(&self, case: &Case) -> bool {
+        let leader = case.standing.vote.leader_id.voted_for;
+        case.standing.membership.get_node(&leader).is_some_and(|home| self.is_dead(home.broker))
+    }
+
+    /// It is this group's turn, and its candidate's time begins; unless somebody leads it meanwhile.
+    fn begins(&self, case: &Case) -> bool {
+        let mut orphans = self.inner.orphans.lock();
+        let Some(orphan) = orphans.get_mut(&case.group.group()) else { return false };
+        let now = Instant::now();
+        let judged = case.standing.vote;
+        let led = |leader: &Leader| !judged.committed || leader.term > judged.leader_id.term;
+        if case.group.watch_leader().borrow().as_ref().is_some_and(led) {
+            orphan.look_at(now);
+            self.inner.wake.notify_one();
+            return false;
+        }
+        orphan.decided(now, true, jitter());
+        drop(orphans);
+        if let Some(groups) = self.inner.groups.upgrade() {
+            groups.instruments.elections_forced.increment(1);
+        }
+        true
     }
 
     /// The groups that are due, the most urgent first, in the reports and in the elections; those whose cores did not answer last.
@@ -434,9 +499,10 @@ impl Elections {
     }
 
     /// What this broker does about a group without a leader now: whom it elects, if anybody.
-    fn decide(&self, case: Case) -> Option<(Case, ReplicaId)> {
+    fn decide(&self, case: Case) -> Option<(ReplicaId, Case)> {
         let now = Instant::now();
         let mut orphans = self.inner.orphans.lock();
+        let waiting = orphans.len() as u32;
         let orphan = orphans.get_mut(&case.group.group())?;
         let claims = orphan.fresh_claims(now);
         let live_voters = other_voters(&case).filter(|(_, broker)| !self.is_dead(*broker));
@@ -445,18 +511,29 @@ impl Elections {
             orphan.due = orphan.wait_until;
             return None;
         }
-        let jitter = Duration::from_millis(random_u64() % 50);
         let winner = choose(&claims, case.standing.membership.get_joint_config(), orphan.attempt);
-        orphan.decided(now, winner.is_some(), jitter);
+        match winner {
+            None => orphan.decided(now, false, jitter()),
+            Some(winner) if winner == case.group.replica() => orphan.queued(now),
+            // It has its turn there: as many wait before it there as here, at most.
+            Some(_) => orphan.decided(now, true, jitter() + TURN_EACH * waiting),
+        }
         let winner = winner?;
         tracing::debug!(group = case.group.group().0, %winner, claims = claims.len(), "elects");
-        if winner == case.group.replica()
-            && let Some(groups) = self.inner.groups.upgrade()
-        {
-            groups.instruments.elections_forced.increment(1);
-        }
-        Some((case, winner))
+        Some((winner, case))
     }
+}
+
+/// One election that this replica shall win. Its place is free again once the group is led, or its time is over.
+async fn run_for_leader(case: Case, _place: OwnedSemaphorePermit) {
+    let mut leader = case.group.watch_leader();
+    case.group.elect(&case.standing, case.group.replica()).await;
+    let _ = timeout(OFFICE_WAIT, leader.wait_for(Option::is_some)).await;
+}
+
+/// So that those who decide the same do not do so again at the same moment.
+fn jitter() -> Duration {
+    Duration::from_millis(random_u64() % 50)
 }
 
 /// Each one's urgency is asked once: it changes with time and with every use, and a sort that compares what changes panics.

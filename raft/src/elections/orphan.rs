@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::choice::Claim;
-use super::{BACKOFF_MAX, CLAIM_AGE_MAX, CLAIMS_WAIT, ECHO_WAIT, OFFICE_WAIT};
+use super::{BACKOFF_MAX, CLAIM_AGE_MAX, CLAIMS_WAIT, ECHO_WAIT, OFFICE_WAIT, TURN_WAIT};
 use crate::types::{BrokerId, ReplicaId, repr};
 
 /// One group's case.
@@ -110,6 +110,12 @@ impl Orphan {
             self.sent.insert(broker, now);
         }
         !told
+    }
+
+    /// A winner was chosen, and waits for its turn. In case that never comes, it is looked at again.
+    pub(super) fn queued(&mut self, now: Instant) {
+        self.due = now + TURN_WAIT;
+        self.in_office_by = Some(self.due);
     }
 
     /// A decision was taken: a winner has its time to take office, otherwise the back-off grows.
