@@ -54,6 +54,8 @@ pub(crate) use transfer::Standing;
 /// openraft, as a group runs it.
 pub(crate) type Raft = openraft::Raft<TypeConfig, StateMachine>;
 
+/// A group is in use for so long after its last traffic.
+const IN_USE: Duration = Duration::from_secs(10);
 /// How long a new leader's proposals wait for the first entry of its term to be committed.
 const SETTLE_WAIT: Duration = Duration::from_secs(1);
 
@@ -129,7 +131,7 @@ struct Inner {
     changes: tokio::sync::Mutex<()>,
     reads: read_index::Rounds,
     created: Instant,
-    /// Milliseconds from `created` to the last proposal, read or replicated entry.
+    /// Milliseconds from `created` to the last proposal, read or replicated entry; 0: there was none.
     active_ms: AtomicU64,
     /// Milliseconds from `created` to when this replica last heard its leader; 0: never.
     heard_ms: AtomicU64,
@@ -385,7 +387,7 @@ impl RaftGroup {
 
     /// Notes traffic, so that elections take the busy groups first.
     pub(crate) fn touch(&self) {
-        self.inner.active_ms.store(self.age_ms(), Ordering::Relaxed);
+        self.inner.active_ms.store(self.age_ms().max(1), Ordering::Relaxed);
     }
 
     fn age_ms(&self) -> u64 {
@@ -395,8 +397,17 @@ impl RaftGroup {
     /// How urgently a leader is wanted: larger is more urgent. Group 0 first, which holds the catalog: until it is led the broker
     /// serves nobody. Then by recency of use.
     pub(crate) fn urgency(&self) -> (bool, u64) {
-        let idle = self.age_ms().saturating_sub(self.inner.active_ms.load(Ordering::Relaxed));
-        (self.group() == GroupId(0), u64::MAX - idle)
+        (self.group() == GroupId(0), u64::MAX - self.idle_ms())
+    }
+
+    /// Whether somebody is likely to wait for a leader: there was traffic lately, or it is the catalog's.
+    pub(crate) fn is_in_use(&self) -> bool {
+        let used = self.inner.active_ms.load(Ordering::Relaxed) > 0;
+        self.group() == GroupId(0) || (used && Duration::from_millis(self.idle_ms()) < IN_USE)
+    }
+
+    fn idle_ms(&self) -> u64 {
+        self.age_ms().saturating_sub(self.inner.active_ms.load(Ordering::Relaxed))
     }
 }
 

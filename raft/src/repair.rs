@@ -203,8 +203,13 @@ impl Hosted {
     /// leader that can do without it. Returns whether it was.
     pub(crate) async fn set_aside(&self, log: &Log, why: &str) -> bool {
         let Some(group) = self.get(log.group()).filter(|group| group.replica() == log.replica()) else { return false };
-        let led_elsewhere = group.status().leader.is_some_and(|leader| leader.replica != log.replica());
-        if !led_elsewhere {
+        let status = group.status();
+        let led_elsewhere = status.leader.is_some_and(|leader| leader.replica != log.replica());
+        // Whoever votes keeps the group writable, rotten or not; without a majority of the others nobody could replace it.
+        let voters = status.members.iter().filter(|(_, member)| member.voter);
+        let alive = |broker| broker == self.transport.broker() || self.transport.liveness(broker) == Liveness::Alive;
+        let others = voters.clone().filter(|(id, member)| **id != log.replica() && alive(member.broker)).count();
+        if !led_elsewhere || others * 2 <= voters.count() {
             return false;
         }
         self.end_lost(&group, why).await;

@@ -269,7 +269,11 @@ pub(super) async fn run(shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
             () = sleep(INTERVAL) => false,
         };
         if woken {
-            sleep(GATHER.max(took * GATHER_FACTOR)).await;
+            let gathered = sleep((took * GATHER_FACTOR).clamp(GATHER, INTERVAL));
+            tokio::select! {
+                _ = stop.wait_for(|stop| *stop) => return,
+                () = gathered => {}
+            }
         }
     }
 }

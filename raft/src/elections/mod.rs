@@ -7,7 +7,7 @@
 //! 2. This broker sends a [`Claim`] for each such group to the brokers of the group's other voters, one report per broker.
 //! 3. Once every live voter's claim is there, or [`CLAIMS_WAIT`] has passed, each computes the same winner ([`choose`])
 //!    and tells its own core (`handle_transfer_leader`): that voids the lease of the dead leader, and the winner runs.
-//!    A broker runs in no more than [`RUNNING_MAX`] at a time, in the order of their urgency: a thousand at once would all
+//!    For groups that are not in use a broker runs in no more than [`RUNNING_MAX`] at a time: a thousand at once would all
 //!    end with the last one, and what is in use would wait for what is not.
 //! 4. If no leader appears within [`OFFICE_WAIT`], all is repeated, with back-off, and with the next electable replica.
 //!
@@ -65,11 +65,11 @@ const ECHO_WAIT: Duration = Duration::from_millis(150);
 /// A step that has taken so long does not ask further cores.
 const STEP_MAX: Duration = Duration::from_millis(50);
 /// Groups whose cores are asked at the same time.
-const CONCURRENT: usize = 64;
-/// Elections that this broker's replicas run in at the same time.
+const CONCURRENT: usize = 256;
+/// Elections of groups that are not in use in which this broker's replicas run at the same time.
 const RUNNING_MAX: usize = 32;
-/// Before more groups are looked at, while that many wait to run.
-const CROWD_WAIT: Duration = Duration::from_millis(5);
+/// Before more such groups are looked at, while that many wait to run.
+const CROWD_WAIT: Duration = Duration::from_millis(10);
 /// Claims in one report; some 32 bytes each.
 const CLAIMS_MAX: usize = 8192;
 /// How long a peer may take to take a report in.
@@ -141,7 +141,7 @@ impl Elections {
                 biased;
                 event = liveness.recv() => match event {
                     Ok((broker, change)) => self.liveness_changed(broker, change),
-                    Err(RecvError::Lagged(_)) => self.suspect_all(),
+                    Err(RecvError::Lagged(_)) => self.news_were_missed(),
                     Err(RecvError::Closed) => return,
                 },
                 () = sleep_until(unheard_at), if !unheard_judged => {
@@ -156,7 +156,7 @@ impl Elections {
             loop {
                 match liveness.try_recv() {
                     Ok((broker, change)) => self.liveness_changed(broker, change),
-                    Err(TryRecvError::Lagged(_)) => self.suspect_all(),
+                    Err(TryRecvError::Lagged(_)) => self.news_were_missed(),
                     Err(_) => break,
                 }
             }
@@ -186,6 +186,16 @@ impl Elections {
         let mut orphans = self.inner.orphans.lock();
         for group in groups.all() {
             orphans.entry(group.group()).or_insert_with(|| Orphan::new(now));
+        }
+    }
+
+    /// Who died, and who came back, is seen by what the detector says now.
+    fn news_were_missed(&self) {
+        self.suspect_all();
+        let Some(groups) = self.inner.groups.upgrade() else { return };
+        let alive = |peer: &BrokerId| self.inner.transport.liveness(*peer) == Liveness::Alive;
+        for peer in self.inner.transport.peers().into_iter().filter(alive) {
+            self.broker_came(&groups, peer);
         }
     }
 
@@ -268,8 +278,12 @@ impl Elections {
     async fn resume_leading(self, group: RaftGroup, broker: BrokerId) {
         let raft = group.raft();
         let members = group.status().members;
-        let Some(there) = members.iter().find(|(_, member)| member.broker == broker).map(|(id, _)| *id) else { return };
-        let _ = raft.trigger().reset_backoff([there]).await;
+        // Two, while a lost one is being replaced there.
+        let there: Vec<_> = members.iter().filter(|(_, member)| member.broker == broker).map(|(id, _)| *id).collect();
+        if there.is_empty() {
+            return;
+        }
+        let _ = raft.trigger().reset_backoff(there).await;
         let lease = self.inner.config.election_timeout * 2;
         let expired = {
             let metrics = raft.metrics();
@@ -304,13 +318,14 @@ impl Elections {
     async fn step(&self, candidacies: &mpsc::UnboundedSender<Case>) {
         // So many at a time: with thousands of groups, or cores that do not answer, the claims on the first would be stale by the time
         // the last has been asked. What is left when it takes long is due still, after the news that came meanwhile.
-        // And so many as can run soon: whoever asks for more takes the time from those that run.
+        // And of those that are not in use so many as can run soon: more would take the time from those that run.
         let began = Instant::now();
-        for some in self.due_groups().chunks(CONCURRENT) {
-            if self.is_crowded() || began.elapsed() > STEP_MAX {
+        let crowded = self.is_crowded();
+        for some in self.due_groups(crowded).chunks(CONCURRENT) {
+            self.step_some(some, candidacies).await;
+            if began.elapsed() > STEP_MAX || self.is_crowded() != crowded {
                 return;
             }
-            self.step_some(some, candidacies).await;
         }
     }
 
@@ -323,7 +338,11 @@ impl Elections {
         self.report(&cases);
         for case in cases {
             let Some((winner, case)) = self.decide(case) else { continue };
-            if winner == case.group.replica() {
+            if winner == case.group.replica() && case.group.is_in_use() {
+                if self.begins(&case) {
+                    tokio::spawn(run_for_leader(case, None));
+                }
+            } else if winner == case.group.replica() {
                 self.inner.waiting.fetch_add(1, Ordering::Relaxed);
                 // Closed is only what is over.
                 let _ = candidacies.send(case);
@@ -335,14 +354,14 @@ impl Elections {
         }
     }
 
-    /// Runs for what this broker shall lead, first come first served, so many at a time.
+    /// Runs for what this broker shall lead and nobody uses, first come first served, so many at a time.
     async fn run_in_turn(&self, mut candidacies: mpsc::UnboundedReceiver<Case>) {
         let running = Arc::new(Semaphore::new(RUNNING_MAX));
         while let Some(case) = candidacies.recv().await {
             let Ok(place) = running.clone().acquire_owned().await else { return };
             self.inner.waiting.fetch_sub(1, Ordering::Relaxed);
             if self.begins(&case) {
-                tokio::spawn(run_for_leader(case, place));
+                tokio::spawn(run_for_leader(case, Some(place)));
             }
         }
     }
@@ -350,7 +369,8 @@ impl Elections {
     /// Whether the leader of a case died with its broker: then the door lets its successor skip the lease.
     fn died(&self, case: &Case) -> bool {
         let leader = case.standing.vote.leader_id.voted_for;
-        case.standing.membership.get_node(&leader).is_some_and(|home| self.is_dead(home.broker))
+        let home = case.standing.membership.get_node(&leader).map(|home| home.broker);
+        home.is_some_and(|home| home != self.inner.transport.broker() && self.is_dead(home))
     }
 
     /// It is this group's turn, and its candidate's time begins; unless somebody leads it meanwhile.
@@ -360,7 +380,9 @@ impl Elections {
         let now = Instant::now();
         let judged = case.standing.vote;
         let led = |leader: &Leader| !judged.committed || leader.term > judged.leader_id.term;
-        if case.group.watch_leader().borrow().as_ref().is_some_and(led) {
+        let led = case.group.watch_leader().borrow().as_ref().is_some_and(led);
+        // What was judged may have been a false alarm.
+        if led || !self.leaderless(&case.group, &case.standing, orphan) {
             orphan.look_at(now);
             self.inner.wake.notify_one();
             return false;
@@ -374,7 +396,8 @@ impl Elections {
     }
 
     /// The groups that are due, the most urgent first, in the reports and in the elections; those whose cores did not answer last.
-    fn due_groups(&self) -> Vec<(GroupId, Option<RaftGroup>)> {
+    /// `in_use`: no others.
+    fn due_groups(&self, in_use: bool) -> Vec<(GroupId, Option<RaftGroup>)> {
         let Some(groups) = self.inner.groups.upgrade() else { return Vec::new() };
         let now = Instant::now();
         let mut due: Vec<_> = {
@@ -382,6 +405,7 @@ impl Elections {
             let due = orphans.iter().filter(|(_, orphan)| orphan.due <= now);
             due.map(|(group, orphan)| (orphan.silent, (*group, groups.get(*group)))).collect()
         };
+        due.retain(|(_, (_, group))| !in_use || group.as_ref().is_none_or(RaftGroup::is_in_use));
         most_urgent_first(&mut due, |(silent, (_, group))| (!silent, group.as_ref().map(RaftGroup::urgency)));
         due.into_iter().map(|(_, due)| due).collect()
     }
@@ -393,7 +417,7 @@ impl Elections {
         for (group, orphan) in self.inner.orphans.lock().iter_mut() {
             (orphan.due, orphan.silent) = (Instant::now(), silent.contains(group));
         }
-        self.due_groups().into_iter().map(|(group, _)| group).collect()
+        self.due_groups(false).into_iter().map(|(group, _)| group).collect()
     }
 
     /// Those of them that have no leader, each with its own claim noted. The others are dismissed.
@@ -516,7 +540,7 @@ impl Elections {
             None => orphan.decided(now, false, jitter()),
             Some(winner) if winner == case.group.replica() => orphan.queued(now),
             // It has its turn there: as many wait before it there as here, at most.
-            Some(_) => orphan.decided(now, true, jitter() + TURN_EACH * waiting),
+            Some(_) => orphan.decided(now, true, jitter() + (TURN_EACH * waiting).min(TURN_WAIT)),
         }
         let winner = winner?;
         tracing::debug!(group = case.group.group().0, %winner, claims = claims.len(), "elects");
@@ -524,11 +548,14 @@ impl Elections {
     }
 }
 
-/// One election that this replica shall win. Its place is free again once the group is led, or its time is over.
-async fn run_for_leader(case: Case, _place: OwnedSemaphorePermit) {
-    let mut leader = case.group.watch_leader();
+/// One election that this replica shall win. Its place, if it needed one, is free again once it is won, or its time is over.
+async fn run_for_leader(case: Case, place: Option<OwnedSemaphorePermit>) {
     case.group.elect(&case.standing, case.group.replica()).await;
-    let _ = timeout(OFFICE_WAIT, leader.wait_for(Option::is_some)).await;
+    if place.is_some() {
+        let mut roles = case.group.raft().server_metrics();
+        let elected = roles.wait_until(|role| role.state == openraft::ServerState::Leader);
+        let _ = timeout(OFFICE_WAIT, elected).await;
+    }
 }
 
 /// So that those who decide the same do not do so again at the same moment.

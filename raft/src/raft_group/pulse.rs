@@ -4,6 +4,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures_util::FutureExt;
+use openraft::Instant as _;
 use openraft::ServerState;
 use openraft::async_runtime::WatchReceiver;
 use tokio::time::Instant;
@@ -33,13 +34,14 @@ impl RaftGroup {
     pub(crate) fn beat(&self, alive: impl Fn(BrokerId) -> bool) {
         let raft = self.raft();
         let metrics = raft.metrics();
-        let (leads, seen, leader) = {
+        let (leads, seen, leader, acked) = {
             let now = metrics.borrow_watched();
             if now.running_state.is_err() {
                 return;
             }
             let seen = (now.current_term, now.last_log_index, now.local_committed);
-            (now.state == ServerState::Leader, seen, self.voted_in(&now))
+            let acked = now.last_quorum_acked.map(|acked| acked.elapsed());
+            (now.state == ServerState::Leader, seen, self.voted_in(&now), acked)
         };
         let follows = leader.is_some_and(|leader| alive(leader.broker)) && self.hears_leader();
         raft.runtime_config().tick(!leads && !follows);
@@ -51,10 +53,16 @@ impl RaftGroup {
             return;
         }
         let mut pulse = self.inner.pulse.lock();
-        if pulse.is_due(seen, self.inner.config.idle_heartbeat()) {
+        // Once more, too, if the last one was not answered by a majority: the lease counts from there.
+        let unanswered =
+            acked.is_none_or(|acked| acked >= self.inner.config.idle_heartbeat() + self.inner.config.heartbeat);
+        if pulse.is_due(seen, self.inner.config.idle_heartbeat()) || unanswered {
             // Not waited for: a core whose mailbox is full is at work, or stuck, and the others must not be kept waiting for it.
-            let sent = tokio::task::unconstrained(raft.trigger().heartbeat()).now_or_never();
-            pulse.beat = sent.map_or(pulse.beat, |_| Some(Instant::now()));
+            match tokio::task::unconstrained(raft.trigger().heartbeat()).now_or_never() {
+                Some(_) => pulse.beat = Some(Instant::now()),
+                // openraft's own clock has a way of its own into the core.
+                None => raft.runtime_config().tick(true),
+            }
         }
     }
 

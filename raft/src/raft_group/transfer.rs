@@ -154,7 +154,7 @@ impl RaftGroup {
         // A leader that was restarted: openraft holds its vote demoted in memory, committed on disk, and refuses.
         match standing.membership.voter_ids().any(|id| id != self.replica()) {
             true => self.step_through(standing).await,
-            false => drop(raft.trigger().elect(false).await),
+            false => drop(timeout(CORE_WAIT, raft.trigger().elect(false)).await),
         }
     }
 

@@ -274,6 +274,22 @@ async fn a_rotten_replica_that_is_replaced_is_moved_aside_and_kept() {
     }
 }
 
+/// Rotten or not, it votes: without it nothing could be committed, not even the membership that does without it.
+#[tokio::test(start_paused = true)]
+async fn a_rotten_replica_that_the_majority_needs_is_not_set_aside() {
+    let mut cluster = written(10).await;
+    let away = cluster.kill(2).await;
+    let leader = cluster.leader(1, &[1, 3]).await;
+    let rotten = 4 - leader;
+    let groups = cluster.brokers[&rotten].groups.clone();
+    let log = cluster.group(rotten, 1).log().clone();
+    assert!(!groups.hosted.set_aside(&log, "for a test").await);
+    propose(&cluster.group(leader, 1), "record 10").await.unwrap();
+    cluster.boot(2, away).await;
+    cluster.shows(2, 1, &names(11)).await;
+    assert!(groups.hosted.set_aside(&log, "for a test").await);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_replica_that_cannot_start_because_of_rot_is_repaired_first() {
     let mut cluster = written(300).await;
