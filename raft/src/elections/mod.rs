@@ -1,14 +1,14 @@
 //! Elections after a death: the survivors choose at once, instead of waiting for timers (RULES.md R3, R4).
 //!
-//! openraft ticks slowly; that is the fallback. What normally happens:
+//! openraft's own timers are the fallback behind this ([`crate::heartbeats`]). What normally happens:
 //!
 //! 1. Something says that a group has no leader: the detector (its broker died), the leader's own broker (it was
 //!    restarted, or its core ended: it renounces), or openraft (a candidate failed, or nobody led when this process started).
 //! 2. This broker sends a [`Claim`] for each such group to the brokers of the group's other voters, one report per broker.
-//! 3. Once every live voter's claim is there, or [`CLAIMS_WAIT`] has passed, each computes the same winner ([`choose`])
-//!    and tells its own core (`handle_transfer_leader`): that voids the lease of the dead leader, and the winner runs.
-//!    For groups that are not in use a broker runs in no more than [`RUNNING_MAX`] at a time: a thousand at once would all
-//!    end with the last one, and what is in use would wait for what is not.
+//! 3. Once every live voter's claim is there, or [`CLAIMS_WAIT`] has passed, each computes the same winner ([`choose`]), and
+//!    the winner's broker tells its core to run (`handle_transfer_leader`): at once if the group is in use, else when it is its
+//!    [`turn`](turns). The others go by what the detector says when they are asked for their votes (`raft_groups::door`); only
+//!    where the leader's broker lives, and the leader itself gave up, their cores are told as well: it voids that lease.
 //! 4. If no leader appears within [`OFFICE_WAIT`], all is repeated, with back-off, and with the next electable replica.
 //!
 //! Fewer claims than a majority of voters force nothing: whoever cannot see a leader that others see waits. And a receiver
@@ -17,42 +17,39 @@
 //! One task, woken by events; a group that has a leader costs nothing here. It never touches a log.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream;
-use openraft::Instant as _;
-use openraft::async_runtime::WatchReceiver;
 use parking_lot::Mutex;
 use tokio::sync::broadcast::error::{RecvError, TryRecvError};
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::sync::{Notify, mpsc};
+use tokio::time::{Instant, sleep_until};
 
 use crate::codec;
 use crate::config::RaftConfig;
-use crate::raft_group::{Leader, RaftGroup, Standing};
+use crate::raft_group::{RaftGroup, Standing};
 use crate::raft_groups::Hosted;
 use crate::runtime::random_u64;
 use crate::transport::{CALL_BYTES_MAX, Liveness, Transport};
 use crate::types::{BrokerId, GroupId, ReplicaId, repr};
 
 pub mod choice;
+mod news;
 mod orphan;
+mod turns;
 
 use choice::{Claim, choose};
 use orphan::Orphan;
+use turns::{CROWD_WAIT, run_for_leader, turn_elsewhere};
 
 /// How long claims of live voters are waited for.
 const CLAIMS_WAIT: Duration = Duration::from_millis(30);
 /// How long a winner has to take office before all is repeated.
 const OFFICE_WAIT: Duration = Duration::from_millis(300);
-/// A group that waits longer for its turn here is looked at again.
-const TURN_WAIT: Duration = Duration::from_secs(2);
-/// How long each group that waits before it may hold up one whose turn is elsewhere.
-const TURN_EACH: Duration = Duration::from_millis(1);
 /// Longest back-off between attempts.
 const BACKOFF_MAX: Duration = Duration::from_secs(1);
 /// How long a group may be without a leader before it is looked at, when no death was reported: an ordinary election is
@@ -66,10 +63,6 @@ const ECHO_WAIT: Duration = Duration::from_millis(150);
 const STEP_MAX: Duration = Duration::from_millis(50);
 /// Groups whose cores are asked at the same time.
 const CONCURRENT: usize = 256;
-/// Elections of groups that are not in use in which this broker's replicas run at the same time.
-const RUNNING_MAX: usize = 32;
-/// Before more such groups are looked at, while that many wait to run.
-const CROWD_WAIT: Duration = Duration::from_millis(10);
 /// Claims in one report; some 32 bytes each.
 const CLAIMS_MAX: usize = 8192;
 /// How long a peer may take to take a report in.
@@ -189,16 +182,6 @@ impl Elections {
         }
     }
 
-    /// Who died, and who came back, is seen by what the detector says now.
-    fn news_were_missed(&self) {
-        self.suspect_all();
-        let Some(groups) = self.inner.groups.upgrade() else { return };
-        let alive = |peer: &BrokerId| self.inner.transport.liveness(*peer) == Liveness::Alive;
-        for peer in self.inner.transport.peers().into_iter().filter(alive) {
-            self.broker_came(&groups, peer);
-        }
-    }
-
     /// The group is hosted here no more.
     pub(crate) fn forget(&self, group: GroupId) {
         self.inner.orphans.lock().remove(&group);
@@ -223,97 +206,6 @@ impl Elections {
         Ok(())
     }
 
-    fn liveness_changed(&self, broker: BrokerId, change: Liveness) {
-        tracing::debug!(broker = broker.0, ?change, "liveness");
-        let Some(groups) = self.inner.groups.upgrade() else { return };
-        match change {
-            Liveness::Dead => self.broker_died(&groups, broker),
-            Liveness::Alive => self.broker_came(&groups, broker),
-            Liveness::Unknown => {}
-        }
-    }
-
-    fn broker_died(&self, groups: &Hosted, broker: BrokerId) {
-        let now = Instant::now();
-        let mut orphans = self.inner.orphans.lock();
-        for group in groups.all() {
-            let Some(leader) = group.voted_leader() else { continue };
-            if leader.broker == broker && leader.replica != group.replica() {
-                group.set_orphaned(leader.term);
-                orphans.entry(group.group()).or_insert_with(|| Orphan::new(now)).look_at(now);
-            }
-        }
-    }
-
-    fn broker_came(&self, groups: &Hosted, broker: BrokerId) {
-        let replaced = self.note_incarnation(broker);
-        let now = Instant::now();
-        for group in groups.all() {
-            let orphaned = group.orphaned_term();
-            if let Some(leader) =
-                group.voted_leader().filter(|leader| leader.broker == broker && leader.term == orphaned)
-            {
-                // Another process: what the former one led, nobody leads (RULES.md R1). The same one: it was a false alarm.
-                if replaced {
-                    group.release(leader.term);
-                }
-                group.set_orphaned(0);
-            }
-            let mut orphans = self.inner.orphans.lock();
-            if let Some(orphan) = orphans.get_mut(&group.group()) {
-                orphan.look_at(now);
-            } else if group.is_without_leader() {
-                orphans.insert(group.group(), Orphan::new(now));
-            }
-            drop(orphans);
-            if group.status().leader.is_some_and(|leader| leader.replica == group.replica()) || group.is_settling() {
-                tokio::spawn(self.clone().resume_leading(group, broker));
-            }
-        }
-    }
-
-    /// A broker came back to a group led here: wake its replication at once, and refresh the lease. A leader that lost its
-    /// quorum for longer than its lease is silent for a while by design (openraft #2080); with the quorum back it need not
-    /// wait that out, and leads on in a higher term.
-    async fn resume_leading(self, group: RaftGroup, broker: BrokerId) {
-        let raft = group.raft();
-        let members = group.status().members;
-        // Two, while a lost one is being replaced there.
-        let there: Vec<_> = members.iter().filter(|(_, member)| member.broker == broker).map(|(id, _)| *id).collect();
-        if there.is_empty() {
-            return;
-        }
-        let _ = raft.trigger().reset_backoff(there).await;
-        let lease = self.inner.config.election_timeout * 2;
-        let expired = {
-            let metrics = raft.metrics();
-            let acked = metrics.borrow_watched().last_quorum_acked;
-            acked.is_none_or(|acked| acked.elapsed() > lease)
-        };
-        if !expired {
-            let _ = raft.trigger().heartbeat().await;
-            return;
-        }
-        let reachable = |member: &crate::raft_group::Member| {
-            member.broker == self.inner.transport.broker() || !self.is_dead(member.broker)
-        };
-        let voters: Vec<_> = members.values().filter(|member| member.voter).collect();
-        let quorum = voters.iter().filter(|member| reachable(member)).count() * 2 > voters.len();
-        if let (true, Some(standing)) = (quorum, group.standing().await)
-            && standing.leads
-        {
-            group.step_through(&standing).await;
-        }
-    }
-
-    /// Remembers which process a broker is; whether it is another than before.
-    fn note_incarnation(&self, broker: BrokerId) -> bool {
-        let Some(now) = self.inner.transport.peer_status(broker).and_then(|status| status.incarnation) else {
-            return false;
-        };
-        self.inner.incarnations.lock().insert(broker, now).is_some_and(|before| before != now)
-    }
-
     /// Looks at every group that is due: reports, decides, acts.
     async fn step(&self, candidacies: &mpsc::UnboundedSender<Case>) {
         // So many at a time: with thousands of groups, or cores that do not answer, the claims on the first would be stale by the time
@@ -329,10 +221,6 @@ impl Elections {
         }
     }
 
-    fn is_crowded(&self) -> bool {
-        self.inner.waiting.load(Ordering::Relaxed) > RUNNING_MAX
-    }
-
     async fn step_some(&self, due: &[(GroupId, Option<RaftGroup>)], candidacies: &mpsc::UnboundedSender<Case>) {
         let cases = self.cases(due).await;
         self.report(&cases);
@@ -343,25 +231,11 @@ impl Elections {
                     tokio::spawn(run_for_leader(case, None));
                 }
             } else if winner == case.group.replica() {
-                self.inner.waiting.fetch_add(1, Ordering::Relaxed);
-                // Closed is only what is over.
-                let _ = candidacies.send(case);
+                self.queue(case, candidacies);
             } else if !self.died(&case) {
                 // The lease of a leader that lives must be given up in the core, too: what its broker said is not known there.
                 // Apart from this task: a core that does not answer must not keep the others waiting.
                 tokio::spawn(async move { case.group.elect(&case.standing, winner).await });
-            }
-        }
-    }
-
-    /// Runs for what this broker shall lead and nobody uses, first come first served, so many at a time.
-    async fn run_in_turn(&self, mut candidacies: mpsc::UnboundedReceiver<Case>) {
-        let running = Arc::new(Semaphore::new(RUNNING_MAX));
-        while let Some(case) = candidacies.recv().await {
-            let Ok(place) = running.clone().acquire_owned().await else { return };
-            self.inner.waiting.fetch_sub(1, Ordering::Relaxed);
-            if self.begins(&case) {
-                tokio::spawn(run_for_leader(case, Some(place)));
             }
         }
     }
@@ -371,28 +245,6 @@ impl Elections {
         let leader = case.standing.vote.leader_id.voted_for;
         let home = case.standing.membership.get_node(&leader).map(|home| home.broker);
         home.is_some_and(|home| home != self.inner.transport.broker() && self.is_dead(home))
-    }
-
-    /// It is this group's turn, and its candidate's time begins; unless somebody leads it meanwhile.
-    fn begins(&self, case: &Case) -> bool {
-        let mut orphans = self.inner.orphans.lock();
-        let Some(orphan) = orphans.get_mut(&case.group.group()) else { return false };
-        let now = Instant::now();
-        let judged = case.standing.vote;
-        let led = |leader: &Leader| !judged.committed || leader.term > judged.leader_id.term;
-        let led = case.group.watch_leader().borrow().as_ref().is_some_and(led);
-        // What was judged may have been a false alarm.
-        if led || !self.leaderless(&case.group, &case.standing, orphan) {
-            orphan.look_at(now);
-            self.inner.wake.notify_one();
-            return false;
-        }
-        orphan.decided(now, true, jitter());
-        drop(orphans);
-        if let Some(groups) = self.inner.groups.upgrade() {
-            groups.instruments.elections_forced.increment(1);
-        }
-        true
     }
 
     /// The groups that are due, the most urgent first, in the reports and in the elections; those whose cores did not answer last.
@@ -418,6 +270,14 @@ impl Elections {
             (orphan.due, orphan.silent) = (Instant::now(), silent.contains(group));
         }
         self.due_groups(false).into_iter().map(|(group, _)| group).collect()
+    }
+
+    /// Whether this broker would run for a group now that it was told to run for a while ago.
+    #[cfg(test)]
+    pub(crate) async fn would_run(&self, group: &RaftGroup) -> bool {
+        let case = Case { group: group.clone(), standing: group.standing().await.unwrap() };
+        self.suspect(group.group());
+        self.begins(&case)
     }
 
     /// Those of them that have no leader, each with its own claim noted. The others are dismissed.
@@ -526,7 +386,7 @@ impl Elections {
     fn decide(&self, case: Case) -> Option<(ReplicaId, Case)> {
         let now = Instant::now();
         let mut orphans = self.inner.orphans.lock();
-        let waiting = orphans.len() as u32;
+        let waiting = orphans.len();
         let orphan = orphans.get_mut(&case.group.group())?;
         let claims = orphan.fresh_claims(now);
         let live_voters = other_voters(&case).filter(|(_, broker)| !self.is_dead(*broker));
@@ -539,22 +399,11 @@ impl Elections {
         match winner {
             None => orphan.decided(now, false, jitter()),
             Some(winner) if winner == case.group.replica() => orphan.queued(now),
-            // It has its turn there: as many wait before it there as here, at most.
-            Some(_) => orphan.decided(now, true, jitter() + (TURN_EACH * waiting).min(TURN_WAIT)),
+            Some(_) => orphan.decided(now, true, jitter() + turn_elsewhere(waiting)),
         }
         let winner = winner?;
         tracing::debug!(group = case.group.group().0, %winner, claims = claims.len(), "elects");
         Some((winner, case))
-    }
-}
-
-/// One election that this replica shall win. Its place, if it needed one, is free again once it is won, or its time is over.
-async fn run_for_leader(case: Case, place: Option<OwnedSemaphorePermit>) {
-    case.group.elect(&case.standing, case.group.replica()).await;
-    if place.is_some() {
-        let mut roles = case.group.raft().server_metrics();
-        let elected = roles.wait_until(|role| role.state == openraft::ServerState::Leader);
-        let _ = timeout(OFFICE_WAIT, elected).await;
     }
 }
 

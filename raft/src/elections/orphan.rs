@@ -6,7 +6,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::choice::Claim;
-use super::{BACKOFF_MAX, CLAIM_AGE_MAX, CLAIMS_WAIT, ECHO_WAIT, OFFICE_WAIT, TURN_WAIT};
+use super::turns::TURN_WAIT;
+use super::{BACKOFF_MAX, CLAIM_AGE_MAX, CLAIMS_WAIT, ECHO_WAIT, OFFICE_WAIT};
 use crate::types::{BrokerId, ReplicaId, repr};
 
 /// One group's case.

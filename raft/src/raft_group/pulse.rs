@@ -10,21 +10,28 @@ use openraft::async_runtime::WatchReceiver;
 use tokio::time::Instant;
 
 use super::RaftGroup;
+use crate::config::RaftConfig;
 use crate::types::{BrokerId, LogId};
+
+/// Term, last index and commit index.
+type Seen = (u64, Option<u64>, Option<LogId>);
 
 /// What was last seen of a group that is led here, and when its followers were last told that it is.
 #[derive(Default)]
 pub(super) struct Pulse {
-    seen: (u64, Option<u64>, Option<LogId>),
+    seen: Seen,
     beat: Option<Instant>,
 }
 
 impl Pulse {
-    /// Whether a heartbeat is due: something has changed since the last look, which the followers have perhaps not heard of, or they
-    /// have heard nothing for `idle`.
-    fn is_due(&mut self, seen: (u64, Option<u64>, Option<LogId>), idle: Duration) -> bool {
+    /// Whether a heartbeat is due: something has changed since the last look, which the followers have perhaps not heard of; or they
+    /// have heard nothing for as long as an idle group may be silent; or no majority has answered the last one: from the last that
+    /// was, so long ago (`acked`), the lease counts.
+    fn is_due(&mut self, seen: Seen, acked: Option<Duration>, config: &RaftConfig) -> bool {
         let changed = std::mem::replace(&mut self.seen, seen) != seen;
-        changed || self.beat.is_none_or(|beat| beat.elapsed() >= idle)
+        let idle = config.idle_heartbeat();
+        let silent = self.beat.is_none_or(|beat| beat.elapsed() >= idle);
+        changed || silent || acked.is_none_or(|acked| acked >= idle + config.heartbeat)
     }
 }
 
@@ -53,10 +60,7 @@ impl RaftGroup {
             return;
         }
         let mut pulse = self.inner.pulse.lock();
-        // Once more, too, if the last one was not answered by a majority: the lease counts from there.
-        let unanswered =
-            acked.is_none_or(|acked| acked >= self.inner.config.idle_heartbeat() + self.inner.config.heartbeat);
-        if pulse.is_due(seen, self.inner.config.idle_heartbeat()) || unanswered {
+        if pulse.is_due(seen, acked, &self.inner.config) {
             // Not waited for: a core whose mailbox is full is at work, or stuck, and the others must not be kept waiting for it.
             match tokio::task::unconstrained(raft.trigger().heartbeat()).now_or_never() {
                 Some(_) => pulse.beat = Some(Instant::now()),
@@ -83,17 +87,25 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn a_heartbeat_is_due_after_a_change_and_after_so_long() {
-        let idle = Duration::from_secs(2);
+    async fn a_heartbeat_is_due_after_a_change_and_after_so_long_and_if_the_last_was_not_answered() {
+        let config = RaftConfig::default();
+        let (idle, soon) = (config.idle_heartbeat(), Some(Duration::from_millis(1)));
         let mut pulse = Pulse::default();
-        assert!(pulse.is_due((1, Some(1), None), idle));
+        assert!(pulse.is_due((1, Some(1), None), soon, &config));
         pulse.beat = Some(Instant::now());
-        assert!(!pulse.is_due((1, Some(1), None), idle));
-        assert!(pulse.is_due((1, Some(2), None), idle), "an entry");
-        assert!(pulse.is_due((2, Some(2), None), idle), "a term");
-        assert!(!pulse.is_due((2, Some(2), None), idle));
+        assert!(!pulse.is_due((1, Some(1), None), soon, &config));
+        assert!(pulse.is_due((1, Some(2), None), soon, &config), "an entry");
+        assert!(pulse.is_due((2, Some(2), None), soon, &config), "a term");
+        assert!(!pulse.is_due((2, Some(2), None), soon, &config));
+        assert!(pulse.is_due((2, Some(2), None), None, &config), "no majority has ever answered");
+        let late = idle + config.heartbeat;
+        assert!(
+            !pulse.is_due((2, Some(2), None), Some(late - Duration::from_millis(1)), &config),
+            "it may be on its way"
+        );
+        assert!(pulse.is_due((2, Some(2), None), Some(late), &config), "no majority has answered for long");
         tokio::time::advance(idle).await;
-        assert!(pulse.is_due((2, Some(2), None), idle));
-        assert!(pulse.is_due((2, Some(2), None), idle), "it could not be sent");
+        assert!(pulse.is_due((2, Some(2), None), soon, &config));
+        assert!(pulse.is_due((2, Some(2), None), soon, &config), "it could not be sent");
     }
 }

@@ -80,17 +80,57 @@ async fn a_restarted_leader_leads_only_after_an_election() {
 /// More groups than are asked at a time.
 #[tokio::test(start_paused = true)]
 async fn more_groups_than_one_look_takes_are_all_led_at_once() {
-    const GROUPS: u64 = 600;
+    kill_the_leader_of(600, 0).await;
+}
+
+/// More than run at a time, nearly all of which nobody uses.
+#[tokio::test(start_paused = true)]
+async fn groups_that_nobody_uses_are_led_in_their_turn_and_those_in_use_at_once() {
+    kill_the_leader_of(600, 11).await;
+}
+
+/// So many groups, ten of which were written to since `idle` seconds: all of them have another leader soon.
+async fn kill_the_leader_of(groups: u64, idle: u64) {
     let mut cluster = Cluster::start(3).await;
-    for id in 0..GROUPS {
+    for id in 0..groups {
         cluster.create(id).await;
+    }
+    sleep(Duration::from_secs(idle)).await;
+    let used: Vec<u64> = (groups - 10..groups).collect();
+    for id in &used {
+        propose(&cluster.group(1, *id), "record 0").await.unwrap();
     }
     cluster.kill(1).await;
     let begin = Instant::now();
-    for id in 0..GROUPS {
-        cluster.leader(id, &[2, 3]).await;
+    for id in used {
+        let leader = cluster.leader(id, &[2, 3]).await;
+        propose(&cluster.group(leader, id), "record 1").await.unwrap();
+        cluster.shows(2, id, &names(2)).await;
     }
     assert!(begin.elapsed() < PROMPT, "it took {:?}", begin.elapsed());
+    for id in 0..groups {
+        cluster.leader(id, &[2, 3]).await;
+    }
+    assert!(begin.elapsed() < 2 * PROMPT, "it took {:?}", begin.elapsed());
+}
+
+/// A candidate that waited for its turn runs for what still has no leader.
+#[tokio::test(start_paused = true)]
+async fn whoever_waited_for_its_turn_does_not_run_against_a_leader_that_lives() {
+    let mut cluster = Cluster::start(3).await;
+    cluster.create(1).await;
+    let (group, elections) = (cluster.group(2, 1), cluster.brokers[&2].groups.hosted.elections.clone());
+    assert!(!elections.would_run(&group).await, "it was a false alarm");
+    // So that nobody elects meanwhile: alone it may not.
+    cluster.partition(2, 3);
+    cluster.kill(1).await;
+    let dead = async {
+        while !elections.is_dead(BrokerId(1)) {
+            sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(Duration::from_secs(5), dead).await.unwrap();
+    assert!(elections.would_run(&group).await);
 }
 
 #[tokio::test(start_paused = true)]

@@ -6,6 +6,7 @@ use super::*;
 use crate::disk::sim::ENOSPC;
 use crate::disk::{Disk, read_file};
 use crate::log::frame::Frame;
+use crate::types::LogId;
 
 fn folder(broker: u32) -> PathBuf {
     Path::new("/data/groups").join(format!("1-{}", 10 + broker))
@@ -424,14 +425,7 @@ async fn what_is_rotten_above_the_commit_index_is_put_back_from_whoever_has_it()
     let (tell, told) = oneshot::channel();
     tokio::spawn(async move { group.propose(Bytes::from_static(b"record 300"), Some(tell)).await });
     told.await.unwrap();
-    let last = |cluster: &Cluster, broker| cluster.group(broker, 1).log().last_log_id().unwrap();
-    let arrives = async {
-        while last(&cluster, 2) != last(&cluster, 1) {
-            sleep(Duration::from_millis(1)).await;
-        }
-    };
-    timeout(Duration::from_secs(5), arrives).await.unwrap();
-    let entry = last(&cluster, 1);
+    let entry = everything_is_at_two(&cluster).await;
     let mut disks = Vec::new();
     for broker in [1, 2] {
         cluster.brokers[&broker].store.checkpoint().await.unwrap();
@@ -493,15 +487,9 @@ async fn a_replica_that_cannot_apply_what_the_others_have_purged_is_given_up() {
         });
         futures_util::future::try_join_all(flushed.collect::<Vec<_>>()).await.unwrap();
     }
-    let last = |cluster: &Cluster, broker| cluster.group(broker, 1).log().last_log_id().unwrap();
-    let arrive = async {
-        while last(&cluster, 2) != last(&cluster, 1) {
-            sleep(Duration::from_millis(1)).await;
-        }
-    };
-    timeout(Duration::from_secs(5), arrive).await.unwrap();
+    let last = everything_is_at_two(&cluster).await;
     let committed = group.log().committed_log_id().unwrap().index;
-    assert!(last(&cluster, 1).index >= committed + 90, "none of them is known to be committed");
+    assert!(last.index >= committed + 90, "none of them is known to be committed");
     drop(group);
     let disk = cluster.kill(1).await;
     cluster.network.heal_all();
@@ -541,6 +529,18 @@ async fn a_replica_that_cannot_apply_what_the_others_have_purged_is_given_up() {
     };
     assert!(timeout(Duration::from_secs(30), lost).await.is_ok(), "{:?}", cluster.brokers[&1].store.rotten());
     assert_eq!(cluster.leader(1, &[2, 3]).await, leader);
+}
+
+/// Waits until broker 2 holds the last entry of group 1 that broker 1 has: returns it.
+async fn everything_is_at_two(cluster: &Cluster) -> LogId {
+    let last = |broker| cluster.group(broker, 1).log().last_log_id().unwrap();
+    let arrives = async {
+        while last(2) != last(1) {
+            sleep(Duration::from_millis(1)).await;
+        }
+    };
+    timeout(Duration::from_secs(5), arrives).await.unwrap();
+    last(1)
 }
 
 /// Waits until a broker has given up its replica of group 1: long before it would without its peers' proof.

@@ -261,6 +261,22 @@ async fn replication_to_a_dead_broker_spins_neither_sessions_nor_connects() {
     assert!((20..=60).contains(&dialled), "{dialled} attempts in 10 s");
 }
 
+/// Each group tries by itself: with thousands of them, what is known to be dead is tried at leisure.
+#[tokio::test(start_paused = true)]
+async fn a_broker_that_is_dead_is_tried_seldom_and_any_other_soon() {
+    let network = MemoryNetwork::new();
+    let (a, _b) = two(&network).await;
+    let mut waits = to(&a, 1, 2).await.backoff().unwrap();
+    let mut next = || waits.next().unwrap();
+    assert!([next(), next()].iter().all(|wait| *wait < Duration::from_millis(100)));
+    network.crash("b2");
+    until(&a, 2, Liveness::Dead).await;
+    assert!([next(), next()].iter().all(|wait| *wait >= SECOND));
+    let _b = start(&network, 2).await;
+    until(&a, 2, Liveness::Alive).await;
+    assert!((0..100).all(|_| next() < SECOND));
+}
+
 /// The leader of very many groups whose followers are far behind holds in memory what is on its way, not a request of each.
 #[tokio::test(start_paused = true)]
 async fn streams_that_wait_for_their_turn_to_catch_up_have_taken_nothing() {
