@@ -37,7 +37,8 @@ const ANSWER_WAIT: Duration = Duration::from_secs(10);
 const CONCURRENT: usize = 4;
 /// Attempts after which a replica is set aside that is rotten above its commit index, or where there is little hope of a repair.
 const ATTEMPTS_MAX: u32 = 4;
-
+/// The same for one that runs, and cannot be read where the others have purged: half a minute.
+const STAYING_ATTEMPTS_MAX: u32 = 8;
 /// The same for one that does not run yet and so cannot know who leads, if there is hope that a peer returns with what it lacks:
 /// some minutes.
 const OPENING_ATTEMPTS_MAX: u32 = 20;
@@ -146,10 +147,12 @@ async fn repair(hosted: &Arc<Hosted>, log: &Arc<Log>, segment: SegmentName, coun
             hosted.report_lost(group, replica, why());
             return true;
         }
-        // One that runs does not need what the others have purged: it will purge it, too. Unless it cannot go on before: what it has
-        // yet to apply may stand behind, in the same segment.
-        let stuck = peers.needless && everybody && log.is_stuck_at(segment);
-        if (above || stuck) && count >= ATTEMPTS_MAX {
+        // One that runs does not need what the others have purged: it will purge it, too. Unless it cannot go on before, for what it
+        // has yet to apply stands behind, in the same segment; or unless that segment ends elsewhere than theirs, and stays.
+        let purged = peers.needless && everybody;
+        let stuck = purged && log.is_stuck_at(segment);
+        let stays = purged && log.holds_records(segment) && count >= STAYING_ATTEMPTS_MAX;
+        if stays || (above || stuck) && count >= ATTEMPTS_MAX {
             return hosted.set_aside(log, &why()).await;
         }
     }

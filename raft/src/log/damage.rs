@@ -139,6 +139,13 @@ impl Log {
         self.damage.rotten.send_if_modified(|rotten| rotten.remove(&segment).is_some());
     }
 
+    /// Whether a segment holds records that may still be read: the log does not start behind it.
+    pub(crate) fn holds_records(&self, segment: SegmentName) -> bool {
+        let state = self.state.lock();
+        let found = state.segments.iter().find(|known| known.name() == segment);
+        found.is_some_and(|found| found.next_offset > state.log_start_offset)
+    }
+
     /// Whether the group itself cannot go on before this segment is mended.
     pub(crate) fn is_stuck_at(&self, segment: SegmentName) -> bool {
         self.damage.stuck.lock().contains_key(&segment)

@@ -6,7 +6,7 @@ use super::*;
 use crate::disk::sim::ENOSPC;
 use crate::disk::{Disk, read_file};
 use crate::log::frame::Frame;
-use crate::types::LogId;
+use crate::types::{LogId, Offset};
 
 fn folder(broker: u32) -> PathBuf {
     Path::new("/data/groups").join(format!("1-{}", 10 + broker))
@@ -529,6 +529,37 @@ async fn a_replica_that_cannot_apply_what_the_others_have_purged_is_given_up() {
     };
     assert!(timeout(Duration::from_secs(30), lost).await.is_ok(), "{:?}", cluster.brokers[&1].store.rotten());
     assert_eq!(cluster.leader(1, &[2, 3]).await, leader);
+}
+
+/// A replica that runs and lacks nothing, but cannot be read: in a segment that it keeps an entry is rotten that the others, whose
+/// segments end elsewhere, have purged. Nobody will ever mend it.
+#[tokio::test(start_paused = true)]
+async fn a_replica_that_is_rotten_for_good_where_it_is_read_is_given_up() {
+    let cluster = written(300).await;
+    for broker in [2, 3] {
+        let group = cluster.group(broker, 1);
+        group.snapshot(200).await.unwrap();
+        let purged = async {
+            while group.log().first_index() < 100 {
+                sleep(Duration::from_millis(10)).await;
+            }
+        };
+        timeout(Duration::from_secs(30), purged).await.unwrap();
+    }
+    let (path, _) = segments(&cluster.brokers[&1].disk, 1).await.into_iter().min().unwrap();
+    cluster.brokers[&1].disk.flip_bit(&path, 44, 1);
+    let log = cluster.group(1, 1).log().clone();
+    let read = timeout(Duration::from_secs(1), log.read(Offset(0), Offset(300), 1 << 20)).await;
+    assert!(!matches!(read, Ok(Ok(_))) && log.is_rotten());
+    let lost = async {
+        while cluster.brokers[&1].groups.lost().is_empty() {
+            sleep(Duration::from_millis(50)).await;
+        }
+    };
+    assert!(timeout(Duration::from_secs(60), lost).await.is_ok(), "{:?}", cluster.brokers[&1].store.rotten());
+    // It led, and handed over before.
+    let leader = cluster.leader(1, &[2, 3]).await;
+    propose(&cluster.group(leader, 1), "record 300").await.unwrap();
 }
 
 /// Waits until broker 2 holds the last entry of group 1 that broker 1 has: returns it.
