@@ -257,6 +257,9 @@ impl Hosted {
 
     /// A core over a replica's log and state.
     async fn start_core(&self, replica: &Replica) -> Result<Raft, String> {
+        if let Err(error) = replica.log.purge_to_snapshot().await {
+            tracing::warn!(group = %replica.group, %error, "what the newest snapshot covers is still in the log");
+        }
         let network = self.transport.raft_network(replica.group).paced_by(replica.log.clone());
         let log = LogStore::new(replica.log.clone());
         let machine = StateMachine::new(replica);

@@ -118,6 +118,15 @@ impl Log {
         Ok(())
     }
 
+    /// Drops what the newest snapshot covers, as it should have been when that was taken. Before a core starts: where a crash came
+    /// between, openraft would install the snapshot, and then look for entries that are gone with it.
+    pub(crate) async fn purge_to_snapshot(self: &Arc<Self>) -> io::Result<()> {
+        match self.snapshot().filter(|newest| self.log_id_at(newest.last.index) == Some(newest.last)) {
+            Some(newest) => self.purge(newest.last).await,
+            None => Ok(()),
+        }
+    }
+
     fn purge_locked(&self, state: &mut LogState, upto: LogId, log_start_offset: u64) -> Vec<Arc<SegmentFile>> {
         state.purged = Some(upto);
         // The log may have said before that less is to be read than is there.

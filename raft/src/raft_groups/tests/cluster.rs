@@ -18,7 +18,7 @@ use crate::log::frame::{Frame, FrameHeader, FrameKind};
 use crate::payload::{AppendPosition, AppendState, Application, Decision, SnapshotAt};
 use crate::raft_group::{Leader, RaftGroup};
 use crate::raft_groups::RaftGroups;
-use crate::store::{Store, StoreOptions};
+use crate::store::{ApplicationFactory, Store, StoreOptions};
 use crate::testing::{test_log_start_at, test_moves_log_start};
 use crate::transport::testing::MemoryNetwork;
 use crate::transport::{PeerService, Transport, TransportIdentity};
@@ -119,6 +119,7 @@ pub(super) struct Cluster {
     pub(super) config: RaftConfig,
     pub(super) brokers: BTreeMap<u32, Broker>,
     size: u32,
+    applications: ApplicationFactory,
 }
 
 fn host(broker: u32) -> String {
@@ -145,7 +146,11 @@ impl Cluster {
     }
 
     pub(super) async fn start_with(size: u32, config: RaftConfig) -> Self {
-        let mut cluster = Self { network: MemoryNetwork::new(), config, brokers: BTreeMap::new(), size };
+        Self::start_as(size, config, Arc::new(|_, _| Arc::new(Records))).await
+    }
+
+    pub(super) async fn start_as(size: u32, config: RaftConfig, applications: ApplicationFactory) -> Self {
+        let mut cluster = Self { network: MemoryNetwork::new(), config, brokers: BTreeMap::new(), size, applications };
         for broker in 1..=size {
             cluster.boot(broker, SimDisk::new(u64::from(broker))).await;
         }
@@ -159,7 +164,7 @@ impl Cluster {
             path: PathBuf::from("/data"),
             broker: BrokerId(broker),
             config: self.config.clone(),
-            applications: Arc::new(|_, _| Arc::new(Records)),
+            applications: self.applications.clone(),
         });
         let store = store.await.unwrap();
         let identity = TransportIdentity { broker: BrokerId(broker), cluster: Some(ClusterId(7)) };

@@ -1,7 +1,8 @@
 //! The log start goes through the log (RULES.md O7): every replica has it, and gives back what lies below.
 
 use super::*;
-use crate::testing::test_log_start;
+use crate::payload::SnapshotAt;
+use crate::testing::{test_applications, test_log_start, test_payload};
 
 /// Lets a replica give its room back, as its broker does now and then.
 async fn trim_all(group: &RaftGroup) {
@@ -87,5 +88,39 @@ async fn a_log_that_lets_everything_go_gives_all_its_room_back_and_goes_on() {
     write_all(&cluster.group(leader, 1), &all[100..]).await;
     for broker in 1..=3 {
         cluster.shows(broker, 1, &all[100..]).await;
+    }
+}
+
+/// A snapshot is durable before what it covers is purged; a crash may come between, and leave nothing else of what was applied.
+#[tokio::test(start_paused = true)]
+async fn a_group_starts_from_a_snapshot_that_no_purge_has_followed() {
+    let applications = test_applications(SnapshotAt::Applied);
+    let mut cluster = Cluster::start_as(1, config(), applications).await;
+    let group = cluster.create(1).await;
+    let write = async |group: &RaftGroup, sequences: std::ops::Range<u32>| {
+        for sequence in sequences {
+            let written = group.propose(test_payload(1, 1, sequence, b"any"), None).await.unwrap();
+            assert!(matches!(written.outcome, Outcome::Records { .. }), "{written:?}");
+        }
+    };
+    write(&group, 0..20).await;
+    sleep(Duration::from_secs(1)).await;
+    let disk = cluster.brokers[&1].disk.clone();
+    disk.slow_syncs("journal", Duration::from_secs(5));
+    group.snapshot(0).await.unwrap();
+    let taken = async {
+        while group.log().snapshot().is_none() {
+            sleep(Duration::from_millis(1)).await;
+        }
+    };
+    timeout(Duration::from_secs(1), taken).await.unwrap();
+    for seed in 0..5 {
+        let disk = disk.fork().crash_with(seed);
+        drop(cluster.kill(1).await);
+        cluster.boot(1, disk).await;
+        let lost = cluster.brokers[&1].groups.lost();
+        assert!(lost.is_empty(), "seed {seed}: {lost:?}");
+        assert_eq!(cluster.leader(1, &[1]).await, 1);
+        write(&cluster.group(1, 1), 20..22).await;
     }
 }
