@@ -18,7 +18,6 @@ use super::base::Base;
 use super::frame::{FRAME_HEADER_BYTES, Frame, FrameHeader};
 use super::segment::{self, SegmentFile};
 use super::state::SnapshotRef;
-use crate::disk::replace_file;
 use crate::error::ReadError;
 use crate::inspect::Window;
 use crate::journal::SegmentName;
@@ -219,7 +218,7 @@ impl Log {
         };
         let Some(bytes) = bytes else { return Ok(()) };
         let Some(_folder) = self.folder().await? else { return Ok(()) };
-        Ok(replace_file(&*self.context.disk, &segment::path(&self.dir, name, "index"), vec![bytes]).await?)
+        Ok(self.put(&segment::path(&self.dir, name, "index"), bytes).await?)
     }
 
     /// Writes the newest snapshot anew, if it only tells how the log stood: one that holds applied state is made anew by its group,

@@ -342,7 +342,7 @@ impl Log {
             let said = state.head.append_state.log_start(applied.index);
             state.log_start_offset = state.log_start_offset.max(said);
         }
-        drop(state);
+        // With it: nobody may see the start above the high watermark meanwhile.
         self.raise_high_watermark(high_watermark);
     }
 

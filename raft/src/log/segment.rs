@@ -51,8 +51,10 @@ pub(crate) struct SegmentFile {
     name: SegmentName,
     handle: Mutex<Option<Arc<dyn DiskFile>>>,
     opening: tokio::sync::Mutex<()>,
-    /// Written since its last fdatasync.
+    /// Written since its last fdatasync began.
     dirty: AtomicBool,
+    /// Held by an fdatasync.
+    syncing: tokio::sync::Mutex<()>,
     /// Its directory entry is known to be durable.
     entry_durable: AtomicBool,
     /// No longer part of the log: never written again, never created again.
@@ -75,6 +77,7 @@ impl SegmentFile {
             handle: Mutex::new(None),
             opening: tokio::sync::Mutex::new(()),
             dirty: AtomicBool::new(false),
+            syncing: tokio::sync::Mutex::new(()),
             entry_durable: AtomicBool::new(false),
             retired: AtomicBool::new(false),
             touched: AtomicBool::new(false),
@@ -146,10 +149,16 @@ impl SegmentFile {
 
     /// Makes what was written durable, but not the file's directory entry ([`Self::entry_is_durable`]).
     pub(crate) async fn sync(&self) -> io::Result<()> {
+        // One at a time: whoever comes second must not take the file for clean before the first has made it so.
+        let _syncing = self.syncing.lock().await;
         if self.is_retired() || !self.dirty.swap(false, Ordering::AcqRel) {
             return Ok(());
         }
+        let mut still_dirty = StillDirty(Some(&self.dirty));
         let result = async { self.handle(false).await?.datasync().await.map_err(sync_failed) }.await;
+        if result.is_ok() {
+            still_dirty.0 = None;
+        }
         if self.is_retired() { Ok(()) } else { result }
     }
 
@@ -165,8 +174,11 @@ impl SegmentFile {
         if self.is_retired() { Ok(()) } else { result }
     }
 
+    /// Whether something is not known to be durable, perhaps because a sync is under way.
     pub(crate) fn is_dirty(&self) -> bool {
-        self.dirty.load(Ordering::Acquire)
+        let dirty = || self.dirty.load(Ordering::Acquire);
+        // Again, because that sync may have failed between the two looks.
+        dirty() || self.syncing.try_lock().is_err() || dirty()
     }
 
     /// Whether its directory entry is known to be durable.
@@ -219,6 +231,17 @@ impl SegmentFile {
             handle.take();
         }
         clean
+    }
+}
+
+/// A sync that did not succeed, or was given up, has made nothing durable.
+struct StillDirty<'a>(Option<&'a AtomicBool>);
+
+impl Drop for StillDirty<'_> {
+    fn drop(&mut self) {
+        if let Some(dirty) = self.0 {
+            dirty.store(true, Ordering::Release);
+        }
     }
 }
 

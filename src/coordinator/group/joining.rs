@@ -5,7 +5,7 @@ use tokio::time::Instant;
 
 use super::member::{Member, Stale, new_member_id, protocol_bytes};
 use super::{GROUP_BYTES_MAX, Group, MEMBERS_MAX, Outbox, PROTOCOLS_MAX, Reply};
-use crate::coordinator::{GroupError, GroupState, Join, Joined, JoinedMember};
+use crate::coordinator::{GroupError, GroupState, Join, Joined, JoinedMember, consumer_protocol};
 
 impl Join {
     /// Bytes of what it says of itself. The client's name stands in the member's id too.
@@ -92,29 +92,43 @@ impl Group {
         {
             stale.fence(out);
         }
-        let unchanged = self.protocol.as_deref().is_some_and(|protocol| {
-            let new = join.protocols.iter().find(|(name, _)| name == protocol).map(|(_, bytes)| bytes);
-            new == Some(&member.metadata(Some(protocol)))
-        });
+        let before = member.metadata(self.protocol.as_deref());
         let id = new_member_id(instance);
         let led = self.leader.as_ref() == Some(&known);
         if led {
             self.leader = Some(id.clone());
         }
-        member.heard(now);
         self.members.insert(id.clone(), member);
-        if self.state == GroupState::Stable && unchanged {
-            self.take_over(&id, &join, now);
-            self.store(out);
-            let mut joined = self.joined(&id);
-            joined.skip_assignment = led && join.may_skip_assignment;
-            if led && !join.may_skip_assignment {
-                // It must not think that it leads: it would assign anew, and nobody would come for it.
-                (joined.leader, joined.members) = (known, Vec::new());
-            }
-            return out.answer(reply, Ok(joined));
+        self.take_over(&id, &join, now);
+        // While an assignment is awaited everybody must join again: it will name the old id.
+        if self.state != GroupState::Stable || !self.assigns_as_before(&id, &before) {
+            return self.await_generation(&id, reply, now, out);
         }
-        self.join_again(&id, join, reply, now, out);
+        self.store(out);
+        let mut joined = self.joined(&id);
+        joined.skip_assignment = led && join.may_skip_assignment;
+        if led && !join.may_skip_assignment {
+            // It must not think that it leads: it would assign anew, and nobody would come for it.
+            (joined.leader, joined.members) = (known, Vec::new());
+        }
+        out.answer(reply, Ok(joined));
+    }
+
+    /// Whether an assignment still holds though a member says other things of itself than before: the same protocol would be chosen,
+    /// and of topics it wants the same. What else a consumer says (its generation, what it owned) differs after every restart.
+    fn assigns_as_before(&self, id: &str, before: &[u8]) -> bool {
+        let Some(now) = self.members.get(id).map(|member| member.metadata(self.protocol.as_deref())) else {
+            return false;
+        };
+        let topics = |metadata: &[u8]| {
+            let mut topics = consumer_protocol::subscribed_topics(metadata)?;
+            topics.sort_unstable();
+            Some(topics)
+        };
+        let alike = *before == now
+            || self.protocol_type == consumer_protocol::CONSUMER
+                && topics(before).is_some_and(|before| topics(&now) == Some(before));
+        alike && self.choose_protocol() == self.protocol
     }
 
     fn add(&mut self, id: String, join: Join, reply: Reply<Joined>, now: Instant, out: &mut Outbox) {
@@ -130,14 +144,11 @@ impl Group {
             protocols: join.protocols,
             assignment: Bytes::new(),
             deadline: now + join.session_timeout,
-            joining: Some(reply),
+            joining: None,
             syncing: None,
         };
-        self.members.insert(id, member);
-        match self.state {
-            GroupState::PreparingRebalance => self.complete_if_due(now, out),
-            _ => self.rebalance(now, out),
-        }
+        self.members.insert(id.clone(), member);
+        self.await_generation(&id, reply, now, out);
     }
 
     /// Takes what a known member says of itself now.
@@ -166,6 +177,11 @@ impl Group {
         if as_it_is {
             return out.answer(reply, Ok(self.joined(id)));
         }
+        self.await_generation(id, reply, now, out);
+    }
+
+    /// A member waits for the next generation, which begins to be made if it is not being made.
+    fn await_generation(&mut self, id: &str, reply: Reply<Joined>, now: Instant, out: &mut Outbox) {
         if let Some(member) = self.members.get_mut(id) {
             member.joining = Some(reply);
         }

@@ -82,7 +82,7 @@ impl Group {
     }
 
     /// Of the protocols that all members know, the one that most of them like best; of equals the first by name.
-    fn choose_protocol(&self) -> Option<String> {
+    pub(super) fn choose_protocol(&self) -> Option<String> {
         let known_to_all =
             |name: &str| self.members.values().all(|m| m.protocols.iter().any(|(known, _)| known == name));
         let first = self.members.values().next()?;

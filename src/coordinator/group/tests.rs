@@ -255,6 +255,53 @@ fn a_static_member_keeps_its_place_over_a_restart() {
     assert_eq!(take(&mut other).unwrap().generation, 2);
 }
 
+/// What a consumer says of itself: its topics, and then its own business, such as the generation that it was in.
+fn subscription(topic: &'static str, generation: u8) -> Bytes {
+    [&[0, 3, 0, 0, 0, 1, 0, topic.len() as u8][..], topic.as_bytes(), &[255, 255, 255, 255, 0, 0, 0, generation]]
+        .concat()
+        .into()
+}
+
+#[test]
+fn a_static_members_restart_is_none_of_the_others_business_whatever_it_owned_before() {
+    let mut story = Story::new();
+    let says = |topic, generation| {
+        move |join: &mut Join| {
+            join.instance_id = Some("i".to_owned());
+            join.protocols = vec![("range".to_owned(), subscription(topic, generation))];
+        }
+    };
+    let mut first = story.ask_join("", says("t", 0));
+    story.pass(FIRST_REBALANCE_DELAY);
+    let first = take(&mut first).unwrap();
+    take(&mut story.ask_sync(&first, &[(&first.member_id.clone(), b"A")])).unwrap();
+    let mut again = story.ask_join("", says("t", 9));
+    let again = take(&mut again).unwrap();
+    assert_eq!(again.generation, 1, "no rebalance");
+    assert_eq!(take(&mut story.ask_sync(&again, &[])).unwrap().assignment, "A");
+    let mut other = story.ask_join("", says("u", 9));
+    assert_eq!(take(&mut other).unwrap().generation, 2, "another topic is another thing");
+}
+
+#[test]
+fn a_static_member_that_comes_back_while_an_assignment_is_awaited_is_assigned_something() {
+    let mut story = Story::new();
+    let instance = |name: &'static str| move |join: &mut Join| join.instance_id = Some(name.to_owned());
+    let (mut one, mut two) = (story.ask_join("", instance("1")), story.ask_join("", instance("2")));
+    story.pass(FIRST_REBALANCE_DELAY);
+    let (one, two) = (take(&mut one).unwrap(), take(&mut two).unwrap());
+    let (leader, name) = if one.leader == one.member_id { (one, "2") } else { (two, "1") };
+    // Its answer was lost, or its process was: the leader does not know its new id.
+    let mut again = story.ask_join("", instance(name));
+    assert!(again.try_recv().is_err(), "the others join again first");
+    assert_eq!(take(&mut story.ask_sync(&leader, &[])), Err(GroupError::RebalanceInProgress));
+    let rejoin = |join: &mut Join| join.instance_id = Some(if name == "2" { "1" } else { "2" }.to_owned());
+    let leader = take(&mut story.ask_join(&leader.member_id, rejoin)).unwrap();
+    let again = take(&mut again).unwrap();
+    assert_eq!((leader.generation, again.generation, leader.members.len()), (2, 2, 2));
+    assert!(leader.members.iter().any(|member| member.id == again.member_id));
+}
+
 #[test]
 fn protocols_must_have_something_in_common() {
     let (mut story, ..) = Story::stable();

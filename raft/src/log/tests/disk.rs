@@ -57,10 +57,11 @@ async fn a_sync_that_fails_for_want_of_room_stops_the_directory_and_loses_nothin
 #[tokio::test(start_paused = true)]
 async fn a_failed_sync_of_whatever_is_put_into_a_folder_stops_the_directory() {
     for kind in [OpKind::Sync, OpKind::SyncDir] {
-        for what in ["snapshot", "truncate", "purge", "install", "delete"] {
+        for what in ["snapshot", "truncate", "purge", "install", "index", "delete"] {
             let (disk, store, log) = fresh(small()).await;
             fill(&log, 1, 40, 300).await;
             rest().await;
+            let first = log.state.lock().segments[0].name();
             // In the folder, or in the one that holds it; the journal's own syncs go on.
             let path_contains = "/data/groups".to_owned();
             disk.inject(Fault { kind, path_contains, skip: 0, errno: EIO, loses_data: false });
@@ -68,6 +69,7 @@ async fn a_failed_sync_of_whatever_is_put_into_a_folder_stops_the_directory() {
                 "snapshot" => log.write_snapshot(log_id(1, 3), Bytes::from_static(b"any")).await.map(drop),
                 "truncate" => log.truncate_after(Some(log_id(1, 30))).await,
                 "purge" => log.purge(log_id(1, 30)).await,
+                "index" => log.rewrite_index(first).await.map_err(std::io::Error::other),
                 "install" => {
                     let base = Base { last: Some(log_id(1, 99)), next_offset: 7, ..Base::default() };
                     let bytes = base.encode();
@@ -82,6 +84,38 @@ async fn a_failed_sync_of_whatever_is_put_into_a_folder_stops_the_directory() {
             assert!(store.checkpoint().await.is_err(), "{what}, {kind:?}: {result:?}, and the directory goes on");
         }
     }
+}
+
+/// Two who sync the same file, a repair and a checkpoint: neither may take it for clean before it is.
+#[tokio::test(start_paused = true)]
+async fn a_checkpoint_vouches_for_nothing_that_another_is_still_making_durable() {
+    let (disk, store, log) = fresh(RaftConfig { tail_cache_bytes: 0, ..small() }).await;
+    fill(&log, 1, 3, 100).await;
+    rest().await;
+    store.checkpoint().await.unwrap();
+    fill(&log, 1, 2, 100).await;
+    rest().await;
+    let file = log.state.lock().segments.last().unwrap().file.clone();
+    assert!(file.is_dirty());
+    disk.slow_syncs(".segment", Duration::from_secs(10));
+    let syncing = tokio::spawn({
+        let file = file.clone();
+        async move { file.sync().await }
+    });
+    rest().await;
+    assert!(file.is_dirty() && !syncing.is_finished());
+    store.checkpoint().await.unwrap();
+    assert!(syncing.is_finished(), "the checkpoint has waited");
+    for seed in 0..20 {
+        let store = open(&disk.fork().crash_with(seed), small(), SnapshotAt::Boundary).await;
+        assert!(store.corrupt().is_empty() && !store.replicas()[0].log.is_rotten(), "seed {seed}");
+        assert_eq!(indexes(&store.replicas()[0].log).await.len(), 5);
+    }
+    // One that was given up, or failed, has done nothing.
+    fill(&log, 1, 1, 100).await;
+    rest().await;
+    assert!(tokio::time::timeout(Duration::from_secs(1), file.sync()).await.is_err());
+    assert!(file.is_dirty());
 }
 
 #[tokio::test(start_paused = true)]
