@@ -140,6 +140,8 @@ pub struct Store {
     applications: ApplicationFactory,
     registry: Arc<Registry>,
     checkpointer: Checkpointer,
+    /// Replicas whose folders could not be removed yet.
+    deleted: Mutex<Vec<replicas::Deleted>>,
     quarantined: Mutex<Vec<PathBuf>>,
     scrubbed: Scrubbed,
     unknown_folders: Vec<PathBuf>,
@@ -192,6 +194,7 @@ impl Store {
             applications,
             registry: Arc::new(Registry::default()),
             checkpointer,
+            deleted: Mutex::default(),
             quarantined: Mutex::new(quarantined_folders),
             scrubbed: Scrubbed::default(),
             unknown_folders,
@@ -359,6 +362,7 @@ impl Store {
     }
 
     async fn try_checkpoint(&self) -> Result<(), CheckpointFailed> {
+        self.remove_all_deleted().await;
         let began = Instant::now();
         self.checkpointer.take(|| self.registry.logs(), || self.registry.corrupt_states()).await?;
         self.context.instruments.checkpoints.increment(1);

@@ -16,6 +16,16 @@ use crate::log::tail::Tail;
 use crate::recovery::{self, ReplicaKey};
 use crate::types::{GroupId, ReplicaId};
 
+/// A replica whose deletion is on record, and whose folder is still there.
+pub(super) struct Deleted {
+    dir: PathBuf,
+    aside: PathBuf,
+    /// If it was open.
+    log: Option<Arc<Log>>,
+    /// What keeps the record in the journal ([`crate::checkpointer`]).
+    floor: u64,
+}
+
 impl Store {
     /// Creates an empty replica, durably. An existing (group, replica) is returned as it is; one whose files are corrupt or
     /// unknown is refused (an id is never used again, RULES.md R9).
@@ -96,24 +106,43 @@ impl Store {
         }
         let dir = recovery::replica_dir(self.data_dir.path(), key);
         let aside = dir.with_file_name(format!("{}{group}-{replica}", recovery::DELETED_PREFIX));
-        let moved = match &open {
-            Some(open) => open.log.move_folder(&aside).await,
-            None => move_folder(&self.context, &dir, &aside).await,
+        let deleted = Deleted { dir, aside, log: open.map(|open| open.log), floor };
+        self.remove_deleted(deleted, || {
+            self.registry.open.lock().remove(&key);
+            self.registry.corrupt.lock().remove(&key);
+        })
+        .await;
+        Ok(())
+    }
+
+    /// Once its deletion is on record: removes a replica's folder, and lets go of that record. What cannot be done now is done before the
+    /// next checkpoint: until then the journal keeps the record, and all that comes after it.
+    async fn remove_deleted(&self, deleted: Deleted, moved: impl FnOnce()) {
+        let Deleted { dir, aside, log, floor } = &deleted;
+        let result = match log {
+            Some(log) => log.move_folder(aside).await,
+            None => move_folder(&self.context, dir, aside).await,
         };
-        self.registry.open.lock().remove(&key);
-        self.registry.corrupt.lock().remove(&key);
-        match moved {
-            Ok(()) => self.checkpointer.release_floor(floor),
-            // The record stays in the journal, and the next start cleans up.
-            Err(error) => tracing::error!(path = %dir.display(), %error, "a deleted replica's folder stays"),
+        moved();
+        if let Err(error) = result {
+            tracing::error!(path = %dir.display(), %error, "a deleted replica's folder stays, for now");
+            return self.deleted.lock().push(deleted);
         }
-        match self.remove_aside(&aside, open.map(|open| open.log)).await {
+        self.checkpointer.release_floor(*floor);
+        match self.remove_aside(aside, log.clone()).await {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 tracing::warn!(path = %aside.display(), %error, "a deleted replica's files stay until the next start");
             }
             _ => {}
         }
-        Ok(())
+    }
+
+    /// Another attempt at the folders of deleted replicas that could not be moved aside.
+    pub(super) async fn remove_all_deleted(&self) {
+        let all = std::mem::take(&mut *self.deleted.lock());
+        for deleted in all {
+            self.remove_deleted(deleted, || {}).await;
+        }
     }
 
     /// Moves a replica's folder aside. Before the record that deletes it: a crash between the two leaves a replica without files,

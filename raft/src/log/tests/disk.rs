@@ -315,6 +315,26 @@ async fn checkpoints_come_by_themselves_and_give_the_journal_up() {
     assert_eq!(indexes(&store.replicas()[0].log).await.len(), 200);
 }
 
+/// What keeps its deletion on record keeps all that comes after it, too.
+#[tokio::test(start_paused = true)]
+async fn a_deleted_replicas_folder_that_could_not_be_moved_does_not_keep_the_journal_for_ever() {
+    let config = RaftConfig { checkpoint_journal_bytes: 64 << 10, ..small() };
+    let (disk, store, _) = fresh(config.clone()).await;
+    let other = store.create(GROUP, ReplicaId(41)).await.unwrap().log;
+    let path_contains = "4-40".to_owned();
+    disk.inject(Fault { kind: OpKind::Rename, path_contains, skip: 0, errno: ENOSPC, loses_data: false });
+    store.delete(GROUP, REPLICA).await.unwrap();
+    assert_eq!(disk.faults_left(), 0);
+    for _ in 0..20 {
+        fill(&other, 1, 10, 2000).await;
+        rest().await;
+    }
+    assert!(other.context.journal.live_bytes() < 200 << 10, "{}", other.context.journal.live_bytes());
+    let groups = disk.read_dir(Path::new("/data/groups")).await.unwrap();
+    assert_eq!(groups.iter().map(|entry| entry.name.as_str()).collect::<Vec<_>>(), ["4-41"]);
+    assert_eq!(open(&disk.crash(), config, SnapshotAt::Boundary).await.replicas().len(), 1);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_deleted_replica_leaves_nothing_and_its_id_is_free_for_nobody_else() {
     let (disk, store, log) = fresh(small()).await;
