@@ -280,8 +280,8 @@ pub struct GroupProgress {
     pub offsets: Vec<CommittedOffset>,
 }
 
-/// Partitions by topic and number.
-pub type Partitions = Vec<(String, u32)>;
+/// Numbers of partitions by topic.
+pub type Partitions = Vec<(String, Vec<u32>)>;
 
 type Answer<T> = Result<T, GroupError>;
 
@@ -350,7 +350,7 @@ impl Coordinator {
         self.ask(group, |group, reply| Request::Committed(group, partitions, reply)).await
     }
 
-    /// Forgets committed offsets, each with its own result.
+    /// Forgets committed offsets. Each topic has its own result.
     pub async fn remove_offsets(&self, group: &str, partitions: Partitions) -> Answer<Vec<Answer<()>>> {
         self.ask(group, |group, reply| Request::RemoveOffsets(group, partitions, reply)).await
     }

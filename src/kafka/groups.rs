@@ -2,7 +2,7 @@
 //!
 //! A committed offset is kept with its topic's id: to a topic that was created again under the name it means nothing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -315,9 +315,17 @@ pub(super) async fn commit(door: &Arc<Door>, request: OffsetCommitRequest) -> Re
 /// OffsetFetch.
 pub(super) async fn fetch(door: &Arc<Door>, request: OffsetFetchRequest, version: i16) -> Response {
     if version >= 8 {
-        let mut groups = Vec::with_capacity(request.groups.len());
+        let (mut groups, mut seen) = (Vec::new(), BTreeSet::new());
         for group in request.groups {
-            groups.push(fetch_group(door, group).await);
+            groups.push(match seen.insert(group.group_id.clone()) {
+                true => fetch_group(door, group).await,
+                // A short request must not ask for everything again and again.
+                false => OffsetFetchedGroup {
+                    group_id: group.group_id,
+                    error_code: ErrorCode::InvalidRequest.number(),
+                    ..Default::default()
+                },
+            });
         }
         return Response::OffsetFetch(OffsetFetchResponse { groups, ..Default::default() });
     }
@@ -336,29 +344,27 @@ pub(super) async fn fetch(door: &Arc<Door>, request: OffsetFetchRequest, version
 }
 
 async fn fetch_group(door: &Arc<Door>, group: OffsetFetchGroup) -> OffsetFetchedGroup {
-    let wanted = group.topics.as_ref().map(|topics| {
-        let partitions = topics.iter().flat_map(|topic| {
-            topic.partitions.iter().map(|partition| (topic.name.clone(), u32::try_from(*partition).unwrap_or(u32::MAX)))
-        });
-        partitions.collect::<Partitions>()
-    });
-    let found = match door.broker.groups().committed(&group.group_id, wanted).await {
+    let asked = group.topics.map(by_topic);
+    let wanted = asked.as_ref().map(|asked| asked.iter().map(|(name, partitions)| (name.clone(), numbers(partitions))));
+    let found = match door.broker.groups().committed(&group.group_id, wanted.map(Iterator::collect)).await {
         Ok(committed) => of_known_topics(door, committed).await,
         Err(error) => Err(error),
     };
     let error_code = code(&found);
     let found = found.unwrap_or_default();
-    let asked = group.topics.unwrap_or_else(|| {
-        let mut topics: BTreeMap<&String, Vec<i32>> = BTreeMap::new();
-        found.keys().for_each(|(topic, partition)| topics.entry(topic).or_default().push(*partition as i32));
-        topics.into_iter().map(|(name, partitions)| OffsetFetchTopic { name: name.clone(), partitions }).collect()
+    let asked = asked.unwrap_or_else(|| {
+        let mut topics: BTreeMap<String, BTreeSet<i32>> = BTreeMap::new();
+        for (topic, partition) in found.keys() {
+            topics.entry(topic.clone()).or_default().insert(*partition as i32);
+        }
+        topics
     });
-    let topics = asked.into_iter().map(|topic| {
-        let partitions = topic.partitions.iter().map(|partition| {
-            let number = u32::try_from(*partition).unwrap_or(u32::MAX);
-            let none =
-                OffsetFetchedPartition { partition: *partition, metadata: Some(String::new()), ..Default::default() };
-            match found.get(&(topic.name.clone(), number)) {
+    let topics = asked.into_iter().map(|(name, partitions)| {
+        let mut place = (name.clone(), 0);
+        let partitions = partitions.into_iter().map(|partition| {
+            let none = OffsetFetchedPartition { partition, metadata: Some(String::new()), ..Default::default() };
+            place.1 = number(partition);
+            match found.get(&place) {
                 Some(offset) => OffsetFetchedPartition {
                     offset: offset.offset,
                     leader_epoch: offset.leader_epoch,
@@ -368,38 +374,54 @@ async fn fetch_group(door: &Arc<Door>, group: OffsetFetchGroup) -> OffsetFetched
                 None => none,
             }
         });
-        OffsetFetchedTopic { partitions: partitions.collect(), name: topic.name }
+        OffsetFetchedTopic { partitions: partitions.collect(), name }
     });
     OffsetFetchedGroup { topics: topics.collect(), group_id: group.group_id, error_code }
 }
 
+/// Each partition once, however often it was named: its metadata is a thousand times as long as its number.
+fn by_topic(topics: Vec<OffsetFetchTopic>) -> BTreeMap<String, BTreeSet<i32>> {
+    let mut merged: BTreeMap<String, BTreeSet<i32>> = BTreeMap::new();
+    for topic in topics {
+        merged.entry(topic.name).or_default().extend(topic.partitions);
+    }
+    merged
+}
+
+/// A partition's number; none has the largest.
+fn number(partition: i32) -> u32 {
+    u32::try_from(partition).unwrap_or(u32::MAX)
+}
+
+fn numbers<'a>(partitions: impl IntoIterator<Item = &'a i32>) -> Vec<u32> {
+    partitions.into_iter().map(|partition| number(*partition)).collect()
+}
+
 /// OffsetDelete.
 pub(super) async fn delete_offsets(door: &Arc<Door>, request: OffsetDeleteRequest) -> Response {
-    let number = |partition: &OffsetDeletePartition| u32::try_from(partition.partition).unwrap_or(u32::MAX);
     let partitions: Partitions = request
         .topics
         .iter()
-        .flat_map(|topic| topic.partitions.iter().map(|partition| (topic.name.clone(), number(partition))))
+        .map(|topic| (topic.name.clone(), numbers(topic.partitions.iter().map(|partition| &partition.partition))))
         .collect();
     let removed = door.broker.groups().remove_offsets(&request.group_id, partitions).await;
     let error_code = code(&removed);
-    let mut results = removed.unwrap_or_default().into_iter();
-    let topics = request.topics.into_iter().map(|topic| {
-        let partitions = topic.partitions.iter().map(|partition| PartitionError {
-            partition: partition.partition,
-            error_code: results.next().as_ref().map_or(error_code, code),
-        });
+    let topics = request.topics.into_iter().zip(removed.unwrap_or_default()).map(|(topic, removed)| {
+        let error_code = code(&removed);
+        let partitions =
+            topic.partitions.iter().map(|partition| PartitionError { partition: partition.partition, error_code });
         OffsetCommittedTopic { partitions: partitions.collect(), name: topic.name }
     });
-    let topics = if error_code == 0 { topics.collect() } else { Vec::new() };
-    Response::OffsetDelete(OffsetDeleteResponse { error_code, topics, ..Default::default() })
+    Response::OffsetDelete(OffsetDeleteResponse { error_code, topics: topics.collect(), ..Default::default() })
 }
 
 /// DescribeGroups.
 pub(super) async fn describe(door: &Arc<Door>, request: DescribeGroupsRequest) -> Response {
-    let mut groups = Vec::with_capacity(request.groups.len());
+    let mut groups = Vec::new();
     let authorized_operations = Allowed::Group.bits(request.include_authorized_operations);
-    for group_id in request.groups {
+    // Named twice, described once.
+    let mut seen = BTreeSet::new();
+    for group_id in request.groups.into_iter().filter(|group| seen.insert(group.clone())) {
         groups.push(match door.broker.groups().describe(&group_id).await {
             Ok(group) => DescribedGroup { authorized_operations, ..described(group) },
             // A group that was never heard of is a dead one.

@@ -1,5 +1,7 @@
 //! How far a group has read: committed offsets, by whom they may be set, and when they go.
 
+use std::collections::BTreeSet;
+
 use tokio::time::Instant;
 
 use super::{Group, Outbox};
@@ -37,37 +39,52 @@ impl Group {
     }
 
     /// What is committed: of these partitions, or all there is.
-    pub(in crate::coordinator) fn committed(&self, wanted: Option<&[(String, u32)]>) -> Vec<CommittedOffset> {
+    pub(in crate::coordinator) fn committed(&self, wanted: Option<&[(String, Vec<u32>)]>) -> Vec<CommittedOffset> {
         match wanted {
-            Some(wanted) => wanted.iter().filter_map(|partition| self.offsets.get(partition).cloned()).collect(),
+            Some(wanted) => self.of_partitions(wanted).cloned().collect(),
             None => self.offsets.values().cloned().collect(),
         }
     }
 
-    /// Forgets committed offsets; not those of topics that its members subscribe to.
+    /// Those of these partitions that have one. A request names a topic once for many partitions: so does this.
+    fn of_partitions<'a>(
+        &'a self,
+        wanted: &'a [(String, Vec<u32>)],
+    ) -> impl Iterator<Item = &'a CommittedOffset> + use<'a> {
+        wanted.iter().flat_map(move |(topic, partitions)| {
+            let mut place = (topic.clone(), 0);
+            partitions.iter().filter_map(move |partition| {
+                place.1 = *partition;
+                self.offsets.get(&place)
+            })
+        })
+    }
+
+    /// Forgets committed offsets; not those of topics that its members subscribe to. One result for each topic.
     pub(in crate::coordinator) fn remove_offsets(
         &mut self,
-        partitions: &[(String, u32)],
+        partitions: &[(String, Vec<u32>)],
         out: &mut Outbox,
     ) -> Vec<Result<(), GroupError>> {
-        let subscribed = |topic: &str| {
-            self.members.values().any(|member| {
-                let topics = consumer_protocol::subscribed_topics(&member.metadata(self.protocol.as_deref()));
-                // Members of another kind than consumers, or who cannot be read, might want any.
-                self.protocol_type != consumer_protocol::CONSUMER || topics.is_none_or(|t| t.iter().any(|t| t == topic))
-            })
+        let subscriptions = self.members.values().map(|member| {
+            let topics = consumer_protocol::subscribed_topics(&member.metadata(self.protocol.as_deref()));
+            // Members of another kind than consumers, or who cannot be read, might want any.
+            topics.filter(|_| self.protocol_type == consumer_protocol::CONSUMER)
+        });
+        let subscribed: Option<BTreeSet<String>> =
+            subscriptions.collect::<Option<Vec<_>>>().map(|topics| topics.into_iter().flatten().collect());
+        let is_subscribed = |topic: &str| match &subscribed {
+            Some(topics) => topics.contains(topic),
+            None => true,
         };
-        let results: Vec<_> = partitions
-            .iter()
-            .map(|(topic, _)| if subscribed(topic) { Err(GroupError::Subscribed) } else { Ok(()) })
+        let refuse = |topic: &str| if is_subscribed(topic) { Err(GroupError::Subscribed) } else { Ok(()) };
+        let results: Vec<_> = partitions.iter().map(|(topic, _)| refuse(topic)).collect();
+        let removed: BTreeSet<_> = self
+            .of_partitions(partitions)
+            .filter(|offset| !is_subscribed(&offset.topic))
+            .map(|offset| (offset.topic.clone(), offset.partition))
             .collect();
-        let removed: Vec<_> = partitions
-            .iter()
-            .zip(&results)
-            .filter(|(partition, result)| result.is_ok() && self.offsets.contains_key(partition))
-            .map(|(partition, _)| partition.clone())
-            .collect();
-        self.drop_offsets(removed, out);
+        self.drop_offsets(removed.into_iter().collect(), out);
         results
     }
 

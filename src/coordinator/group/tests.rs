@@ -326,13 +326,13 @@ fn offsets_are_taken_from_members_of_the_present_generation() {
     story.settle();
     assert!(matches!(story.log.last(), Some(Entry::Committed(_))));
     assert_eq!(story.group.committed(None).len(), 1);
-    assert_eq!(story.group.committed(Some(&[("t".into(), 9)])), []);
-    let results = story.group.remove_offsets(&[("t".into(), 0)], &mut story.out);
+    assert_eq!(story.group.committed(Some(&[("t".into(), vec![9])])), []);
+    let results = story.group.remove_offsets(&[("t".into(), vec![0])], &mut story.out);
     assert_eq!(results, [Err(GroupError::Subscribed)], "the members' subscriptions cannot be read");
     assert_eq!(story.group.delete(&mut story.out), Err(GroupError::NonEmpty));
     story.pass(SESSION);
     assert_eq!(commit(&mut story, "", -1), Ok(()));
-    assert_eq!(story.group.remove_offsets(&[("t".into(), 0)], &mut story.out), [Ok(())]);
+    assert_eq!(story.group.remove_offsets(&[("t".into(), vec![0])], &mut story.out), [Ok(())]);
     assert_eq!(story.group.committed(None), []);
 }
 
