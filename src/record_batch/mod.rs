@@ -135,14 +135,6 @@ pub enum BatchError {
         /// What is wrong with it.
         why: String,
     },
-    /// The header's max timestamp is not its records'.
-    #[error("record batch has max timestamp {claimed}, its records' is {actual}")]
-    MaxTimestamp {
-        /// What the header says.
-        claimed: i64,
-        /// What the records say.
-        actual: i64,
-    },
     /// A producer id without a sound epoch and sequence.
     #[error("producer id {producer_id} with epoch {epoch} and sequence {sequence}: none may be negative")]
     Producer {
@@ -202,7 +194,6 @@ impl From<BatchError> for Error {
             | BatchError::Counts { .. }
             | BatchError::TrailingBytes { .. }
             | BatchError::Record { .. }
-            | BatchError::MaxTimestamp { .. }
             | BatchError::Decompress { .. } => Code::CorruptBatch,
         };
         Error::new(code, error.to_string())
@@ -357,8 +348,8 @@ pub struct RecordBatch {
 
 impl RecordBatch {
     /// Takes bytes off a socket: exactly one batch, whole, its checksum, counts, timestamps and every record's lengths
-    /// sound, within the limits, compressed or not. The bytes are shared, not copied. Base offset and leader epoch may be
-    /// anything: the leader stamps them.
+    /// sound, within the limits, compressed or not. The bytes are shared, not copied, unless the header's max timestamp is not
+    /// that of its records: then it is put right. Base offset and leader epoch may be anything: the leader stamps them.
     pub fn check(bytes: Bytes, limits: &BatchLimits) -> Result<Self, BatchError> {
         if bytes.len() < BATCH_HEADER_BYTES {
             return Err(BatchError::Short { have: bytes.len() });
@@ -380,8 +371,20 @@ impl RecordBatch {
         header.check()?;
         let batch = Self { header, bytes };
         let plain = batch.plain_records(limits.decompressed_bytes_max)?;
-        records::check(&header, &plain, limits.record_bytes_max)?;
-        Ok(batch)
+        let max_timestamp = records::check(&header, &plain, limits.record_bytes_max)?;
+        Ok(batch.with_max_timestamp(max_timestamp))
+    }
+
+    /// The same with the max timestamp that its records have: Kafka's brokers write it over what the producer said, and retention and
+    /// the time index go by it. 0 where no record has one is left as it came.
+    fn with_max_timestamp(self, max_timestamp: i64) -> Self {
+        let header = self.header;
+        if header.max_timestamp == max_timestamp || (header.max_timestamp, max_timestamp) == (0, -1) {
+            return self;
+        }
+        let mut bytes = BytesMut::from(&self.bytes[..]);
+        let header = BatchHeader { max_timestamp, ..header }.write(&mut bytes);
+        Self { header, bytes: bytes.freeze() }
     }
 
     /// Takes bytes that come from the log: checked when they were produced, and vouched for by the log's own checksum.

@@ -119,8 +119,10 @@ impl Iterator for Records {
     }
 }
 
-/// Walks every record and checks it against the header. `bytes` are the plain records, all of them.
-pub(super) fn check(header: &BatchHeader, bytes: &[u8], record_bytes_max: usize) -> Result<(), BatchError> {
+/// Walks every record and checks it against the header. `bytes` are the plain records, all of them. Returns the largest of their
+/// timestamps, -1 if none has one: producers are not of one mind about what the header says (librdkafka 0 of records without, sarama
+/// before 1.46 always -1).
+pub(super) fn check(header: &BatchHeader, bytes: &[u8], record_bytes_max: usize) -> Result<i64, BatchError> {
     let mut rest = bytes;
     let mut max_timestamp = -1;
     for number in 0..header.record_count {
@@ -137,11 +139,7 @@ pub(super) fn check(header: &BatchHeader, bytes: &[u8], record_bytes_max: usize)
     if !rest.is_empty() {
         return Err(BatchError::TrailingBytes { records: header.record_count, bytes: rest.len() });
     }
-    // librdkafka says 0 of records that have none.
-    if max_timestamp != header.max_timestamp && (max_timestamp, header.max_timestamp) != (-1, 0) {
-        return Err(BatchError::MaxTimestamp { claimed: header.max_timestamp, actual: max_timestamp });
-    }
-    Ok(())
+    Ok(max_timestamp)
 }
 
 /// Where a record's parts are: `body` in the bytes given, the other ranges within `body`.
