@@ -16,7 +16,7 @@ use super::{
     TopicDescription, TopicShape, TopicSpec,
 };
 use crate::catalog::command::PARTITIONS_MAX;
-use crate::catalog::names::check_topic_name;
+use crate::catalog::names::{TOPIC_NAME_CHARS_MAX, check_topic_name};
 use crate::catalog::state::{PartitionRecord, ReplicaState, TopicId, TopicRecord};
 use crate::catalog::topic_config::{self, TopicConfig};
 use crate::controller::requests::{ControlAnswer, ControlRequest};
@@ -511,8 +511,10 @@ fn check_names(spec: &TopicSpec) -> Result<()> {
     Ok(())
 }
 
+/// Of a name that is longer than any, the beginning.
 fn unknown_topic(name: &str) -> Error {
-    Error::new(Code::UnknownTopic, format!("there is no topic {name:?}"))
+    let shown: String = name.chars().take(TOPIC_NAME_CHARS_MAX).collect();
+    Error::new(Code::UnknownTopic, format!("there is no topic {shown:?}"))
 }
 
 #[cfg(test)]

@@ -37,9 +37,12 @@ pub(super) enum Incoming {
 }
 
 impl Incoming {
-    /// Whether it may be started while Produces before it are under way.
+    /// Whether it may be started while Produces before it are under way, and have others behind it that are: all its batches are
+    /// proposed before theirs, if there are not too many.
     pub(super) fn may_follow(&self) -> bool {
-        matches!(self, Self::Request(request, ..) if matches!(request.1, Request::Produce(_)))
+        let Self::Request(request, ..) = self else { return false };
+        let Request::Produce(produce) = &request.1 else { return false };
+        produce.topics.iter().map(|topic| topic.partitions.len()).sum::<usize>() <= produce::PRODUCE_SIDE_BY_SIDE
     }
 
     /// Bytes of memory that it takes beside its frame.

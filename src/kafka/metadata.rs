@@ -3,7 +3,7 @@
 //! Brokers are listed with the address they advertise to Kafka's clients, if they are alive. Authorised operations are not
 //! computed: there is no security yet.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,6 +17,7 @@ use super::messages::{
 use super::wire::Uuid;
 use super::{Door, ErrorCode};
 use crate::broker::{TopicDescription, TopicSpec};
+use crate::catalog::names::check_topic_name;
 use crate::config::{host_of, port_of};
 use crate::coordinator::OFFSETS_TOPIC;
 use crate::error::{Code, Error};
@@ -161,7 +162,9 @@ pub(super) async fn metadata(door: &Arc<Door>, request: MetadataRequest, version
     let mut topics = Vec::new();
     match wanted {
         Some(wanted) => {
-            for topic in wanted {
+            // Named twice, described once: a topic may have very many partitions.
+            let mut seen = BTreeSet::new();
+            for topic in wanted.into_iter().filter(|topic| seen.insert((topic.name.clone(), topic.topic_id))) {
                 topics.push(wanted_topic(door, topic, request.allow_auto_topic_creation).await);
             }
         }
@@ -208,9 +211,12 @@ async fn wanted_topic(
         });
     };
     let found = match door.broker.topic(&name) {
-        Err(error) if error.code == Code::UnknownTopic && may_create && door.config.auto_create_topics => {
-            auto_create(door, &name).await
-        }
+        Err(error) if error.code == Code::UnknownTopic => match check_topic_name(&name) {
+            // Producers wait for a topic that is not there, and are told at once of one that never will be.
+            Err(why) => Err(Error::new(Code::InvalidTopicName, why)),
+            Ok(()) if may_create && door.config.auto_create_topics => auto_create(door, &name).await,
+            Ok(()) => Err(error),
+        },
         found => found,
     };
     found.map_err(|error| match error.code {

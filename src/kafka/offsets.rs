@@ -182,7 +182,9 @@ pub(super) async fn for_leader_epoch(door: &Arc<Door>, request: OffsetForLeaderE
     Response::OffsetForLeaderEpoch(OffsetForLeaderEpochResponse { topics, ..Default::default() })
 }
 
-/// The largest epoch up to the one asked for that has records, and the offset behind its last one.
+/// The largest epoch up to the one asked for that has records, and the offset behind its last one. If none is left, all that is there is
+/// later: the epoch that was asked for ends where the log begins, as Kafka says it. "Nothing is known" would be a truncation to
+/// consumers, which then begin at the end.
 async fn epoch_end(door: &Door, topic: &str, asked: &LeaderEpochPartition) -> Result<(i32, i64), ErrorCode> {
     let failed = |error: Error| ErrorCode::from(&error);
     let partition = leading(door, topic, asked.partition).map_err(failed)?;
@@ -213,5 +215,5 @@ async fn epoch_end(door: &Door, topic: &str, asked: &LeaderEpochPartition) -> Re
             high = batch.base_offset.min(middle);
         }
     }
-    Ok(if found < 0 { (-1, -1) } else { (found, low as i64) })
+    Ok(if found < 0 { (asked.leader_epoch, offsets.log_start_offset.0 as i64) } else { (found, low as i64) })
 }

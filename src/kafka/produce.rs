@@ -8,11 +8,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::future::join_all;
+use futures_util::{StreamExt, stream};
 
 use super::dispatch::Handled;
 use super::messages::{
-    InitProducerIdRequest, InitProducerIdResponse, ProducePartition, ProduceRequest, ProduceResponse,
+    InitProducerIdRequest, InitProducerIdResponse, ProducePartition, ProduceRequest, ProduceResponse, ProduceTopic,
     ProducedPartition, ProducedTopic, Response,
 };
 use super::metadata::{Leaders, TopicName};
@@ -23,6 +23,8 @@ use crate::record_batch::RecordBatch;
 
 /// Longest that a produce may wait for its ack level, whatever it asks for.
 const TIMEOUT_MAX: Duration = Duration::from_secs(600);
+/// Batches of a request that are proposed at the same time.
+pub(super) const PRODUCE_SIDE_BY_SIDE: usize = 1024;
 /// Longest that a producer id may take.
 const PRODUCER_ID_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -34,7 +36,16 @@ struct Refused {
 
 impl From<crate::error::Error> for Refused {
     fn from(error: crate::error::Error) -> Self {
-        Self { code: ErrorCode::from(&error), message: Some(error.message) }
+        let code = ErrorCode::from(&error);
+        // That code says it all, and a short frame can name very many that are not there.
+        let says_more = code != ErrorCode::UnknownTopicOrPartition;
+        Self { code, message: says_more.then_some(error.message) }
+    }
+}
+
+impl Refused {
+    fn tell(self, answer: &mut ProducedPartition) {
+        (answer.error_code, answer.error_message) = (self.code.number(), self.message);
     }
 }
 
@@ -53,31 +64,42 @@ fn acks(number: i16) -> Option<Acks> {
     }
 }
 
+/// A batch that can be proposed, and where it stands in the request.
+struct Ready {
+    topic: usize,
+    at: usize,
+    partition: Arc<Partition>,
+    batch: RecordBatch,
+}
+
 /// Produce.
 pub(super) async fn produce(door: &Arc<Door>, request: ProduceRequest, version: i16) -> Handled {
     let acks = acks(request.acks);
     let timeout = Duration::from_millis(request.timeout_ms.max(0) as u64).min(TIMEOUT_MAX);
     let refusal = match (&acks, &request.transactional_id) {
         (None, _) => Some((ErrorCode::InvalidRequiredAcks, format!("acks {} is not -1, 0 or 1", request.acks))),
-        (_, Some(id)) => {
-            Some((ErrorCode::InvalidRequest, format!("transactional id {id:?}: there are no transactions")))
-        }
+        (_, Some(_)) => Some((ErrorCode::InvalidRequest, "there are no transactions".to_owned())),
         _ => None,
     };
-    let work = request.topics.into_iter().map(|topic| {
-        let name = TopicName::resolve(door, topic.name, topic.topic_id, version >= 13);
-        let refusal = refusal.clone();
-        async move {
-            let partitions = topic.partitions.into_iter().map(|partition| {
-                let refusal = refusal.clone().map(|(code, message)| Refused { code, message: Some(message) });
-                produce_one(door, &name, partition, refusal, acks.unwrap_or_default(), timeout)
-            });
-            let partitions = join_all(partitions).await;
-            ProducedTopic { name: name.name.clone(), topic_id: name.id, partitions }
+    let (mut topics, ready) = check(door, request.topics, refusal, version);
+    // Side by side, in their order; so many at a time, for a frame may hold very many. Whoever sends more than that waits for the answer.
+    let acks = acks.unwrap_or_default();
+    let mut produced = stream::iter(ready)
+        .map(|Ready { topic, at, partition, batch }| async move {
+            let produced = partition.produce(batch, acks, None, timeout).await;
+            (topic, at, produced.map(|produced| produced.base_offset), partition)
+        })
+        .buffered(PRODUCE_SIDE_BY_SIDE);
+    while let Some((topic, at, produced, partition)) = produced.next().await {
+        let answer = &mut topics[topic].partitions[at];
+        // Of a refusal too: a producer that the partition has forgotten goes on if that is since what it has produced has gone.
+        answer.log_start_offset = partition.log_start_offset().0 as i64;
+        match produced {
+            Ok(base_offset) => answer.base_offset = base_offset.0 as i64,
+            Err(error) => Refused::from(error).tell(answer),
         }
-    });
-    let mut topics = join_all(work).await;
-    if acks == Some(Acks::None) {
+    }
+    if acks == Acks::None {
         let mut partitions = topics.iter().flat_map(|topic| &topic.partitions);
         return match partitions.find(|partition| partition.error_code != 0) {
             None => Handled::Silence,
@@ -97,51 +119,49 @@ pub(super) async fn produce(door: &Arc<Door>, request: ProduceRequest, version: 
     Response::Produce(ProduceResponse { topics, node_endpoints: leaders.endpoints(), ..Default::default() }).into()
 }
 
-/// Whether an error says that the leader is elsewhere.
-pub(super) fn moved(error_code: i16) -> bool {
-    [ErrorCode::NotLeaderOrFollower, ErrorCode::FencedLeaderEpoch].iter().any(|code| code.number() == error_code)
-}
-
-async fn produce_one(
-    door: &Arc<Door>,
-    topic: &TopicName,
-    partition: ProducePartition,
-    refusal: Option<Refused>,
-    acks: Acks,
-    timeout: Duration,
-) -> ProducedPartition {
-    let ProducePartition { index, records } = partition;
-    let records = records.0.and_then(|mut records| records.pop()).unwrap_or_default();
-    let done = match (refusal, topic.error) {
-        (Some(refused), _) => Err(refused),
-        (None, Some(code)) => Err(code.into()),
-        (None, None) => append(door, &topic.name, index, records, acks, timeout).await,
-    };
-    match done {
-        Ok((base_offset, log_start_offset)) => {
-            ProducedPartition { index, base_offset, log_start_offset, ..Default::default() }
+/// Checks every batch of a request: an answer for each, and those that can be proposed.
+fn check(
+    door: &Door,
+    asked: Vec<ProduceTopic>,
+    refusal: Option<(ErrorCode, String)>,
+    version: i16,
+) -> (Vec<ProducedTopic>, Vec<Ready>) {
+    let (mut topics, mut ready) = (Vec::with_capacity(asked.len()), Vec::new());
+    for ProduceTopic { name, topic_id, partitions } in asked {
+        let name = TopicName::resolve(door, name, topic_id, version >= 13);
+        let mut answers = Vec::with_capacity(partitions.len());
+        for ProducePartition { index, records } in partitions {
+            let mut answer = ProducedPartition { index, ..Default::default() };
+            let records = records.0.and_then(|mut records| records.pop()).unwrap_or_default();
+            let checked = match (&refusal, name.error) {
+                (Some((code, message)), _) => Err(Refused { code: *code, message: Some(message.clone()) }),
+                (None, Some(code)) => Err(code.into()),
+                (None, None) => check_one(door, &name.name, index, records),
+            };
+            match checked {
+                Ok((partition, batch)) => {
+                    ready.push(Ready { topic: topics.len(), at: answers.len(), partition, batch })
+                }
+                Err(refused) => refused.tell(&mut answer),
+            }
+            answers.push(answer);
         }
-        Err(Refused { code, message }) => {
-            ProducedPartition { index, error_code: code.number(), error_message: message, ..Default::default() }
-        }
+        topics.push(ProducedTopic { name: name.name, topic_id: name.id, partitions: answers });
     }
+    (topics, ready)
 }
 
-/// Appends a batch; its base offset and the log start offset.
-async fn append(
-    door: &Arc<Door>,
-    topic: &str,
-    index: i32,
-    records: Bytes,
-    acks: Acks,
-    timeout: Duration,
-) -> Result<(i64, i64), Refused> {
+fn check_one(door: &Door, topic: &str, index: i32, records: Bytes) -> Result<(Arc<Partition>, RecordBatch), Refused> {
     check_not_internal(topic)?;
     let partition = leading(door, topic, index)?;
     let batch = RecordBatch::check(records, partition.limits())
         .map_err(|error| Refused { code: ErrorCode::from(&error), message: Some(error.to_string()) })?;
-    let produced = partition.produce(batch, acks, None, timeout).await?;
-    Ok((produced.base_offset.0 as i64, partition.log_start_offset().0 as i64))
+    Ok((partition, batch))
+}
+
+/// Whether an error says that the leader is elsewhere.
+pub(super) fn moved(error_code: i16) -> bool {
+    [ErrorCode::NotLeaderOrFollower, ErrorCode::FencedLeaderEpoch].iter().any(|code| code.number() == error_code)
 }
 
 /// The partition, if its replica here leads and is able to take writes.

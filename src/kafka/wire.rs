@@ -1,7 +1,8 @@
 //! Kafka's primitive types on the wire: a bounded reader of requests, a writer of responses, and [`message!`], which turns a
 //! table of fields and versions into both.
 //!
-//! Bytes are hostile. Every count and length is compared with the bytes that are left before anything is allocated for it. A request
+//! Bytes are hostile. Every count and length is compared with the bytes that are left before anything is allocated for it. A text
+//! is no longer than [`TEXT_BYTES_MAX`]. A request
 //! has at most [`ELEMENTS_MAX`] array elements in all, and together they take at most [`MEMORY_BASE`] and [`MEMORY_PER_BYTE`] times the
 //! message's length (an element may take 80 bytes in memory and two on the wire); what they take is told, so that it can be counted. It
 //! knows no API: the tables are in [`super::messages`].
@@ -13,6 +14,8 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 /// Most array elements one request may have, nested ones included.
 pub const ELEMENTS_MAX: usize = 200_000;
+/// Longest text, in bytes: what the old form, with its 16 bits, can say.
+pub const TEXT_BYTES_MAX: usize = i16::MAX as usize;
 /// What array elements may take in memory however short the message is, in bytes.
 pub const MEMORY_BASE: usize = 256 << 10;
 /// What they may take besides for each byte of the message.
@@ -123,6 +126,10 @@ impl Reader {
 
     fn text(&mut self) -> Result<Option<String>, Malformed> {
         let Some(length) = self.length(true)? else { return Ok(None) };
+        // The flexible form could say more; Kafka takes no more either.
+        if length > TEXT_BYTES_MAX {
+            return Err(Malformed(format!("a text of {length} bytes; the limit is {TEXT_BYTES_MAX}")));
+        }
         let bytes = self.take(length)?;
         match std::str::from_utf8(&bytes) {
             Ok(text) => Ok(Some(text.to_owned())),
@@ -222,7 +229,7 @@ impl Writer {
 
     fn text(&mut self, text: Option<&str>) {
         // 32 KiB is all that the old form can say; only messages for people are ever that long.
-        let text = text.map(|text| shorten(text, i16::MAX as usize));
+        let text = text.map(|text| shorten(text, TEXT_BYTES_MAX));
         self.length(text.map(str::len), true);
         self.open.put_slice(text.unwrap_or_default().as_bytes());
     }
