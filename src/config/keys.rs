@@ -52,6 +52,7 @@ keys! {
     "kafka.advertised", "", "The address that Kafka clients are told. Unless set: `kafka.listen`." => |c, t| c.kafka.listener.advertised = Some(address(t)?);
     "kafka.idle_timeout_ms", "600000", "A Kafka connection on which nothing is asked for so long is closed." => |c, t| c.kafka.idle_timeout = millis(t)?;
     "kafka.inflight_requests_max", "16", "Most requests of one Kafka connection being worked on or waiting to be." => |c, t| c.kafka.inflight_requests_max = at_least(t, 1)?;
+    "socket.request.max.bytes", "104857600", "Largest request of a Kafka client; never more than `limits.inflight_bytes_max`. Kafka's clients count on its default." => |c, t| c.kafka.request_bytes_max = at_least(t, 1)?;
     "auto.create.topics.enable", "false", "Whether a Kafka client that asks for a topic that does not exist creates it. `dev`: true." => |c, t| c.kafka.auto_create_topics = boolean(t)?;
     "num.partitions", "1", "Partitions of a topic that a Kafka client creates without naming a number. `dev`: 4." => |c, t| c.kafka.num_partitions = at_least(t, 1)?;
     "offsets.topic.num.partitions", "16", "Over how many partitions consumer groups are spread; fixed when the first group is made." => |c, t| c.kafka.offsets_partitions = at_least(t, 1)?;

@@ -88,6 +88,8 @@ pub struct KafkaConfig {
     pub idle_timeout: Duration,
     /// Most requests of one connection being worked on or waiting to be. Default: 16.
     pub inflight_requests_max: usize,
+    /// `socket.request.max.bytes`: the largest request, in bytes. Default: 100 MiB, Kafka's: clients send as much at once.
+    pub request_bytes_max: usize,
 }
 
 impl Default for KafkaConfig {
@@ -101,6 +103,7 @@ impl Default for KafkaConfig {
             offsets_retention: Duration::from_secs(7 * 24 * 3600),
             idle_timeout: Duration::from_secs(600),
             inflight_requests_max: 16,
+            request_bytes_max: 100 << 20,
         }
     }
 }

@@ -35,7 +35,7 @@ const BUFFER_BYTES: usize = 16 << 10;
 const READ_AHEAD: usize = 1;
 /// Frames up to this length, in bytes, are never held up by larger ones.
 pub(super) const SMALL_BYTES: usize = 64 << 10;
-/// While others wait for room, a frame arrives at this rate at least, in bytes per second.
+/// While others wait for room, a frame arrives, and an answer is read, at this rate at least, in bytes per second.
 const RATE_MIN: usize = 256 << 10;
 
 /// How HTTP begins.
@@ -144,7 +144,7 @@ async fn read_frame(input: &mut OwnedReadHalf, door: &Door) -> Result<Frame, End
     };
     let rest = async {
         input.read_exact(&mut prefix[begun..]).await?;
-        let length = check_length(prefix, door.limits.request_bytes_max)?;
+        let length = check_length(prefix, door.request_bytes_max())?;
         read_body(input, length, door).await
     };
     match timeout(door.limits.body_timeout, rest).await {
@@ -266,11 +266,14 @@ async fn answer(mut output: OwnedWriteHalf, mut queue: mpsc::Receiver<Frame>, do
     }
 }
 
-/// Writes an answer; a client that does not read for long enough loses the connection, and with it the memory it holds.
+/// Writes an answer, and gives its share of the budget back as it goes. A client that does not read for long enough loses the connection,
+/// and with it what it holds; much sooner one that reads little while others wait for room.
 async fn write(output: &mut OwnedWriteHalf, answer: Answer, door: &Door) -> Result<(), End> {
-    let Answer { pieces, permit } = answer;
+    let Answer { pieces, mut permit } = answer;
     let mut pieces = Pieces::new(pieces);
     let mut stuck_since = Instant::now();
+    // When it was last looked how much it reads, and what was left then.
+    let mut looked = (stuck_since, pieces.remaining());
     while pieces.has_remaining() {
         let patience = PATIENCE.min(door.limits.write_timeout);
         match timeout(patience, output.write_buf(&mut pieces)).await {
@@ -281,10 +284,18 @@ async fn write(output: &mut OwnedWriteHalf, answer: Answer, door: &Door) -> Resu
             Err(_) if stuck_since.elapsed() >= door.limits.write_timeout => {
                 return Err(End::Io(io::ErrorKind::TimedOut.into()));
             }
-            Err(_) if permit.is_some() && door.answer_bytes.short() => {
-                return Err(End::Stalled(format!("{} bytes of an answer that it does not read", pieces.remaining())));
-            }
             Err(_) => {}
+        }
+        let Some(permit) = &mut permit else { continue };
+        let left = pieces.remaining();
+        drop(permit.split(permit.num_permits().saturating_sub(left)));
+        let (elapsed, read) = (looked.0.elapsed(), looked.1 - left);
+        if elapsed >= PATIENCE {
+            let slow = (read as f64) < RATE_MIN as f64 * elapsed.as_secs_f64();
+            if slow && left > 0 && door.answer_bytes.short() {
+                return Err(End::Stalled(format!("{left} bytes of an answer, {read} read in {elapsed:?}")));
+            }
+            looked = (Instant::now(), left);
         }
     }
     Ok(())
@@ -327,6 +338,8 @@ impl Buf for Pieces {
             piece.advance(step);
             count -= step;
             if piece.is_empty() {
+                // With the memory that it shares.
+                *piece = Bytes::new();
                 self.at += 1;
             }
         }

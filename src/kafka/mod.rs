@@ -83,6 +83,11 @@ struct Door {
 }
 
 impl Door {
+    /// The largest frame.
+    fn request_bytes_max(&self) -> usize {
+        self.config.request_bytes_max.min(self.limits.inflight_bytes_max)
+    }
+
     /// Resolves when waiting requests should be answered with what there is.
     async fn stopping(&self) {
         let _ = self.stage.clone().wait_for(|stage| *stage >= Stage::Stopping).await;
