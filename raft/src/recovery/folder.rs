@@ -2,13 +2,47 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use crate::disk::{Disk, read_file};
-use crate::error::OpenError;
+use crate::disk::{Disk, is_rot, read_file};
+use crate::error::{OpenError, ReadError};
 use crate::journal::SegmentName;
 use crate::log::base::{BASE_BYTES_MAX, Base};
 use crate::log::segment;
+
+/// Why a replica's log is not known.
+#[derive(Debug)]
+pub(super) enum Trouble {
+    /// Its files are not what was acknowledged: it is given up, for good.
+    Corrupt(String),
+    /// They could not be read, which may be otherwise the next time (too many open files, say): then the directory is not opened.
+    Unread(PathBuf, io::Error),
+}
+
+impl Trouble {
+    pub(super) fn reading(path: &Path, error: ReadError) -> Self {
+        match error {
+            ReadError::Io(error) if !is_rot(&error) => Self::Unread(path.to_owned(), error),
+            ReadError::Io(error) => Self::Corrupt(format!("{}: {error}", path.display())),
+            // It names the file.
+            error => Self::Corrupt(error.to_string()),
+        }
+    }
+
+    /// What is wrong with the files, if that is it.
+    pub(super) fn corrupt(self) -> Result<String, Self> {
+        match self {
+            Self::Corrupt(why) => Ok(why),
+            unread => Err(unread),
+        }
+    }
+}
+
+impl From<String> for Trouble {
+    fn from(why: String) -> Self {
+        Self::Corrupt(why)
+    }
+}
 
 /// A replica's folder, listed once.
 pub(super) struct Folder {
@@ -64,10 +98,10 @@ impl Folder {
     }
 
     /// Reads a base or a snapshot. The error says why it cannot be used.
-    pub(super) async fn base(&self, disk: &dyn Disk, name: &str) -> Result<Base, String> {
+    pub(super) async fn base(&self, disk: &dyn Disk, name: &str) -> Result<Base, Trouble> {
         let path = self.dir.join(name);
-        let read = read_file(disk, &path, BASE_BYTES_MAX).await;
-        let bytes = read.map_err(|error| format!("{}: {error}", path.display()))?;
-        Base::decode(&bytes).map_err(|error| format!("{}: {error}", path.display()))
+        let bytes =
+            read_file(disk, &path, BASE_BYTES_MAX).await.map_err(|error| Trouble::reading(&path, error.into()))?;
+        Base::decode(&bytes).map_err(|error| Trouble::Corrupt(format!("{}: {error}", path.display())))
     }
 }

@@ -133,7 +133,7 @@ impl Recovery<'_> {
         let scan = self.second_pass(&mut rebuilds, from).await?;
         let mut replicas = Vec::new();
         for (key, rebuild) in rebuilds {
-            match rebuild.finish(scan.last).await {
+            match rebuild.finish(scan.last).await? {
                 Ok(replica) => replicas.push(replica),
                 Err(state) => corrupt.push(report(key, *state)),
             }
@@ -144,7 +144,7 @@ impl Recovery<'_> {
 
     async fn begin(&self, key: ReplicaKey, plan: Plan) -> Result<(ReplicaKey, Rebuild), OpenError> {
         let folder = Folder::list(&**self.disk, replica_dir(self.root, key)).await?;
-        Ok((key, Rebuild::begin(self, key, plan, folder).await))
+        Ok((key, Rebuild::begin(self, key, plan, folder).await?))
     }
 
     async fn read_checkpoint(&self) -> Result<Checkpoint, OpenError> {

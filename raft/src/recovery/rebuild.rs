@@ -6,11 +6,12 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::folder::Folder;
+use super::folder::{Folder, Trouble};
 use super::plan::{Plan, SegmentPlan};
 use super::{RecoveredReplica, Recovery, ReplicaKey};
 use crate::checkpoint::{ReplicaState, SegmentState};
 use crate::disk::Disk;
+use crate::error::OpenError;
 use crate::journal::{Extent, Lsn, RecoveredOp, SegmentName};
 use crate::log::base::{Base, membership_from_repr};
 use crate::log::frame::Frame;
@@ -43,8 +44,14 @@ pub(super) struct Rebuild {
 }
 
 impl Rebuild {
-    /// Finds where to begin the fold, and folds what the checkpoint knows of the segments from there on.
-    pub(super) async fn begin(recovery: &Recovery<'_>, key: ReplicaKey, plan: Plan, folder: Folder) -> Self {
+    /// Finds where to begin the fold, and folds what the checkpoint knows of the segments from there on. An error of the disk that is no
+    /// rot is one here.
+    pub(super) async fn begin(
+        recovery: &Recovery<'_>,
+        key: ReplicaKey,
+        plan: Plan,
+        folder: Folder,
+    ) -> Result<Self, OpenError> {
         let mut rebuild = Self {
             key,
             disk: recovery.disk.clone(),
@@ -59,15 +66,17 @@ impl Rebuild {
             rotten: Vec::new(),
             corrupt: None,
         };
-        if let Err(why) = rebuild.prepare().await {
-            rebuild.give_up(why);
+        match rebuild.prepare().await {
+            Ok(()) => {}
+            Err(Trouble::Corrupt(why)) => rebuild.give_up(why),
+            Err(Trouble::Unread(path, error)) => return Err(OpenError::Io { path, error }),
         }
-        rebuild
+        Ok(rebuild)
     }
 
-    async fn prepare(&mut self) -> Result<(), String> {
+    async fn prepare(&mut self) -> Result<(), Trouble> {
         if let Some(why) = &self.plan.broken {
-            return Err(why.clone());
+            return Err(why.clone().into());
         }
         self.check_lengths()?;
         self.snapshot = self.newest_snapshot().await?;
@@ -109,7 +118,7 @@ impl Rebuild {
     }
 
     /// The newest sound snapshot of what the log holds or has purged. One that the log relies on must be there.
-    async fn newest_snapshot(&mut self) -> Result<Option<SnapshotRef>, String> {
+    async fn newest_snapshot(&mut self) -> Result<Option<SnapshotRef>, Trouble> {
         let mut problems = Vec::new();
         let mut found = None;
         for name in self.folder.snapshots() {
@@ -120,7 +129,7 @@ impl Rebuild {
                     break;
                 }
                 Ok(_) => {}
-                Err(why) => problems.push(why),
+                Err(trouble) => problems.push(trouble.corrupt()?),
             }
         }
         let needed = match self.application.snapshot_at() {
@@ -130,10 +139,10 @@ impl Rebuild {
         };
         let named = self.plan.snapshot.is_some() && self.plan.purged.is_some();
         if needed.is_some_and(|needed| found.as_ref().is_none_or(|snapshot| snapshot.last < needed)) {
-            return Err(format!("no snapshot covers the purged entries: {problems:?}"));
+            return Err(format!("no snapshot covers the purged entries: {problems:?}").into());
         }
         if named && found.is_none() {
-            return Err(format!("the installed snapshot {:?} is not there: {problems:?}", self.plan.snapshot));
+            return Err(format!("the installed snapshot {:?} is not there: {problems:?}", self.plan.snapshot).into());
         }
         Ok(found)
     }
@@ -160,7 +169,7 @@ impl Rebuild {
     }
 
     /// The base nearest below everything that has to be folded, and the segment it stands before.
-    async fn base_to_begin_with(&mut self) -> Result<(usize, Base), String> {
+    async fn base_to_begin_with(&mut self) -> Result<(usize, Base), Trouble> {
         let known_end = self.plan.state.as_ref().and_then(|state| state.last).map_or(0, |last| last.1 + 1);
         let from = self.plan.cut_from.unwrap_or(u64::MAX).min(known_end);
         // The segment that holds the last entry below: those before it are as the checkpoint knows them, whole.
@@ -173,14 +182,14 @@ impl Rebuild {
             let own = segment.map(|segment| format!("{}.base", stem(segment.name)));
             match self.base_after(previous, own).await {
                 Ok(base) => return Ok((at, base)),
-                Err(why) => problems.push(why),
+                Err(trouble) => problems.push(trouble.corrupt()?),
             }
         }
-        Err(format!("nothing tells how the log stood before it begins: {problems:?}"))
+        Err(format!("nothing tells how the log stood before it begins: {problems:?}").into())
     }
 
     /// How the log stood after `last`, from a file that says so: best of all from the segment's own base.
-    async fn base_after(&mut self, last: Option<LogId>, own: Option<String>) -> Result<Base, String> {
+    async fn base_after(&mut self, last: Option<LogId>, own: Option<String>) -> Result<Base, Trouble> {
         let Some(last) = last else { return Ok(Base::default()) };
         let mut problems = Vec::new();
         let own = own.filter(|own| self.folder.names.contains(own));
@@ -188,23 +197,24 @@ impl Rebuild {
             match self.folder.base(&*self.disk, name).await {
                 Ok(base) if base.last == Some(last) => return Ok(Base { application: Bytes::new(), ..base }),
                 Ok(_) => {}
-                Err(why) => problems.push(why),
+                Err(trouble) => problems.push(trouble.corrupt()?),
             }
         }
-        Err(format!("no base or snapshot after {last}: {problems:?}"))
+        Err(format!("no base or snapshot after {last}: {problems:?}").into())
     }
 
     /// Folds the part of a segment that the checkpoint knows, as far as it is kept.
-    async fn fold_known(&mut self, at: usize) -> Result<(), String> {
+    async fn fold_known(&mut self, at: usize) -> Result<(), Trouble> {
         let segment = &self.plan.segments[at];
         let Some(known) = segment.known.clone() else { return Ok(()) };
         let to = segment.known_to.unwrap_or(known.last.1);
         let end = known.bytes;
         let file = self.file(known.name);
-        let mut stream = FrameStream::open(&file, 0, end, CHUNK_BYTES).await.map_err(|error| error.to_string())?;
+        let unread = |error| Trouble::reading(file.path(), error);
+        let mut stream = FrameStream::open(&file, 0, end, CHUNK_BYTES).await.map_err(unread)?;
         loop {
-            let Some(frame) = stream.next().await.map_err(|error| error.to_string())? else {
-                return Err(format!("segment {} ends before entry {to}", stem(known.name)));
+            let Some(frame) = stream.next().await.map_err(unread)? else {
+                return Err(format!("segment {} ends before entry {to}", stem(known.name)).into());
             };
             let index = frame.header.index;
             self.fold(&file, &frame)?;
@@ -214,7 +224,7 @@ impl Rebuild {
         }
     }
 
-    /// Takes the next record of this replica. Only an error of the disk while writing is an error here.
+    /// Takes the next record of this replica. Only an error of the disk that is no rot is one here.
     pub(super) async fn take(&mut self, lsn: Lsn, op: RecoveredOp) -> Result<(), (PathBuf, io::Error)> {
         let (RecoveredOp::Append { extent, .. } | RecoveredOp::Bypass { extent, .. }) = op else { return Ok(()) };
         let find = |segment: &SegmentPlan| (segment.name == extent.segment).then(|| segment.records.get(&lsn).copied());
@@ -229,11 +239,15 @@ impl Rebuild {
                 // Of a replica that is given up too: what was acknowledged must not go with the journal.
                 let kept = if result.is_err() { frames } else { frames.slice(..kept) };
                 file.write(extent.position, vec![kept]).await.map_err(|error| (file.path().to_owned(), error))?;
-                result
+                result.map_err(Trouble::Corrupt)
             }
             _ => self.fold_extent(&file, extent, to).await,
         };
-        if let Err(why) = result {
+        if let Err(trouble) = result {
+            let why = match trouble {
+                Trouble::Corrupt(why) => why,
+                Trouble::Unread(path, error) => return Err((path, error)),
+            };
             // A file that was only just written is not to be closed before its sync.
             file.sync().await.map_err(|error| (file.path().to_owned(), error))?;
             self.give_up(format!("journal record {}: {why}", lsn.0));
@@ -262,11 +276,11 @@ impl Rebuild {
 
     /// Folds the frames of an append that stands in its segment already. It was synced before its record was written, so
     /// anything wrong with it is corruption.
-    async fn fold_extent(&mut self, file: &Arc<SegmentFile>, extent: Extent, to: u64) -> Result<(), String> {
+    async fn fold_extent(&mut self, file: &Arc<SegmentFile>, extent: Extent, to: u64) -> Result<(), Trouble> {
         let end = extent.position + extent.bytes;
-        let opened = FrameStream::open(file, extent.position, end, CHUNK_BYTES).await;
-        let mut stream = opened.map_err(|error| error.to_string())?;
-        while let Some(frame) = stream.next().await.map_err(|error| error.to_string())? {
+        let unread = |error| Trouble::reading(file.path(), error);
+        let mut stream = FrameStream::open(file, extent.position, end, CHUNK_BYTES).await.map_err(unread)?;
+        while let Some(frame) = stream.next().await.map_err(unread)? {
             if frame.header.index > to {
                 break;
             }
@@ -296,40 +310,42 @@ impl Rebuild {
     }
 
     /// The log, as it was acknowledged; or what a checkpoint is to say of a replica that is given up.
-    pub(super) async fn finish(mut self, lsn: Lsn) -> Result<RecoveredReplica, Box<ReplicaState>> {
+    pub(super) async fn finish(mut self, lsn: Lsn) -> Result<Result<RecoveredReplica, Box<ReplicaState>>, OpenError> {
         let result = match self.head.take() {
             Some(head) => self.assemble(head, lsn).await,
-            None => Err(self.corrupt.clone().unwrap_or_default()),
+            None => Err(Trouble::Corrupt(self.corrupt.clone().unwrap_or_default())),
         };
-        match result {
+        Ok(match result {
             Ok(state) => {
                 let (leftovers, cuts) = (self.leftovers(&state), self.cuts(&state));
                 let Self { key, application, folder, mut rotten, .. } = self;
                 rotten.retain(|(name, _)| state.segments.iter().any(|segment| segment.name() == *name));
                 Ok(RecoveredReplica { key, dir: folder.dir, application, state, rotten, leftovers, cuts })
             }
-            Err(why) => {
+            Err(Trouble::Unread(path, error)) => return Err(OpenError::Io { path, error }),
+            Err(Trouble::Corrupt(why)) => {
                 let (group, replica) = self.key;
                 tracing::error!(%group, %replica, why, "the replica is not opened");
-                self.sync_segments().await.map_err(|why| Box::new(self.plan.give_up(why)))?;
+                self.sync_segments().await?;
                 Err(Box::new(self.plan.give_up(why)))
             }
-        }
+        })
     }
 
     /// Before files of a replica that is given up are closed, what was written to them is synced.
-    async fn sync_segments(&mut self) -> Result<(), String> {
+    async fn sync_segments(&mut self) -> Result<(), OpenError> {
         for segment in &self.segments {
-            segment.file.sync().await.map_err(|error| error.to_string())?;
+            let path = segment.file.path().to_owned();
+            segment.file.sync().await.map_err(|error| OpenError::Io { path, error })?;
         }
         Ok(())
     }
 
-    async fn assemble(&mut self, head: Head, lsn: Lsn) -> Result<LogState, String> {
+    async fn assemble(&mut self, head: Head, lsn: Lsn) -> Result<LogState, Trouble> {
         if head.last != self.plan.last {
-            return Err(format!("the log ends at {:?}, the journal says {:?}", head.last, self.plan.last));
+            return Err(format!("the log ends at {:?}, the journal says {:?}", head.last, self.plan.last).into());
         }
-        let Some(tail) = self.tail.take() else { return Err("finished twice".into()) };
+        let Some(tail) = self.tail.take() else { return Err("finished twice".to_owned().into()) };
         let last = head.last;
         let log_start_offset = self.log_start_offset(head.next_offset).await?;
         let mut state = LogState::empty(head, tail);
@@ -359,7 +375,7 @@ impl Rebuild {
         rolled_before || longer || plan.is_some_and(SegmentPlan::is_cut)
     }
 
-    async fn log_start_offset(&mut self, next_offset: u64) -> Result<u64, String> {
+    async fn log_start_offset(&mut self, next_offset: u64) -> Result<u64, Trouble> {
         let Some(purged) = self.plan.purged else { return Ok(0) };
         let before = self.plan.state.as_ref().map(|state| (state.purged.map(Into::into), state.log_start_offset));
         if let Some((_, offset)) = before.filter(|(before, _)| *before == Some(purged)) {
@@ -374,18 +390,18 @@ impl Rebuild {
             return Ok(first.base_offset);
         }
         let (file, bytes) = (first.file.clone(), first.bytes);
-        let opened = FrameStream::open(&file, 0, bytes, CHUNK_BYTES).await;
-        let mut stream = opened.map_err(|error| error.to_string())?;
-        while let Some(header) = stream.next_header().await.map_err(|error| error.to_string())? {
+        let unread = |error| Trouble::reading(file.path(), error);
+        let mut stream = FrameStream::open(&file, 0, bytes, CHUNK_BYTES).await.map_err(unread)?;
+        while let Some(header) = stream.next_header().await.map_err(unread)? {
             if header.index > purged.index {
                 return Ok(header.base_offset);
             }
         }
-        Err(format!("segment {} ends before entry {}", stem(file.name()), purged.index + 1))
+        Err(format!("segment {} ends before entry {}", stem(file.name()), purged.index + 1).into())
     }
 
     /// Materialised state that is ahead of the log, or beside it, is thrown away and built again (RULES.md J16).
-    fn check_application(&self, state: &LogState) -> Result<(), String> {
+    fn check_application(&self, state: &LogState) -> Result<(), Trouble> {
         let Some(applied) = self.application.applied() else { return Ok(()) };
         let below = state.purged.is_some_and(|purged| applied.index < purged.index);
         if below || state.log_id_at(applied.index) == Some(applied) {
@@ -393,12 +409,12 @@ impl Rebuild {
         }
         let (group, replica) = self.key;
         tracing::warn!(%group, %replica, %applied, end = ?state.head.last, "applied state is not the log's; rebuilding it");
-        self.application.discard().map_err(|error| format!("applied state: {error}"))?;
+        self.application.discard().map_err(|error| Trouble::Unread(self.folder.dir.clone(), error))?;
         match (self.application.snapshot_at(), state.purged) {
             (SnapshotAt::Applied, Some(purged))
                 if state.snapshot.as_ref().is_none_or(|snapshot| snapshot.last < purged) =>
             {
-                Err("the applied state is not the log's, and no snapshot covers what was purged".into())
+                Err("the applied state is not the log's, and no snapshot covers what was purged".to_owned().into())
             }
             _ => Ok(()),
         }

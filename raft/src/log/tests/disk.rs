@@ -315,6 +315,40 @@ async fn checkpoints_come_by_themselves_and_give_the_journal_up() {
     assert_eq!(indexes(&store.replicas()[0].log).await.len(), 200);
 }
 
+/// A file that cannot be read now may be readable the next time. A replica that is given up is so for good.
+#[tokio::test(start_paused = true)]
+async fn a_start_that_cannot_read_a_file_is_refused_and_gives_nothing_up() {
+    const EMFILE: i32 = 24;
+    for what in [".segment", ".base"] {
+        let (disk, store, log) = fresh(small()).await;
+        fill(&log, 1, 20, 300).await;
+        rest().await;
+        store.checkpoint().await.unwrap();
+        // Back before the checkpoint, so that the fold begins at a base.
+        fill(&log, 1, 1, 10_000).await;
+        fill(&log, 1, 3, 300).await;
+        log.truncate_after(Some(log_id(1, 15))).await.unwrap();
+        rest().await;
+        let disk = disk.kill();
+        let path_contains = what.to_owned();
+        disk.inject(Fault { kind: OpKind::Open, path_contains, skip: 0, errno: EMFILE, loses_data: false });
+        let options = StoreOptions {
+            disk: Arc::new(disk.clone()),
+            path: "/data".into(),
+            broker: BrokerId(1),
+            config: small(),
+            applications: test_applications(SnapshotAt::Boundary),
+        };
+        let refused = Store::open(options).await.err();
+        assert_eq!(disk.faults_left(), 0, "the test wants to have it opened");
+        assert!(refused.is_some_and(|why| why.to_string().contains(what)), "{what}");
+        let disk = disk.kill();
+        let store = open(&disk, small(), SnapshotAt::Boundary).await;
+        assert_eq!(store.corrupt(), [], "{what}");
+        assert_eq!(indexes(&store.replicas()[0].log).await.len(), 16);
+    }
+}
+
 /// What keeps its deletion on record keeps all that comes after it, too.
 #[tokio::test(start_paused = true)]
 async fn a_deleted_replicas_folder_that_could_not_be_moved_does_not_keep_the_journal_for_ever() {
