@@ -5,7 +5,7 @@
 //! boundary snapshot is made anew from the segments. What is rotten in the checkpoint or the journal is still in memory: a new checkpoint is taken, and
 //! makes it needless. Whatever is left stands among the [`Findings`], for a person.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
@@ -47,7 +47,15 @@ impl Scrubbed {
             tracing::error!(path = %path.display(), why, "rotten file");
         }
     }
+
+    /// What a whole round has not come across is no part of the directory any more.
+    fn forget_others(&self, looked: &Looked) {
+        self.findings.lock().retain(|path, _| looked.contains(path));
+    }
 }
+
+/// Files that a round has looked at.
+type Looked = BTreeSet<PathBuf>;
 
 /// Goes round, until the directory stops. It reads no faster than the configuration says; 0 turns it off.
 pub(crate) async fn run(store: Weak<Store>) {
@@ -75,6 +83,7 @@ pub(crate) async fn run(store: Weak<Store>) {
 /// One round. The store is held only for a moment at a time: one that is dropped must let go of its lock.
 async fn round(store: &Weak<Store>, rate: u64) {
     let Some(logs) = store.upgrade().map(|store| store.logs()) else { return };
+    let mut looked = Looked::new();
     for log in logs {
         // What is rotten it has noted.
         let _ = log.verify_slowly(rate).await;
@@ -86,6 +95,7 @@ async fn round(store: &Weak<Store>, rate: u64) {
             };
             let Some(store) = store.upgrade() else { return };
             store.scrubbed().note(&path, wrong);
+            looked.insert(path);
         }
     }
     let Some((disk, root)) = store.upgrade().map(|store| (store.context().disk.clone(), store.path().to_owned()))
@@ -100,7 +110,10 @@ async fn round(store: &Weak<Store>, rate: u64) {
             wrong = check(&disk, &path, 0).await;
         }
         store.scrubbed().note(&path, wrong);
+        looked.insert(path);
     }
+    let Some(store) = store.upgrade() else { return };
+    store.scrubbed().forget_others(&looked);
 }
 
 /// What is wrong with a file, if something is. One that is gone was replaced meanwhile.

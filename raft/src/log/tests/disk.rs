@@ -477,8 +477,14 @@ async fn the_scrub_makes_anew_what_follows_from_the_rest_and_reports_what_does_n
     // The file that is still written to goes when it is full; the checkpoint has what was in it.
     let findings: Vec<_> = store.scrub_findings().into_iter().map(|(path, _)| path).collect();
     assert_eq!(findings, [journal]);
+    // And then nobody is to look at it any more.
+    fill(&log, 1, 40, 2000).await;
+    rest().await;
+    store.checkpoint().await.unwrap();
+    tokio::time::sleep(Duration::from_secs(2 * 3600)).await;
+    assert_eq!(store.scrub_findings(), []);
     let store = open(&disk.crash(), small(), SnapshotAt::Boundary).await;
-    assert_eq!(indexes(&store.replicas()[0].log).await.len(), 30);
+    assert_eq!(indexes(&store.replicas()[0].log).await.len(), 70);
 }
 
 #[tokio::test(start_paused = true)]
