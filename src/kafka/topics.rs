@@ -53,12 +53,12 @@ pub(super) async fn create(door: &Arc<Door>, request: CreateTopicsRequest) -> Re
         .filter(|topic| !names.insert(topic.name.clone()))
         .map(|topic| topic.name.clone())
         .collect();
-    let mut topics = Vec::new();
+    let (mut topics, mut answered) = (Vec::new(), BTreeSet::new());
     for topic in request.topics {
-        if topics.iter().any(|done: &CreatedTopic| done.name == topic.name) {
+        let name = topic.name.clone();
+        if !answered.insert(name.clone()) {
             continue;
         }
-        let name = topic.name.clone();
         let created = if twice.contains(&name) {
             Err(Refused(ErrorCode::InvalidRequest, "the topic is named twice".to_owned()))
         } else {
