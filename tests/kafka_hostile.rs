@@ -20,14 +20,18 @@ use crate::support::{Cluster, PATIENCE};
 
 mod room;
 
-struct Client {
+pub struct Client {
     stream: TcpStream,
     next: i32,
 }
 
 impl Client {
     async fn connect(cluster: &Cluster) -> Self {
-        Self { stream: TcpStream::connect(cluster.kafka_address(1)).await.unwrap(), next: 0 }
+        Self::connect_to(cluster, 1).await
+    }
+
+    pub async fn connect_to(cluster: &Cluster, broker: u32) -> Self {
+        Self { stream: TcpStream::connect(cluster.kafka_address(broker)).await.unwrap(), next: 0 }
     }
 
     /// One whose kernel takes little of what it is sent.
@@ -58,13 +62,13 @@ impl Client {
         Some(Response::read(api, version, bytes).unwrap())
     }
 
-    async fn call(&mut self, request: Request, version: i16) -> Response {
+    pub async fn call(&mut self, request: Request, version: i16) -> Response {
         self.send(&request, version).await;
         self.receive(request.api(), version).await.expect("the connection is closed")
     }
 
     /// Error and base offset.
-    async fn produce(&mut self, partition: i32, batch: Bytes) -> (i16, i64) {
+    pub async fn produce(&mut self, partition: i32, batch: Bytes) -> (i16, i64) {
         let Response::Produce(response) = self.call(produce_request(partition, batch), 9).await else { panic!() };
         let answer = &response.topics[0].partitions[0];
         (answer.error_code, answer.base_offset)
@@ -121,7 +125,7 @@ fn fetch_request(partitions: usize, wait: Duration) -> Request {
     })
 }
 
-fn batch(value: Vec<u8>) -> Bytes {
+pub fn batch(value: Vec<u8>) -> Bytes {
     let limits = BatchLimits { record_bytes_max: 128 << 20, batch_bytes_max: 128 << 20, ..Default::default() };
     let mut builder = RecordBatchBuilder::new(limits);
     builder.push(&NewRecord { value: Some(value.into()), ..Default::default() }).unwrap();

@@ -6,6 +6,7 @@ mod cli;
 mod exactly_once;
 mod hostile;
 mod http;
+mod kafka_cluster;
 mod kafka_hostile;
 mod lifecycle;
 mod observability;

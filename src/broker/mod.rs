@@ -393,6 +393,12 @@ impl Broker {
         self.shared.leader_of(topic, partition)
     }
 
+    /// Waits, for so long at most, until what is about to be led of these topics is: partitions that were just created. On other
+    /// brokers than the one that was asked to create them that is heard of a moment later.
+    pub async fn await_leaders(&self, topics: &[String], timeout: Duration) {
+        self.shared.await_leaders(topics, timeout).await;
+    }
+
     /// The cluster as this broker sees it. It looks at every partition.
     pub fn cluster(&self) -> ClusterDescription {
         self.shared.cluster()

@@ -24,6 +24,9 @@ use crate::error::{Code, Error};
 
 /// Longest that a client waits for a topic that its asking for creates.
 const AUTO_CREATE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Longest that a client waits for the leaders of a topic that was just created. In Kafka it has them from the first; some clients
+/// (rskafka) keep an answer without for ever.
+const LEADERS_TIMEOUT: Duration = Duration::from_secs(1);
 /// Longest that a client waits for a broker that has just been started to know who else there is. Kafka takes no connections
 /// until then; here one that cannot be had for long does not hold up clients that have others to ask.
 const READY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -162,6 +165,8 @@ pub(super) async fn metadata(door: &Arc<Door>, request: MetadataRequest, version
     let mut topics = Vec::new();
     match wanted {
         Some(wanted) => {
+            let names: Vec<String> = wanted.iter().filter_map(|topic| topic.name.clone()).collect();
+            door.broker.await_leaders(&names, LEADERS_TIMEOUT).await;
             // Named twice, described once: a topic may have very many partitions.
             let mut seen = BTreeSet::new();
             for topic in wanted.into_iter().filter(|topic| seen.insert((topic.name.clone(), topic.topic_id))) {
