@@ -13,6 +13,7 @@ use futures_util::StreamExt;
 use futures_util::stream;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::broadcast;
+use tokio::time::timeout;
 use tracing::Instrument;
 
 use crate::config::RaftConfig;
@@ -36,6 +37,8 @@ mod hand_over;
 
 /// Replicas that are started at the same time.
 const STARTS: usize = 32;
+/// How long a start tries to purge what its newest snapshot covers.
+const PURGE_WAIT: Duration = Duration::from_secs(2);
 /// Events kept for a slow reader.
 const EVENTS: usize = 1024;
 /// Locks that order what happens to one group's hosting; groups share them by number.
@@ -257,8 +260,12 @@ impl Hosted {
 
     /// A core over a replica's log and state.
     async fn start_core(&self, replica: &Replica) -> Result<Raft, String> {
-        if let Err(error) = replica.log.purge_to_snapshot().await {
-            tracing::warn!(group = %replica.group, %error, "what the newest snapshot covers is still in the log");
+        // Not for long: rot at its boundary would be waited for, with the group's lifecycle locked.
+        match timeout(PURGE_WAIT, replica.log.purge_to_snapshot()).await {
+            Ok(Ok(())) => {}
+            other => {
+                tracing::warn!(group = %replica.group, ?other, "what the newest snapshot covers is still in the log")
+            }
         }
         let network = self.transport.raft_network(replica.group).paced_by(replica.log.clone());
         let log = LogStore::new(replica.log.clone());

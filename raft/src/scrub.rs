@@ -6,6 +6,7 @@
 //! makes it needless. Whatever is left stands among the [`Findings`], for a person.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
@@ -102,7 +103,8 @@ async fn round(store: &Weak<Store>, rate: u64) {
     else {
         return;
     };
-    for path in shared_files(&*disk, &root).await {
+    let Ok(files) = shared_files(&*disk, &root).await else { return };
+    for path in files {
         let mut wrong = check(&disk, &path, rate).await;
         let Some(store) = store.upgrade() else { return };
         if wrong.is_some() && store.checkpoint_anew().await.is_ok() {
@@ -146,11 +148,11 @@ async fn mend(log: &Arc<Log>, path: &Path) -> Result<(), String> {
 }
 
 /// What all replicas rest on: the identity, the checkpoint, the journal.
-async fn shared_files(disk: &dyn crate::disk::Disk, root: &Path) -> Vec<PathBuf> {
+async fn shared_files(disk: &dyn crate::disk::Disk, root: &Path) -> io::Result<Vec<PathBuf>> {
     let mut files = vec![root.join("identity"), root.join(CHECKPOINT_FILE)];
     let journal = root.join("journal");
-    let entries = disk.read_dir(&journal).await.unwrap_or_default();
+    let entries = disk.read_dir(&journal).await?;
     files
         .extend(entries.iter().filter(|entry| entry.name.ends_with(".journal")).map(|entry| journal.join(&entry.name)));
-    files
+    Ok(files)
 }

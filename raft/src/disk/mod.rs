@@ -124,6 +124,13 @@ pub(crate) fn is_rot(error: &io::Error) -> bool {
     kinds.contains(&error.kind()) || error.raw_os_error() == Some(EIO)
 }
 
+/// Whether a read failed for want of something that others hold just now: it may succeed the next time, whatever is on the disk.
+pub(crate) fn is_passing(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    let passing = [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::NOBUFS, Errno::INTR, Errno::AGAIN];
+    error.raw_os_error().is_some_and(|errno| passing.iter().any(|known| known.raw_os_error() == errno))
+}
+
 /// Makes of a sync's error one that nobody takes for a full disk. A write that finds no room has changed nothing and may be tried
 /// again; a sync that finds none (a thin volume, a network file system) has dropped what it was to make durable, and the next one
 /// knows nothing of it (RULES.md J15).

@@ -122,7 +122,11 @@ impl Log {
     /// between, openraft would install the snapshot, and then look for entries that are gone with it.
     pub(crate) async fn purge_to_snapshot(self: &Arc<Self>) -> io::Result<()> {
         match self.snapshot().filter(|newest| self.log_id_at(newest.last.index) == Some(newest.last)) {
-            Some(newest) => self.purge(newest.last).await,
+            Some(newest) => {
+                self.purge(newest.last).await?;
+                self.set_committed(Some(newest.last));
+                Ok(())
+            }
             None => Ok(()),
         }
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::disk::{Disk, is_rot, read_file};
+use crate::disk::{Disk, is_passing, read_file};
 use crate::error::{OpenError, ReadError};
 use crate::journal::SegmentName;
 use crate::log::base::{BASE_BYTES_MAX, Base};
@@ -15,14 +15,14 @@ use crate::log::segment;
 pub(super) enum Trouble {
     /// Its files are not what was acknowledged: it is given up, for good.
     Corrupt(String),
-    /// They could not be read, which may be otherwise the next time (too many open files, say): then the directory is not opened.
+    /// They could not be read just now (too many open files, say): the directory is not opened this time.
     Unread(PathBuf, io::Error),
 }
 
 impl Trouble {
     pub(super) fn reading(path: &Path, error: ReadError) -> Self {
         match error {
-            ReadError::Io(error) if !is_rot(&error) => Self::Unread(path.to_owned(), error),
+            ReadError::Io(error) if is_passing(&error) => Self::Unread(path.to_owned(), error),
             ReadError::Io(error) => Self::Corrupt(format!("{}: {error}", path.display())),
             // It names the file.
             error => Self::Corrupt(error.to_string()),

@@ -44,8 +44,8 @@ pub(super) struct Rebuild {
 }
 
 impl Rebuild {
-    /// Finds where to begin the fold, and folds what the checkpoint knows of the segments from there on. An error of the disk that is no
-    /// rot is one here.
+    /// Finds where to begin the fold, and folds what the checkpoint knows of the segments from there on. An error that
+    /// will pass is one here.
     pub(super) async fn begin(
         recovery: &Recovery<'_>,
         key: ReplicaKey,
@@ -224,7 +224,7 @@ impl Rebuild {
         }
     }
 
-    /// Takes the next record of this replica. Only an error of the disk that is no rot is one here.
+    /// Takes the next record of this replica. Only an error that will pass, or one of writing, is one here.
     pub(super) async fn take(&mut self, lsn: Lsn, op: RecoveredOp) -> Result<(), (PathBuf, io::Error)> {
         let (RecoveredOp::Append { extent, .. } | RecoveredOp::Bypass { extent, .. }) = op else { return Ok(()) };
         let find = |segment: &SegmentPlan| (segment.name == extent.segment).then(|| segment.records.get(&lsn).copied());
@@ -409,7 +409,7 @@ impl Rebuild {
         }
         let (group, replica) = self.key;
         tracing::warn!(%group, %replica, %applied, end = ?state.head.last, "applied state is not the log's; rebuilding it");
-        self.application.discard().map_err(|error| Trouble::Unread(self.folder.dir.clone(), error))?;
+        self.application.discard().map_err(|error| Trouble::reading(&self.folder.dir, error.into()))?;
         match (self.application.snapshot_at(), state.purged) {
             (SnapshotAt::Applied, Some(purged))
                 if state.snapshot.as_ref().is_none_or(|snapshot| snapshot.last < purged) =>
