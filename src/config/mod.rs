@@ -229,6 +229,12 @@ impl Config {
                 "limits.inflight_bytes_max",
                 limits.inflight_bytes_max,
             ),
+            (
+                "limits.record_bytes_max",
+                limits.record_bytes_max,
+                "socket.request.max.bytes",
+                self.kafka.request_bytes_max,
+            ),
         ];
         for (low_key, low, high_key, high) in ordered {
             if low > high {
@@ -366,9 +372,10 @@ mod tests {
 
     #[test]
     fn contradictions_name_both_values() {
-        let cases: [Contradiction; 6] = [
+        let cases: [Contradiction; 7] = [
             (|c| c.limits.record_bytes_max = 1 << 30, ["1073741824", "limits.request_bytes_max"]),
             (|c| c.limits.request_bytes_max = 1 << 40, ["1099511627776", "limits.inflight_bytes_max"]),
+            (|c| c.kafka.request_bytes_max = 77, ["limits.record_bytes_max", "socket.request.max.bytes = 77"]),
             (
                 |c| {
                     c.limits.request_bytes_max = 2 << 30;

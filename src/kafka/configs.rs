@@ -154,7 +154,11 @@ fn broker(door: &Door, name: &str) -> Result<Vec<DescribedConfig>, Refused> {
         entry("log.dirs", config.data_dir.display().to_string(), KIND_LIST),
         entry("message.max.bytes", config.limits.record_bytes_max.to_string(), KIND_INT),
         entry("num.partitions", config.kafka.num_partitions.to_string(), KIND_INT),
-        entry("socket.request.max.bytes", config.kafka.request_bytes_max.to_string(), KIND_INT),
+        entry(
+            "socket.request.max.bytes",
+            config.kafka.request_bytes_max.min(config.limits.inflight_bytes_max).to_string(),
+            KIND_INT,
+        ),
     ])
 }
 

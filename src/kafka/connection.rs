@@ -288,7 +288,7 @@ async fn write(output: &mut OwnedWriteHalf, answer: Answer, door: &Door) -> Resu
         }
         let Some(permit) = &mut permit else { continue };
         let left = pieces.remaining();
-        drop(permit.split(permit.num_permits().saturating_sub(left)));
+        drop(permit.split(permit.num_permits().saturating_sub(pieces.held())));
         let (elapsed, read) = (looked.0.elapsed(), looked.1 - left);
         if elapsed >= PATIENCE {
             let slow = (read as f64) < RATE_MIN as f64 * elapsed.as_secs_f64();
@@ -306,12 +306,19 @@ struct Pieces {
     pieces: Vec<Bytes>,
     at: usize,
     remaining: usize,
+    /// Bytes of the piece at hand that are written: its memory is held to its end.
+    begun: usize,
 }
 
 impl Pieces {
     fn new(pieces: Vec<Bytes>) -> Self {
         let remaining = pieces.iter().map(Bytes::len).sum();
-        Self { pieces, at: 0, remaining }
+        Self { pieces, at: 0, remaining, begun: 0 }
+    }
+
+    /// Bytes of memory that are still held.
+    fn held(&self) -> usize {
+        self.remaining + self.begun
     }
 }
 
@@ -337,10 +344,12 @@ impl Buf for Pieces {
             let step = count.min(piece.len());
             piece.advance(step);
             count -= step;
+            self.begun += step;
             if piece.is_empty() {
                 // With the memory that it shares.
                 *piece = Bytes::new();
                 self.at += 1;
+                self.begun = 0;
             }
         }
     }
@@ -380,7 +389,9 @@ mod tests {
         let mut whole = pieces();
         let mut slots = [io::IoSlice::new(&[]); 8];
         assert_eq!(whole.chunks_vectored(&mut slots), 3);
-        whole.advance(6);
-        assert_eq!((whole.remaining(), whole.chunk()), (0, &b""[..]));
+        whole.advance(4);
+        assert_eq!((whole.remaining(), whole.held()), (2, 4), "the piece that is being written is held as a whole");
+        whole.advance(2);
+        assert_eq!((whole.remaining(), whole.held(), whole.chunk()), (0, 0, &b""[..]));
     }
 }

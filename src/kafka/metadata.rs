@@ -169,7 +169,9 @@ pub(super) async fn metadata(door: &Arc<Door>, request: MetadataRequest, version
             door.broker.await_leaders(&names, LEADERS_TIMEOUT).await;
             // Named twice, described once: a topic may have very many partitions.
             let mut seen = BTreeSet::new();
-            for topic in wanted.into_iter().filter(|topic| seen.insert((topic.name.clone(), topic.topic_id))) {
+            // A name counts for more than an id.
+            let known_by = |topic: &MetadataTopicName| topic.name.clone().ok_or(topic.topic_id);
+            for topic in wanted.into_iter().filter(|topic| seen.insert(known_by(topic))) {
                 topics.push(wanted_topic(door, topic, request.allow_auto_topic_creation).await);
             }
         }

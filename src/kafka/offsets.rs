@@ -193,12 +193,12 @@ async fn epoch_end(door: &Door, topic: &str, asked: &LeaderEpochPartition) -> Re
     if asked.leader_epoch < 0 || asked.leader_epoch > current {
         return Ok((-1, -1));
     }
+    // Claims an end: what a leader that was just elected, or was replaced, does not know to be committed must not look truncated
+    // (RULES.md R2).
+    let offsets = partition.offsets(Consistency::Linearizable).await.map_err(failed)?;
     if asked.leader_epoch == current {
-        // Claims an end: what a leader of before does not know to be committed must not look truncated (RULES.md R2).
-        let offsets = partition.offsets(Consistency::Linearizable).await.map_err(failed)?;
         return Ok((current, offsets.high_watermark.0 as i64));
     }
-    let offsets = partition.offsets(Consistency::Committed).await.map_err(failed)?;
     // Epochs rise with offsets: the first batch of a later one is found by halving.
     let (mut low, mut high) = (offsets.log_start_offset.0, offsets.high_watermark.0);
     let mut found = -1;

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
+use tokio::task::unconstrained;
 
 use super::dispatch::Handled;
 use super::messages::{
@@ -37,8 +38,8 @@ struct Refused {
 impl From<crate::error::Error> for Refused {
     fn from(error: crate::error::Error) -> Self {
         let code = ErrorCode::from(&error);
-        // That code says it all, and a short frame can name very many that are not there.
-        let says_more = code != ErrorCode::UnknownTopicOrPartition;
+        // These codes say it all, and a short frame can name very many that are not there, or not led here.
+        let says_more = ![ErrorCode::UnknownTopicOrPartition, ErrorCode::NotLeaderOrFollower].contains(&code);
         Self { code, message: says_more.then_some(error.message) }
     }
 }
@@ -86,7 +87,9 @@ pub(super) async fn produce(door: &Arc<Door>, request: ProduceRequest, version: 
     let acks = acks.unwrap_or_default();
     let mut produced = stream::iter(ready)
         .map(|Ready { topic, at, partition, batch }| async move {
-            let produced = partition.produce(batch, acks, None, timeout).await;
+            // Proposed when it is polled first, before what comes behind it: not even tokio's budget, used up by those before, may put
+            // that off.
+            let produced = unconstrained(partition.produce(batch, acks, None, timeout)).await;
             (topic, at, produced.map(|produced| produced.base_offset), partition)
         })
         .buffered(PRODUCE_SIDE_BY_SIDE);

@@ -3,7 +3,7 @@
 
 mod sharing;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::TcpListener as StdListener;
 use std::time::Duration;
 
@@ -386,6 +386,46 @@ async fn produces_of_one_connection_are_appended_in_order_and_answered_in_order(
     let newer = ProducerSequence { producer_id: producer.producer_id, epoch: 1, sequence: 0 };
     assert_eq!(client.produce(0, batch_of(&[("x", 1)], Some(newer))).await.error_code, 0);
     assert_eq!(client.produce(0, batch(100)).await.error_code, 47);
+    house.close().await;
+}
+
+/// More batches in a request than tokio lets a task do at a time, and each request names them in another order.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn produces_of_many_batches_are_appended_in_order_too() {
+    const PARTITIONS: i32 = 200;
+    const REQUESTS: i32 = 60;
+    let house = House::open().await;
+    house.topic("t", PARTITIONS as u32).await;
+    for acks in [-1, 0] {
+        let mut client = house.client().await;
+        let Response::InitProducerId(producer) =
+            client.call(Request::InitProducerId(InitProducerIdRequest::default()), 4).await
+        else {
+            panic!()
+        };
+        let request = |sequence: i32| {
+            let producer = ProducerSequence { producer_id: producer.producer_id, epoch: 0, sequence };
+            let mut partitions: Vec<_> = (0..PARTITIONS)
+                .map(|index| {
+                    let batch = batch_of(&[("x", 1)], Some(producer));
+                    ProducePartition { index, records: RecordData::some(vec![batch]) }
+                })
+                .collect();
+            partitions.rotate_left((sequence * 73 % PARTITIONS) as usize);
+            let topics = vec![ProduceTopic { name: "t".into(), partitions, ..Default::default() }];
+            Request::Produce(ProduceRequest { acks, timeout_ms: 30_000, topics, ..Default::default() })
+        };
+        let requests: Vec<_> = (0..REQUESTS).map(request).collect();
+        let frames: Vec<u8> = requests.iter().zip(0..).flat_map(|(one, id)| frame(one, 9, id).to_vec()).collect();
+        client.stream.write_all(&frames).await.unwrap();
+        for _ in 0..if acks == 0 { 0 } else { REQUESTS } {
+            let (_, Response::Produce(answer)) = client.receive(requests[0].api(), 9).await else { panic!() };
+            let codes: BTreeSet<i16> = answer.topics[0].partitions.iter().map(|answer| answer.error_code).collect();
+            assert_eq!(codes, BTreeSet::from([0]), "acks {acks}");
+        }
+        // A refusal closes the connection of a client that wants no answers.
+        client.call(Request::ApiVersions(ApiVersionsRequest::default()), 0).await;
+    }
     house.close().await;
 }
 

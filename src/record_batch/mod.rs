@@ -24,7 +24,8 @@
 //! | 53 | 4 | base sequence |
 //! | 57 | 4 | record count |
 //!
-//! The first two stamped fields stand outside the checksum, so that a leader can fill them in and leave the rest as it came.
+//! The first two stamped fields stand outside the checksum, so that a leader can fill them in and leave the rest as it came: all but a
+//! max timestamp that is not its records', which is put right, and the checksum with it.
 
 mod builder;
 mod compression;

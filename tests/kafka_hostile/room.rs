@@ -9,7 +9,7 @@ use pontoon::kafka::messages::{
     OffsetDeleteTopic, OffsetFetchGroup, OffsetFetchRequest, OffsetFetchTopic, ProducePartition, ProduceRequest,
     ProduceTopic, Request, Response,
 };
-use pontoon::kafka::wire::RecordData;
+use pontoon::kafka::wire::{RecordData, Uuid};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 
@@ -169,7 +169,8 @@ fn greedy_requests() -> Vec<(&'static str, i16, Request)> {
         let partitions = partitions().into_iter().map(|partition| OffsetDeletePartition { partition }).collect();
         OffsetDeleteRequest { group_id: "g".into(), topics: vec![OffsetDeleteTopic { name: name.into(), partitions }] }
     };
-    let described = |name: &str| MetadataTopicName { name: Some(name.into()), ..Default::default() };
+    // Each with another id, which does not count beside a name.
+    let described = |id: u128| MetadataTopicName { name: Some("t".into()), topic_id: Uuid(id) };
     vec![
         (
             "a group's offsets",
@@ -204,7 +205,10 @@ fn greedy_requests() -> Vec<(&'static str, i16, Request)> {
         (
             "a topic, again and again",
             12,
-            Request::Metadata(MetadataRequest { topics: Some(vec![described("t"); 60_000]), ..Default::default() }),
+            Request::Metadata(MetadataRequest {
+                topics: Some((1..60_000).map(described).collect()),
+                ..Default::default()
+            }),
         ),
         (
             "a group, again and again",
