@@ -42,6 +42,7 @@ mod topics;
 pub use coordination::check_not_internal;
 use shared::{Progress, Shared};
 pub use start::Seams;
+pub use topics::check_name;
 
 /// A topic to be created.
 #[derive(Clone, Debug, PartialEq, Eq)]

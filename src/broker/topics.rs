@@ -526,11 +526,16 @@ pub(super) fn check_changes(config: &BTreeMap<String, Option<String>>) -> Result
 }
 
 fn check_names(spec: &TopicSpec) -> Result<()> {
-    check_topic_name(&spec.name).map_err(|why| Error::new(Code::InvalidTopicName, why))?;
+    check_name(&spec.name)?;
     for (key, value) in &spec.config {
         topic_config::check(key, value).map_err(|why| Error::new(Code::InvalidConfig, why))?;
     }
     Ok(())
+}
+
+/// `INVALID_TOPIC_NAME` if no topic can have this name.
+pub fn check_name(name: &str) -> Result<()> {
+    check_topic_name(name).map_err(|why| Error::new(Code::InvalidTopicName, why))
 }
 
 /// Of a name that is longer than any, the beginning.

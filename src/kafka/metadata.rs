@@ -16,8 +16,7 @@ use super::messages::{
 };
 use super::wire::Uuid;
 use super::{Door, ErrorCode};
-use crate::broker::{TopicDescription, TopicSpec};
-use crate::catalog::names::check_topic_name;
+use crate::broker::{TopicDescription, TopicSpec, check_name};
 use crate::config::{host_of, port_of};
 use crate::coordinator::OFFSETS_TOPIC;
 use crate::error::{Code, Error};
@@ -218,9 +217,9 @@ async fn wanted_topic(
         });
     };
     let found = match door.broker.topic(&name) {
-        Err(error) if error.code == Code::UnknownTopic => match check_topic_name(&name) {
+        Err(error) if error.code == Code::UnknownTopic => match check_name(&name) {
             // Producers wait for a topic that is not there, and are told at once of one that never will be.
-            Err(why) => Err(Error::new(Code::InvalidTopicName, why)),
+            Err(illegal) => Err(illegal),
             Ok(()) if may_create && door.config.auto_create_topics => auto_create(door, &name).await,
             Ok(()) => Err(error),
         },

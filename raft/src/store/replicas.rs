@@ -125,7 +125,7 @@ impl Store {
         };
         moved();
         if let Err(error) = result {
-            tracing::error!(path = %dir.display(), %error, "a deleted replica's folder stays, for now");
+            tracing::error!(path = %dir.display(), %error, "a deleted replica's folder stays until the next attempt");
             return self.deleted.lock().push(deleted);
         }
         self.checkpointer.release_floor(*floor);
