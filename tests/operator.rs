@@ -9,7 +9,7 @@ use reqwest::StatusCode;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-use crate::support::{Cluster, PATIENCE, free_ports, free_ports_in_a_row, pontoon, run};
+use crate::support::{Cluster, PATIENCE, client, free_ports, free_ports_in_a_row, pontoon, run};
 
 /// A process that does not outlive its test.
 struct Killed(Child);
@@ -237,4 +237,24 @@ async fn completions_are_printed_for_the_shells_there_are() {
         assert!(String::from_utf8(printed.stdout).unwrap().contains("consume"), "{shell}");
     }
     assert_eq!(run(&["completions", "cmd"], b"").await.status.code(), Some(2));
+}
+
+/// A broker on a disk that is full from the first cannot join, and says why where people look.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_disk_is_named_where_a_broker_is_not_ready_for_it() {
+    let full =
+        ["--set=raft.reserve_append_bytes=1000000000000000", "--set=raft.reserve_produce_bytes=1000000000000001"];
+    let mut cluster = Cluster::prepare(3, &full);
+    (1..=3).for_each(|id| cluster.spawn(id));
+    let deadline = Instant::now() + PATIENCE;
+    let mut said = String::new();
+    while !said.contains("raft.reserve_append_bytes") {
+        assert!(Instant::now() < deadline, "{said}\n{}", cluster.log(2));
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        let answer = client().get(format!("{}/readyz", cluster.url(2))).send().await;
+        if let Ok(answer) = answer {
+            said = answer.text().await.unwrap();
+        }
+    }
+    assert!(cluster.log(2).contains("the disk is full"), "{}", cluster.log(2));
 }

@@ -382,7 +382,13 @@ async fn register(shared: &Arc<Shared>, controller: Option<(BrokerId, String)>) 
         Err(error) => return Err(wait(format!("not registered yet: {error}"))),
     };
     if !shared.await_catalog(index, Instant::now() + CONTROL_TIMEOUT).await {
-        return Err(wait("the catalog's copy here is catching up"));
+        let (free, reserve) = (shared.store.available_bytes(), shared.config.raft.reserve_append_bytes);
+        return Err(wait(match free < reserve {
+            true => format!(
+                "the catalog's copy here takes nothing: {free} bytes of the disk are free, and {reserve} are kept free (raft.reserve_append_bytes)"
+            ),
+            false => "the catalog's copy here is catching up".to_owned(),
+        }));
     }
     match shared.catalog.state().brokers().get(&shared.broker) {
         Some(known) if *known == registration => Ok(()),

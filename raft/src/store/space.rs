@@ -2,7 +2,7 @@
 
 use std::io;
 use std::sync::Weak;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::Store;
@@ -16,6 +16,8 @@ const MEASURE_INTERVAL: Duration = Duration::from_secs(1);
 pub(super) struct Measured {
     available_bytes: AtomicU64,
     accepted_bytes: AtomicU64,
+    /// Less is free than followers need to take records.
+    short: AtomicBool,
 }
 
 impl Measured {
@@ -47,6 +49,15 @@ impl Store {
         let accepted = self.context.accepted_bytes.load(Ordering::Relaxed);
         let available = self.context.disk.available_bytes(self.data_dir.path()).await?;
         self.measured.note(available, accepted);
+        let reserve = self.context.config.reserve_append_bytes;
+        let short = available < reserve;
+        if self.measured.short.swap(short, Ordering::Relaxed) != short {
+            let path = self.data_dir.path().display();
+            match short {
+                true => tracing::warn!(%path, available, reserve, "the disk is full: replicas here take no records"),
+                false => tracing::info!(%path, available, "the disk has room again"),
+            }
+        }
         Ok(())
     }
 }
