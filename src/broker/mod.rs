@@ -394,9 +394,9 @@ impl Broker {
         self.shared.leader_of(topic, partition)
     }
 
-    /// Waits, for so long at most, until what is about to be led of these topics is: partitions that were just created. On other
-    /// brokers than the one that was asked to create them that is heard of a moment later.
-    pub async fn await_leaders(&self, topics: &[String], timeout: Duration) {
+    /// Waits, for so long at most, until what is about to be led of these topics (or of all) is: partitions that were just created. On
+    /// other brokers than the one that was asked to create them that is heard of a moment later.
+    pub async fn await_leaders(&self, topics: Option<&[String]>, timeout: Duration) {
         self.shared.await_leaders(topics, timeout).await;
     }
 

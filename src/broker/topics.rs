@@ -270,26 +270,31 @@ impl Shared {
         newest.filter(|(leader, _)| self.alive(*leader))
     }
 
-    /// Waits until each partition of these topics that somebody is about to lead is led: where no leader was heard of yet, though there
-    /// are replicas that could be it (it was just created, or handed over). Or until the time is over.
-    pub(super) async fn await_leaders(&self, topics: &[String], timeout: Duration) {
+    /// Waits until each partition of these topics (or of all) that somebody is about to lead is led: where no leader was heard of yet,
+    /// though there are replicas to elect one (it was just created, or handed over). Or until the time is over.
+    pub(super) async fn await_leaders(&self, topics: Option<&[String]>, timeout: Duration) {
         let deadline = Instant::now() + timeout;
         let mut version = self.routing.watch();
         loop {
             version.mark_unchanged();
             let state = self.catalog.state();
-            let mut partitions = topics.iter().filter_map(|name| state.topic(name)).flat_map(|topic| &topic.partitions);
-            if !partitions.any(|partition| self.is_about_to_be_led(partition))
-                || timeout_at(deadline, version.changed()).await.is_err()
-            {
+            let waits = match topics {
+                Some(names) => names.iter().filter_map(|name| state.topic(name)).any(|topic| self.lacks_leaders(topic)),
+                None => state.topics().values().any(|topic| self.lacks_leaders(topic)),
+            };
+            if !waits || timeout_at(deadline, version.changed()).await.is_err() {
                 return;
             }
         }
     }
 
-    fn is_about_to_be_led(&self, partition: &PartitionRecord) -> bool {
-        let unheard_of = self.leader(partition).is_none() && self.routing.claim(partition.group).is_none();
-        unheard_of && partition.replicas.iter().any(|replica| self.alive(replica.broker))
+    /// Whether somebody is about to lead a partition of the topic.
+    fn lacks_leaders(&self, topic: &TopicRecord) -> bool {
+        topic.partitions.iter().any(|partition| {
+            let unheard_of = self.leader(partition).is_none() && self.routing.claim(partition.group).is_none();
+            let alive = partition.replicas.iter().filter(|replica| self.alive(replica.broker)).count();
+            unheard_of && alive * 2 > partition.replicas.len()
+        })
     }
 
     pub(super) async fn route_wait(&self, topic: &str, partition: u32, timeout: Duration) -> Result<Route> {

@@ -161,11 +161,12 @@ pub(super) async fn metadata(door: &Arc<Door>, request: MetadataRequest, version
     };
     let (ask_cluster, ask_topics) =
         (request.include_cluster_authorized_operations, request.include_topic_authorized_operations);
+    let names: Option<Vec<String>> =
+        wanted.as_ref().map(|wanted| wanted.iter().filter_map(|topic| topic.name.clone()).collect());
+    door.broker.await_leaders(names.as_deref(), LEADERS_TIMEOUT).await;
     let mut topics = Vec::new();
     match wanted {
         Some(wanted) => {
-            let names: Vec<String> = wanted.iter().filter_map(|topic| topic.name.clone()).collect();
-            door.broker.await_leaders(&names, LEADERS_TIMEOUT).await;
             // Named twice, described once: a topic may have very many partitions.
             let mut seen = BTreeSet::new();
             // A name counts for more than an id.
