@@ -53,8 +53,8 @@ pub(crate) struct SegmentFile {
     opening: tokio::sync::Mutex<()>,
     /// Written since its last fdatasync began.
     dirty: AtomicBool,
-    /// Held by an fdatasync.
-    syncing: tokio::sync::Mutex<()>,
+    /// Held by an fdatasync. True once one has failed: what it was to make durable is gone, and the next would know nothing of it.
+    syncing: tokio::sync::Mutex<bool>,
     /// Its directory entry is known to be durable.
     entry_durable: AtomicBool,
     /// No longer part of the log: never written again, never created again.
@@ -77,7 +77,7 @@ impl SegmentFile {
             handle: Mutex::new(None),
             opening: tokio::sync::Mutex::new(()),
             dirty: AtomicBool::new(false),
-            syncing: tokio::sync::Mutex::new(()),
+            syncing: tokio::sync::Mutex::new(false),
             entry_durable: AtomicBool::new(false),
             retired: AtomicBool::new(false),
             touched: AtomicBool::new(false),
@@ -150,12 +150,19 @@ impl SegmentFile {
     /// Makes what was written durable, but not the file's directory entry ([`Self::entry_is_durable`]).
     pub(crate) async fn sync(&self) -> io::Result<()> {
         // One at a time: whoever comes second must not take the file for clean before the first has made it so.
-        let _syncing = self.syncing.lock().await;
+        let mut failed = self.syncing.lock().await;
         if self.is_retired() || !self.dirty.swap(false, Ordering::AcqRel) {
             return Ok(());
         }
         let mut still_dirty = StillDirty(Some(&self.dirty));
-        let result = async { self.handle(false).await?.datasync().await.map_err(sync_failed) }.await;
+        if *failed {
+            return Err(io::Error::other("an earlier sync of it has failed"));
+        }
+        let handle = self.handle(false).await;
+        let result = match handle {
+            Ok(handle) => handle.datasync().await.map_err(sync_failed).inspect_err(|_| *failed = true),
+            Err(error) => Err(error),
+        };
         if result.is_ok() {
             still_dirty.0 = None;
         }

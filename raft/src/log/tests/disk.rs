@@ -111,11 +111,16 @@ async fn a_checkpoint_vouches_for_nothing_that_another_is_still_making_durable()
         assert!(store.corrupt().is_empty() && !store.replicas()[0].log.is_rotten(), "seed {seed}");
         assert_eq!(indexes(&store.replicas()[0].log).await.len(), 5);
     }
-    // One that was given up, or failed, has done nothing.
+    // One that was given up has done nothing, and of one that failed nobody knows what it has (RULES.md J15).
     fill(&log, 1, 1, 100).await;
     rest().await;
     assert!(tokio::time::timeout(Duration::from_secs(1), file.sync()).await.is_err());
     assert!(file.is_dirty());
+    disk.fail_next_sync(".segment", true);
+    for _ in 0..2 {
+        assert!(file.sync().await.is_err() && file.is_dirty());
+    }
+    assert!(store.checkpoint().await.is_err());
 }
 
 #[tokio::test(start_paused = true)]
