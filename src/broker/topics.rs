@@ -25,6 +25,8 @@ use crate::error::{Code, Error, Result};
 
 /// Producer ids that a broker takes at a time.
 const PRODUCER_IDS: u32 = 1000;
+/// Between two looks at the leaders of very many partitions.
+const LOOK_PAUSE: Duration = Duration::from_millis(20);
 /// How long a new topic waits for brokers that are not heard of, and how often it asks.
 const ALIVE_PATIENCE: Duration = Duration::from_secs(3);
 const ALIVE_CHECK: Duration = Duration::from_millis(100);
@@ -285,6 +287,8 @@ impl Shared {
             if !waits || timeout_at(deadline, version.changed()).await.is_err() {
                 return;
             }
+            // While thousands are elected the news come one by one, and each look is at all of them.
+            tokio::time::sleep(LOOK_PAUSE).await;
         }
     }
 
