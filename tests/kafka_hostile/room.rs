@@ -76,14 +76,20 @@ async fn who_sits_on_room_that_others_need_loses_it() {
     await_log(&cluster, "of a frame's 4194304 bytes").await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_reads_no_answers_loses_the_room_they_take() {
+/// A broker with little room, and a client that has written 8 MiB.
+async fn with_much_to_read() -> (Cluster, Client) {
     let cluster = Cluster::start_with(1, SMALL).await;
     cluster.create_topic(1, "t", 1).await;
     let mut honest = Client::connect(&cluster).await;
     for offset in 0..16 {
         assert_eq!(honest.produce(0, batch(vec![7; 1 << 19])).await, (0, offset));
     }
+    (cluster, honest)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_reads_no_answers_loses_the_room_they_take() {
+    let (cluster, mut honest) = with_much_to_read().await;
     let mut held = Vec::new();
     for _ in 0..8 {
         let mut hostile = Client::connect_small(&cluster).await;
@@ -105,12 +111,7 @@ async fn who_reads_no_answers_loses_the_room_they_take() {
 /// A client that reads a little now and then holds what it was given; others have to wait for the same room.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_reads_answers_by_the_drop_loses_the_room_they_take() {
-    let cluster = Cluster::start_with(1, SMALL).await;
-    cluster.create_topic(1, "t", 1).await;
-    let mut honest = Client::connect(&cluster).await;
-    for offset in 0..16 {
-        assert_eq!(honest.produce(0, batch(vec![7; 1 << 19])).await, (0, offset));
-    }
+    let (cluster, mut honest) = with_much_to_read().await;
     let mut slow = tokio::task::JoinSet::new();
     for _ in 0..4 {
         let mut hostile = Client::connect_small(&cluster).await;
