@@ -309,6 +309,17 @@ def java(cluster):
     converse(cluster, "java", "-cp", "lib/*", "Smoke.java", cluster.bootstrap, cwd=folder)
 
 
+def franz_go(cluster):
+    need("go")
+    folder, source = client_folder("go")
+    for name in ("go.mod", "go.sum", "smoke.go"):
+        shutil.copy(source / "go" / name, folder)
+    # What is on the machine, and no other toolchain.
+    fetch(folder, "vendor", "go.mod", "env", "GOTOOLCHAIN=local", "go", "mod", "vendor")
+    subprocess.run(["go", "build", "-o", "smoke", "."], cwd=folder, check=True)
+    converse(cluster, "./smoke", cluster.bootstrap, cwd=folder)
+
+
 class Reader(threading.Thread):
     """A consumer of a group, in a thread: polls until told to stop, commits as it goes."""
 
@@ -501,8 +512,8 @@ def static_membership(cluster):
     two.stop()
 
 
-SCENARIOS = [admin, codecs, times, crossing, auto_create, aiokafka, kcat, kafkajs, java, leader_kill, groups, groups_over_http, cooperative,
-             static_membership]
+SCENARIOS = [admin, codecs, times, crossing, auto_create, aiokafka, kcat, kafkajs, java, franz_go, leader_kill, groups, groups_over_http,
+             cooperative, static_membership]
 
 
 def main():
