@@ -40,6 +40,7 @@ use crate::payload::Application;
 use crate::stages::Stages;
 use crate::state_machine::StateMachine;
 use crate::store::Replica;
+use crate::transport::Transport;
 use crate::types::{Appended, BrokerId, EntryData, GroupId, Proposal, ReplicaHome, ReplicaId, TypeConfig};
 
 mod membership;
@@ -109,7 +110,7 @@ pub struct RaftGroup {
 }
 
 struct Inner {
-    broker: BrokerId,
+    transport: Transport,
     replica: Replica,
     config: Arc<RaftConfig>,
     instruments: Arc<GroupInstruments>,
@@ -140,14 +141,14 @@ struct Inner {
 
 impl RaftGroup {
     pub(crate) fn new(
-        broker: BrokerId,
+        transport: Transport,
         replica: Replica,
         raft: Raft,
         config: Arc<RaftConfig>,
         instruments: Arc<GroupInstruments>,
     ) -> Self {
         let inner = Inner {
-            broker,
+            transport,
             replica,
             config,
             instruments,

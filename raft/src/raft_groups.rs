@@ -27,8 +27,8 @@ use crate::repair;
 use crate::state_machine::StateMachine;
 use crate::store::{Replica, Store};
 use crate::supervision;
-use crate::transport::Transport;
-use crate::types::{GroupId, ReplicaId};
+use crate::transport::{Liveness, Transport};
+use crate::types::{BrokerId, GroupId, ReplicaId};
 use crate::vital::{insist, vital};
 
 mod backlog;
@@ -334,7 +334,7 @@ impl Hosted {
         let span = self.span(&replica);
         replica.log.hold_readers();
         let group =
-            RaftGroup::new(self.transport.broker(), replica, raft, self.config.clone(), self.instruments.clone());
+            RaftGroup::new(self.transport.clone(), replica, raft, self.config.clone(), self.instruments.clone());
         self.groups.write().insert(id, group.clone());
         let (hosted, supervised) = (Arc::downgrade(&self), group.clone());
         let supervision =
@@ -405,9 +405,9 @@ impl Hosted {
         self.report_lost(group.group(), group.replica(), why.to_owned());
     }
 
-    /// Who should lead a group instead of this broker, if anybody can.
-    pub(crate) fn heir(&self, group: &RaftGroup) -> Option<ReplicaId> {
-        hand_over::heir(self, group)
+    /// Whether this is another broker, and alive.
+    pub(crate) fn is_live_peer(&self, broker: BrokerId) -> bool {
+        broker != self.transport.broker() && self.transport.liveness(broker) == Liveness::Alive
     }
 
     /// Ends cores on purpose, and then says which leaderships ended with them, so that nobody waits for a time-out.

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, join_all};
 use futures_util::stream;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -191,15 +191,15 @@ impl Hosted {
         if hope || group.may_lead() || group.leading_term().is_none() {
             return;
         }
-        match self.heir(&group) {
-            None => tracing::warn!(group = %log.group(), "its log is rotten, and nobody can take leadership over"),
-            Some(to) => match group.transfer_leader(to).await {
-                Ok(()) => tracing::warn!(group = %log.group(), %to, "its log is rotten: leadership handed over"),
+        for (to, _) in group.status().heirs(|_, broker| self.is_live_peer(broker), |_| 0) {
+            match group.transfer_leader(to).await {
+                Ok(()) => return tracing::warn!(group = %log.group(), %to, "its log is rotten: leadership handed over"),
                 Err(error) => {
-                    tracing::warn!(group = %log.group(), %to, %error, "its log is rotten, and still it leads")
+                    tracing::info!(group = %log.group(), %to, %error, "leadership of a rotten log not taken over")
                 }
-            },
+            }
         }
+        tracing::warn!(group = %log.group(), "its log is rotten, and still it leads: nobody can take leadership over");
     }
 
     /// Ends a replica that cannot be repaired in place. It is reported lost; its files stay. Not if its group would be left without a
@@ -209,10 +209,13 @@ impl Hosted {
         let status = group.status();
         let led_elsewhere = status.leader.is_some_and(|leader| leader.replica != log.replica());
         // Whoever votes keeps the group writable, rotten or not; without a majority of the others nobody could replace it.
-        let voters = status.members.iter().filter(|(_, member)| member.voter);
-        let alive = |broker| broker == self.transport.broker() || self.transport.liveness(broker) == Liveness::Alive;
-        let others = voters.clone().filter(|(id, member)| **id != log.replica() && alive(member.broker)).count();
-        if !led_elsewhere || others * 2 <= voters.count() {
+        let mut voters: Vec<_> = status.members.into_iter().filter(|(_, member)| member.voter).collect();
+        let all = voters.len();
+        voters.retain(|(replica, _)| *replica != log.replica());
+        // A broker that lives need not run its replica. One that does not say so does not count.
+        let asked = voters.iter().map(|(replica, member)| group.may_lead_at(*replica, member.broker));
+        let running = join_all(asked).await.into_iter().filter(Result::is_ok).count();
+        if !led_elsewhere || running * 2 <= all {
             return false;
         }
         self.end_lost(&group, why).await;

@@ -84,15 +84,17 @@ impl RaftGroup {
         self.change(ChangeMembers::AddVoterIds(BTreeSet::new()), false).await
     }
 
-    /// Hands leadership to the most caught-up of these.
+    /// Hands leadership to the most caught-up of these that takes it.
     async fn leave_to(&self, voters: &BTreeSet<ReplicaId>) -> Result<(), ProposeError> {
         let status = self.status();
-        let stays = status.members.iter().filter(|(id, member)| member.voter && voters.contains(id));
-        let Some((to, member)) = stays.max_by_key(|(id, member)| (member.matched, std::cmp::Reverse(**id))) else {
-            return Err(ProposeError::Unknown("no voter of the present membership would stay".into()));
-        };
-        self.transfer_leader(*to).await?;
-        Err(ProposeError::NotLeader { leader: Some((*to, member.broker)) })
+        let mut refused = ProposeError::Unknown("no voter of the present membership would stay".into());
+        for (to, broker) in status.heirs(|id, _| voters.contains(&id), |_| 0) {
+            match self.transfer_leader(to).await {
+                Ok(()) => return Err(ProposeError::NotLeader { leader: Some((to, broker)) }),
+                Err(error) => refused = error,
+            }
+        }
+        Err(refused)
     }
 
     fn membership(&self) -> Membership {

@@ -107,7 +107,7 @@ impl RaftGroup {
         Evidence {
             leaderless: false,
             candidate_leads: leader.replica == candidate,
-            leader_dead: leader.broker != self.inner.broker && dead(leader.broker),
+            leader_dead: leader.broker != self.inner.transport.broker() && dead(leader.broker),
             released: self.released_term() >= leader.term || handing_over,
         }
     }

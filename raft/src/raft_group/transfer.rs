@@ -12,9 +12,10 @@ use openraft::async_runtime::WatchReceiver;
 use openraft::raft::{TransferLeaderRequest, VoteRequest};
 use tokio::time::timeout;
 
-use super::RaftGroup;
+use super::{GroupStatus, RaftGroup};
 use crate::error::ProposeError;
-use crate::types::{LogId, Membership, ReplicaId, TypeConfig, Vote, vote};
+use crate::transport::{CallError, Target};
+use crate::types::{BrokerId, LogId, Membership, ReplicaId, TypeConfig, Vote, vote};
 
 /// How long a call into the group's own core may take before it is given up: the caller retries.
 const CORE_WAIT: Duration = Duration::from_millis(500);
@@ -33,6 +34,21 @@ pub(crate) struct Standing {
     pub(crate) last: Option<LogId>,
     pub(crate) leads: bool,
     pub(crate) membership: Membership,
+}
+
+impl GroupStatus {
+    /// Who of these could take leadership over: the voter with the newest log first, among equals the one whose broker was
+    /// given the least.
+    pub(crate) fn heirs(
+        &self,
+        fits: impl Fn(ReplicaId, BrokerId) -> bool,
+        given: impl Fn(BrokerId) -> usize,
+    ) -> Vec<(ReplicaId, BrokerId)> {
+        let voters = self.members.iter().filter(|(id, member)| member.voter && fits(**id, member.broker));
+        let mut voters: Vec<_> = voters.collect();
+        voters.sort_by_key(|(id, member)| (std::cmp::Reverse(member.matched), given(member.broker), **id));
+        voters.into_iter().map(|(id, member)| (*id, member.broker)).collect()
+    }
 }
 
 /// Forgets the transfer under way, also when its task is cancelled.
@@ -58,7 +74,7 @@ impl RaftGroup {
         if to == self.replica() {
             return Ok(());
         }
-        self.ready_to_lead(to)?;
+        self.ready_to_lead(to).await?;
         {
             let mut transferring = self.inner.transferring.lock();
             if let Some((other, _)) = *transferring {
@@ -77,14 +93,26 @@ impl RaftGroup {
     }
 
     /// Refuses a hand-over that could not succeed before it disturbs anybody.
-    fn ready_to_lead(&self, to: ReplicaId) -> Result<(), ProposeError> {
+    async fn ready_to_lead(&self, to: ReplicaId) -> Result<(), ProposeError> {
         let status = self.status();
-        let refuse = |why: String| Err(ProposeError::Unknown(format!("replica {to} of group {} {why}", self.group())));
+        let refuse = |why: String| Err(ProposeError::Unknown(format!("replica {to} of group {}: {why}", self.group())));
         let Some(member) = status.members.get(&to).filter(|member| member.voter) else {
-            return refuse("is no voter".into());
+            return refuse("it is no voter".into());
         };
         let lag = status.last_index.map_or(0, |last| last.saturating_sub(member.matched.unwrap_or(0)));
-        if lag > LAG_MAX { refuse(format!("lags {lag} entries")) } else { Ok(()) }
+        if lag > LAG_MAX {
+            return refuse(format!("it lags {lag} entries"));
+        }
+        match self.may_lead_at(to, member.broker).await {
+            Ok(true) => Ok(()),
+            Ok(false) => refuse("its log is rotten".into()),
+            Err(error) => refuse(error.to_string()),
+        }
+    }
+
+    /// Whether another member runs and may lead; an error if it does not run, or does not say.
+    pub(crate) async fn may_lead_at(&self, replica: ReplicaId, broker: BrokerId) -> Result<bool, CallError> {
+        self.inner.transport.may_lead(broker, Target { group: self.group(), replica }, CORE_WAIT).await
     }
 
     /// Whether a leader of a later term shows up in time.

@@ -193,6 +193,12 @@ impl RaftService for Door {
         })
     }
 
+    fn may_lead(&self, _from: BrokerId, to: Target) -> BoxFuture<'static, Result<bool, Refusal>> {
+        let running = |group: &RaftGroup| if group.is_stopped() { Err(Refusal::NotHere) } else { Ok(group.may_lead()) };
+        let may = self.enter(to).and_then(|(_, group)| running(&group));
+        Box::pin(std::future::ready(may))
+    }
+
     fn frames(&self, _from: BrokerId, request: FramesRequest) -> BoxFuture<'static, Result<Bytes, Refusal>> {
         let hosted = self.hosted.upgrade().filter(|hosted| !hosted.is_closed());
         Box::pin(async move {

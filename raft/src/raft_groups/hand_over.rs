@@ -9,13 +9,12 @@ use tokio::time::timeout;
 
 use super::Hosted;
 use crate::raft_group::{GroupStatus, RaftGroup};
-use crate::transport::Liveness;
 use crate::types::{BrokerId, ReplicaId};
 
 /// Transfers under way at the same time.
 const CONCURRENT: usize = 64;
 
-/// Hands over what can be handed over within `limit`. A transfer that fails is undone and tried once more, elsewhere if
+/// Hands over what can be handed over within `limit`. A transfer that fails is undone and tried elsewhere, if
 /// there is an elsewhere.
 pub(super) async fn all(hosted: &Hosted, limit: Duration) {
     let given = async {
@@ -26,9 +25,14 @@ pub(super) async fn all(hosted: &Hosted, limit: Duration) {
             }
             let transfers = plan(hosted, led);
             stream::iter(transfers)
-                .for_each_concurrent(CONCURRENT, |(group, to)| async move {
-                    if let Err(error) = group.transfer_leader(to).await {
-                        tracing::info!(group = group.group().0, %to, %error, "leadership not handed over");
+                .for_each_concurrent(CONCURRENT, |(group, heirs)| async move {
+                    for to in heirs {
+                        match group.transfer_leader(to).await {
+                            Ok(()) => return,
+                            Err(error) => {
+                                tracing::info!(group = group.group().0, %to, %error, "leadership not handed over")
+                            }
+                        }
                     }
                 })
                 .await;
@@ -39,35 +43,23 @@ pub(super) async fn all(hosted: &Hosted, limit: Duration) {
     }
 }
 
-fn plan(hosted: &Hosted, led: Vec<RaftGroup>) -> Vec<(RaftGroup, ReplicaId)> {
-    let own = hosted.transport.broker();
-    let alive = |broker: BrokerId| broker != own && hosted.transport.liveness(broker) == Liveness::Alive;
+fn plan(hosted: &Hosted, led: Vec<RaftGroup>) -> Vec<(RaftGroup, Vec<ReplicaId>)> {
     let mut load = BTreeMap::new();
-    led.into_iter()
-        .filter_map(|group| Some((choose(&group.status(), alive, &mut load)?, group)))
-        .map(|(to, group)| (group, to))
-        .collect()
+    let mut heirs = |group: &RaftGroup| choose(&group.status(), |broker| hosted.is_live_peer(broker), &mut load);
+    led.into_iter().map(|group| (group.clone(), heirs(&group))).collect()
 }
 
-/// Who should lead this group instead.
-pub(super) fn heir(hosted: &Hosted, group: &RaftGroup) -> Option<ReplicaId> {
-    let own = hosted.transport.broker();
-    let alive = |broker: BrokerId| broker != own && hosted.transport.liveness(broker) == Liveness::Alive;
-    choose(&group.status(), alive, &mut BTreeMap::new())
-}
-
-/// The live voter with the newest log; among equals the one whose broker was given the least so far.
+/// Who should lead this group instead, the likeliest first; that one counts as given.
 fn choose(
     status: &GroupStatus,
     alive: impl Fn(BrokerId) -> bool,
     load: &mut BTreeMap<BrokerId, usize>,
-) -> Option<ReplicaId> {
-    let candidates = status.members.iter().filter(|(_, member)| member.voter && alive(member.broker));
-    let given = |broker: &BrokerId| load.get(broker).copied().unwrap_or(0);
-    let (to, member) =
-        candidates.min_by_key(|(id, member)| (std::cmp::Reverse(member.matched), given(&member.broker), **id))?;
-    *load.entry(member.broker).or_default() += 1;
-    Some(*to)
+) -> Vec<ReplicaId> {
+    let heirs = status.heirs(|_, broker| alive(broker), |broker| load.get(&broker).copied().unwrap_or(0));
+    if let Some((_, broker)) = heirs.first() {
+        *load.entry(*broker).or_default() += 1;
+    }
+    heirs.into_iter().map(|(replica, _)| replica).collect()
 }
 
 #[cfg(test)]
@@ -96,10 +88,10 @@ mod tests {
         let mut load = BTreeMap::new();
         let equal = status(&[(1, 1, true, 9), (2, 2, true, 9), (3, 3, true, 9), (4, 4, false, 9)]);
         let alive = |broker: BrokerId| broker != BrokerId(1);
-        let chosen: Vec<_> = (0..4).map(|_| choose(&equal, alive, &mut load).unwrap().0).collect();
+        let chosen: Vec<_> = (0..4).map(|_| choose(&equal, alive, &mut load)[0].0).collect();
         assert_eq!(chosen, [2, 3, 2, 3]);
         let behind = status(&[(1, 1, true, 9), (2, 2, true, 4), (3, 3, true, 9)]);
-        assert_eq!(choose(&behind, alive, &mut load), Some(ReplicaId(3)));
-        assert_eq!(choose(&behind, |_| false, &mut load), None);
+        assert_eq!(choose(&behind, alive, &mut load), [ReplicaId(3), ReplicaId(2)]);
+        assert!(choose(&behind, |_| false, &mut load).is_empty());
     }
 }

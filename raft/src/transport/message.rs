@@ -432,6 +432,30 @@ pub(crate) fn decode_frames(bytes: &[u8]) -> Result<FramesRequest, WireError> {
     body("frames", bytes)
 }
 
+/// The body of a `Fitness`.
+pub(crate) fn encode_fitness(to: Target) -> Bytes {
+    codec::encode(&(to.group, to.replica)).into()
+}
+
+/// Reads a `Fitness`.
+pub(crate) fn decode_fitness(bytes: &[u8]) -> Result<Target, WireError> {
+    body("fitness", bytes).map(|(group, replica)| Target { group, replica })
+}
+
+/// The answer to a `Fitness`: one byte, whether it may lead.
+pub(crate) fn encode_fitness_answer(may_lead: bool) -> Bytes {
+    Bytes::copy_from_slice(&[u8::from(may_lead)])
+}
+
+/// Reads the answer to a `Fitness`.
+pub(crate) fn decode_fitness_answer(bytes: &[u8]) -> Result<bool, WireError> {
+    match bytes {
+        [0] => Ok(false),
+        [1] => Ok(true),
+        other => Err(WireError::Body("fitness answer", format!("{} bytes", other.len()))),
+    }
+}
+
 const ANSWER_DONE: u8 = 0;
 const ANSWER_NOT_HERE: u8 = 1;
 const ANSWER_UNABLE: u8 = 2;
@@ -597,6 +621,19 @@ mod tests {
     }
 
     #[test]
+    fn whether_one_may_lead_is_one_byte() {
+        let to = Target { group: GroupId(3), replica: ReplicaId(8) };
+        assert_eq!(decode_fitness(&encode_fitness(to)), Ok(to));
+        assert!(decode_fitness(&encode_fitness(to)[..1]).is_err());
+        for may in [false, true] {
+            assert_eq!(decode_fitness_answer(&encode_fitness_answer(may)), Ok(may));
+        }
+        for wrong in [&[][..], &[2], &[1, 1]] {
+            assert!(decode_fitness_answer(wrong).is_err());
+        }
+    }
+
+    #[test]
     fn a_snapshot_survives_the_round_trip() {
         let to = Target { group: GroupId(3), replica: ReplicaId(8) };
         let homes: std::collections::BTreeMap<_, _> =
@@ -637,6 +674,8 @@ mod tests {
         let transfer = TransferLeaderRequest::new(vote(4, ReplicaId(9), true), ReplicaId(8), Some(log_id(3, 7)));
         show("transfer", &encode_transfer(to, &transfer));
         show("transfer answer: taken", &encode_transfer_answer(Ok(())));
+        show("fitness: group 300, replica 8", &encode_fitness(to));
+        show("fitness answer: may lead", &encode_fitness_answer(true));
         show("answer: unable", &join(encode_answer(Err(Refusal::Unable("no".into())))));
         assert_eq!(script, include_str!("golden/message.txt"));
     }

@@ -190,6 +190,9 @@ pub trait RaftService: Send + Sync + 'static {
         request: TransferLeaderRequest,
     ) -> BoxFuture<'static, Result<TransferLeaderResponse, Refusal>>;
 
+    /// Whether this replica may lead: its log is whole. It need not be level. [`Refusal::NotHere`]: it does not run.
+    fn may_lead(&self, from: BrokerId, to: Target) -> BoxFuture<'static, Result<bool, Refusal>>;
+
     /// Entries of a group as they stand in the log here, for a replica elsewhere in which they are rotten (RULES.md R7): the
     /// frames of [`FramesRequest`], one behind the other, each verified, at most [`FRAMES_BYTES_MAX`] bytes. Whatever replica of
     /// the group is here may answer; the asker verifies that the entries are its own. Nothing is the answer of one whose log ends
@@ -523,6 +526,12 @@ impl Transport {
     /// Asks a peer's [`RaftService::frames`], over the data connection.
     pub async fn frames(&self, to: BrokerId, request: FramesRequest, timeout: Duration) -> Result<Bytes, CallError> {
         self.ask(Kind::Frames, to, message::encode_frames(&request), timeout).await
+    }
+
+    /// Asks a peer's [`RaftService::may_lead`].
+    pub async fn may_lead(&self, broker: BrokerId, to: Target, timeout: Duration) -> Result<bool, CallError> {
+        let answer = self.ask(Kind::Fitness, broker, message::encode_fitness(to), timeout).await?;
+        message::decode_fitness_answer(&answer).map_err(|error| CallError::NoAnswer(broker, error.to_string()))
     }
 
     async fn ask(&self, kind: Kind, to: BrokerId, body: Bytes, timeout: Duration) -> Result<Bytes, CallError> {

@@ -298,7 +298,8 @@ impl Handler for Incoming {
             | Kind::PreVote
             | Kind::Transfer
             | Kind::Snapshot
-            | Kind::Frames => self.raft(kind, lane, body),
+            | Kind::Frames
+            | Kind::Fitness => self.raft(kind, lane, body),
             Kind::Pong | Kind::Answer | Kind::Appended => {
                 Err(WireError::Unknown { field: "request kind", value: kind as u64 })
             }
@@ -370,6 +371,10 @@ impl Incoming {
             Kind::Frames => {
                 let request = message::decode_frames(&body)?;
                 Box::pin(async move { service.frames(from, request).await })
+            }
+            Kind::Fitness => {
+                let to = message::decode_fitness(&body)?;
+                Box::pin(async move { service.may_lead(from, to).await.map(message::encode_fitness_answer) })
             }
             Kind::Heartbeat => {
                 let (to, request) = message::decode_heartbeat(&body)?;

@@ -107,10 +107,12 @@ pub enum Kind {
     Snapshot = 14,
     /// Asks for entries that are rotten at the asker (RULES.md R7).
     Frames = 15,
+    /// Asks whether a replica runs, and may lead.
+    Fitness = 16,
 }
 
 impl Kind {
-    const ALL: [Self; 15] = [
+    const ALL: [Self; 16] = [
         Self::Ping,
         Self::Pong,
         Self::Call,
@@ -126,6 +128,7 @@ impl Kind {
         Self::Appended,
         Self::Snapshot,
         Self::Frames,
+        Self::Fitness,
     ];
 
     fn from_byte(byte: u8) -> Option<Self> {
@@ -147,7 +150,8 @@ impl Kind {
             | Self::Transfer
             | Self::Open
             | Self::Appended
-            | Self::Frames => SMALL_BYTES_MAX,
+            | Self::Frames
+            | Self::Fitness => SMALL_BYTES_MAX,
         }
     }
 }

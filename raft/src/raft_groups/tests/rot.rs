@@ -200,8 +200,12 @@ async fn a_rotten_replica_votes_but_does_not_lead() {
     // It led, and hands over, since it could not be repaired at once.
     let leader = cluster.leader(1, &[2, 3]).await;
     assert!(cluster.group(1, 1).log().is_rotten());
-    assert!(cluster.group(leader, 1).transfer_leader(ReplicaId(11)).await.is_err(), "it does not take it back");
-    let next = cluster.leader(1, &[2, 3]).await;
+    let before = cluster.group(leader, 1).status();
+    let refused = cluster.group(leader, 1).transfer_leader(ReplicaId(11)).await.unwrap_err();
+    assert!(refused.to_string().contains("its log is rotten"), "{refused}");
+    let after = cluster.group(leader, 1).status();
+    assert_eq!((after.leading, after.term), (true, before.term), "it asked first: nobody was disturbed");
+    let next = leader;
     let dead = cluster.kill(next).await;
     // Two are left, and the rotten one's vote is needed.
     let other = 5 - next;
@@ -289,6 +293,18 @@ async fn a_rotten_replica_that_the_majority_needs_is_not_set_aside() {
     cluster.boot(2, away).await;
     cluster.shows(2, 1, &names(11)).await;
     assert!(groups.hosted.set_aside(&log, "for a test").await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_broker_that_lives_without_its_replica_does_not_count_for_a_majority() {
+    let cluster = written(10).await;
+    let leader = cluster.leader(1, &[1, 2, 3]).await;
+    let (ended, rotten) = if leader == 3 { (1, 2) } else { (3, 3 - leader) };
+    let gone = cluster.group(ended, 1);
+    cluster.brokers[&ended].groups.hosted.end_lost(&gone, "for a test").await;
+    let log = cluster.group(rotten, 1).log().clone();
+    assert!(!cluster.brokers[&rotten].groups.hosted.set_aside(&log, "for a test").await);
+    propose(&cluster.group(leader, 1), "record 10").await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]

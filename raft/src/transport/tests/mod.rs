@@ -161,6 +161,11 @@ impl RaftService for Groups {
         Box::pin(async move { Ok(Err(error)) })
     }
 
+    fn may_lead(&self, _from: BrokerId, to: Target) -> BoxFuture<'static, Result<bool, Refusal>> {
+        let answer = if to.replica == ReplicaId(404) { Err(Refusal::NotHere) } else { Ok(to.replica.0 % 2 == 1) };
+        Box::pin(std::future::ready(answer))
+    }
+
     fn frames(&self, _from: BrokerId, request: FramesRequest) -> BoxFuture<'static, Result<Bytes, Refusal>> {
         let held = Bytes::from(vec![request.group.0 as u8; FRAMES_BYTES_MAX]);
         Box::pin(std::future::ready(match request.from {

@@ -16,6 +16,10 @@ async fn unary_messages_carry_all_they_should() {
     let transfer = TransferLeaderRequest::new(vote(3, ReplicaId(1), true), ReplicaId(2), Some(log_id(3, 4)));
     let expected = openraft::raft::TransferLeaderError::LogNotFlushed { expected: Some(log_id(3, 4)), actual: None };
     assert_eq!(group.transfer_leader(transfer, option()).await.unwrap(), Err(expected));
+    for (replica, may) in [(7, Some(true)), (8, Some(false)), (404, None)] {
+        let to = Target { group: GroupId(1), replica: ReplicaId(replica) };
+        assert_eq!(a.transport.may_lead(BrokerId(2), to, SECOND).await.ok(), may);
+    }
     a.transport.report(BrokerId(2), b"orphans"[..].into(), SECOND).await.unwrap();
     assert_eq!(*b.groups.reports.lock(), [(BrokerId(1), Bytes::from_static(b"orphans"))]);
 }
