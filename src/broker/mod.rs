@@ -420,6 +420,11 @@ impl Broker {
         }
     }
 
+    /// The broker cannot go on: a door of its has closed. See [`Self::failed`].
+    pub(crate) fn fail(&self, why: &str) {
+        self.shared.fail(why.to_owned());
+    }
+
     /// Hands leaderships over, shuts groups down, checkpoints and closes. At most `timeout`.
     pub async fn shutdown(&self, timeout: Duration) {
         self.tasks.shutdown(&self.shared, timeout).await;

@@ -33,11 +33,12 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use pontoon_raft::transport::{Listener, Stream};
+use pontoon_raft::vital::vital;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinHandle;
-use tracing::{Instrument, debug, info_span, warn};
+use tracing::{Instrument, debug, error, info_span, warn};
 
 use crate::broker::Broker;
 use crate::config::{Config, Limits, host_of};
@@ -168,7 +169,13 @@ impl Server {
             turns: RoundRobin::default(),
         });
         let closing = watch::Sender::new(false);
-        let accepting = tokio::spawn(accept(door, Arc::clone(&shared), closing.subscribe()));
+        let failing = Arc::clone(&shared);
+        let fail = move |why: &str| match failing.broker.get() {
+            Some(broker) => broker.fail(why),
+            None => error!(why, "nobody is let in any more"),
+        };
+        let accepting = accept(door, Arc::clone(&shared), closing.subscribe());
+        let accepting = tokio::spawn(vital("HTTP's door", fail, accepting));
         Ok(Server { shared, address, advertised, closing, accepting })
     }
 

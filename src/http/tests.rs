@@ -189,3 +189,34 @@ async fn closing_lets_go_of_idle_connections_and_of_the_port() {
     tokio::time::timeout(Duration::from_secs(2), server.close(Duration::from_secs(10))).await.expect("close hung");
     tokio::net::TcpListener::bind(&address).await.unwrap();
 }
+
+/// A network that ends in the middle of it.
+struct Collapsing(tokio::sync::Notify);
+
+impl Listener for Collapsing {
+    fn accept(&self) -> futures_util::future::BoxFuture<'_, io::Result<Box<dyn Stream>>> {
+        Box::pin(async {
+            self.0.notified().await;
+            panic!("a test's network is no more");
+        })
+    }
+
+    fn local_address(&self) -> String {
+        "127.0.0.1:1".into()
+    }
+}
+
+#[tokio::test]
+async fn a_broker_whose_door_panics_ends() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut config = Config::new(BrokerId(1), directory.path().to_owned());
+    config.peer.listen = "127.0.0.1:0".into();
+    let network = Collapsing(tokio::sync::Notify::new());
+    network.0.notify_one();
+    let broker = Broker::start(config.clone(), "127.0.0.1:1".into()).await.unwrap();
+    let server = Server::serve_on(&config, Box::new(network)).unwrap();
+    server.open(Arc::clone(&broker));
+    let why = tokio::time::timeout(Duration::from_secs(60), broker.failed()).await.unwrap();
+    assert!(why.contains("a test's network is no more"), "{why}");
+    broker.shutdown(Duration::from_secs(10)).await;
+}

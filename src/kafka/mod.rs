@@ -27,6 +27,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use pontoon_raft::vital::vital;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::{JoinHandle, JoinSet};
@@ -162,7 +163,9 @@ impl Server {
             answer_bytes: Budget::new(bytes),
         });
         self.stage.send_replace(Stage::Serving);
-        *self.accepting.lock() = Some(tokio::spawn(accept(listener, door)));
+        let broker = Arc::clone(&door.broker);
+        let accepting = vital("Kafka's door", move |why| broker.fail(why), accept(listener, door));
+        *self.accepting.lock() = Some(tokio::spawn(accepting));
     }
 
     /// Waiting fetches are answered from now on; the broker is about to hand over.
