@@ -36,7 +36,7 @@ const QUEUE: usize = 1024;
 /// Bounds of a session timeout, as a member may ask for it.
 const SESSION_TIMEOUT: std::ops::RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(1800);
 /// Longest metadata of a committed offset, in bytes.
-const METADATA_BYTES_MAX: usize = 4096;
+pub(crate) const METADATA_BYTES_MAX: usize = 4096;
 /// Most bytes of names and metadata in one commit: they stand in the log as one entry.
 const COMMIT_BYTES_MAX: usize = 8 << 20;
 /// Longest name of a group, in bytes.

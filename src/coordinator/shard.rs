@@ -40,6 +40,8 @@ const EXPIRY_INTERVAL: Duration = Duration::from_secs(60);
 /// The log is rewritten when it has this many entries more than [`REWRITE_RATIO`] times what there is to remember.
 const REWRITE_SLACK: u64 = 10_000;
 const REWRITE_RATIO: u64 = 4;
+/// Or so many bytes more than that many times what it was when it was last rewritten: metadata may be long.
+const REWRITE_SLACK_BYTES: u64 = 64 << 20;
 /// Groups' entries that are made at a time while it is.
 const REWRITE_ENTRIES: usize = 200;
 /// Committed offsets per entry while it is.
@@ -72,6 +74,9 @@ pub(super) struct Shard {
     offsets_retention: Duration,
     /// Where the next batch must come to stand.
     end: Offset,
+    /// Bytes of the log, and of it when it was last rewritten.
+    bytes: u64,
+    rewritten_bytes: u64,
     groups: BTreeMap<String, Group>,
     /// When each group wants to be looked at.
     deadlines: BTreeMap<String, Instant>,
@@ -95,6 +100,8 @@ impl Shard {
             epoch,
             offsets_retention,
             end: Offset(0),
+            bytes: 0,
+            rewritten_bytes: 0,
             groups: BTreeMap::new(),
             deadlines: BTreeMap::new(),
             out: Outbox::default(),
@@ -147,7 +154,8 @@ impl Shard {
             };
             let fetched = self.partition.fetch(fetch).await?;
             for batch in fetched.batches {
-                read_batch(batch, &mut stored);
+                self.bytes += batch.len() as u64;
+                read_batch(batch, &mut stored)?;
             }
             at = fetched.next_offset;
         }
@@ -189,6 +197,10 @@ impl Shard {
                 name
             }
             Request::Commit(name, speaker, offsets, reply) => {
+                if speaker.generation >= 0 && !self.groups.contains_key(&name) {
+                    // A generation of a group that is not there any more.
+                    return out.answer(reply, Err(GroupError::IllegalGeneration));
+                }
                 let group = self.groups.entry(name.clone()).or_insert_with(|| Group::new(&name));
                 let by = (speaker.member_id.as_str(), speaker.instance_id.as_deref(), speaker.generation);
                 let done = group.commit(by, offsets, now, out);
@@ -293,6 +305,7 @@ impl Shard {
     /// each entry holds by itself, and nobody has been told of any.
     async fn write(&mut self, entries: &[(String, Entry)]) -> Result<(), Error> {
         for batch in batches(entries, now_ms())? {
+            self.bytes += batch.bytes().len() as u64;
             let produced = self.partition.produce(batch, Acks::All, Some(self.end), WRITE_TIMEOUT).await?;
             // In a later term another shard may serve already, who read the log before this came to stand there.
             self.check_epoch(produced.leader_epoch)?;
@@ -313,10 +326,12 @@ impl Shard {
     async fn rewrite_if_due(&mut self) -> Result<(), Error> {
         let entries = self.end.0 - self.partition.log_start_offset().0.min(self.end.0);
         let weight: u64 = self.groups.values().map(Group::weight).sum();
-        if entries < REWRITE_SLACK + REWRITE_RATIO * weight {
+        let few = entries < REWRITE_SLACK + REWRITE_RATIO * weight;
+        if few && self.bytes < REWRITE_SLACK_BYTES + REWRITE_RATIO * self.rewritten_bytes {
             return Ok(());
         }
         let start = self.end;
+        self.bytes = 0;
         let all: Vec<(String, Entry)> = self
             .groups
             .iter()
@@ -325,6 +340,7 @@ impl Shard {
         for some in all.chunks(REWRITE_ENTRIES) {
             self.write(some).await?;
         }
+        self.rewritten_bytes = self.bytes;
         // What is behind is now all there is to know. If this fails nothing is lost: it is tried again.
         match self.partition.start_log_at(start, now_ms(), WRITE_TIMEOUT).await {
             Ok(_) => tracing::debug!(%start, written = all.len(), "the log of consumer groups was rewritten"),
@@ -366,14 +382,12 @@ fn split(entry: Entry) -> Vec<Entry> {
     }
 }
 
-/// Takes in a batch of the log. What is no entry of ours was written by somebody else, and means nothing.
-fn read_batch(batch: Bytes, stored: &mut BTreeMap<String, StoredGroup>) {
-    let records = RecordBatch::stored(batch).and_then(|batch| batch.records(LIMITS.decompressed_bytes_max));
-    let records = match records {
-        Ok(records) => records,
-        Err(error) => return tracing::warn!(%error, "a batch in the log of consumer groups is passed over"),
-    };
-    for record in records {
+/// Takes in a batch of the log. Nobody else writes there: what cannot be read is damaged, or of a later version, and may be what somebody
+/// was told is committed. Then nobody is told anything.
+fn read_batch(batch: Bytes, stored: &mut BTreeMap<String, StoredGroup>) -> Result<(), Error> {
+    let batch = RecordBatch::stored(batch)?;
+    let first = batch.header().base_offset;
+    for record in batch.records(LIMITS.decompressed_bytes_max)? {
         let read = record.map_err(|error| error.to_string()).and_then(|record| {
             let key = record.key.ok_or("it has no key")?;
             let group = String::from_utf8(key.to_vec()).map_err(|error| error.to_string())?;
@@ -382,9 +396,12 @@ fn read_batch(batch: Bytes, stored: &mut BTreeMap<String, StoredGroup>) {
         });
         match read {
             Ok((group, entry)) => entry::apply(stored, group, entry),
-            Err(why) => tracing::warn!(why, "a record in the log of consumer groups is passed over"),
+            Err(why) => {
+                return Err(Error::new(Code::Internal, format!("the groups' log at {first} is not understood: {why}")));
+            }
         }
     }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -412,10 +429,19 @@ mod tests {
         let counts: Vec<i32> = batches.iter().map(|batch| batch.header().record_count).collect();
         assert_eq!(counts, [2, 1, 1, 1]);
         let mut stored = BTreeMap::new();
-        batches.into_iter().for_each(|batch| read_batch(batch.into_bytes(), &mut stored));
+        batches.into_iter().for_each(|batch| read_batch(batch.into_bytes(), &mut stored).unwrap());
         let lengths: Vec<usize> = stored["g"].offsets.values().map(|offset| offset.metadata.len()).collect();
         assert_eq!(lengths, [10, half, half, 10 * BATCH_BYTES, 10]);
         assert!(super::batches(&[], 9).unwrap().is_empty());
+    }
+
+    #[test]
+    fn what_is_not_understood_is_not_passed_over() {
+        let mut builder = RecordBatchBuilder::new(LIMITS);
+        let value = Some(Bytes::from_static(b"\xff of a later version"));
+        builder.push(&NewRecord { timestamp: 9, key: Some("g".into()), value, headers: Vec::new() }).unwrap();
+        let error = read_batch(builder.build(None).unwrap().into_bytes(), &mut BTreeMap::new()).unwrap_err();
+        assert!(error.message.contains("is not understood"), "{error}");
     }
 
     #[test]

@@ -9,7 +9,8 @@ use crate::coordinator::entry::{CommittedOffset, Entry};
 use crate::coordinator::{GroupError, GroupState, consumer_protocol, now_ms};
 
 impl Group {
-    /// Commits offsets: as a member of the present generation, or from outside (`generation` -1) while there are no members.
+    /// Commits offsets: as a member of the present generation, or from outside (`generation` -1) while there are no members. Who reads
+    /// by assignment comes from outside, whatever it calls itself: it may have an instance id without ever having joined.
     pub(in crate::coordinator) fn commit(
         &mut self,
         (id, instance, generation): (&str, Option<&str>, i32),
@@ -17,7 +18,9 @@ impl Group {
         now: Instant,
         out: &mut Outbox,
     ) -> Result<(), GroupError> {
-        if generation >= 0 || !id.is_empty() || instance.is_some() {
+        if generation < 0 && self.state == GroupState::Empty {
+            // Nobody is there whom it could disturb.
+        } else if generation >= 0 || !id.is_empty() || instance.is_some() {
             self.check_member(id, instance)?;
             if generation != self.generation {
                 return Err(GroupError::IllegalGeneration);
@@ -28,7 +31,7 @@ impl Group {
             if let Some(member) = self.members.get_mut(id) {
                 member.heard(now);
             }
-        } else if !self.members.is_empty() {
+        } else {
             return Err(GroupError::UnknownMember);
         }
         self.active_ms = now_ms();

@@ -332,6 +332,10 @@ fn offsets_are_taken_from_members_of_the_present_generation() {
     assert_eq!(story.group.delete(&mut story.out), Err(GroupError::NonEmpty));
     story.pass(SESSION);
     assert_eq!(commit(&mut story, "", -1), Ok(()));
+    // Who reads by assignment may call itself something, without being a member.
+    let (now, out) = (story.now, &mut story.out);
+    assert_eq!(story.group.commit(("", Some("one"), -1), vec![offset(0, 6)], now, out), Ok(()));
+    assert_eq!(story.group.commit(("me", None, -1), vec![offset(0, 5)], now, out), Ok(()));
     assert_eq!(story.group.remove_offsets(&[("t".into(), vec![0])], &mut story.out), [Ok(())]);
     assert_eq!(story.group.committed(None), []);
 }
