@@ -8,6 +8,7 @@ mod hostile;
 mod http;
 mod kafka_cluster;
 mod kafka_hostile;
+mod kafka_semantics;
 mod lifecycle;
 mod observability;
 mod operator;

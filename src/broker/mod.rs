@@ -330,6 +330,13 @@ impl Broker {
         self.shared.grow_topic(name, before, assignment, timeout).await
     }
 
+    /// What growing a topic to so many partitions would be refused for. Changes nothing.
+    pub fn check_growth(&self, name: &str, partitions: u32) -> Result<()> {
+        let has = self.shared.topic(name)?.partitions.len();
+        check_not_internal(name)?;
+        topics::check_growth(name, has, partitions)
+    }
+
     /// Whether replicas could be placed so now. `INVALID_ASSIGNMENT`. Changes nothing.
     pub fn check_assignment(&self, assignment: &[Vec<BrokerId>]) -> Result<()> {
         self.shared.check_assignment(assignment)
@@ -339,6 +346,11 @@ impl Broker {
     pub async fn delete_topic(&self, name: &str, timeout: Duration) -> Result<()> {
         check_not_internal(name)?;
         self.shared.delete_topic(name, timeout).await
+    }
+
+    /// Deletes the topic of this id (see [`TopicDescription::topic_id`]), and its data. Returns its name. `UNKNOWN_TOPIC`.
+    pub async fn delete_topic_by_id(&self, topic_id: u128, timeout: Duration) -> Result<String> {
+        self.shared.delete_topic_by_id(topic_id, timeout).await
     }
 
     /// Where the partition is served now. `UNKNOWN_TOPIC`, `UNKNOWN_PARTITION`; `NO_LEADER` if there is none; `NOT_READY`

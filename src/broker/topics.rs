@@ -208,6 +208,21 @@ impl Shared {
         }
     }
 
+    /// [`Self::delete_topic`], of this topic and of no other that may have its name by now. Returns the name.
+    pub(super) async fn delete_topic_by_id(&self, topic_id: u128, timeout: Duration) -> Result<String> {
+        let deadline = Instant::now() + timeout;
+        let found = match self.topic_by_id(topic_id) {
+            Err(error) if error.code == Code::UnknownTopic => {
+                self.catch_up(deadline).await?;
+                self.topic_by_id(topic_id)?
+            }
+            other => other?,
+        };
+        super::check_not_internal(&found.name)?;
+        self.change(ControlRequest::DeleteTopic { topic: TopicId(topic_id) }, deadline).await?;
+        Ok(found.name)
+    }
+
     /// The topic of this name, asking the controller how far the catalog is before saying that there is none.
     async fn find_topic(&self, name: &str, deadline: Instant) -> Result<TopicId> {
         self.check_registered()?;
@@ -532,6 +547,15 @@ pub(super) fn check_changes(config: &BTreeMap<String, Option<String>>) -> Result
         check.map_err(|why| Error::new(Code::InvalidConfig, why))?;
     }
     Ok(())
+}
+
+/// Whether a topic of so many partitions can be grown to that many.
+pub(super) fn check_growth(name: &str, has: usize, partitions: u32) -> Result<()> {
+    if partitions as usize > has && partitions <= PARTITIONS_MAX {
+        return Ok(());
+    }
+    let why = format!("topic {name:?} has {has} partitions and can have {PARTITIONS_MAX}, not {partitions}");
+    Err(Error::new(Code::InvalidPartitions, why))
 }
 
 fn check_names(spec: &TopicSpec) -> Result<()> {

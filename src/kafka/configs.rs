@@ -10,7 +10,7 @@ use super::messages::{
     DescribeConfigsResource, DescribeConfigsResponse, DescribeConfigsResult, DescribedConfig,
     IncrementalAlterConfigsRequest, IncrementalAlterConfigsResponse, Response,
 };
-use super::topics::Refused;
+use super::topics::{Refused, named_twice};
 use super::{Door, ErrorCode, promises};
 use crate::broker::ConfigEntry;
 
@@ -61,8 +61,9 @@ pub(super) fn describe(door: &Door, request: DescribeConfigsRequest) -> Response
             BROKER => broker(door, &resource_name),
             other => Err(Refused(ErrorCode::InvalidRequest, format!("resource type {other} has no configuration"))),
         };
-        let wanted =
-            |config: &DescribedConfig| configuration_keys.as_ref().is_none_or(|keys| keys.contains(&config.name));
+        // None named: all, as in Kafka.
+        let keys = configuration_keys.as_ref().filter(|keys| !keys.is_empty());
+        let wanted = |config: &DescribedConfig| keys.is_none_or(|keys: &Vec<String>| keys.contains(&config.name));
         let (configs, error) = match found {
             Ok(configs) => (configs.into_iter().filter(wanted).collect(), None),
             Err(refused) => (Vec::new(), Some(refused)),
@@ -164,17 +165,44 @@ fn broker(door: &Door, name: &str) -> Result<Vec<DescribedConfig>, Refused> {
 
 type Changes = BTreeMap<String, Option<String>>;
 
+/// What a request changes twice, and so not at all.
+struct Twice(BTreeSet<(i8, String)>);
+
+fn resources_named_twice<'a>(resources: impl Iterator<Item = (i8, &'a String)>) -> Twice {
+    let mut seen = BTreeSet::new();
+    Twice(resources.filter(|one| !seen.insert(*one)).map(|(kind, name)| (kind, name.clone())).collect())
+}
+
+impl Twice {
+    fn refuse(&self, kind: i8, name: &str, changes: Result<Changes, Refused>) -> Result<Changes, Refused> {
+        match self.0.contains(&(kind, name.to_owned())) {
+            true => Err(Refused(ErrorCode::InvalidRequest, format!("{name:?} is named twice"))),
+            false => changes,
+        }
+    }
+}
+
+fn no_value(key: &str) -> Refused {
+    Refused(ErrorCode::InvalidRequest, format!("{key} has no value"))
+}
+
 /// AlterConfigs: what is not named goes back to its default.
 pub(super) async fn alter(door: &Arc<Door>, request: AlterConfigsRequest) -> Response {
     let mut responses = Vec::with_capacity(request.resources.len());
+    let twice = resources_named_twice(request.resources.iter().map(|one| (one.resource_type, &one.resource_name)));
     for resource in request.resources {
         let name = resource.resource_name;
+        let null = resource.configs.iter().find(|config| config.value.is_none()).map(|config| config.name.clone());
         let changes = door.broker.topic_config_entries(&name).map_err(Refused::from).map(|entries| {
             let set = entries.into_iter().filter(|entry| entry.topic.is_some());
             let mut changes: Changes = set.map(|entry| (entry.name.to_owned(), None)).collect();
             changes.extend(resource.configs.into_iter().map(|config| (config.name, config.value)));
             changes
         });
+        let changes = match null {
+            Some(key) => Err(no_value(&key)),
+            None => twice.refuse(resource.resource_type, &name, changes),
+        };
         responses.push(alter_one(door, resource.resource_type, name, changes, request.validate_only).await);
     }
     Response::AlterConfigs(AlterConfigsResponse { responses, ..Default::default() })
@@ -183,9 +211,15 @@ pub(super) async fn alter(door: &Arc<Door>, request: AlterConfigsRequest) -> Res
 /// IncrementalAlterConfigs: only what is named changes.
 pub(super) async fn alter_incrementally(door: &Arc<Door>, request: IncrementalAlterConfigsRequest) -> Response {
     let mut responses = Vec::with_capacity(request.resources.len());
+    let twice = resources_named_twice(request.resources.iter().map(|one| (one.resource_type, &one.resource_name)));
     for resource in request.resources {
+        let keys_twice = named_twice(resource.configs.iter().map(|change| change.name.as_str()));
         let change = |change: ConfigChange| change_one(door, &resource.resource_name, change);
-        let changes = resource.configs.into_iter().map(change).collect();
+        let changes = match keys_twice.first() {
+            Some(key) => Err(Refused(ErrorCode::InvalidRequest, format!("{key} is named twice"))),
+            None => resource.configs.into_iter().map(change).collect(),
+        };
+        let changes = twice.refuse(resource.resource_type, &resource.resource_name, changes);
         let (kind, name) = (resource.resource_type, resource.resource_name);
         responses.push(alter_one(door, kind, name, changes, request.validate_only).await);
     }
@@ -198,7 +232,8 @@ fn change_one(door: &Door, topic: &str, change: ConfigChange) -> Result<(String,
     let refuse = |why: String| Err(Refused(ErrorCode::InvalidConfig, why));
     match (operation, value) {
         (DELETE, _) => Ok((name, None)),
-        (_, None) => refuse(format!("{name} has no value")),
+        (SET | APPEND | SUBTRACT, None) => Err(no_value(&name)),
+        (other, None) => refuse(format!("{name}: there is no operation {other}")),
         (SET, Some(value)) => Ok((name, Some(value))),
         (APPEND | SUBTRACT, Some(_)) if !LISTS.contains(&name.as_str()) => {
             refuse(format!("{name}: operation {operation} is for lists, and it is none"))

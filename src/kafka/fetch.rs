@@ -6,12 +6,13 @@
 //!
 //! Fetch sessions (KIP-227) are declined: every answer has session 0, which tells clients to go on naming all partitions.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::StreamExt;
-use futures_util::stream::FuturesUnordered;
+use futures_util::stream::{self, FuturesUnordered};
 use pontoon_raft::types::Offset;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, sleep_until};
@@ -20,6 +21,7 @@ use super::connection::Client;
 use super::dispatch::Handled;
 use super::messages::{FetchPartition, FetchRequest, FetchResponse, FetchedPartition, FetchedTopic, Response};
 use super::metadata::{Leaders, TopicName, epoch};
+use super::offsets::SIDE_BY_SIDE;
 use super::produce::{leading, moved};
 use super::wire::RecordData;
 use super::{Door, ErrorCode};
@@ -67,6 +69,13 @@ impl Slot {
             records: RecordData::some(fetched.batches),
             ..Default::default()
         })
+    }
+
+    /// Whether it is asked for what is not there yet, as far as this broker knows.
+    fn is_ahead(&self) -> bool {
+        let end = self.from.as_ref().ok().map(|partition| partition.high_watermark().0);
+        let from = u64::try_from(self.asked.fetch_offset).ok();
+        end.zip(from).is_some_and(|(end, from)| from > end)
     }
 
     fn failed(&self, code: ErrorCode) -> FetchedPartition {
@@ -142,12 +151,14 @@ async fn read_all(door: &Door, slots: &mut [Slot], bytes_max: usize) -> (Vec<Fet
     let mut permit = door.answer_bytes.reserve(bytes_max).await;
     // Perhaps less than was asked for: as much as there ever is.
     let bytes_max = bytes_max.min(permit.num_permits());
+    let mut refused = refusals_ahead(slots).await;
     let (mut found, mut left, mut any) = (Vec::with_capacity(slots.len()), bytes_max, false);
-    for slot in slots.iter_mut() {
+    for (at, slot) in slots.iter_mut().enumerate() {
         // The reader returns a batch however little room there is: behind the first, better none than one too many.
-        let read = match left {
-            0 => slot.read_nothing(),
-            left => slot.read(left).await,
+        let read = match (refused.remove(&at), left) {
+            (Some(code), _) => Err(code),
+            (None, 0) => slot.read_nothing(),
+            (None, left) => slot.read(left).await,
         };
         let mut partition = read.unwrap_or_else(|code| slot.failed(code));
         let there = record_bytes(&partition);
@@ -165,6 +176,18 @@ async fn read_all(door: &Door, slots: &mut [Slot], bytes_max: usize) -> (Vec<Fet
     }
     drop(permit.split(left));
     (found, permit)
+}
+
+/// What is said of partitions that do not reach as far as they are asked for: whether they do is asked of their majorities, side by side,
+/// for one without takes its time to say so. Those that have come so far meanwhile are not among them.
+async fn refusals_ahead(slots: &[Slot]) -> BTreeMap<usize, ErrorCode> {
+    let ahead = slots.iter().enumerate().filter(|(_, slot)| slot.is_ahead());
+    let asked: Vec<_> = ahead.map(|(at, slot)| refusal(at, slot)).collect();
+    stream::iter(asked).buffer_unordered(SIDE_BY_SIDE).filter_map(std::future::ready).collect().await
+}
+
+async fn refusal(at: usize, slot: &Slot) -> Option<(usize, ErrorCode)> {
+    Some((at, slot.read(1).await.err()?))
 }
 
 /// The reader goes on until there is enough, which may be one batch too many: a client whose receive buffer is as large as what it

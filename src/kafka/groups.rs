@@ -12,13 +12,15 @@ use super::messages::*;
 use super::metadata::{Allowed, brokers, topic_uuid};
 use super::{Door, ErrorCode};
 use crate::coordinator::{
-    CommittedOffset, GroupDescription, GroupError, Join, Joined, Leaving, Partitions, Speaker, Sync,
+    CommittedOffset, GroupDescription, GroupError, Join, Joined, Leaving, METADATA_BYTES_MAX, Partitions, Speaker, Sync,
 };
 
 /// Longest that a client waits for the groups' topic to be created by its asking for a coordinator.
 const TOPIC_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest that it waits for the catalog, when a committed offset is of a topic that this broker does not know.
 const CATALOG_TIMEOUT: Duration = Duration::from_secs(5);
+/// Most bytes that are kept of what a member calls itself.
+const CLIENT_ID_BYTES_MAX: usize = 255;
 /// What FindCoordinator looks for.
 const GROUP: i8 = 0;
 
@@ -119,7 +121,7 @@ pub(super) async fn join(
     let join = Join {
         member_id: request.member_id.clone(),
         instance_id: request.group_instance_id,
-        client_id: client_id.unwrap_or_default(),
+        client_id: client_id.map_or_else(String::new, shortened),
         client_host: format!("/{}", client.peer.ip()),
         session_timeout: millis(request.session_timeout_ms),
         rebalance_timeout: millis(rebalance_timeout),
@@ -190,6 +192,13 @@ pub(super) async fn sync(door: &Arc<Door>, client: &Client, request: SyncGroupRe
         Err(_) => SyncGroupResponse { error_code, ..Default::default() },
     })
     .into()
+}
+
+/// What a member calls itself stands in the group, in its log and in every answer about it.
+fn shortened(mut client_id: String) -> String {
+    client_id.truncate(client_id.floor_char_boundary(CLIENT_ID_BYTES_MAX));
+    client_id.shrink_to_fit();
+    client_id
 }
 
 /// Heartbeat.
@@ -279,11 +288,13 @@ pub(super) async fn commit(door: &Arc<Door>, request: OffsetCommitRequest) -> Re
         for partition in topic.partitions {
             let number = u32::try_from(partition.partition).ok();
             let place = found.zip(number).filter(|((_, count), number)| (*number as usize) < *count);
+            let long = partition.metadata.as_ref().is_some_and(|metadata| metadata.len() > METADATA_BYTES_MAX);
             let error_code = match place {
+                Some(_) if long => ErrorCode::OffsetMetadataTooLarge,
                 Some(_) => ErrorCode::None,
                 None => ErrorCode::UnknownTopicOrPartition,
             };
-            if let Some(((topic_id, _), number)) = place {
+            if let Some(((topic_id, _), number)) = place.filter(|_| !long) {
                 offsets.push(CommittedOffset {
                     topic: topic.name.clone(),
                     topic_id,
@@ -399,6 +410,9 @@ fn numbers<'a>(partitions: impl IntoIterator<Item = &'a i32>) -> Vec<u32> {
 
 /// OffsetDelete.
 pub(super) async fn delete_offsets(door: &Arc<Door>, request: OffsetDeleteRequest) -> Response {
+    let mut known = Topics::new(door);
+    let counts: Vec<usize> =
+        request.topics.iter().map(|topic| known.get(&topic.name).map_or(0, |(_, count)| count)).collect();
     let partitions: Partitions = request
         .topics
         .iter()
@@ -406,10 +420,16 @@ pub(super) async fn delete_offsets(door: &Arc<Door>, request: OffsetDeleteReques
         .collect();
     let removed = door.broker.groups().remove_offsets(&request.group_id, partitions).await;
     let error_code = code(&removed);
-    let topics = request.topics.into_iter().zip(removed.unwrap_or_default()).map(|(topic, removed)| {
-        let error_code = code(&removed);
-        let partitions =
-            topic.partitions.iter().map(|partition| PartitionError { partition: partition.partition, error_code });
+    let topics = request.topics.into_iter().zip(counts).zip(removed.unwrap_or_default());
+    let topics = topics.map(|((topic, count), removed)| {
+        let done = code(&removed);
+        let partitions = topic.partitions.iter().map(|OffsetDeletePartition { partition }| {
+            let error_code = match number(*partition) as usize {
+                number if number < count => done,
+                _ => ErrorCode::UnknownTopicOrPartition.number(),
+            };
+            PartitionError { partition: *partition, error_code }
+        });
         OffsetCommittedTopic { partitions: partitions.collect(), name: topic.name }
     });
     Response::OffsetDelete(OffsetDeleteResponse { error_code, topics: topics.collect(), ..Default::default() })

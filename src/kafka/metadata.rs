@@ -23,6 +23,8 @@ use crate::error::{Code, Error};
 
 /// Longest that a client waits for a topic that its asking for creates.
 const AUTO_CREATE_TIMEOUT: Duration = Duration::from_secs(5);
+/// The first version of Metadata in which a topic may have no name: of one that was asked for by an id that nobody knows.
+const NAMELESS_VERSION: i16 = 12;
 /// Longest that a client waits for the leaders of a topic that was just created. In Kafka it has them from the first; some clients
 /// (rskafka) keep an answer without for ever.
 const LEADERS_TIMEOUT: Duration = Duration::from_secs(1);
@@ -186,7 +188,12 @@ pub(super) async fn metadata(door: &Arc<Door>, request: MetadataRequest, version
         },
         Err(missing) => missing,
     });
-    let topics = topics.collect();
+    let mut topics: Vec<MetadataTopic> = topics.collect();
+    if version < NAMELESS_VERSION {
+        for topic in &mut topics {
+            topic.name.get_or_insert_default();
+        }
+    }
     let controller_id = controller_id(door);
     Response::Metadata(MetadataResponse {
         topics,

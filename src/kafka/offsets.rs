@@ -3,6 +3,7 @@
 //! The end is confirmed by a majority before it is told (RULES.md R2): a client that seeks to it must not miss what was
 //! acknowledged before it asked. Epochs are found in the batches themselves, which carry the one they were appended in.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use pontoon_raft::types::Offset;
 
 use super::fetch::check_epoch;
 use super::messages::{
-    EpochEndPartition, EpochEndTopic, LeaderEpochPartition, ListOffsetsPartition, ListOffsetsRequest,
+    EpochEndPartition, EpochEndTopic, LeaderEpochPartition, LeaderEpochTopic, ListOffsetsPartition, ListOffsetsRequest,
     ListOffsetsResponse, ListedOffsetsPartition, ListedOffsetsTopic, OffsetForLeaderEpochRequest,
     OffsetForLeaderEpochResponse, Response,
 };
@@ -30,7 +31,7 @@ const EARLIEST_LOCAL: i64 = -4;
 /// The latest that is in tiered storage; there is none.
 const LATEST_TIERED: i64 = -5;
 /// Partitions of a request that are looked at at a time.
-const SIDE_BY_SIDE: usize = 64;
+pub(super) const SIDE_BY_SIDE: usize = 64;
 
 /// An offset and what is known of the record there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,9 +54,20 @@ pub(super) async fn list(door: &Arc<Door>, request: ListOffsetsRequest) -> Respo
     // Side by side: one that has no quorum takes its time to say so, and must not keep the others waiting. So many at a time: a frame may
     // name very many.
     let names: Vec<String> = topics.iter().map(|topic| topic.name.clone()).collect();
+    let mut seen = BTreeSet::new();
+    let twice: BTreeSet<_> = asked
+        .iter()
+        .map(|(at, asked)| (names[*at].as_str(), asked.partition))
+        .filter(|place| !seen.insert(*place))
+        .collect();
     let list = |(at, asked): (usize, ListOffsetsPartition)| {
         let name = names[at].as_str();
-        async move { (at, asked.partition, list_one(door, name, &asked).await) }
+        let twice = twice.contains(&(name, asked.partition));
+        async move {
+            // As Kafka has it. A short request must not ask for the same again and again: by time that is a look into a batch.
+            let found = if twice { Err(ErrorCode::InvalidRequest) } else { list_one(door, name, &asked).await };
+            (at, asked.partition, found)
+        }
     };
     let mut answers = stream::iter(asked).map(list).buffered(SIDE_BY_SIDE);
     while let Some((at, partition, found)) = answers.next().await {
@@ -120,6 +132,8 @@ async fn first_batch(partition: &Partition, from: Offset) -> Result<Option<Batch
 async fn by_time(partition: &Partition, timestamp: i64) -> Result<Found, Error> {
     // Linearizable: "there is none" claims an end.
     partition.offsets(Consistency::Linearizable).await?;
+    // Batches may be long, and are decompressed here: others have their turn before each.
+    tokio::task::yield_now().await;
     let at = partition.offset_for_timestamp(timestamp).await?;
     let fetched = match read_one(partition, at).await {
         Ok(fetched) => fetched,
@@ -168,16 +182,17 @@ async fn by_time_committed(partition: &Partition, timestamp: i64) -> Result<Foun
 /// OffsetForLeaderEpoch.
 pub(super) async fn for_leader_epoch(door: &Arc<Door>, request: OffsetForLeaderEpochRequest) -> Response {
     let mut topics = Vec::with_capacity(request.topics.len());
-    for topic in request.topics {
-        let mut partitions = Vec::with_capacity(topic.partitions.len());
-        for asked in topic.partitions {
-            let found = epoch_end(door, &topic.topic, &asked).await;
+    for LeaderEpochTopic { topic, partitions } in request.topics {
+        // Side by side, as above.
+        let name = topic.as_str();
+        let ends = stream::iter(partitions).map(|asked| async move {
+            let found = epoch_end(door, name, &asked).await;
             let code = found.as_ref().err().copied().unwrap_or(ErrorCode::None);
             let (leader_epoch, end_offset) = found.unwrap_or((-1, -1));
-            let partition = asked.partition;
-            partitions.push(EpochEndPartition { error_code: code.number(), partition, leader_epoch, end_offset });
-        }
-        topics.push(EpochEndTopic { topic: topic.topic, partitions });
+            EpochEndPartition { error_code: code.number(), partition: asked.partition, leader_epoch, end_offset }
+        });
+        let partitions = ends.buffered(SIDE_BY_SIDE).collect().await;
+        topics.push(EpochEndTopic { topic, partitions });
     }
     Response::OffsetForLeaderEpoch(OffsetForLeaderEpochResponse { topics, ..Default::default() })
 }

@@ -5,15 +5,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use futures_util::{StreamExt, stream};
 use pontoon_raft::types::{BrokerId, Offset};
 
 use super::messages::{
     CreatableTopic, CreatePartitionsRequest, CreatePartitionsResponse, CreateTopicsRequest, CreateTopicsResponse,
     CreatedConfig, CreatedTopic, DeletableTopic, DeleteRecordsPartition, DeleteRecordsRequest, DeleteRecordsResponse,
-    DeleteTopicsRequest, DeleteTopicsResponse, DeletedRecordsPartition, DeletedRecordsTopic, DeletedTopic,
-    MorePartitions, MorePartitionsResult, ReplicaAssignment, Response,
+    DeleteRecordsTopic, DeleteTopicsRequest, DeleteTopicsResponse, DeletedRecordsPartition, DeletedRecordsTopic,
+    DeletedTopic, MorePartitions, MorePartitionsResult, ReplicaAssignment, Response,
 };
 use super::metadata::topic_uuid;
+use super::offsets::SIDE_BY_SIDE;
 use super::produce::leading;
 use super::wire::Uuid;
 use super::{Door, ErrorCode, configs, promises};
@@ -44,15 +46,15 @@ pub(super) fn timeout(ms: i32) -> Duration {
     Duration::from_millis(ms.max(1) as u64).min(TIMEOUT_MAX)
 }
 
+/// What is named more than once. What a request means by that nobody knows.
+pub(super) fn named_twice<'a>(names: impl Iterator<Item = &'a str>) -> BTreeSet<String> {
+    let mut seen = BTreeSet::new();
+    names.filter(|name| !seen.insert(*name)).map(str::to_owned).collect()
+}
+
 /// CreateTopics.
 pub(super) async fn create(door: &Arc<Door>, request: CreateTopicsRequest) -> Response {
-    let mut names = BTreeSet::new();
-    let twice: BTreeSet<_> = request
-        .topics
-        .iter()
-        .filter(|topic| !names.insert(topic.name.clone()))
-        .map(|topic| topic.name.clone())
-        .collect();
+    let twice = named_twice(request.topics.iter().map(|topic| topic.name.as_str()));
     let (mut topics, mut answered) = (Vec::new(), BTreeSet::new());
     for topic in request.topics {
         let name = topic.name.clone();
@@ -210,15 +212,12 @@ async fn delete_one(
     topic_id: Uuid,
     timeout: Duration,
 ) -> Result<(String, Uuid), Refused> {
-    let name = match name {
-        Some(name) => name,
-        None => match door.broker.topic_by_id(topic_id.0) {
-            Ok(topic) => topic.name,
-            Err(error) if error.code == Code::UnknownTopic => {
-                return Err(Refused(ErrorCode::UnknownTopicId, error.message));
-            }
-            Err(error) => return Err(error.into()),
-        },
+    let Some(name) = name else {
+        let deleted = door.broker.delete_topic_by_id(topic_id.0, timeout).await;
+        return deleted.map(|name| (name, topic_id)).map_err(|error| match error.code {
+            Code::UnknownTopic => Refused(ErrorCode::UnknownTopicId, error.message),
+            _ => error.into(),
+        });
     };
     let id = door.broker.topic(&name).map(|topic| topic_uuid(&topic)).unwrap_or(topic_id);
     door.broker.delete_topic(&name, timeout).await?;
@@ -228,9 +227,13 @@ async fn delete_one(
 /// CreatePartitions.
 pub(super) async fn create_partitions(door: &Arc<Door>, request: CreatePartitionsRequest) -> Response {
     let mut results = Vec::with_capacity(request.topics.len());
+    let twice = named_twice(request.topics.iter().map(|topic| topic.name.as_str()));
     for topic in request.topics {
         let name = topic.name.clone();
-        let done = more_partitions(door, topic, timeout(request.timeout_ms), request.validate_only).await;
+        let done = match twice.contains(&name) {
+            true => Err(Refused(ErrorCode::InvalidRequest, "the topic is named twice".to_owned())),
+            false => more_partitions(door, topic, timeout(request.timeout_ms), request.validate_only).await,
+        };
         results.push(match done {
             Ok(()) => MorePartitionsResult { name, ..Default::default() },
             Err(Refused(code, message)) => {
@@ -248,12 +251,11 @@ async fn more_partitions(
     validate_only: bool,
 ) -> Result<(), Refused> {
     let has = door.broker.topic(&topic.name)?.partitions.len();
-    let count = u32::try_from(topic.count).ok().filter(|count| *count as usize > has).ok_or_else(|| {
-        let why = format!("topic {:?} has {has} partitions; {} are not more", topic.name, topic.count);
-        Refused(ErrorCode::InvalidPartitions, why)
+    let count = u32::try_from(topic.count).map_err(|_| {
+        Refused(ErrorCode::InvalidPartitions, format!("topic {:?} cannot have {} partitions", topic.name, topic.count))
     })?;
+    door.broker.check_growth(&topic.name, count)?;
     let Some(assignments) = topic.assignments.filter(|assignments| !assignments.is_empty()) else {
-        check_not_internal(&topic.name)?;
         if !validate_only {
             door.broker.alter_topic(&topic.name, Some(count), BTreeMap::new(), timeout).await?;
         }
@@ -276,19 +278,21 @@ pub(super) async fn delete_records(door: &Arc<Door>, request: DeleteRecordsReque
     // Who gives no time at all still wants to know: a log start moves by a commit, and that takes a moment here.
     let limit = timeout(request.timeout_ms).max(DELETE_RECORDS_MIN);
     let mut topics = Vec::with_capacity(request.topics.len());
-    for topic in request.topics {
-        let mut partitions = Vec::with_capacity(topic.partitions.len());
-        for DeleteRecordsPartition { partition, offset } in topic.partitions {
-            partitions.push(match delete_records_of(door, &topic.name, partition, offset, limit).await {
+    for DeleteRecordsTopic { name, partitions } in request.topics {
+        // Side by side: each may take all the time there is.
+        let topic = name.as_str();
+        let done = stream::iter(partitions).map(|DeleteRecordsPartition { partition, offset }| async move {
+            match delete_records_of(door, topic, partition, offset, limit).await {
                 Ok(start) => DeletedRecordsPartition { partition, low_watermark: start, error_code: 0 },
                 Err(error) => DeletedRecordsPartition {
                     partition,
                     error_code: ErrorCode::from(&error).number(),
                     ..Default::default()
                 },
-            });
-        }
-        topics.push(DeletedRecordsTopic { name: topic.name, partitions });
+            }
+        });
+        let partitions = done.buffered(SIDE_BY_SIDE).collect().await;
+        topics.push(DeletedRecordsTopic { name, partitions });
     }
     Response::DeleteRecords(DeleteRecordsResponse { topics, ..Default::default() })
 }

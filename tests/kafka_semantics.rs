@@ -1,0 +1,229 @@
+//! What Kafka's brokers say in the corners that clients rely on: offsets of who is no member, what is named twice, what is only to be
+//! checked, topics by id, and partitions that cannot answer beside some that can.
+
+use std::time::Duration;
+
+use pontoon::kafka::messages::*;
+use tokio::time::timeout;
+
+use crate::kafka_hostile::{Client, batch};
+use crate::support::Cluster;
+
+/// Kafka's numbers of what is said here.
+const UNKNOWN_TOPIC_OR_PARTITION: i16 = 3;
+const OFFSET_METADATA_TOO_LARGE: i16 = 12;
+const ILLEGAL_GENERATION: i16 = 22;
+const INVALID_PARTITIONS: i16 = 37;
+const INVALID_REQUEST: i16 = 42;
+const UNKNOWN_TOPIC_ID: i16 = 100;
+const TOPIC: i8 = 2;
+
+macro_rules! answer {
+    ($client:expr, $version:expr, $kind:ident($request:expr)) => {{
+        let Response::$kind(answer) = $client.call(Request::$kind($request), $version).await else { panic!() };
+        answer
+    }};
+}
+
+/// Asks until a broker coordinates groups.
+async fn coordinated(client: &mut Client) {
+    loop {
+        let request = FindCoordinatorRequest { key: "g".into(), ..Default::default() };
+        if answer!(client, 3, FindCoordinator(request)).error_code == 0 {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn offsets_of_readers_by_assignment_are_taken_whatever_they_call_themselves() {
+    let cluster = Cluster::start(1).await;
+    cluster.create_topic(1, "t", 2).await;
+    let mut client = Client::connect_to(&cluster, 1).await;
+    coordinated(&mut client).await;
+    let of = |partition, metadata: &str| OffsetCommitPartition {
+        partition,
+        offset: 7,
+        metadata: Some(metadata.into()),
+        ..Default::default()
+    };
+    let commit = |instance: Option<&str>, generation, partitions| OffsetCommitRequest {
+        group_id: "g".into(),
+        generation_id: generation,
+        group_instance_id: instance.map(str::to_owned),
+        topics: vec![OffsetCommitTopic { name: "t".into(), partitions }],
+        ..Default::default()
+    };
+    let mut codes = Vec::new();
+    for request in [
+        commit(None, 3, vec![of(0, "")]),
+        commit(Some("me"), -1, vec![of(0, "")]),
+        commit(None, -1, vec![of(0, "kept"), of(1, &"m".repeat(5000))]),
+    ] {
+        // The groups' partition may just be loaded.
+        let answered = loop {
+            let answered = answer!(client, 7, OffsetCommit(request.clone()));
+            match answered.topics[0].partitions[0].error_code {
+                14 | 16 => tokio::time::sleep(Duration::from_millis(50)).await,
+                _ => break answered,
+            }
+        };
+        codes.push(answered.topics[0].partitions.iter().map(|partition| partition.error_code).collect::<Vec<_>>());
+    }
+    assert_eq!(codes, [vec![ILLEGAL_GENERATION], vec![0], vec![0, OFFSET_METADATA_TOO_LARGE]]);
+    let topics = Some(vec![OffsetFetchTopic { name: "t".into(), partitions: vec![0, 1] }]);
+    let request = OffsetFetchRequest { group_id: "g".into(), topics, ..Default::default() };
+    let fetched = answer!(client, 7, OffsetFetch(request));
+    let fetched: Vec<_> =
+        fetched.topics[0].partitions.iter().map(|found| (found.offset, found.metadata.as_deref())).collect();
+    assert_eq!(fetched, [(7, Some("kept")), (-1, Some(""))]);
+    let gone = |topic: &str, partition| {
+        let partitions = vec![OffsetDeletePartition { partition }];
+        OffsetDeleteRequest { group_id: "g".into(), topics: vec![OffsetDeleteTopic { name: topic.into(), partitions }] }
+    };
+    for (topic, partition, expected) in
+        [("t", 0, 0), ("t", 2, 3), ("t", -1, 3), ("nowhere", 0, UNKNOWN_TOPIC_OR_PARTITION)]
+    {
+        let deleted = answer!(client, 0, OffsetDelete(gone(topic, partition)));
+        assert_eq!(deleted.topics[0].partitions[0].error_code, expected, "{topic} {partition}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_request_names_twice_is_not_done() {
+    let cluster = Cluster::start(1).await;
+    cluster.create_topic(1, "t", 1).await;
+    let mut client = Client::connect_to(&cluster, 1).await;
+    assert_eq!(client.produce(0, batch(b"x".to_vec())).await, (0, 0));
+    let by_time = |timestamp| ListOffsetsPartition { timestamp, ..Default::default() };
+    let list = |partitions| ListOffsetsRequest {
+        topics: vec![ListOffsetsTopic { name: "t".into(), partitions }],
+        ..Default::default()
+    };
+    let listed = answer!(client, 7, ListOffsets(list(vec![by_time(-1)])));
+    assert_eq!(listed.topics[0].partitions[0].offset, 1);
+    let listed = answer!(client, 7, ListOffsets(list(vec![by_time(0), by_time(-3)])));
+    assert!(listed.topics[0].partitions.iter().all(|found| found.error_code == INVALID_REQUEST), "{listed:?}");
+
+    let more = |name: &str, count| MorePartitions { name: name.into(), count, assignments: None };
+    let grow = |topics| CreatePartitionsRequest { topics, timeout_ms: 30_000, validate_only: true };
+    for (topics, expected) in [
+        (vec![more("t", 2)], 0),
+        (vec![more("t", 1)], INVALID_PARTITIONS),
+        (vec![more("t", 1_000_000)], INVALID_PARTITIONS),
+        (vec![more("t", -1)], INVALID_PARTITIONS),
+        (vec![more("t", 2), more("t", 3)], INVALID_REQUEST),
+        (vec![more("nowhere", 2)], UNKNOWN_TOPIC_OR_PARTITION),
+    ] {
+        let grown = answer!(client, 1, CreatePartitions(grow(topics.clone())));
+        assert!(grown.results.iter().all(|result| result.error_code == expected), "{topics:?}: {grown:?}");
+    }
+
+    let change = |value: Option<&str>| ConfigChange {
+        name: "retention.ms".into(),
+        operation: 0,
+        value: value.map(str::to_owned),
+    };
+    let of = |configs| IncrementalResource { resource_type: TOPIC, resource_name: "t".into(), configs };
+    for resources in [
+        vec![of(vec![change(Some("1000")), change(Some("2000"))])],
+        vec![of(vec![change(Some("1000"))]), of(vec![change(Some("2000"))])],
+        vec![of(vec![change(None)])],
+    ] {
+        let request = IncrementalAlterConfigsRequest { resources: resources.clone(), validate_only: false };
+        let altered = answer!(client, 1, IncrementalAlterConfigs(request));
+        assert!(altered.responses.iter().all(|one| one.error_code == INVALID_REQUEST), "{resources:?}: {altered:?}");
+    }
+    let describe = |configuration_keys| DescribeConfigsRequest {
+        resources: vec![DescribeConfigsResource {
+            resource_type: TOPIC,
+            resource_name: "t".into(),
+            configuration_keys,
+        }],
+        ..Default::default()
+    };
+    let all = answer!(client, 4, DescribeConfigs(describe(None))).results.remove(0).configs;
+    assert!(all.iter().any(|config| config.name == "retention.ms" && config.value.as_deref() != Some("1000")));
+    assert_eq!(answer!(client, 4, DescribeConfigs(describe(Some(Vec::new())))).results.remove(0).configs, all);
+    let one = answer!(client, 4, DescribeConfigs(describe(Some(vec!["retention.ms".into()]))));
+    assert_eq!(one.results[0].configs.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn topics_are_deleted_and_asked_for_by_id() {
+    let cluster = Cluster::start(1).await;
+    cluster.create_topic(1, "t", 1).await;
+    let mut client = Client::connect_to(&cluster, 1).await;
+    let by_name = MetadataTopicName { name: Some("t".into()), ..Default::default() };
+    let named = MetadataRequest { topics: Some(vec![by_name]), ..Default::default() };
+    let topic_id = answer!(client, 12, Metadata(named)).topics.remove(0).topic_id;
+    let delete = || DeleteTopicsRequest {
+        topics: vec![DeletableTopic { name: None, topic_id }],
+        timeout_ms: 30_000,
+        ..Default::default()
+    };
+    let deleted = answer!(client, 6, DeleteTopics(delete())).topics.remove(0);
+    assert_eq!((deleted.error_code, deleted.name.as_deref()), (0, Some("t")));
+    // Another topic under that name is none of its business.
+    cluster.create_topic(1, "t", 1).await;
+    let again = answer!(client, 6, DeleteTopics(delete())).topics.remove(0);
+    assert_eq!((again.error_code, again.topic_id), (UNKNOWN_TOPIC_ID, topic_id));
+    assert_eq!(cluster.get(1, "/v1/topics/t").await.0, 200);
+    // Before version 12 a topic always has a name.
+    for (version, name) in [(10, Some("")), (12, None)] {
+        let topics = Some(vec![MetadataTopicName { name: None, topic_id }]);
+        let request = MetadataRequest { topics, ..Default::default() };
+        let found = answer!(client, version, Metadata(request)).topics.remove(0);
+        assert_eq!((found.error_code, found.name.as_deref()), (UNKNOWN_TOPIC_ID, name), "version {version}");
+    }
+}
+
+/// A leader that has lost its majority takes seconds to say so of a partition. Of many it must not take minutes: clients wait half of one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn partitions_without_a_majority_are_told_of_side_by_side() {
+    const PARTITIONS: i32 = 24;
+    let mut cluster = Cluster::start(3).await;
+    cluster.create_topic(1, "t", 3 * PARTITIONS as u32).await;
+    let mut led = Vec::new();
+    for partition in 0..3 * PARTITIONS {
+        if cluster.leader(1, "t", partition as u32).await == 1 {
+            led.push(partition);
+        }
+    }
+    cluster.kill(2);
+    cluster.kill(3);
+    let mut client = Client::connect_to(&cluster, 1).await;
+    let of = |partition| LeaderEpochPartition { partition, leader_epoch: 1, ..Default::default() };
+    let topics = vec![LeaderEpochTopic { topic: "t".into(), partitions: led.iter().copied().map(of).collect() }];
+    let epochs = Request::OffsetForLeaderEpoch(OffsetForLeaderEpochRequest { topics, ..Default::default() });
+    let ahead = |partition| FetchPartition { partition, fetch_offset: 9, ..Default::default() };
+    let topics = vec![FetchTopic {
+        topic: "t".into(),
+        partitions: led.iter().copied().map(ahead).collect(),
+        ..Default::default()
+    }];
+    let fetch = Request::Fetch(FetchRequest {
+        max_wait_ms: 500,
+        min_bytes: 1,
+        max_bytes: 1 << 20,
+        topics,
+        ..Default::default()
+    });
+    let delete = |partition| DeleteRecordsPartition { partition, offset: 0 };
+    let topics = vec![DeleteRecordsTopic { name: "t".into(), partitions: led.iter().copied().map(delete).collect() }];
+    let delete = Request::DeleteRecords(DeleteRecordsRequest { topics, timeout_ms: 5000 });
+    for (request, version) in [(epochs, 3), (fetch, 11), (delete, 2)] {
+        let answered = timeout(Duration::from_secs(30), client.call(request.clone(), version)).await;
+        let codes: Vec<i16> = match answered.expect("an answer before clients give up") {
+            Response::OffsetForLeaderEpoch(found) => {
+                found.topics[0].partitions.iter().map(|one| one.error_code).collect()
+            }
+            Response::Fetch(found) => found.topics[0].partitions.iter().map(|one| one.error_code).collect(),
+            Response::DeleteRecords(found) => found.topics[0].partitions.iter().map(|one| one.error_code).collect(),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(codes.len(), led.len());
+        assert!(codes.iter().all(|code| *code != 0), "{request:?}: {codes:?}");
+    }
+}
