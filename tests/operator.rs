@@ -9,7 +9,7 @@ use reqwest::StatusCode;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-use crate::support::{Cluster, PATIENCE, client, free_ports, free_ports_in_a_row, pontoon, run};
+use crate::support::{Cluster, PATIENCE, client, free_ports, free_ports_in_a_row, pontoon, read, run};
 
 /// A process that does not outlive its test.
 struct Killed(Child);
@@ -120,9 +120,11 @@ async fn a_large_raw_fetch_is_passed_on_whole() {
 async fn a_lagging_replica_is_told_with_its_lag_and_the_reason() {
     let mut cluster = Cluster::start(3).await;
     cluster.create_topic(1, "t", 1).await;
-    cluster.kill(3);
+    let leader = cluster.leader(1, "t", 0).await;
+    let dead = leader % 3 + 1;
+    cluster.kill(dead);
     for at in 0..3 {
-        cluster.produce_text(1, "t", 0, &format!("{at}{}", "x".repeat(500_000))).await;
+        cluster.produce_text(leader, "t", 0, &format!("{at}{}", "x".repeat(500_000))).await;
     }
     let servers = cluster.servers();
     let deadline = Instant::now() + PATIENCE;
@@ -131,7 +133,7 @@ async fn a_lagging_replica_is_told_with_its_lag_and_the_reason() {
         let shown: Value = serde_json::from_slice(&shown.stdout).unwrap();
         let lagging = &shown["topics"][0]["partitions"][0]["lagging"][0];
         let told = lagging["bytes"].as_u64().is_some_and(|bytes| (1_500_000..2_000_000).contains(&bytes));
-        if told && lagging["reason"] == "dead" && lagging["broker"] == 3 && lagging["records"] == 3 {
+        if told && lagging["reason"] == "dead" && lagging["broker"] == dead && lagging["records"] == 3 {
             break;
         }
         assert!(Instant::now() < deadline, "{shown}");
@@ -139,12 +141,10 @@ async fn a_lagging_replica_is_told_with_its_lag_and_the_reason() {
     }
     let text = run(&["status", "--server", &servers], b"").await;
     let text = String::from_utf8(text.stdout).unwrap();
-    assert!(text.contains("! broker 3 is dead: nothing answers at"), "{text}");
-    assert!(
-        text.contains("t/0 has 2 of 3 replicas in sync: broker 3 lags 1.4") && text.contains("it is dead"),
-        "{text}"
-    );
-    cluster.restart(3).await;
+    assert!(text.contains(&format!("! broker {dead} is dead: nothing answers at")), "{text}");
+    let lags = format!("t/0 has 2 of 3 replicas in sync: broker {dead} lags 1.4");
+    assert!(text.contains(&lags) && text.contains("it is dead"), "{text}");
+    cluster.restart(dead).await;
     let deadline = Instant::now() + PATIENCE;
     loop {
         let text = run(&["status", "--server", &servers], b"").await;
@@ -154,6 +154,84 @@ async fn a_lagging_replica_is_told_with_its_lag_and_the_reason() {
         assert!(Instant::now() < deadline, "{}", String::from_utf8_lossy(&text.stdout));
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
+}
+
+/// Waits until `status` has these words in it.
+async fn status_tells(servers: &str, words: &str) {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let text = run(&["status", "--server", servers], b"").await;
+        let text = String::from_utf8_lossy(&text.stdout).into_owned();
+        if text.contains(words) {
+            return;
+        }
+        assert!(Instant::now() < deadline, "{words}: {text}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// Of one gauge, as a broker shows it.
+async fn gauge(cluster: &Cluster, id: u32, name: &str) -> f64 {
+    let text = cluster.http.get(format!("{}/metrics", cluster.url(id))).send().await.unwrap().text().await.unwrap();
+    let line = text.lines().find(|line| line.starts_with(&format!("{name}{{"))).unwrap_or_else(|| panic!("{name}"));
+    line.rsplit(' ').next().unwrap().parse().unwrap()
+}
+
+/// Its successor has never heard of it since it leads: that is no lag of everything.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dead_leader_is_not_said_to_lack_the_whole_log() {
+    let mut cluster = Cluster::start(3).await;
+    cluster.create_topic(1, "t", 1).await;
+    let leader = cluster.leader(1, "t", 0).await;
+    cluster.produce_text(leader, "t", 0, &"x".repeat(500_000)).await;
+    cluster.kill(leader);
+    let servers = cluster.servers();
+    let words = format!("broker {leader} has not been heard of since the last election, it is dead");
+    status_tells(&servers, &words).await;
+    for id in (1..=3).filter(|id| *id != leader) {
+        assert_eq!(gauge(&cluster, id, "pontoon_replica_lag_bytes_max").await, 0.0);
+    }
+}
+
+/// The leader is left, and can commit nothing any more: it says so, at once, and appends nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_without_a_majority_refuses_and_is_told_of() {
+    let mut cluster = Cluster::start(3).await;
+    cluster.create_topic(1, "t", 1).await;
+    let (_, shown) = cluster.get(1, "/v1/cluster").await;
+    let controller = shown["controller"].as_u64().unwrap() as u32;
+    let leader = cluster.leader(1, "t", 0).await;
+    cluster.produce_text(leader, "t", 0, "before").await;
+    for id in (1..=3).filter(|id| *id != leader) {
+        cluster.kill(id);
+    }
+    // One that was on its way when they died waits its time.
+    let url = format!("{}/v1/topics/t/partitions/0/records?timeout_ms=1000", cluster.url(leader));
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let request = cluster.http.post(&url).header("content-type", "text/plain").body("x");
+        let (status, answer) = read(request.send().await.unwrap()).await;
+        if (status.as_u16(), &answer["error"], &answer["outcome"])
+            == (503, &Value::from("NOT_ENOUGH_REPLICAS"), &Value::from("none"))
+        {
+            break;
+        }
+        assert!(Instant::now() < deadline, "{status} {answer}");
+    }
+    let (_, fetched) = cluster.get(leader, "/v1/topics/t/partitions/0/records?offset=0").await;
+    assert_eq!(fetched["records"][0]["value"], "before", "what is committed is served on");
+    let address = cluster.address(leader);
+    status_tells(&address, "t/0 takes no writes: only 1 of 3 replicas live").await;
+    status_tells(&address, "there is no controller").await;
+    let deadline = Instant::now() + PATIENCE;
+    while gauge(&cluster, leader, "pontoon_partitions_without_leader").await == 0.0
+        || gauge(&cluster, leader, "pontoon_controller_known").await == 1.0
+    {
+        assert!(Instant::now() < deadline, "broker {leader}, of controller {controller}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    cluster.restart(leader % 3 + 1).await;
+    cluster.produce_text(leader, "t", 0, "after").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -129,10 +129,10 @@ fn is_zero(count: &u32) -> bool {
 pub struct LaggingReplica {
     /// Its broker.
     pub broker: BrokerId,
-    /// Records that it lacks, about.
-    pub records: u64,
+    /// Records that it lacks, about; `None`: its leader has not heard of it since it leads.
+    pub records: Option<u64>,
     /// Bytes that it lacks, about.
-    pub bytes: u64,
+    pub bytes: Option<u64>,
     /// Why.
     pub reason: LagReason,
 }

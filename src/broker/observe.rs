@@ -35,7 +35,7 @@ instruments! {
         gauge lag_records = "pontoon_replica_lag_records_max";
         /// Bytes that the follower furthest behind lacks, of the partitions that this broker leads.
         gauge lag_bytes = "pontoon_replica_lag_bytes_max";
-        /// Partitions of the cluster without a leader, as this broker knows it.
+        /// Partitions of the cluster without a leader, or whose leader has lost its majority, as this broker knows it.
         gauge leaderless = "pontoon_partitions_without_leader";
         /// Partitions that this broker leads with fewer replicas in sync than they should have.
         gauge under_replicated = "pontoon_partitions_under_replicated";
@@ -66,7 +66,7 @@ const OF_PARTITIONS: &[(Instrument, Value)] = &[
     (gauge("pontoon_partition_leader_epoch", "The leader's term."), |of| of.leader_epoch),
     (gauge("pontoon_partition_in_sync", "Replicas that are alive and not behind."), |of| of.in_sync.len() as u64),
     (gauge("pontoon_partition_lag_bytes_max", "Bytes that the replica furthest behind lacks."), |of| {
-        of.lagging.iter().map(|lagging| lagging.bytes).max().unwrap_or(0)
+        of.lagging.iter().filter_map(|lagging| lagging.bytes).max().unwrap_or(0)
     }),
 ];
 
@@ -137,13 +137,15 @@ impl Shared {
         let (mut leads, mut replicas, mut lagging, mut leaderless, mut under) = (0u32, 0u32, 0u32, 0u32, 0u32);
         let (mut records, mut bytes) = (0, 0);
         for partition in topics.iter().flat_map(|topic| &topic.partitions) {
-            leaderless += u32::from(partition.leader.is_none());
+            let alive = partition.replicas.iter().filter(|broker| self.alive(**broker)).count();
+            leaderless += u32::from(partition.leader.is_none() || alive * 2 <= partition.replicas.len());
             if partition.leader == Some(self.broker) {
                 leads += 1;
                 under +=
                     u32::from(partition.in_sync.len() < partition.replicas.len() || partition.replicas_missing > 0);
                 for lagging in &partition.lagging {
-                    (records, bytes) = (records.max(lagging.records), bytes.max(lagging.bytes));
+                    records = records.max(lagging.records.unwrap_or(0));
+                    bytes = bytes.max(lagging.bytes.unwrap_or(0));
                 }
             }
             if partition.replicas.contains(&self.broker) {

@@ -120,7 +120,11 @@ impl Shared {
 
     /// Who leads the catalog and where, as this broker's replica of it knows.
     pub(super) fn known_controller(&self) -> Option<(BrokerId, String)> {
-        let leader = (*self.groups.get(CATALOG_GROUP)?.watch_leader().borrow())?.broker;
+        let group = self.groups.get(CATALOG_GROUP)?;
+        let leader = (*group.watch_leader().borrow())?.broker;
+        if leader == self.broker && !group.may_have_majority() {
+            return None; // It could decide nothing.
+        }
         if leader == self.broker {
             return Some((leader, self.peer_address.clone()));
         }

@@ -75,10 +75,8 @@ pub(super) struct Led {
 pub(super) struct Behind {
     /// Its broker.
     pub(super) broker: BrokerId,
-    /// Records that it lacks, about.
-    pub(super) records: u64,
-    /// Bytes that it lacks, about.
-    pub(super) bytes: u64,
+    /// Records and bytes that it lacks, about; `None`: the leader has not heard of it since it leads.
+    pub(super) lag: Option<(u64, u64)>,
     /// It has taken something within the last few seconds.
     pub(super) moves: bool,
 }
@@ -133,14 +131,20 @@ fn behind(
     hosted: &Hosted,
     status: &GroupStatus,
     in_sync: &[BrokerId],
+    alive: impl Fn(BrokerId) -> bool,
     followers: &mut Followers,
     now: Instant,
 ) -> Vec<Behind> {
     let late = status.members.values().filter(|member| !in_sync.contains(&member.broker));
     let late = late.map(|member| {
-        let lag = hosted.group.log().lag_of(member.matched);
-        let moves = followers.moves((hosted.group.group(), member.broker), member.matched, now);
-        Behind { broker: member.broker, records: lag.records, bytes: lag.bytes, moves }
+        let lag = member.matched.map(|matched| hosted.group.log().lag_of(Some(matched)));
+        let key = (hosted.group.group(), member.broker);
+        let moves = alive(member.broker) && followers.moves(key, member.matched, now);
+        if !alive(member.broker) {
+            // Once it is back it has the time that a new one has.
+            followers.0.remove(&key);
+        }
+        Behind { broker: member.broker, lag: lag.map(|lag| (lag.records, lag.bytes)), moves }
     });
     late.collect()
 }
@@ -197,7 +201,7 @@ impl Shared {
                 seen.insert(group, ends);
             }
             let in_sync = in_sync(&status, self.broker, needed, alive);
-            let behind = behind(&hosted, &status, &in_sync, followers, now);
+            let behind = behind(&hosted, &status, &in_sync, |broker| self.alive(broker), followers, now);
             led.push(Led {
                 group,
                 epoch: leader.term,

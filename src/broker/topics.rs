@@ -481,7 +481,8 @@ impl Shared {
             _ if behind.moves => LagReason::CatchingUp,
             _ => LagReason::Stalled,
         };
-        LaggingReplica { broker: behind.broker, records: behind.records, bytes: behind.bytes, reason }
+        let (records, bytes) = behind.lag.unzip();
+        LaggingReplica { broker: behind.broker, records, bytes, reason }
     }
 
     fn kafka_address_of(&self, broker: BrokerId) -> Option<String> {

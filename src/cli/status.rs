@@ -199,6 +199,13 @@ fn trouble(topic: &str, partition: &PartitionDescription, alive: &BTreeMap<Broke
         };
         return Some(format!("{name} has no leader: {why}"));
     }
+    if up.len() * 2 <= partition.replicas.len() {
+        let (live, all) = (up.len(), partition.replicas.len());
+        return Some(format!(
+            "{name} takes no writes: only {live} of {all} replicas live; broker(s) {} are needed",
+            list(&down)
+        ));
+    }
     let behind = |id: &&BrokerId| !partition.in_sync.contains(id);
     let mut whys: Vec<String> =
         partition.replicas.iter().filter(behind).map(|id| lag(*id, partition, lives(id))).collect();
@@ -225,9 +232,11 @@ fn lag(broker: BrokerId, partition: &PartitionDescription, lives: bool) -> Strin
         let why = if lives { "has said nothing yet" } else { "is dead" };
         return format!("broker {broker} {why}");
     };
-    let behind = match (lagging.records, lagging.bytes) {
-        (0, 0) => "lacks nothing any more".to_owned(),
-        (records, bytes) => format!("lags {} ({records} records)", HumanBytes(bytes)),
+    let behind = match lagging.records.zip(lagging.bytes) {
+        None => "has not been heard of since the last election".to_owned(),
+        Some((0, 0)) if lagging.reason == LagReason::Dead => "had everything".to_owned(),
+        Some((0, 0)) => "lacks nothing any more".to_owned(),
+        Some((records, bytes)) => format!("lags {} ({records} records)", HumanBytes(bytes)),
     };
     let why = match lagging.reason {
         LagReason::Dead => "it is dead",
@@ -342,13 +351,16 @@ mod tests {
         assert!(seen([true; 3], None, &[]).contains("an election is under way"));
         let minority = seen([true, false, false], None, &[]);
         assert!(minority.contains("only 1 of 3 replicas live; broker(s) 2, 3 are needed"), "{minority}");
+        let led = seen([true, false, false], Some(1), &[1]);
+        assert!(led.contains("takes no writes: only 1 of 3 replicas live; broker(s) 2, 3 are needed"), "{led}");
     }
 
     #[test]
     fn a_lag_is_told_in_bytes_and_records_with_its_reason() {
         let told = |reason, records, bytes| {
             let mut topic = topic(Some(1), &[1, 3]);
-            topic.partitions[0].lagging = vec![LaggingReplica { broker: BrokerId(2), records, bytes, reason }];
+            topic.partitions[0].lagging =
+                vec![LaggingReplica { broker: BrokerId(2), records: Some(records), bytes: Some(bytes), reason }];
             troubles(&cluster([true; 3]), &[topic]).join("\n")
         };
         assert_eq!(

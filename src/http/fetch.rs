@@ -12,10 +12,11 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use pontoon_raft::types::Offset;
 use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::timeout;
 
 use crate::api::fetched::{Framing, RecordsForm, RecordsJson, ValueFormat};
 use crate::api::{self, OffsetsAnswer};
-use crate::error::Code;
+use crate::error::{Code, Error};
 use crate::http::leader::{AtLeader, Passable, Repeat};
 use crate::http::refusal::Refusal;
 use crate::http::request::{Params, Target, accept};
@@ -143,8 +144,10 @@ pub(super) struct OffsetsWork {
 }
 
 impl AtLeader for OffsetsWork {
-    async fn run(&self, partition: &Partition, _left: Duration) -> Result<Response, Refusal> {
-        let offsets = partition.offsets(self.consistency).await?;
+    async fn run(&self, partition: &Partition, left: Duration) -> Result<Response, Refusal> {
+        let offsets = timeout(left, partition.offsets(self.consistency)).await.map_err(|_| {
+            Error::new(Code::NoLeader, "this broker could not confirm that it leads within the timeout")
+        })??;
         let offset = match self.timestamp {
             Some(timestamp) => Some(partition.offset_for_timestamp(timestamp).await?.0),
             None => None,

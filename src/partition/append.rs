@@ -74,6 +74,10 @@ impl<L: ReplicatedLog> Partition<L> {
         if let Some(why) = self.log.beyond_repair() {
             return Err(self.error(Code::CorruptLog, why));
         }
+        // Appended it would wait for brokers to return, its fate unknown; so nothing has happened.
+        if !self.log.may_have_majority() {
+            return Err(self.error(Code::NotEnoughReplicas, "most of its replicas are on brokers that are dead"));
+        }
         let (bytes, max) = (batch.bytes().len(), FRAME_PAYLOAD_BYTES_MAX as usize);
         if bytes > max {
             // Longer than a frame that can be read back: whatever let it come so far, it must not be acknowledged.

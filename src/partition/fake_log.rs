@@ -58,6 +58,7 @@ pub(super) struct State {
     pub flushes: bool,
     unflushed: Vec<(oneshot::Sender<Appended>, Appended)>,
     pub propose_error: Option<ProposeError>,
+    pub majority_dead: bool,
     /// What `await_every` answers; `None`: nothing, ever.
     pub every: Option<Result<(), ProposeError>>,
     pub every_asked: Vec<(u64, u64)>,
@@ -98,6 +99,7 @@ impl FakeLog {
             flushes: true,
             unflushed: Vec::new(),
             propose_error: None,
+            majority_dead: false,
             every: Some(Ok(())),
             every_asked: Vec::new(),
             read_index: Some(Ok(())),
@@ -250,6 +252,10 @@ impl ReplicatedLog for FakeLog {
 
     fn watch_leader(&self) -> watch::Receiver<Option<Leader>> {
         self.0.leader.subscribe()
+    }
+
+    fn may_have_majority(&self) -> bool {
+        !self.get(|state| state.majority_dead)
     }
 
     async fn propose(

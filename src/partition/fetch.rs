@@ -101,6 +101,9 @@ impl<'a, L: ReplicatedLog> Reading<'a, L> {
         let refused = |why: &str| {
             partition.error(Code::NoLeader, format_args!("this broker could not confirm that it leads: {why}"))
         };
+        if !partition.log.may_have_majority() {
+            return Err(refused("most of its replicas are on brokers that are dead"));
+        }
         match timeout(CONFIRM_TIMEOUT, partition.log.read_index()).await {
             Ok(Ok(())) => {}
             Ok(Err(ProposeError::Unknown(why))) => return Err(refused(&why)),

@@ -58,6 +58,11 @@ pub trait ReplicatedLog: Clone + Send + Sync + 'static {
         None
     }
 
+    /// See [`RaftGroup::may_have_majority`].
+    fn may_have_majority(&self) -> bool {
+        true
+    }
+
     /// Oldest readable offset.
     fn log_start_offset(&self) -> Offset;
 
@@ -124,6 +129,10 @@ impl ReplicatedLog for RaftGroup {
 
     fn beyond_repair(&self) -> Option<String> {
         self.beyond_repair()
+    }
+
+    fn may_have_majority(&self) -> bool {
+        self.may_have_majority()
     }
 
     fn log_start_offset(&self) -> Offset {

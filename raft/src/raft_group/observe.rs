@@ -1,13 +1,16 @@
 //! Leadership as this replica sees it, derived from openraft's metrics when they change: nothing polls.
 
+use std::collections::BTreeSet;
+use std::sync::atomic::Ordering;
+
 use openraft::async_runtime::WatchReceiver;
 use openraft::{RaftMetrics, ServerState};
-use std::sync::atomic::Ordering;
 use tokio::sync::watch;
 
 use super::{GroupStatus, Leader, Member, RaftGroup};
 use crate::elections::choice::Evidence;
-use crate::types::{BrokerId, ReplicaId, TypeConfig};
+use crate::transport::Liveness;
+use crate::types::{BrokerId, Membership, ReplicaId, TypeConfig};
 
 type Metrics = RaftMetrics<TypeConfig>;
 
@@ -128,6 +131,23 @@ impl RaftGroup {
             )
         };
         self.is_only_voter().then(why)
+    }
+
+    /// Whether a majority of the voters may be alive, by what the detector says: nothing can be committed without.
+    pub fn may_have_majority(&self) -> bool {
+        let transport = &self.inner.transport;
+        let lives = |replica: &ReplicaId, membership: &Membership| {
+            let home = membership.get_node(replica).map(|home| home.broker);
+            home.is_some_and(|home| home == transport.broker() || transport.liveness(home) != Liveness::Dead)
+        };
+        let raft = self.raft();
+        let metrics = raft.metrics();
+        let now = metrics.borrow_watched();
+        let membership = now.membership_config.membership();
+        let majority = |voters: &BTreeSet<ReplicaId>| {
+            voters.iter().filter(|replica| lives(replica, membership)).count() * 2 > voters.len()
+        };
+        membership.get_joint_config().iter().all(majority)
     }
 
     /// Whether no other replica votes.

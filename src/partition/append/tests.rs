@@ -164,6 +164,20 @@ async fn no_answer_within_the_timeout_is_unknown_and_is_not_sent_again() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn without_a_majority_nothing_is_appended() {
+    let log = FakeLog::new();
+    log.set(|state| state.majority_dead = true);
+    let partition = log.partition();
+    for acks in [Acks::All, Acks::Every, Acks::Leader, Acks::None] {
+        let result = partition.produce(batch(&[1], None), acks, None, SECOND).await;
+        assert_eq!(refused(result), (Code::NotEnoughReplicas, WriteOutcome::None), "{acks:?}");
+    }
+    assert_eq!(log.appended(), 0);
+    log.set(|state| state.majority_dead = false);
+    partition.produce(batch(&[1], None), Acks::All, None, SECOND).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_refused_proposal_has_outcome_none_and_a_lost_one_unknown() {
     let log = FakeLog::new();
     let partition = log.partition();

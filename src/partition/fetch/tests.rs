@@ -157,6 +157,15 @@ async fn an_end_that_cannot_be_confirmed_is_not_claimed() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn nobody_is_asked_for_a_confirmation_when_most_are_dead() {
+    let log = log();
+    log.set(|state| state.majority_dead = true);
+    let error = log.partition().offsets(Consistency::Linearizable).await.unwrap_err();
+    assert_eq!((error.code, log.read_indexes()), (Code::NoLeader, 0));
+    assert!(log.partition().fetch(at(6)).await.is_ok(), "what is committed is served on");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_long_poll_wakes_when_records_are_committed() {
     let log = log();
     let partition = log.partition();
