@@ -9,6 +9,7 @@ import os
 import pathlib
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -338,6 +339,8 @@ def report(everything):
 
 
 def main():
+    # So that what was started is ended, too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     binary, work, wanted = pathlib.Path(sys.argv[1]).absolute(), pathlib.Path(sys.argv[2]), sys.argv[3:]
     work.mkdir(parents=True, exist_ok=True)
     known = tomllib.loads((HERE / "conformance.toml").read_text())

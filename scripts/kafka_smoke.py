@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -517,6 +518,8 @@ SCENARIOS = [admin, codecs, times, crossing, auto_create, aiokafka, kcat, kafkaj
 
 
 def main():
+    # So that what was started is ended, too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     cluster, passed, failed, skipped = Cluster(sys.argv[1], ["auto.create.topics.enable=true", "num.partitions=4"]), 0, 0, 0
     wanted = sys.argv[2:]
     try:
