@@ -46,6 +46,17 @@ impl Head {
         Ok(Self { last: base.last, next_offset: base.next_offset, append_state, memberships })
     }
 
+    /// A base names one membership, which may not be committed. `known` are the last two of a log that this is a prefix of, or was:
+    /// if they tell which one came before the base's, that is remembered too. Else a restart would take the base's for
+    /// committed, and could never go back to the one before it.
+    pub(crate) fn recall(&mut self, known: &[StoredMembership]) {
+        if let ([own], [_, newer]) = (self.memberships.as_slice(), known)
+            && own == newer
+        {
+            self.memberships = known.to_vec();
+        }
+    }
+
     /// What a base or a snapshot taken here holds.
     pub(crate) fn base(&self) -> Base {
         Base {

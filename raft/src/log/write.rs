@@ -65,7 +65,6 @@ impl Log {
                 return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
             }
         }
-        #[allow(unused_mut)] // Only a simulation's mistake changes it.
         let (mut head, cut) = self.head_at(last.map(|last| last.index)).await.map_err(io::Error::other)?;
         self.persist_base_at_start(head.base()).await?;
         let mut state = self.state.lock();
@@ -75,6 +74,7 @@ impl Log {
             std::mem::swap(&mut head.append_state, &mut state.head.append_state);
         }
         tracing::debug!(group = %self.group, ?last, end = ?state.head.last, "truncated");
+        head.recall(&state.head.memberships);
         state.head = head;
         state.roll = true;
         state.generation += 1;

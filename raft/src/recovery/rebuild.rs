@@ -20,7 +20,7 @@ use crate::log::segment::{FrameStream, Segment, SegmentFile, stem};
 use crate::log::state::{LogState, SnapshotRef, restore_segment};
 use crate::log::tail::Tail;
 use crate::payload::{Application, SnapshotAt};
-use crate::types::LogId;
+use crate::types::{LogId, StoredMembership};
 
 const CHUNK_BYTES: usize = 256 << 10;
 
@@ -89,7 +89,8 @@ impl Rebuild {
         let (at, base) = self.base_to_begin_with().await?;
         let before = self.plan.segments[..at].iter().filter_map(|segment| segment.known.as_ref());
         self.segments = before.map(|known| restore_segment(known, self.interval, |name| self.file(name))).collect();
-        let head = Head::from_base(&*self.application, &base).map_err(|error| format!("append state: {error}"))?;
+        let mut head = Head::from_base(&*self.application, &base).map_err(|error| format!("append state: {error}"))?;
+        head.recall(&self.memberships_of_checkpoint()?);
         self.head = Some(head);
         for at in at..self.plan.segments.len() {
             self.fold_known(at).await?;
@@ -163,9 +164,14 @@ impl Rebuild {
         }
         let saved = self.plan.state.as_ref().map(|state| state.append_state.as_slice());
         let append_state = self.application.append_state(saved).map_err(|error| format!("append state: {error}"))?;
-        let memberships = state.memberships.iter().cloned().map(Some).map(membership_from_repr);
-        let memberships = memberships.collect::<Result<_, _>>().map_err(|why| format!("membership: {why}"))?;
+        let memberships = self.memberships_of_checkpoint()?;
         Ok(Some(Head { last, next_offset: state.next_offset, append_state, memberships }))
+    }
+
+    fn memberships_of_checkpoint(&self) -> Result<Vec<StoredMembership>, String> {
+        let known = self.plan.state.iter().flat_map(|state| state.memberships.iter().cloned());
+        let memberships = known.map(Some).map(membership_from_repr);
+        memberships.collect::<Result<_, _>>().map_err(|why| format!("membership: {why}"))
     }
 
     /// The base nearest below everything that has to be folded, and the segment it stands before.

@@ -1,5 +1,7 @@
 //! Appending, truncating, purging, installing.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use openraft::storage::{RaftLogReader, RaftLogStorage};
 
 use super::*;
@@ -8,6 +10,7 @@ use crate::journal::SegmentName;
 use crate::log::index::SparseIndex;
 use crate::log::segment;
 use crate::log_store::LogStore;
+use crate::types::{Membership, ReplicaHome};
 
 fn stored(index: u64, base_offset: u64, payload: &[u8]) -> Frame {
     let header = FrameHeader {
@@ -142,6 +145,37 @@ async fn operations_complete_in_the_order_they_were_asked_for() {
     // The vote is durable, so everything before it is (RULES.md J5).
     assert_eq!(*order.lock(), [0, 1, 2, 3, 4, 5]);
     assert_eq!(indexes(&log).await, [0, 1, 2, 3, 4, 5]);
+}
+
+/// A base names the last membership before its segment only. If that one is not committed yet, the group may still go back to the one
+/// before it: a replica that takes it for committed would vote by a membership that never was.
+#[tokio::test(start_paused = true)]
+async fn a_truncation_forgets_no_membership_that_may_yet_come_back() {
+    let membership = |voters: &[u64]| {
+        let voters: BTreeSet<ReplicaId> = voters.iter().copied().map(ReplicaId).collect();
+        let nodes = voters.iter().map(|id| (*id, ReplicaHome { broker: BrokerId(1) })).collect::<BTreeMap<_, _>>();
+        Membership::new(vec![voters], nodes).unwrap()
+    };
+    let voters = |log: &Log, index| log.membership_at(Some(index)).membership().voter_ids().count();
+    for cut in [6, 7, 12, 18] {
+        let (disk, store, log) = fresh(small()).await;
+        append(&log, vec![NewEntry::Membership(log_id(1, 0), membership(&[40]))]).await.unwrap();
+        fill(&log, 1, 5, 300).await;
+        append(&log, vec![NewEntry::Membership(log_id(1, 6), membership(&[40, 41, 42]))]).await.unwrap();
+        fill(&log, 1, 14, 300).await;
+        rest().await;
+        store.checkpoint().await.unwrap();
+        assert!(log.segments().iter().filter(|segment| segment.first_index > 6).count() > 1);
+        log.truncate_after(Some(log_id(1, cut))).await.unwrap();
+        assert_eq!((voters(&log, 5), voters(&log, 6)), (1, 3), "truncated after {cut}");
+        fill(&log, 2, 1, 300).await;
+        let store = open(&disk.crash(), small(), SnapshotAt::Boundary).await;
+        let log = store.replicas()[0].log.clone();
+        assert_eq!(log.last_log_id(), Some(log_id(2, cut + 1)));
+        assert_eq!((voters(&log, 5), voters(&log, 6)), (1, 3), "truncated after {cut}, and opened again");
+        log.truncate_after(Some(log_id(1, 5))).await.unwrap();
+        assert_eq!((voters(&log, 5), voters(&log, 6)), (1, 1), "back before it, after {cut}");
+    }
 }
 
 #[tokio::test(start_paused = true)]
