@@ -15,14 +15,21 @@ use crate::log::segment;
 pub(super) enum Trouble {
     /// Its files are not what was acknowledged: it is given up, for good.
     Corrupt(String),
-    /// They could not be read just now (too many open files, say): the directory is not opened this time.
-    Unread(PathBuf, io::Error),
+    /// They could not be read just now.
+    Unread(Unread),
+}
+
+/// A file that could not be read just now (too many open files, say): the directory is not opened this time.
+#[derive(Debug)]
+pub(super) struct Unread {
+    path: PathBuf,
+    error: io::Error,
 }
 
 impl Trouble {
     pub(super) fn reading(path: &Path, error: ReadError) -> Self {
         match error {
-            ReadError::Io(error) if is_passing(&error) => Self::Unread(path.to_owned(), error),
+            ReadError::Io(error) if is_passing(&error) => Self::Unread(Unread { path: path.to_owned(), error }),
             ReadError::Io(error) => Self::Corrupt(format!("{}: {error}", path.display())),
             // It names the file.
             error => Self::Corrupt(error.to_string()),
@@ -30,11 +37,23 @@ impl Trouble {
     }
 
     /// What is wrong with the files, if that is it.
-    pub(super) fn corrupt(self) -> Result<String, Self> {
+    pub(super) fn corrupt(self) -> Result<String, Unread> {
         match self {
             Self::Corrupt(why) => Ok(why),
-            unread => Err(unread),
+            Self::Unread(unread) => Err(unread),
         }
+    }
+}
+
+impl From<Unread> for Trouble {
+    fn from(unread: Unread) -> Self {
+        Self::Unread(unread)
+    }
+}
+
+impl From<Unread> for OpenError {
+    fn from(Unread { path, error }: Unread) -> Self {
+        Self::Io { path, error }
     }
 }
 

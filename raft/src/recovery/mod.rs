@@ -248,7 +248,7 @@ async fn take(rebuilds: &mut BTreeMap<ReplicaKey, Rebuild>, mut batch: Batch) ->
     stream::iter(work)
         .try_for_each_concurrent(CONCURRENT, |(rebuild, records)| async move {
             for (lsn, op) in records {
-                rebuild.take(lsn, op).await.map_err(|(path, error)| OpenError::Io { path, error })?;
+                rebuild.take(lsn, op).await?;
             }
             Ok(())
         })

@@ -1,6 +1,5 @@
 //! The second pass: the frames of one replica's final log, folded in order into its state, and written where they belong.
 
-use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -66,10 +65,8 @@ impl Rebuild {
             rotten: Vec::new(),
             corrupt: None,
         };
-        match rebuild.prepare().await {
-            Ok(()) => {}
-            Err(Trouble::Corrupt(why)) => rebuild.give_up(why),
-            Err(Trouble::Unread(path, error)) => return Err(OpenError::Io { path, error }),
+        if let Err(trouble) = rebuild.prepare().await {
+            rebuild.give_up(trouble.corrupt()?);
         }
         Ok(rebuild)
     }
@@ -231,7 +228,7 @@ impl Rebuild {
     }
 
     /// Takes the next record of this replica. Only an error that will pass, or one of writing, is one here.
-    pub(super) async fn take(&mut self, lsn: Lsn, op: RecoveredOp) -> Result<(), (PathBuf, io::Error)> {
+    pub(super) async fn take(&mut self, lsn: Lsn, op: RecoveredOp) -> Result<(), OpenError> {
         let (RecoveredOp::Append { extent, .. } | RecoveredOp::Bypass { extent, .. }) = op else { return Ok(()) };
         let find = |segment: &SegmentPlan| (segment.name == extent.segment).then(|| segment.records.get(&lsn).copied());
         let Some(to) = self.plan.segments.iter().find_map(find).flatten() else { return Ok(()) };
@@ -239,23 +236,21 @@ impl Rebuild {
             Some(segment) if segment.name() == extent.segment => segment.file.clone(),
             _ => self.file(extent.segment),
         };
+        let failed = |error| OpenError::Io { path: file.path().to_owned(), error };
         let result = match op {
             RecoveredOp::Append { frames, .. } => {
                 let (kept, result) = self.fold_run(&file, &frames, to);
                 // Of a replica that is given up too: what was acknowledged must not go with the journal.
                 let kept = if result.is_err() { frames } else { frames.slice(..kept) };
-                file.write(extent.position, vec![kept]).await.map_err(|error| (file.path().to_owned(), error))?;
+                file.write(extent.position, vec![kept]).await.map_err(failed)?;
                 result.map_err(Trouble::Corrupt)
             }
             _ => self.fold_extent(&file, extent, to).await,
         };
         if let Err(trouble) = result {
-            let why = match trouble {
-                Trouble::Corrupt(why) => why,
-                Trouble::Unread(path, error) => return Err((path, error)),
-            };
+            let why = trouble.corrupt()?;
             // A file that was only just written is not to be closed before its sync.
-            file.sync().await.map_err(|error| (file.path().to_owned(), error))?;
+            file.sync().await.map_err(failed)?;
             self.give_up(format!("journal record {}: {why}", lsn.0));
         }
         Ok(())
@@ -328,8 +323,8 @@ impl Rebuild {
                 rotten.retain(|(name, _)| state.segments.iter().any(|segment| segment.name() == *name));
                 Ok(RecoveredReplica { key, dir: folder.dir, application, state, rotten, leftovers, cuts })
             }
-            Err(Trouble::Unread(path, error)) => return Err(OpenError::Io { path, error }),
-            Err(Trouble::Corrupt(why)) => {
+            Err(trouble) => {
+                let why = trouble.corrupt()?;
                 let (group, replica) = self.key;
                 tracing::error!(%group, %replica, why, "the replica is not opened");
                 self.sync_segments().await?;
