@@ -6,7 +6,6 @@
 //! makes it needless. Whatever is left stands among the [`Findings`], for a person.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
@@ -16,6 +15,7 @@ use parking_lot::Mutex;
 use crate::checkpoint::CHECKPOINT_FILE;
 use crate::disk::is_rot;
 use crate::inspect::{FileKind, inspect_slowly};
+use crate::journal::Lsn;
 use crate::log::Log;
 use crate::log::segment;
 use crate::store::Store;
@@ -89,7 +89,7 @@ async fn round(store: &Weak<Store>, rate: u64) {
         // What is rotten it has noted.
         let _ = log.verify_slowly(rate).await;
         for path in log.side_files() {
-            let wrong = check(&log.context().disk, &path, rate).await;
+            let wrong = check(&log.context().disk, &path, rate, None).await;
             let wrong = match wrong {
                 Some(why) => mend(&log, &path).await.err().map(|error| format!("{why}; {error}")),
                 None => None,
@@ -99,17 +99,21 @@ async fn round(store: &Weak<Store>, rate: u64) {
             looked.insert(path);
         }
     }
-    let Some((disk, root)) = store.upgrade().map(|store| (store.context().disk.clone(), store.path().to_owned()))
-    else {
+    let Some((disk, files)) = store.upgrade().map(|store| (store.context().disk.clone(), shared_files(&store))) else {
         return;
     };
-    let Ok(files) = shared_files(&*disk, &root).await else { return };
-    for path in files {
-        let mut wrong = check(&disk, &path, rate).await;
+    for path in files.into_keys() {
+        // Looked up again: most of it may have been written since this round began.
+        let Some(until) = store.upgrade().map(|store| shared_files(&store).remove(&path)) else { return };
+        let Some(until) = until else { continue };
+        let mut wrong = check(&disk, &path, rate, until).await;
         let Some(store) = store.upgrade() else { return };
         if wrong.is_some() && store.checkpoint_anew().await.is_ok() {
             // Taken from memory: what it replaces, or makes needless, does not matter any more.
-            wrong = check(&disk, &path, 0).await;
+            wrong = match shared_files(&store).remove(&path) {
+                Some(until) => check(&disk, &path, 0, until).await,
+                None => None,
+            };
         }
         store.scrubbed().note(&path, wrong);
         looked.insert(path);
@@ -119,9 +123,9 @@ async fn round(store: &Weak<Store>, rate: u64) {
 }
 
 /// What is wrong with a file, if something is. One that is gone was replaced meanwhile.
-async fn check(disk: &Arc<dyn crate::disk::Disk>, path: &Path, rate: u64) -> Option<String> {
+async fn check(disk: &Arc<dyn crate::disk::Disk>, path: &Path, rate: u64, until: Option<Lsn>) -> Option<String> {
     let mut pass = |_: crate::inspect::Item| Ok(());
-    let report = match inspect_slowly(&**disk, path, rate, &mut pass).await {
+    let report = match inspect_slowly(&**disk, path, rate, until, &mut pass).await {
         Ok(report) => report,
         Err(error) if error.kind() != std::io::ErrorKind::NotFound && is_rot(&error) => return Some(error.to_string()),
         // Gone, or it cannot be read just now.
@@ -147,12 +151,11 @@ async fn mend(log: &Arc<Log>, path: &Path) -> Result<(), String> {
     Ok(())
 }
 
-/// What all replicas rest on: the identity, the checkpoint, the journal.
-async fn shared_files(disk: &dyn crate::disk::Disk, root: &Path) -> io::Result<Vec<PathBuf>> {
-    let mut files = vec![root.join("identity"), root.join(CHECKPOINT_FILE)];
-    let journal = root.join("journal");
-    let entries = disk.read_dir(&journal).await?;
-    files
-        .extend(entries.iter().filter(|entry| entry.name.ends_with(".journal")).map(|entry| journal.join(&entry.name)));
-    Ok(files)
+/// What all replicas rest on: the identity, the checkpoint, the journal. With a journal file that is written to, how far it is to be
+/// judged. One that is only prepared holds nothing, or what it held when it was last used.
+fn shared_files(store: &Store) -> BTreeMap<PathBuf, Option<Lsn>> {
+    let root = store.path();
+    let journal = store.context().journal.durable_files();
+    let journal = journal.into_iter().map(|(name, until)| (root.join("journal").join(name), until));
+    [(root.join("identity"), None), (root.join(CHECKPOINT_FILE), None)].into_iter().chain(journal).collect()
 }

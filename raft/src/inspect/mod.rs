@@ -13,6 +13,7 @@ use bytes::Bytes;
 use serde::{Serialize, Serializer};
 
 use crate::disk::Disk;
+use crate::journal::Lsn;
 use crate::log::segment;
 use crate::types::{GroupId, LogId, ReplicaId, repr};
 
@@ -260,6 +261,9 @@ pub(crate) struct Subject<'a> {
     pub(crate) disk: &'a dyn Disk,
     pub(crate) path: &'a Path,
     pub(crate) window: Window,
+    /// Of a journal file that may be written to meanwhile: it holds everything up to here, durably, and nothing behind that is looked
+    /// at. A read beside a write gives some of what is written, and none of what comes behind it.
+    pub(crate) until: Option<Lsn>,
     pub(crate) report: Report,
     pub(crate) visitor: Visitor<'a>,
 }
@@ -289,21 +293,22 @@ impl Subject<'_> {
 /// Reads a file, shows what is in it, and says whether it is sound. Errors are the visitor's, or the disk's when the file cannot be
 /// opened; bytes that the disk does not give are a problem of the report.
 pub async fn inspect(disk: &dyn Disk, path: &Path, visitor: Visitor<'_>) -> io::Result<Report> {
-    inspect_slowly(disk, path, 0, visitor).await
+    inspect_slowly(disk, path, 0, None, visitor).await
 }
 
-/// [`inspect`], reading no faster than so many bytes per second (0: as fast as it can).
+/// [`inspect`], reading no faster than so many bytes per second (0: as fast as it can). `until`: see [`Subject::until`].
 pub(crate) async fn inspect_slowly(
     disk: &dyn Disk,
     path: &Path,
     bytes_per_second: u64,
+    until: Option<Lsn>,
     visitor: Visitor<'_>,
 ) -> io::Result<Report> {
     let mut window = Window::open(disk, path).await?;
     window.pace(bytes_per_second);
     let kind = recognise(path, &window.at(0, 8).await.unwrap_or_default());
     let report = Report::new(kind, window.len());
-    let mut subject = Subject { disk, path, window, report, visitor };
+    let mut subject = Subject { disk, path, window, until, report, visitor };
     match kind {
         FileKind::Segment => segments::inspect(&mut subject).await?,
         FileKind::Journal => crate::journal::inspect(&mut subject).await?,

@@ -51,6 +51,14 @@ pub(super) struct LiveFile {
     pub(super) file_bytes: u64,
 }
 
+/// The file that the writer writes.
+#[derive(Clone, Debug)]
+pub(super) struct OpenFile {
+    pub(super) name: String,
+    /// No record in it has a smaller LSN.
+    pub(super) first: Lsn,
+}
+
 /// Asks the keeper to take files, oldest first, out of the journal.
 pub(super) struct Retire {
     pub(super) files: Vec<LiveFile>,

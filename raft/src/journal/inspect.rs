@@ -31,7 +31,7 @@ struct Progress {
 pub(crate) async fn inspect(subject: &mut Subject<'_>) -> io::Result<()> {
     let Some(mut progress) = begin(subject).await? else { return Ok(()) };
     let mut position = BLOCK_BYTES as u64;
-    while position < subject.window.len() {
+    while position < subject.window.len() && subject.until.is_none_or(|until| progress.last < until) {
         match round_at(subject, &progress, position).await {
             Ok((header, records)) => {
                 accept(subject, &mut progress, position, &header, records)?;
@@ -219,7 +219,13 @@ fn describe(op: &RecoveredOp, fields: &mut Vec<(&'static str, Value)>) {
 
 async fn conclude(subject: &mut Subject<'_>, progress: Progress) {
     let summary = format!("{} rounds, {} records, up to LSN {}", progress.rounds, progress.records, progress.last.0);
-    if let Some((next, follows)) = next_file(subject).await.filter(|(_, follows)| *follows > progress.last) {
+    if let Some(until) = subject.until {
+        if progress.last < until {
+            let (at, why) = progress.bad.unwrap_or((subject.window.len(), "the file ends".to_owned()));
+            let (from, to) = (progress.last.0 + 1, until.0);
+            subject.report.problem(at, format!("LSN {from} to {to} were durable and cannot be read: {why}"));
+        }
+    } else if let Some((next, follows)) = next_file(subject).await.filter(|(_, follows)| *follows > progress.last) {
         let (at, why) = progress.bad.unwrap_or((subject.window.len(), "the file ends".to_owned()));
         let (from, to) = (progress.last.0 + 1, follows.0);
         subject.report.problem(at, format!("LSN {from} to {to} were durable before {next} and cannot be read: {why}"));

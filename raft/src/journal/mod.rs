@@ -48,8 +48,8 @@ pub use budget::UnwrittenBytes;
 pub(crate) use inspect::inspect;
 pub use reader::{Scan, Scanner, scan};
 
-use files::{At, Current, FileError, Keeper, LiveFile, Prepared, Retire};
-use format::{BLOCK_BYTES, FileHeader, RecordBody, SNAPSHOT_NAME_BYTES_MAX};
+use files::{At, Current, FileError, Keeper, LiveFile, OpenFile, Prepared, Retire};
+use format::{BLOCK_BYTES, FileHeader, RecordBody, SNAPSHOT_NAME_BYTES_MAX, parse_file_name};
 use queue::{Entry, Limits, Queue};
 use writer::{Bypasses, CLOSED, Writer};
 
@@ -242,6 +242,8 @@ struct Shared {
     bytes_written: AtomicU64,
     /// The files the writer is done with, oldest first.
     live: Mutex<Vec<LiveFile>>,
+    /// The one it is not done with. Changed under the lock of `live`.
+    here: Mutex<OpenFile>,
     /// Bytes used of the file the writer writes.
     live_bytes_here: AtomicU64,
     /// When the round in flight was begun.
@@ -314,6 +316,7 @@ impl Journal {
             last: AtomicU64::new(scan.last.0),
             bytes_written: AtomicU64::new(0),
             live: Mutex::new(scan.live),
+            here: Mutex::new(OpenFile { name: current.prepared.name.clone(), first: scan.next }),
             live_bytes_here: AtomicU64::new(current.position),
             round_since: Mutex::new(None),
             instruments: OnceLock::new(),
@@ -403,6 +406,22 @@ impl Journal {
     pub fn live_bytes(&self) -> u64 {
         let done: u64 = self.shared.live.lock().iter().map(|file| file.bytes).sum();
         done + self.shared.live_bytes_here.load(Ordering::Acquire)
+    }
+
+    /// The files that a recovery would read, oldest first. With each the LSN up to which everything in it is durable and will not change;
+    /// `None`: nothing in it will, it is of an earlier opening.
+    pub(crate) fn durable_files(&self) -> Vec<(String, Option<Lsn>)> {
+        let durable = self.durable_lsn();
+        let live = self.shared.live.lock();
+        let here = self.shared.here.lock().clone();
+        let epoch = |name: &str| parse_file_name(name).map(|(epoch, _)| epoch);
+        let own = epoch(&here.name);
+        let until = |file: &LiveFile| (epoch(&file.name) == own).then(|| file.last.min(durable));
+        let mut files: Vec<_> = live.iter().map(|file| (file.name.clone(), until(file))).collect();
+        if here.first <= durable {
+            files.push((here.name, Some(durable)));
+        }
+        files
     }
 
     /// How long the round in flight has been under way; zero if none is. More than a second is reason to hand leadership away

@@ -18,7 +18,7 @@ use futures_util::stream::FuturesUnordered;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::files::{Current, LiveFile, Prepared};
+use super::files::{Current, LiveFile, OpenFile, Prepared};
 use super::format::{BLOCK_BYTES, FileHeader, RecordBody, RoundEncoder, Seed, round_bytes};
 use super::queue::Entry;
 use super::{Done, JournalIdentity, Lsn, Op, Shared, UnwrittenBytes};
@@ -307,7 +307,9 @@ impl Writer {
         };
         let Some(prepared) = prepared else { return Err(Stopped(DROPPED.into())) };
         let old = std::mem::replace(&mut self.current, Current::new(prepared));
-        self.shared.live.lock().push(LiveFile {
+        let mut live = self.shared.live.lock();
+        *self.shared.here.lock() = OpenFile { name: self.current.prepared.name.clone(), first: self.next };
+        live.push(LiveFile {
             name: old.prepared.name,
             last: Lsn(self.next.0 - 1),
             bytes: old.position,

@@ -6,7 +6,7 @@ use futures_util::FutureExt;
 
 use super::*;
 use crate::disk::Disk;
-use crate::disk::sim::{EIO, ENOSPC, Fault, OpKind};
+use crate::disk::sim::{EIO, ENOSPC, Fault, OpKind, TraceEntry};
 use crate::log::base::Base;
 
 #[tokio::test(start_paused = true)]
@@ -490,6 +490,52 @@ async fn the_scrub_makes_anew_what_follows_from_the_rest_and_reports_what_does_n
     assert_eq!(store.scrub_findings(), []);
     let store = open(&disk.crash(), small(), SnapshotAt::Boundary).await;
     assert_eq!(indexes(&store.replicas()[0].log).await.len(), 70);
+}
+
+/// A stretch of the journal that was read before a write lacks what the stretch behind it, read later, builds on.
+#[tokio::test(start_paused = true)]
+async fn the_scrub_does_not_take_what_is_written_beside_it_for_rot() {
+    let config = RaftConfig {
+        journal_file_bytes: 4 << 20,
+        scrub_interval: Duration::from_secs(10),
+        scrub_bytes_per_second: 1 << 20,
+        // None that nobody asks for.
+        checkpoint_interval: Duration::from_secs(3600),
+        ..small()
+    };
+    let (disk, store, log) = fresh(config).await;
+    let mut term = 0;
+    for _ in 0..200 {
+        term += 1;
+        log.save_vote(vote(term, REPLICA, false)).await.unwrap();
+    }
+    // Until it begins, with the first stretch not quite full.
+    tokio::time::sleep(Duration::from_millis(9_990)).await;
+    disk.record_trace();
+    while store.scrub_rounds() == 0 {
+        term += 1;
+        log.save_vote(vote(term, REPLICA, false)).await.unwrap();
+        // More than the scrub reads in that time.
+        tokio::time::sleep(Duration::from_millis(3)).await;
+    }
+    let anew = |entry: &&TraceEntry| entry.kind == OpKind::Rename && entry.path == Path::new("/data/checkpoint");
+    let checkpoints = disk.take_trace().iter().filter(anew).count();
+    assert_eq!((checkpoints, store.scrub_findings()), (0, Vec::new()));
+}
+
+/// After a crash nobody can say whether the last round was durable. While the journal is open, it can.
+#[tokio::test(start_paused = true)]
+async fn the_scrub_finds_rot_in_the_last_round_of_the_journal() {
+    let (disk, store, log) = fresh(small()).await;
+    log.save_vote(vote(1, REPLICA, false)).await.unwrap();
+    rest().await;
+    let files = disk.read_dir(Path::new("/data/journal")).await.unwrap();
+    let journal = files.into_iter().find(|entry| entry.name.ends_with(".journal")).unwrap();
+    let journal = Path::new("/data/journal").join(journal.name);
+    disk.flip_bit(&journal, log.context.journal.live_bytes() - 4096 + 70, 2);
+    tokio::time::sleep(Duration::from_secs(2 * 3600)).await;
+    let findings: Vec<_> = store.scrub_findings().into_iter().map(|(path, _)| path).collect();
+    assert_eq!(findings, [journal]);
 }
 
 #[tokio::test(start_paused = true)]
