@@ -187,8 +187,9 @@ impl Checkpointer {
         let mut lsns = Vec::with_capacity(captured.len());
         for (log, captured) in captured.iter_mut() {
             let (_, never) = tokio::sync::oneshot::channel();
-            let last = log.durable(std::mem::replace(&mut captured.durable, never)).await?;
-            lsns.push(last.max(lsn));
+            let last = log.captured_durable(std::mem::replace(&mut captured.durable, never)).await?;
+            captured.deleted |= last.is_none();
+            lsns.push(last.unwrap_or(lsn).max(lsn));
         }
         self.context.writer.flush().await.map_err(|failed| match failed {
             FlushFailed::Stopped(stopped) => CheckpointFailed::Stopped(stopped),

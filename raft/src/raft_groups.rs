@@ -141,6 +141,9 @@ impl RaftGroups {
     /// and deleted first. One that is hosted already is returned as it is.
     pub async fn create(&self, group: GroupId, replica: ReplicaId) -> Result<RaftGroup, Stopped> {
         let hosted = &self.hosted;
+        if let Some(present) = hosted.get(group).filter(|present| present.replica() != replica) {
+            hosted.give_up_waiting(group, present.replica());
+        }
         let _alone = hosted.lifecycle_of(group).lock().await;
         if let Some(present) = hosted.get(group) {
             if present.replica() == replica {
@@ -165,6 +168,7 @@ impl RaftGroups {
 
     /// Shuts a replica down and deletes its data. One that is not here is no error.
     pub async fn delete(&self, group: GroupId, replica: ReplicaId) -> Result<(), Stopped> {
+        self.hosted.give_up_waiting(group, replica);
         let _alone = self.hosted.lifecycle_of(group).lock().await;
         self.hosted.drop_replica(group, replica).await
     }
@@ -195,6 +199,7 @@ impl RaftGroups {
 
     /// [`Self::delete`], but nothing of it is kept even if it is rotten: nobody wants its group any more.
     pub async fn discard(&self, group: GroupId, replica: ReplicaId) -> Result<(), Stopped> {
+        self.hosted.give_up_waiting(group, replica);
         let _alone = self.hosted.lifecycle_of(group).lock().await;
         self.hosted.end_replica(group, replica).await;
         self.hosted.store.discard(group, replica).await
@@ -347,6 +352,8 @@ impl Hosted {
     pub(crate) async fn restart(&self, group: &RaftGroup) -> Option<Result<(), String>> {
         // Its files must not be deleted under the new core.
         let _alone = self.lifecycle_of(group.group()).lock().await;
+        // First: who closes the group abandons what this start waits for afterwards.
+        group.log().expect_room();
         if group.is_closing() {
             return None;
         }
@@ -374,6 +381,15 @@ impl Hosted {
     async fn drop_replica(&self, group: GroupId, replica: ReplicaId) -> Result<(), Stopped> {
         self.end_replica(group, replica).await;
         self.store.delete(group, replica).await
+    }
+
+    /// A replica is to be deleted: whatever it waits for on a full disk, it does so no longer. Before its lifecycle's lock is taken, for a
+    /// start that waits holds that.
+    fn give_up_waiting(&self, group: GroupId, replica: ReplicaId) {
+        if let Some(running) = self.get(group).filter(|running| running.replica() == replica) {
+            running.close();
+            running.log().abandon_appends();
+        }
     }
 
     /// Ends a replica that is on its way out.

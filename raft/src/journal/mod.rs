@@ -10,7 +10,8 @@
 //! What holds, always:
 //!
 //! - an operation that was told `Ok` is read back by every later scan, whole, until its file is retired;
-//! - within a group, LSNs rise in the order of the submissions, and operations are told in the order of their LSNs;
+//! - within a group, LSNs rise in the order of the submissions, and operations are told in the order of their LSNs; what comes to nothing
+//!   is told so in that order, too;
 //! - at most one round is not yet durable (and, beside it, one Seal);
 //! - after one failed write or sync nothing is ever told `Ok` again.
 
@@ -85,6 +86,12 @@ pub trait ExtentTarget: Send + Sync + 'static {
     /// Runs on the journal's task: whatever blocks belongs to the disk (`write_at`, then `datasync`; the urgent
     /// `write_and_sync` is the journal's own).
     fn write_durably(&self, position: u64, parts: Vec<Bytes>) -> BoxFuture<'_, std::io::Result<()>>;
+
+    /// Asked when that has found no room, or no file: whether nobody minds, because the replica is being deleted. Then this append comes to nothing, with
+    /// all that its replica has submitted before its [`Op::Delete`], which need not wait for any of it.
+    fn is_unwanted(&self) -> bool {
+        false
+    }
 }
 
 /// One operation of one group replica.
@@ -168,7 +175,8 @@ pub enum RecoveredOp {
     Delete,
 }
 
-/// Called once, from the journal's own task, when the operation is durable (with its LSN) or will never be. It may submit, and take
+/// Called once, from the journal's own task, when the operation is durable (with its LSN) or will never be: the journal has stopped, or
+/// the replica is being deleted ([`ExtentTarget::is_unwanted`]). It may submit, and take
 /// the lock that was held at the submission; it must not block. Dropped unheard only if the runtime itself goes away.
 pub type Done = Box<dyn FnOnce(Result<Lsn, Stopped>) + Send>;
 

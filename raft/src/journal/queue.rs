@@ -29,6 +29,10 @@ impl Entry {
         matches!(self.body, RecordBody::Op(Op::Commit(_)))
     }
 
+    fn is_delete(&self) -> bool {
+        matches!(self.body, RecordBody::Op(Op::Delete))
+    }
+
     /// Where a journalled append's frames go.
     fn extent(&self) -> Option<Extent> {
         match self.body {
@@ -95,6 +99,8 @@ pub(super) struct Queue {
     commits: usize,
     /// Submitted after the end; to be told so.
     refused: Vec<Done>,
+    /// Of replicas that are being deleted, in order; to be told so before the next round is taken.
+    dropped: Vec<Done>,
     closed: bool,
 }
 
@@ -126,7 +132,14 @@ impl Queue {
             self.urgent += 1;
         }
         queue.append_bytes += entry.extent().map_or(0, |extent| extent.bytes as usize);
+        let deleted = entry.is_delete().then_some(entry.replica);
         queue.entries.push_back(entry);
+        // Large appends that wait for their turn may wait long: those before them wait for room on the disk, perhaps.
+        let waiting = self.bypass_wanted.iter().position(|wanted| *wanted == group);
+        if let (Some(at), Some(replica)) = (waiting, deleted) {
+            self.bypass_wanted.remove(at);
+            self.drop_replica(group, replica, Vec::new());
+        }
         self.settle(limits, group);
         // The first commit starts the clock of the Seal that will carry it, should nothing else come.
         !is_commit || self.commits == 1
@@ -179,10 +192,37 @@ impl Queue {
         self.settle(limits, group);
     }
 
-    /// What the next round holds, in LSN order; nothing if nothing asks for a round. Appends stay where they are while
-    /// `hold_appends`.
+    /// The segment will not have them: their replica is being deleted.
+    pub(super) fn drop_bypassed(&mut self, limits: &Limits, group: GroupId, entries: Vec<Entry>) {
+        self.bypasses -= 1;
+        if let Some(replica) = entries.first().map(|entry| entry.replica) {
+            self.drop_replica(group, replica, entries);
+        }
+        self.settle(limits, group);
+    }
+
+    /// Drops `entries`, the first of a replica, and all that waits of it but its Delete: behind a hole nothing of it may be on record.
+    fn drop_replica(&mut self, group: GroupId, replica: ReplicaId, entries: Vec<Entry>) {
+        let queue = self.groups.entry(group).or_default();
+        queue.bypassing = false;
+        let unwanted = |entry: &Entry| entry.replica == replica && !entry.is_delete();
+        let waiting = std::mem::take(&mut queue.entries);
+        let (dropped, kept): (Vec<Entry>, Vec<Entry>) = waiting.into_iter().partition(unwanted);
+        queue.append_bytes = kept.iter().filter_map(Entry::extent).map(|extent| extent.bytes as usize).sum();
+        queue.entries = kept.into();
+        for entry in entries.into_iter().chain(dropped) {
+            match entry.is_commit() {
+                true => self.commits -= 1,
+                false => self.urgent -= 1,
+            }
+            self.dropped.push(entry.done);
+        }
+    }
+
+    /// What the next round holds, in LSN order; nothing if nothing asks for a round, or somebody is to be told first that he was dropped.
+    /// Appends stay where they are while `hold_appends`.
     pub(super) fn take_round(&mut self, limits: &Limits, hold_appends: bool) -> Vec<(GroupId, Entry)> {
-        if self.urgent == 0 {
+        if self.urgent == 0 || !self.dropped.is_empty() {
             return Vec::new();
         }
         let taken = self.take(limits, hold_appends);
@@ -277,11 +317,16 @@ impl Queue {
         std::mem::take(&mut self.refused)
     }
 
+    /// What was dropped.
+    pub(super) fn take_dropped(&mut self) -> Vec<Done> {
+        std::mem::take(&mut self.dropped)
+    }
+
     /// Closes it and takes everything that waits, to be told that it never will be written.
     pub(super) fn take_all(&mut self) -> Vec<Done> {
         let all = std::mem::replace(self, Self { closed: true, ..Self::default() });
         let waiting = all.groups.into_values().flat_map(|queue| queue.entries).map(|entry| entry.done);
-        waiting.chain(all.refused).collect()
+        all.dropped.into_iter().chain(waiting).chain(all.refused).collect()
     }
 }
 

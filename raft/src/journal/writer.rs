@@ -49,9 +49,12 @@ pub(super) struct Writer {
 /// Appends under way to their segments.
 #[derive(Default)]
 pub(super) struct Bypasses {
-    running: FuturesUnordered<BoxFuture<'static, (GroupId, io::Result<Vec<u32>>)>>,
+    running: FuturesUnordered<BoxFuture<'static, Direct>>,
     entries: BTreeMap<GroupId, Vec<Entry>>,
 }
+
+/// How appends were written to their segment: each one's CRC-32C, or nothing if they are not wanted any more.
+type Direct = (GroupId, io::Result<Option<Vec<u32>>>);
 
 /// A round on its way to the disk.
 struct Flight {
@@ -103,7 +106,7 @@ impl Writer {
         loop {
             self.check()?;
             self.start_bypasses();
-            self.refuse_late();
+            self.refuse();
             let limits = &self.shared.limits;
             let round = self.shared.queue.lock().take_round(limits, self.unwritten.is_full());
             if !round.is_empty() {
@@ -137,11 +140,17 @@ impl Writer {
         !self.sealed || self.shared.queue.lock().has_commits()
     }
 
-    /// Tells those who submitted after the close.
-    fn refuse_late(&self) {
-        let refused = self.shared.queue.lock().take_refused();
+    /// Tells those who submitted after the close, and those whose replica is being deleted. No round is in flight.
+    fn refuse(&self) {
+        let (refused, dropped) = {
+            let mut queue = self.shared.queue.lock();
+            (queue.take_refused(), queue.take_dropped())
+        };
         for done in refused {
             done(Err(Stopped(CLOSED.into())));
+        }
+        for done in dropped {
+            done(Err(Stopped("the replica is being deleted".into())));
         }
     }
 
@@ -172,13 +181,16 @@ impl Writer {
         }
     }
 
-    fn bypassed(&mut self, (group, result): (GroupId, io::Result<Vec<u32>>)) {
+    fn bypassed(&mut self, (group, result): Direct) {
         let crcs = match result {
             Ok(crcs) => crcs,
             // What waits for it is told with everything else.
             Err(error) => return self.shared.stop(&format!("direct write of group {group}: {error}")),
         };
         let mut entries = self.bypasses.entries.remove(&group).unwrap_or_default();
+        let Some(crcs) = crcs else {
+            return self.shared.queue.lock().drop_bypassed(&self.shared.limits, group, entries);
+        };
         let mut bytes = 0;
         for (entry, crc) in entries.iter_mut().zip(crcs) {
             if let RecordBody::Op(Op::Append { extent, first, last, .. }) = entry.body {
@@ -353,7 +365,7 @@ fn tell(dones: impl IntoIterator<Item = (Lsn, Done)>, result: &Result<(), Stoppe
 }
 
 /// Writes a run of appends, which stand one behind the other, with the first one's target. Gives each one's CRC-32C.
-fn write_directly(group: GroupId, entries: &[Entry]) -> BoxFuture<'static, (GroupId, io::Result<Vec<u32>>)> {
+fn write_directly(group: GroupId, entries: &[Entry]) -> BoxFuture<'static, Direct> {
     let mut all: Vec<Bytes> = Vec::new();
     let mut crcs = Vec::with_capacity(entries.len());
     let mut first = None;
@@ -363,12 +375,18 @@ fn write_directly(group: GroupId, entries: &[Entry]) -> BoxFuture<'static, (Grou
         crcs.push(parts.iter().fold(0, |crc, part| crc32c::crc32c_append(crc, part)));
         all.extend(parts.iter().cloned());
     }
+    // No other error: a sync that fails may be of a directory that others stand in, too (RULES.md J15).
+    let may_be_unwanted =
+        |error: &io::Error| matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::NotFound);
     Box::pin(async move {
         let result = match first {
-            Some((position, target)) => target.write_durably(position, all).await,
-            None => Ok(()),
+            Some((position, target)) => match target.write_durably(position, all).await {
+                Err(error) if may_be_unwanted(&error) && target.is_unwanted() => Ok(None),
+                written => written.map(|()| Some(crcs)),
+            },
+            None => Ok(Some(crcs)),
         };
-        (group, result.map(|()| crcs))
+        (group, result)
     })
 }
 

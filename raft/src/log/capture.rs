@@ -15,6 +15,7 @@ use super::{Folder, Log, LogContext};
 use crate::checkpoint::ReplicaState;
 use crate::config::RaftConfig;
 use crate::disk::{replace_file, replace_file_unsynced, sync_failed};
+use crate::error::Stopped;
 use crate::journal::{Lsn, SegmentName};
 use crate::payload::SnapshotAt;
 use crate::types::LogId;
@@ -114,6 +115,23 @@ impl Log {
             obsolete_snapshots: std::mem::take(&mut state.obsolete_snapshots),
             index: index_due(&state, indexed, &self.context.config),
             durable: Self::last_submitted(&mut state),
+        }
+    }
+
+    /// The LSN that [`Captured::durable`] is told; `None`: what was captured is not the log's any more, for the replica has been deleted,
+    /// durably.
+    pub(crate) async fn captured_durable(&self, told: oneshot::Receiver<Lsn>) -> Result<Option<Lsn>, Stopped> {
+        let captured = tokio::select! {
+            biased;
+            lsn = told => lsn,
+            stopped = self.context.stop.stopped() => return Err(stopped),
+        };
+        match captured {
+            Ok(lsn) => Ok(Some(lsn)),
+            Err(_) => {
+                let deletion = Self::last_submitted(&mut self.state.lock());
+                self.durable(deletion).await.map(|_| None)
+            }
         }
     }
 

@@ -93,10 +93,9 @@ impl Log {
         !self.damage.rotten.borrow().is_empty()
     }
 
-    /// Readers wait for rot to be mended from now on, and appends for room.
+    /// Readers wait for rot to be mended from now on.
     pub(crate) fn hold_readers(&self) {
         self.damage.released.send_replace(false);
-        self.abandoned.send_replace(false);
     }
 
     /// Readers of rot are refused from now on, also those that wait: the group is closing.

@@ -4,6 +4,7 @@
 //! through one reader (`read`). Positions are decided at append, in memory; the journal makes the frames durable; the
 //! [`crate::segment_writer`] puts them into the segments behind all that. It never knows the network.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -126,7 +127,7 @@ pub struct Log {
     /// One writer at a time (append, truncate, purge, install); openraft's own order makes it uncontended.
     writing: tokio::sync::Mutex<()>,
     damage: Damage,
-    /// Appends that wait for room do so no longer: the core that makes them is to end.
+    /// Who waits for room does so no longer: the core is to end.
     abandoned: watch::Sender<bool>,
 }
 
@@ -279,10 +280,15 @@ impl Log {
         self.read_indexes(from_index, to_index, bytes_max).await
     }
 
-    /// Appends that wait for room are refused from now on, and have appended nothing. A core that starts waits again
-    /// ([`Self::hold_readers`]).
+    /// Appends that wait for room are refused from now on, and have appended nothing; and whatever else a core waits for is given up,
+    /// because it may wait behind such an append. A core that starts waits again ([`Self::expect_room`]).
     pub(crate) fn abandon_appends(&self) {
         self.abandoned.send_replace(true);
+    }
+
+    /// Takes [`Self::abandon_appends`] back.
+    pub(crate) fn expect_room(&self) {
+        self.abandoned.send_replace(false);
     }
 
     pub(crate) fn dir(&self) -> &Path {
@@ -381,14 +387,18 @@ impl Log {
             let lsn = result.clone();
             // What it queues for the segment writer is there before anybody hears that the operation is durable.
             then(&log, result);
-            if let Ok(lsn) = lsn {
-                log.became_durable(number, lsn);
+            match lsn {
+                Ok(lsn) => log.completed(number, Some(lsn)),
+                // Of a stopped directory nothing more is heard.
+                Err(_) if log.context.stop.check().is_err() => {}
+                Err(_) => log.completed(number, None),
             }
         };
         self.context.journal.submit(self.group, self.replica, op, Box::new(done));
     }
 
-    fn became_durable(&self, number: u64, lsn: Lsn) {
+    /// An operation is durable; or, `None`, the journal has dropped it, because the replica is being deleted.
+    fn completed(&self, number: u64, lsn: Option<Lsn>) {
         let mut state = self.state.lock();
         assert_eq!(
             state.durable + 1,
@@ -397,10 +407,11 @@ impl Log {
             self.group
         );
         state.durable = number;
-        state.durable_lsn = lsn;
+        state.durable_lsn = lsn.unwrap_or(state.durable_lsn);
         while let Some(at) = state.durable_waiters.iter().position(|(wanted, _)| *wanted <= number) {
-            // Nobody waits any more if the waiter is gone.
-            let _ = state.durable_waiters.swap_remove(at).1.send(lsn);
+            let (_, waiter) = state.durable_waiters.swap_remove(at);
+            // Nobody waits any more if the waiter is gone; and he who waited for what was dropped hears nothing.
+            let _ = lsn.map(|lsn| waiter.send(lsn));
         }
     }
 
@@ -417,18 +428,29 @@ impl Log {
 
     /// Vote, purge boundary and last entry, once all that they say is durable: what a starting core may rely on. (openraft takes
     /// for flushed what it finds; but when a core ended in the middle, the last round may still be on its way.)
-    pub(crate) async fn durable_state(&self) -> Result<(Option<Vote>, Option<LogId>, Option<LogId>), Stopped> {
+    pub(crate) async fn durable_state(&self) -> io::Result<(Option<Vote>, Option<LogId>, Option<LogId>)> {
         let (found, told) = {
             let mut state = self.state.lock();
             ((state.vote, state.purged, state.head.last), Self::last_submitted(&mut state))
         };
-        self.durable(told).await.map(|_| found)
+        self.durable_for_core(told).await.map(|_| found)
+    }
+
+    /// [`Self::durable`], for the group's own core: given up when that is to end ([`Self::abandon_appends`]). It may become durable yet.
+    async fn durable_for_core(&self, told: oneshot::Receiver<Lsn>) -> io::Result<Lsn> {
+        let mut abandoned = self.abandoned.subscribe();
+        tokio::select! {
+            biased;
+            lsn = self.durable(told) => Ok(lsn?),
+            _ = abandoned.wait_for(|abandoned| *abandoned) => Err(io::Error::other("the group is closing")),
+        }
     }
 
     /// Waits for what [`Self::last_submitted`] gave.
     pub(crate) async fn durable(&self, told: oneshot::Receiver<Lsn>) -> Result<Lsn, Stopped> {
         tokio::select! {
             biased;
+            // Nobody is left to tell: it was dropped.
             lsn = told => lsn.map_err(|_| self.context.stop.reason()),
             stopped = self.context.stop.stopped() => Err(stopped),
         }

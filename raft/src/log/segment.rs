@@ -258,25 +258,30 @@ impl ExtentTarget for SegmentFile {
         Box::pin(async move {
             let end = position + parts.iter().map(|part| part.len() as u64).sum::<u64>();
             let handle = self.handle(true).await?;
-            // Nothing of it is acknowledged yet, so a full disk can be waited for.
+            // Nothing of it is acknowledged yet, so a full disk can be waited for; but not by a replica whose deletion makes the room.
             while let Err(error) = handle.write_at(position, parts.clone()).await {
-                if error.kind() != io::ErrorKind::StorageFull {
+                if error.kind() != io::ErrorKind::StorageFull || self.is_retired() {
                     return Err(error);
                 }
                 tracing::warn!(path = %self.path.display(), "disk full: a large append waits");
                 tokio::time::sleep(FULL_RETRY).await;
             }
-            handle.datasync().await?;
+            handle.datasync().await.map_err(sync_failed)?;
             if !self.entry_is_durable() {
-                self.disk.sync_dir(&self.dir).await?;
+                self.disk.sync_dir(&self.dir).await.map_err(sync_failed)?;
                 if let Some(groups) = self.dir.parent() {
-                    self.disk.sync_dir(groups).await?;
+                    self.disk.sync_dir(groups).await.map_err(sync_failed)?;
                 }
                 self.set_entry_durable();
             }
             self.direct.lock().push((position, end));
             Ok(())
         })
+    }
+
+    /// Only a deletion retires a file that an append is on its way to: all else that does so comes behind that append.
+    fn is_unwanted(&self) -> bool {
+        self.is_retired()
     }
 }
 

@@ -36,7 +36,7 @@ impl Log {
     ///
     /// An empty log is refused: its group has never had a leader that this replica knew of.
     pub(crate) async fn become_only_voter(self: &Arc<Self>, broker: BrokerId, then: Option<Bytes>) -> io::Result<()> {
-        self.abandoned.send_replace(false);
+        self.expect_room();
         let (voted, last) = {
             let state = self.state.lock();
             (state.vote.map_or(0, |vote| vote.leader_id.term), state.head.last)

@@ -45,7 +45,7 @@ impl Log {
         if crate::sabotage::on(crate::sabotage::Sabotage::AnswerBeforeSync) {
             return Ok(());
         }
-        self.durable(told).await?;
+        self.durable_for_core(told).await?;
         Ok(())
     }
 
@@ -256,7 +256,7 @@ impl Log {
             });
             Self::last_submitted(&mut state)
         };
-        self.durable(told).await?;
+        self.durable_for_core(told).await?;
         Ok(())
     }
 

@@ -582,6 +582,69 @@ async fn an_append_that_waits_for_room_gives_up_when_its_group_ends() {
     assert!(store.replicas().is_empty());
 }
 
+/// What a deletion makes needless is the append, not the sync of a directory in which others stand, too.
+#[tokio::test(start_paused = true)]
+async fn a_failed_sync_beside_a_deletion_stops_the_directory() {
+    let (disk, store, log) = fresh(RaftConfig { segment_bytes_max: 1 << 20, ..small() }).await;
+    disk.slow_syncs(".segment", Duration::from_secs(2));
+    let large = submit(&log, vec![proposal(0, 1, test_payload(1, 1, 0, &vec![1; 20_000]))]).await.unwrap();
+    rest().await;
+    let path_contains = "/data/groups".to_owned();
+    disk.inject(Fault { kind: OpKind::SyncDir, path_contains, skip: 0, errno: ENOSPC, loses_data: false });
+    assert!(store.delete(GROUP, REPLICA).await.is_err());
+    assert!(large.await.unwrap().is_err() && store.stopped().now_or_never().is_some());
+    assert_eq!(disk.faults_left(), 0);
+}
+
+/// A large append waits for room in its own group's way. Its replica's deletion is what makes room.
+#[tokio::test(start_paused = true)]
+async fn a_deletion_waits_for_no_append_that_waits_for_room() {
+    let (disk, store, other) = fresh(RaftConfig { segment_bytes_max: 1 << 20, ..small() }).await;
+    let mut waiting = Vec::new();
+    for number in 10..16 {
+        let log = store.create(GroupId(number), ReplicaId(number)).await.unwrap().log;
+        fill(&log, 1, 3, 300).await;
+        waiting.push((log, Vec::new()));
+    }
+    rest().await;
+    disk.set_capacity(Some(disk.used_bytes()));
+    for (log, told) in &mut waiting {
+        let large = test_payload(1, 2, 0, &vec![1; 70_000]);
+        told.push(submit(log, vec![proposal(3, 1, large)]).await.unwrap());
+        told.push(submit(log, vec![NewEntry::Blank(log_id(1, 4))]).await.unwrap());
+    }
+    rest().await;
+    let checkpoint = tokio::spawn({
+        let store = store.clone();
+        async move { store.checkpoint().await }
+    });
+    // The last ones first: they have not even been tried yet.
+    for (log, told) in waiting.into_iter().rev() {
+        let voting = tokio::spawn({
+            let log = log.clone();
+            async move { log.save_vote(vote(2, ReplicaId(7), false)).await }
+        });
+        rest().await;
+        assert!(!voting.is_finished(), "a vote says that all before it is durable");
+        // As the end of its group does.
+        log.abandon_appends();
+        assert!(voting.await.unwrap().is_err());
+        let deletion = store.delete(log.group(), log.replica());
+        tokio::time::timeout(Duration::from_secs(5), deletion).await.expect("it waits for room").unwrap();
+        for told in told {
+            assert!(told.await.unwrap().is_err(), "it was told to be durable");
+        }
+    }
+    checkpoint.await.unwrap().unwrap();
+    disk.set_capacity(None);
+    fill(&other, 1, 3, 300).await;
+    store.checkpoint().await.unwrap();
+    let store = open(&disk.crash(), small(), SnapshotAt::Boundary).await;
+    let replicas: Vec<_> = store.replicas().iter().map(|replica| replica.replica).collect();
+    assert_eq!((replicas, store.corrupt(), store.unknown_folders()), (vec![REPLICA], Vec::new(), Vec::new()));
+    assert_eq!(indexes(&store.replicas()[0].log).await, [0, 1, 2]);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_checkpoint_that_no_start_would_read_is_not_written_and_nothing_is_lost() {
     let (disk, store, log) = fresh(small()).await;
