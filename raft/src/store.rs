@@ -483,6 +483,7 @@ async fn checkpoints(store: Weak<Store>, context: Arc<LogContext>) {
             biased;
             _ = context.stop.stopped() => return,
             () = context.checkpoint_due.notified() => {}
+            () = context.journal.short_of_room() => {}
             () = tokio::time::sleep(pause) => {}
         }
         let Some(store) = store.upgrade() else { return };

@@ -1,8 +1,9 @@
 //! The journal's files: prepared before they are needed, recycled after (RULES.md J19).
 //!
 //! The keeper is a background task. It always has one file ready for the writer: a recycled one, or a new one, pre-written with
-//! zeros so that a round's fdatasync has no metadata to write. It never fills the disk: without room it waits, and the writer
-//! with it, until a file is retired or room is made. It never touches a file that the writer writes.
+//! zeros so that a round's fdatasync has no metadata to write. It never fills the disk: without room for a whole file it makes a smaller
+//! one, and asks for a checkpoint, which retires others. Without room for that either it waits, and the writer with it, until a file is
+//! retired or room is made. It never touches a file that the writer writes.
 //!
 //! Names: `{epoch}-{number}.journal` in use or ready, `{number}.spare` to be used again, `{number}.new` half prepared.
 
@@ -10,6 +11,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -23,8 +25,12 @@ use crate::error::Stopped;
 /// Size of the first file that is made after an opening, unless a round may be larger; each new one is twice the last, up to the
 /// configured size. So a broker starts quickly: an opening waits for its first file.
 const FIRST_FILE_BYTES: u64 = 4 << 20;
+/// What a file holds beside its rounds: its header, the round's own, a Seal.
+const FRAMING_BYTES: u64 = 4 * BLOCK_BYTES as u64;
 /// Zeros are written so many at a time, and synced so often that a round never waits behind a long flush.
 const CHUNK_BYTES: u64 = 1 << 20;
+/// The smallest file that an opening goes on in, if there is no room for a larger one.
+const LEAST_FILE_BYTES: u64 = 64 << 10;
 /// How often room is looked for on a full disk.
 const RETRY: Duration = Duration::from_millis(500);
 
@@ -100,6 +106,10 @@ pub(super) struct Keeper {
     next_number: u64,
     next_spare: u64,
     new_bytes: u64,
+    /// Size of a file where there is no room for `new_bytes`. Any round fits.
+    small_bytes: u64,
+    /// The last attempt found no room for a whole file.
+    short: bool,
 }
 
 impl Keeper {
@@ -113,6 +123,8 @@ impl Keeper {
         let next_spare = numbers.max().map_or(0, |number| number.saturating_add(1));
         // Twice a round, at the latest in the next file, so that every round fits there.
         let new_bytes = FIRST_FILE_BYTES.max(config.round_bytes_max as u64).next_multiple_of(BLOCK_BYTES as u64);
+        let round_bytes = config.round_bytes_max.max(config.bypass_bytes_min).next_multiple_of(BLOCK_BYTES) as u64;
+        let small_bytes = round_bytes * 2 + FRAMING_BYTES;
         Self {
             disk,
             dir: identity.dir.clone(),
@@ -124,20 +136,26 @@ impl Keeper {
             next_number: 0,
             next_spare,
             new_bytes: new_bytes.min(config.file_bytes),
+            small_bytes: small_bytes.min(config.file_bytes),
+            short: false,
         }
     }
 
-    /// Makes a file ready. `None`: there is no room that would leave `floor_bytes` free.
-    pub(super) async fn prepare(&mut self, floor_bytes: u64) -> Result<Option<Prepared>, FileError> {
+    /// The first file of an opening. It may take the last of the room: a broker on a full disk must still open. `None`: there is none.
+    pub(super) async fn prepare_first(&mut self) -> Result<Option<Prepared>, FileError> {
+        self.prepare(0, LEAST_FILE_BYTES).await
+    }
+
+    /// Makes a file ready, of at least `least_bytes`. `None`: there is no room that would leave `floor_bytes` free.
+    async fn prepare(&mut self, floor_bytes: u64, least_bytes: u64) -> Result<Option<Prepared>, FileError> {
+        self.short = false;
         let (from, bytes) = match self.spares.pop_front() {
             Some(spare) => (self.dir.join(spare), self.file_bytes),
             None => {
                 let path = self.dir.join(format!("{:010}.new", self.next_number));
-                if !self.write_new(&path, self.new_bytes, floor_bytes).await? {
+                let Some(bytes) = self.write_new(&path, floor_bytes, least_bytes).await? else {
                     return Ok(None);
-                }
-                let bytes = self.new_bytes;
-                self.new_bytes = (bytes * 2).min(self.file_bytes);
+                };
                 (path, bytes)
             }
         };
@@ -151,21 +169,33 @@ impl Keeper {
         Ok(Some(Prepared { file, name, number, bytes }))
     }
 
-    /// Writes a file of zeros, durably. False: there is no room; nothing is left behind.
-    async fn write_new(&self, path: &Path, bytes: u64, floor_bytes: u64) -> Result<bool, FileError> {
+    /// Writes a file of zeros, durably; returns its length. `None`: there is no room; nothing is left behind.
+    async fn write_new(&mut self, path: &Path, floor_bytes: u64, least_bytes: u64) -> Result<Option<u64>, FileError> {
         let available = self.disk.available_bytes(&self.dir).await.at(&self.dir)?;
-        if available < bytes.saturating_add(floor_bytes) {
-            return Ok(false);
+        let room = available.saturating_sub(floor_bytes);
+        self.short = room < self.new_bytes;
+        let bytes = match self.short {
+            false => self.new_bytes,
+            // Not all of it: others look for room, too.
+            true => (room / 2).min(self.small_bytes).max(least_bytes).next_multiple_of(BLOCK_BYTES as u64),
+        };
+        if bytes > room {
+            return Ok(None);
         }
         match self.write_zeros(path, bytes).await {
-            Ok(()) => Ok(true),
+            Ok(()) => {}
             Err(FileError { error, .. }) if error.kind() == io::ErrorKind::StorageFull => {
                 // Someone else was quicker. The file is not the journal's yet, so its loss is nobody's.
                 self.disk.remove_file(path).await.at(path)?;
-                Ok(false)
+                self.short = true;
+                return Ok(None);
             }
-            Err(error) => Err(error),
+            Err(error) => return Err(error),
         }
+        if !self.short {
+            self.new_bytes = (bytes * 2).min(self.file_bytes);
+        }
+        Ok(Some(bytes))
     }
 
     async fn write_zeros(&self, path: &Path, bytes: u64) -> Result<(), FileError> {
@@ -223,7 +253,17 @@ impl Keeper {
         retire: &mut mpsc::Receiver<Retire>,
         shared: &Shared,
     ) -> Result<(), FileError> {
-        if let Some(prepared) = self.prepare(self.floor_bytes).await? {
+        let was_short = self.short;
+        let mut prepared = self.prepare(self.floor_bytes, self.small_bytes).await?;
+        let wanted = shared.wanted_bytes.load(Ordering::Acquire);
+        if prepared.is_none() && wanted > 0 {
+            // Nothing goes on without it, no deletion and no checkpoint, and these make room: what is kept free is kept for this.
+            prepared = self.prepare(self.floor_bytes / 4, wanted).await?;
+        }
+        if self.short && (prepared.is_some() || !was_short) {
+            shared.short.notify_one();
+        }
+        if let Some(prepared) = prepared {
             // There is room for it: this task is the only sender. If the writer is gone, so is the journal.
             let _ = ready.try_send(prepared);
             return Ok(());
@@ -289,6 +329,11 @@ impl Current {
         let block = BLOCK_BYTES as u64;
         let position = self.position.max(block);
         position + round_bytes + if is_seal { 0 } else { block } <= self.prepared.bytes
+    }
+
+    /// The length of a file that a round of so many bytes fits into.
+    pub(super) fn least_bytes(round_bytes: u64) -> u64 {
+        round_bytes + 2 * BLOCK_BYTES as u64
     }
 }
 

@@ -254,6 +254,10 @@ struct Shared {
     here: Mutex<OpenFile>,
     /// Bytes used of the file the writer writes.
     live_bytes_here: AtomicU64,
+    /// Length of the file that the writer waits for; 0: it waits for none.
+    wanted_bytes: AtomicU64,
+    /// See [`Journal::short_of_room`].
+    short: Notify,
     /// When the round in flight was begun.
     round_since: Mutex<Option<Instant>>,
     /// See [`Journal::observe`].
@@ -326,6 +330,8 @@ impl Journal {
             live: Mutex::new(scan.live),
             here: Mutex::new(OpenFile { name: current.prepared.name.clone(), first: scan.next }),
             live_bytes_here: AtomicU64::new(current.position),
+            wanted_bytes: AtomicU64::new(0),
+            short: Notify::new(),
             round_since: Mutex::new(None),
             instruments: OnceLock::new(),
         });
@@ -414,6 +420,11 @@ impl Journal {
     pub fn live_bytes(&self) -> u64 {
         let done: u64 = self.shared.live.lock().iter().map(|file| file.bytes).sum();
         done + self.shared.live_bytes_here.load(Ordering::Acquire)
+    }
+
+    /// Resolves when there is no room for another whole file: a checkpoint makes some ([`Self::retire_below`]). One waiter.
+    pub(crate) async fn short_of_room(&self) {
+        self.shared.short.notified().await;
     }
 
     /// The files that a recovery would read, oldest first. With each the LSN up to which everything in it is durable and will not change;
@@ -518,8 +529,7 @@ async fn begin(
     for (name, bytes) in scan.spares.iter().chain(&scan.unused) {
         keeper.give_up(name, *bytes).await?;
     }
-    // The first file may take the last of the room: a broker on a full disk must still open.
-    let Some(prepared) = keeper.prepare(0).await? else {
+    let Some(prepared) = keeper.prepare_first().await? else {
         return Err(std::io::Error::from(std::io::ErrorKind::StorageFull)).at(dir);
     };
     let mut current = Current::new(prepared);

@@ -257,11 +257,12 @@ impl Writer {
         *self.shared.round_since.lock() = Some(since);
         let body_bytes: usize = taken.iter().map(|(_, entry)| entry.body.record_bytes()).sum();
         let bytes = round_bytes(body_bytes + if seal { RecordBody::Seal.record_bytes() } else { 0 });
-        if !self.current.fits(bytes, seal)
-            && let Err(stopped) = self.roll().await
-        {
-            tell(taken.into_iter().map(|(_, entry)| (Lsn(0), entry.done)), &Err(stopped.clone()));
-            return Err(stopped);
+        // Once, unless a file that was made small for a smaller round comes first.
+        while !self.current.fits(bytes, seal) {
+            if let Err(stopped) = self.roll(Current::least_bytes(bytes)).await {
+                tell(taken.into_iter().map(|(_, entry)| (Lsn(0), entry.done)), &Err(stopped.clone()));
+                return Err(stopped);
+            }
         }
         let mut parts = Vec::new();
         let write_position = self.current.position;
@@ -310,13 +311,15 @@ impl Writer {
         }
     }
 
-    /// Goes on in the next file, which is ready unless the disk is full or the keeper is behind.
-    async fn roll(&mut self) -> Result<(), Stopped> {
+    /// Goes on in the next file, which is ready unless the disk is full or the keeper is behind. `bytes`: what is wanted of its length.
+    async fn roll(&mut self, bytes: u64) -> Result<(), Stopped> {
+        self.shared.wanted_bytes.store(bytes, Ordering::Release);
         let prepared = tokio::select! {
             biased;
             stopped = self.shared.until_stopped() => return Err(stopped),
             prepared = self.ready.recv() => prepared,
         };
+        self.shared.wanted_bytes.store(0, Ordering::Release);
         let Some(prepared) = prepared else { return Err(Stopped(DROPPED.into())) };
         let old = std::mem::replace(&mut self.current, Current::new(prepared));
         let mut live = self.shared.live.lock();

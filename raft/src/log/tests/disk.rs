@@ -582,6 +582,25 @@ async fn an_append_that_waits_for_room_gives_up_when_its_group_ends() {
     assert!(store.replicas().is_empty());
 }
 
+/// What the journal waits for is a file that a checkpoint makes free; and a checkpoint waits for what the journal has been given.
+#[tokio::test(start_paused = true)]
+async fn a_journal_without_room_for_a_file_and_a_checkpoint_do_not_wait_for_each_other() {
+    let config = RaftConfig { reserve_append_bytes: 400 << 10, ..small() };
+    let (disk, store, log) = fresh(config.clone()).await;
+    fill(&log, 1, 3, 300).await;
+    rest().await;
+    // Less than a file above what is to stay free.
+    disk.set_capacity(Some(disk.used_bytes() + (130 << 10)));
+    for term in 2..400 {
+        let saving = log.save_vote(vote(term, REPLICA, false));
+        tokio::time::timeout(Duration::from_secs(5), saving).await.expect("the journal waits for room").unwrap();
+    }
+    assert!(disk.available_bytes(Path::new("/data")).await.unwrap() > 25 << 10);
+    store.close().await.unwrap();
+    let store = open(&disk.crash(), config, SnapshotAt::Boundary).await;
+    assert_eq!(store.replicas()[0].log.vote(), Some(vote(399, REPLICA, false)));
+}
+
 /// What a deletion makes needless is the append, not the sync of a directory in which others stand, too.
 #[tokio::test(start_paused = true)]
 async fn a_failed_sync_beside_a_deletion_stops_the_directory() {
