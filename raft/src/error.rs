@@ -50,6 +50,18 @@ pub enum OpenError {
         /// What was found, with positions.
         why: String,
     },
+    /// The disk has not even room for what a start must write.
+    #[error(
+        "{path}: {error}: a start writes a few files of its own and what the journal holds of segments; \
+         make room on this disk (the journal, the checkpoint and the groups' folders must stay as they are) and start again: \
+         nothing is lost"
+    )]
+    Full {
+        /// What has no room.
+        path: PathBuf,
+        /// The operating system's error.
+        error: io::Error,
+    },
     /// The operating system said no.
     #[error("{path}: {error}")]
     Io {
@@ -58,6 +70,16 @@ pub enum OpenError {
         /// Its error.
         error: io::Error,
     },
+}
+
+impl OpenError {
+    /// Tells a full disk from other errors of the operating system.
+    pub(crate) fn judged(self) -> Self {
+        match self {
+            Self::Io { path, error } if error.kind() == io::ErrorKind::StorageFull => Self::Full { path, error },
+            other => other,
+        }
+    }
 }
 
 /// The data directory has stopped (RULES.md J15): an fsync failed, or it was closed. Nothing more will be acknowledged

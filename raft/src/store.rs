@@ -28,9 +28,9 @@ use crate::journal::{Journal, JournalConfig, UnwrittenBytes};
 use crate::log::tail::TailBudget;
 use crate::log::{Log, LogContext, Rot};
 use crate::payload::Application;
-use crate::recovery::{self, Found, RecoveredReplica, Recovery, ReplicaKey};
+use crate::recovery::{self, Found, RecoveredReplica, Recovery, ReplicaKey, Unwritten};
 use crate::scrub::{self, Scrubbed};
-use crate::segment_writer::SegmentWriter;
+use crate::segment_writer::{Job, SegmentWriter, Write};
 use crate::stop::StopSignal;
 use crate::types::{BrokerId, ClusterId, DirectoryId, GroupId, ReplicaId};
 use crate::vital::vital;
@@ -156,7 +156,14 @@ impl Store {
     /// corrupt does not prevent that ([`Self::corrupt`]); a corrupt journal, checkpoint or identity does.
     ///
     /// Must be called on the runtime that is to run the directory's tasks.
+    ///
+    /// On a full disk it opens if there is a little room for the directory's own files; what has no room in its segment yet waits in
+    /// memory. Otherwise it says [`OpenError::Full`], and nothing is lost.
     pub async fn open(options: StoreOptions) -> Result<Arc<Store>, OpenError> {
+        Self::open_with(options).await.map_err(OpenError::judged)
+    }
+
+    async fn open_with(options: StoreOptions) -> Result<Arc<Store>, OpenError> {
         let StoreOptions { disk, path, broker, config, applications } = options;
         let data_dir = DataDir::open(disk.clone(), &path, broker).await?;
         let groups = recovery::groups_dir(&path);
@@ -171,6 +178,7 @@ impl Store {
             config: &config,
             applications: &applications,
             budget: &budget,
+            held: Arc::default(),
         };
         let began = Instant::now();
         let Found { scan, replicas, corrupt, dead_folders, quarantined_folders, unknown_folders } =
@@ -218,8 +226,15 @@ impl Store {
     /// disk has no room for the checkpoint, that waits for the next start, which begins where this one did.
     async fn adopt(&self, replicas: Vec<RecoveredReplica>, dead_folders: Vec<PathBuf>) -> io::Result<()> {
         let mut cleanup = Vec::new();
-        for RecoveredReplica { key, dir, application, state, rotten, leftovers, cuts } in replicas {
+        for RecoveredReplica { key, dir, application, state, unwritten, rotten, leftovers, cuts } in replicas {
             let log = Log::new(self.context.clone(), key, dir, application.clone(), state);
+            for (append, Unwritten { file, position, frames }) in (1..).zip(unwritten) {
+                // All of them together fit.
+                let _permit = self.context.writer.reserve(frames.len()).await?;
+                let parts = if frames.is_empty() { Vec::new() } else { vec![frames] };
+                let write = Write { log: log.clone(), file, position, parts, append, _permit };
+                self.context.writer.push(Job::Write(write));
+            }
             for (segment, why) in rotten {
                 log.note_rot(segment, 0, &why);
             }

@@ -10,7 +10,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 
+use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
 
 use crate::checkpoint::{
@@ -40,6 +42,8 @@ use rebuild::Rebuild;
 /// How many bytes of frames are gathered before they are written, and to how many replicas' segments at a time.
 const BATCH_BYTES: usize = 4 << 20;
 const CONCURRENT: usize = 16;
+/// What is left free for what a start writes of its own, the first file of the journal above all. Segments wait for room.
+const START_BYTES: u64 = 1 << 20;
 
 /// Records by replica, each one's in the order of the journal.
 type Batch = BTreeMap<ReplicaKey, Vec<(Lsn, RecoveredOp)>>;
@@ -57,6 +61,17 @@ pub(crate) struct Recovery<'a> {
     pub(crate) config: &'a RaftConfig,
     pub(crate) applications: &'a ApplicationFactory,
     pub(crate) budget: &'a Arc<TailBudget>,
+    /// Bytes of [`Unwritten`] so far: none.
+    pub(crate) held: Arc<AtomicUsize>,
+}
+
+/// Frames of a log that found no room in their segment. They are in the tail cache, and in the journal, which is not given up before
+/// they are written.
+pub(crate) struct Unwritten {
+    pub(crate) file: Arc<SegmentFile>,
+    pub(crate) position: u64,
+    /// Empty if they stand in the file already.
+    pub(crate) frames: Bytes,
 }
 
 /// A replica whose log is whole again.
@@ -65,6 +80,8 @@ pub(crate) struct RecoveredReplica {
     pub(crate) dir: PathBuf,
     pub(crate) application: Arc<dyn Application>,
     pub(crate) state: LogState,
+    /// What is left to be written, in order: its appends number 1 and up.
+    pub(crate) unwritten: Vec<Unwritten>,
     /// Segments that do not have the bytes that the checkpoint vouches for, and what is wrong. They can be repaired (RULES.md R7).
     pub(crate) rotten: Vec<(SegmentName, String)>,
     /// Files in its folder that are not part of the log, to be removed after the next checkpoint.
@@ -112,7 +129,8 @@ struct OtherFolders {
 }
 
 impl Recovery<'_> {
-    /// Runs both passes. On return every surviving frame is written to its segment (synced by the checkpoint that follows).
+    /// Runs both passes. On return every surviving frame is written to its segment (synced by the checkpoint that follows), or, for want
+    /// of room, in memory: no more than the segment writer's budget. `StorageFull` beyond that.
     pub(crate) async fn run(self) -> Result<Found, OpenError> {
         let checkpoint = self.read_checkpoint().await?;
         let from = Lsn(checkpoint.lsn.0 + 1);
@@ -207,12 +225,20 @@ impl Recovery<'_> {
             }
             batch.entry((group, replica)).or_default().push((lsn, op));
             if bytes >= BATCH_BYTES {
+                let short = self.is_short(bytes).await?;
                 bytes = 0;
-                take(rebuilds, std::mem::take(&mut batch)).await?;
+                take(rebuilds, std::mem::take(&mut batch), short).await?;
             }
         }
-        take(rebuilds, batch).await?;
+        take(rebuilds, batch, self.is_short(bytes).await?).await?;
         Ok(scanner.finish())
+    }
+
+    /// Whether these bytes may find no room, or take what a start needs of its own.
+    async fn is_short(&self, bytes: usize) -> Result<bool, OpenError> {
+        let available = self.disk.available_bytes(self.root).await;
+        let available = available.map_err(|error| OpenError::Io { path: self.root.to_owned(), error })?;
+        Ok(available < bytes as u64 + START_BYTES)
     }
 
     /// Folders under `groups` of replicas that are gone, those that are kept for a person, and those that nothing explains.
@@ -242,13 +268,13 @@ impl Recovery<'_> {
 }
 
 /// Hands a batch to its replicas: each one's records in their order, several replicas at a time.
-async fn take(rebuilds: &mut BTreeMap<ReplicaKey, Rebuild>, mut batch: Batch) -> Result<(), OpenError> {
+async fn take(rebuilds: &mut BTreeMap<ReplicaKey, Rebuild>, mut batch: Batch, short: bool) -> Result<(), OpenError> {
     let work = rebuilds.iter_mut().filter_map(|(key, rebuild)| Some(Ok((rebuild, batch.remove(key)?))));
     let work: Vec<Result<(&mut Rebuild, Vec<_>), OpenError>> = work.collect();
     stream::iter(work)
         .try_for_each_concurrent(CONCURRENT, |(rebuild, records)| async move {
             for (lsn, op) in records {
-                rebuild.take(lsn, op).await?;
+                rebuild.take(lsn, op, short).await?;
             }
             Ok(())
         })

@@ -1,13 +1,15 @@
 //! The second pass: the frames of one replica's final log, folded in order into its state, and written where they belong.
 
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
 
 use super::folder::{Folder, Trouble};
 use super::plan::{Plan, SegmentPlan};
-use super::{RecoveredReplica, Recovery, ReplicaKey};
+use super::{RecoveredReplica, Recovery, ReplicaKey, Unwritten};
 use crate::checkpoint::{ReplicaState, SegmentState};
 use crate::disk::Disk;
 use crate::error::OpenError;
@@ -36,6 +38,10 @@ pub(super) struct Rebuild {
     head: Option<Head>,
     segments: Vec<Segment>,
     snapshot: Option<SnapshotRef>,
+    /// Appends that found no room in their segments, and all that came behind them.
+    unwritten: Vec<Unwritten>,
+    /// Bytes of all replicas' unwritten appends, and how many there may be.
+    held: (Arc<AtomicUsize>, usize),
     /// Segments that are there in part at most, and that the fold could do without.
     rotten: Vec<(SegmentName, String)>,
     /// Why it is given up.
@@ -62,6 +68,8 @@ impl Rebuild {
             head: None,
             segments: Vec::new(),
             snapshot: None,
+            unwritten: Vec::new(),
+            held: (recovery.held.clone(), recovery.config.unwritten_bytes_max),
             rotten: Vec::new(),
             corrupt: None,
         };
@@ -227,8 +235,9 @@ impl Rebuild {
         }
     }
 
-    /// Takes the next record of this replica. Only an error that will pass, or one of writing, is one here.
-    pub(super) async fn take(&mut self, lsn: Lsn, op: RecoveredOp) -> Result<(), OpenError> {
+    /// Takes the next record of this replica. Only an error that will pass, or one of writing, is one here. `short`: files must not grow,
+    /// for want of room.
+    pub(super) async fn take(&mut self, lsn: Lsn, op: RecoveredOp, short: bool) -> Result<(), OpenError> {
         let (RecoveredOp::Append { extent, .. } | RecoveredOp::Bypass { extent, .. }) = op else { return Ok(()) };
         let find = |segment: &SegmentPlan| (segment.name == extent.segment).then(|| segment.records.get(&lsn).copied());
         let Some(to) = self.plan.segments.iter().find_map(find).flatten() else { return Ok(()) };
@@ -241,17 +250,85 @@ impl Rebuild {
             RecoveredOp::Append { frames, .. } => {
                 let (kept, result) = self.fold_run(&file, &frames, to);
                 // Of a replica that is given up too: what was acknowledged must not go with the journal.
-                let kept = if result.is_err() { frames } else { frames.slice(..kept) };
-                file.write(extent.position, vec![kept]).await.map_err(failed)?;
+                match result {
+                    Ok(()) => self.put(&file, extent.position, frames.slice(..kept), short).await?,
+                    Err(_) => file.write(extent.position, vec![frames]).await.map_err(failed)?,
+                }
                 result.map_err(Trouble::Corrupt)
             }
-            _ => self.fold_extent(&file, extent, to).await,
+            _ => {
+                let result = self.fold_extent(&file, extent, to).await;
+                if result.is_ok() && !self.unwritten.is_empty() {
+                    self.keep(Unwritten { file: file.clone(), position: extent.position, frames: Bytes::new() })?;
+                }
+                result
+            }
         };
         if let Err(trouble) = result {
             let why = trouble.corrupt()?;
+            self.write_held().await?;
             // A file that was only just written is not to be closed before its sync.
             file.sync().await.map_err(failed)?;
             self.give_up(format!("journal record {}: {why}", lsn.0));
+        }
+        Ok(())
+    }
+
+    /// Writes journalled frames where they belong. What finds no room stays in memory until there is some, as it would have if the process
+    /// had not ended; and so does all that comes behind it, for a log is read from its segments up to some entry, and from memory
+    /// from there on.
+    async fn put(
+        &mut self,
+        file: &Arc<SegmentFile>,
+        position: u64,
+        frames: Bytes,
+        short: bool,
+    ) -> Result<(), OpenError> {
+        let end = position + frames.len() as u64;
+        let grows = self.folder.segment_bytes(file.name()).is_none_or(|bytes| bytes < end);
+        if self.unwritten.is_empty() && !(short && grows) {
+            match file.write(position, vec![frames.clone()]).await {
+                Err(error) if error.kind() == io::ErrorKind::StorageFull => {
+                    tracing::warn!(path = %file.path().display(), "disk full: a segment waits to be written");
+                }
+                written => return written.map_err(|error| OpenError::Io { path: file.path().to_owned(), error }),
+            }
+        }
+        // Not the chunk that it was read with.
+        let frames = Bytes::copy_from_slice(&frames);
+        let mut rest = frames.clone();
+        while let Ok(frame) = Frame::decode(&mut rest) {
+            self.hold(&frame);
+        }
+        self.keep(Unwritten { file: file.clone(), position, frames })
+    }
+
+    /// Puts a frame of the append that [`Self::keep`] is given next where it is read from.
+    fn hold(&mut self, frame: &Frame) {
+        let append = self.unwritten.len() as u64 + 1;
+        if let Some(tail) = &mut self.tail {
+            tail.push(frame.clone(), append);
+        }
+    }
+
+    /// Keeps an append for the segment writer, within its budget.
+    fn keep(&mut self, unwritten: Unwritten) -> Result<(), OpenError> {
+        let (held, max) = &self.held;
+        // Each takes a share of it, also one of which nothing is to be written.
+        let share = unwritten.frames.len().max(1);
+        if held.fetch_add(share, Ordering::Relaxed) + share > *max {
+            let error = io::ErrorKind::StorageFull.into();
+            return Err(OpenError::Io { path: unwritten.file.path().to_owned(), error });
+        }
+        self.unwritten.push(unwritten);
+        Ok(())
+    }
+
+    /// Writes what a replica that is given up has in memory only: there is no log that would keep it.
+    async fn write_held(&mut self) -> Result<(), OpenError> {
+        for Unwritten { file, position, frames } in std::mem::take(&mut self.unwritten) {
+            let written = file.write(position, vec![frames]).await;
+            written.map_err(|error| OpenError::Io { path: file.path().to_owned(), error })?;
         }
         Ok(())
     }
@@ -286,6 +363,9 @@ impl Rebuild {
                 break;
             }
             self.fold(file, &frame)?;
+            if !self.unwritten.is_empty() {
+                self.hold(&frame);
+            }
         }
         Ok(())
     }
@@ -319,14 +399,15 @@ impl Rebuild {
         Ok(match result {
             Ok(state) => {
                 let (leftovers, cuts) = (self.leftovers(&state), self.cuts(&state));
-                let Self { key, application, folder, mut rotten, .. } = self;
+                let Self { key, application, folder, mut rotten, unwritten, .. } = self;
                 rotten.retain(|(name, _)| state.segments.iter().any(|segment| segment.name() == *name));
-                Ok(RecoveredReplica { key, dir: folder.dir, application, state, rotten, leftovers, cuts })
+                Ok(RecoveredReplica { key, dir: folder.dir, application, state, unwritten, rotten, leftovers, cuts })
             }
             Err(trouble) => {
                 let why = trouble.corrupt()?;
                 let (group, replica) = self.key;
                 tracing::error!(%group, %replica, why, "the replica is not opened");
+                self.write_held().await?;
                 self.sync_segments().await?;
                 Err(Box::new(self.plan.give_up(why)))
             }
@@ -346,11 +427,12 @@ impl Rebuild {
         if head.last != self.plan.last {
             return Err(format!("the log ends at {:?}, the journal says {:?}", head.last, self.plan.last).into());
         }
-        let Some(tail) = self.tail.take() else { return Err("finished twice".to_owned().into()) };
         let last = head.last;
         let log_start_offset = self.log_start_offset(head.next_offset).await?;
+        let Some(tail) = self.tail.take() else { return Err("finished twice".to_owned().into()) };
         let mut state = LogState::empty(head, tail);
         state.created = true;
+        state.appends = self.unwritten.len() as u64;
         state.vote = self.plan.vote;
         state.committed = self.plan.committed.max(self.plan.purged).min(last);
         state.committed_journalled = state.committed;
@@ -389,6 +471,13 @@ impl Rebuild {
         let Some(first) = self.segments.iter().find(reaches) else { return Ok(next_offset) };
         if first.first_index() > purged.index {
             return Ok(first.base_offset);
+        }
+        let mut held = Vec::new();
+        if let Some(tail) = &self.tail {
+            tail.read(purged.index + 1, purged.index + 2, 1, &mut held);
+        }
+        if let Some(frame) = held.first() {
+            return Ok(frame.header.base_offset);
         }
         let (file, bytes) = (first.file.clone(), first.bytes);
         let unread = |error| Trouble::reading(file.path(), error);

@@ -145,6 +145,86 @@ async fn a_full_disk_loses_nothing_and_writes_resume_when_there_is_room() {
     assert_eq!(indexes(&store.replicas()[0].log).await.len(), 25);
 }
 
+/// What had no room in its segments before the end of the process has none at the next start either.
+#[tokio::test(start_paused = true)]
+async fn a_start_on_a_full_disk_serves_what_has_no_room_in_its_segments_yet() {
+    for killed in [true, false] {
+        let (disk, store, log) = fresh(small()).await;
+        let other = store.create(GroupId(8), ReplicaId(80)).await.unwrap().log;
+        fill(&other, 1, 2, 300).await;
+        fill(&log, 1, 5, 300).await;
+        log.purge(log_id(1, 2)).await.unwrap();
+        rest().await;
+        disk.set_capacity(Some(disk.used_bytes()));
+        fill(&log, 1, 12, 300).await;
+        rest().await;
+        assert!(log.state.lock().appends_written < 17, "there is room after all");
+        let state = |log: &Log| (log.log_start_offset(), log.log_end_offset(), log.append_state(), log.vote());
+        let mut before = state(&log);
+        let mut disk = disk;
+        // Twice, for nothing of it depends on the process.
+        for term in 2..4 {
+            disk = if killed { disk.kill() } else { disk.crash() };
+            // Room for a file of the journal, and not for all the segments.
+            disk.set_capacity(Some(disk.used_bytes() + (66 << 10)));
+            let store = open(&disk, small(), SnapshotAt::Boundary).await;
+            assert_eq!((store.corrupt(), store.rotten()), (Vec::new(), Vec::new()));
+            let log = store.replicas()[0].log.clone();
+            assert_eq!(state(&log), before, "killed: {killed}");
+            assert_eq!(indexes(&log).await, (3..17).collect::<Vec<_>>(), "killed: {killed}");
+            let (written, appends) = {
+                let state = log.state.lock();
+                (state.appends_written, state.appends)
+            };
+            assert!(written < appends, "there is room after all");
+            // It votes, and lets go of others.
+            log.save_vote(vote(term, REPLICA, false)).await.unwrap();
+            before.3 = log.vote();
+            store.delete(GroupId(8), ReplicaId(80)).await.unwrap();
+        }
+        disk = disk.kill();
+        disk.set_capacity(None);
+        let store = open(&disk, small(), SnapshotAt::Boundary).await;
+        let log = store.replicas()[0].log.clone();
+        assert_eq!(state(&log), before);
+        fill(&log, 3, 3, 300).await;
+        store.checkpoint().await.unwrap();
+        let store = open(&disk.crash(), small(), SnapshotAt::Boundary).await;
+        assert_eq!((store.corrupt(), store.replicas().len()), (Vec::new(), 1));
+        let log = store.replicas()[0].log.clone();
+        assert_eq!(indexes(&log).await, (3..20).collect::<Vec<_>>());
+        assert_eq!(log.verify().await.unwrap(), log.bytes());
+    }
+}
+
+/// It has its bound, and a directory its own files.
+#[tokio::test(start_paused = true)]
+async fn a_start_for_which_there_is_no_room_says_what_to_do_and_loses_nothing() {
+    for (room, what) in [(66 << 10, ".segment"), (8 << 10, "journal"), (0, "identity")] {
+        let (disk, _store, log) = fresh(small()).await;
+        disk.set_capacity(Some(disk.used_bytes()));
+        // So many that no file of the journal is left unused, either.
+        fill(&log, 1, 20, 300).await;
+        let disk = disk.kill();
+        disk.set_capacity(Some(disk.used_bytes() + room));
+        let options = |disk: &SimDisk, unwritten_bytes_max| StoreOptions {
+            disk: Arc::new(disk.clone()),
+            path: "/data".into(),
+            broker: BrokerId(1),
+            config: RaftConfig { unwritten_bytes_max, ..small() },
+            applications: test_applications(SnapshotAt::Boundary),
+        };
+        let bound = if what == ".segment" { 2 << 10 } else { 1 << 20 };
+        let refused = Store::open(options(&disk, bound)).await.err().expect("there is room after all").to_string();
+        assert!(refused.contains(what) && refused.contains("make room"), "{refused}");
+        let disk = disk.kill();
+        disk.set_capacity(None);
+        let store = Store::open(options(&disk, bound)).await.unwrap();
+        assert_eq!(store.corrupt(), []);
+        assert_eq!(indexes(&store.replicas()[0].log).await, (0..20).collect::<Vec<_>>());
+    }
+}
+
 /// What a recovery found needless is needless only once a checkpoint says so: until then the next recovery begins where this one did.
 #[tokio::test(start_paused = true)]
 async fn a_start_on_a_full_disk_throws_nothing_away_that_the_next_start_needs() {
