@@ -1,0 +1,291 @@
+//! Consumer groups, and the topic that holds them.
+
+use super::*;
+
+/// One consumer, as far as the group is concerned.
+struct Member<'a> {
+    client: &'a mut Client,
+    id: String,
+    generation: i32,
+}
+
+impl Member<'_> {
+    fn join_request(&self) -> Request {
+        let protocols = vec![JoinGroupProtocol { name: "range".into(), metadata: Bytes::from_static(b"m") }];
+        Request::JoinGroup(JoinGroupRequest {
+            group_id: "g".into(),
+            session_timeout_ms: 10_000,
+            rebalance_timeout_ms: 30_000,
+            member_id: self.id.clone(),
+            protocol_type: "consumer".into(),
+            protocols,
+            ..Default::default()
+        })
+    }
+
+    /// Joins, twice if an id is given first, and brings the assignment if it leads.
+    async fn join(&mut self) {
+        loop {
+            let Response::JoinGroup(joined) = self.client.call(self.join_request(), 5).await else { panic!() };
+            self.id.clone_from(&joined.member_id);
+            if joined.error_code == 79 {
+                continue;
+            }
+            assert_eq!(joined.error_code, 0);
+            self.generation = joined.generation_id;
+            let assignment = |member: &JoinGroupMember| SyncGroupAssignment {
+                member_id: member.member_id.clone(),
+                assignment: Bytes::from(format!("for {}", member.member_id)),
+            };
+            let sync = SyncGroupRequest {
+                group_id: "g".into(),
+                generation_id: self.generation,
+                member_id: self.id.clone(),
+                assignments: joined.members.iter().map(assignment).collect(),
+                ..Default::default()
+            };
+            let Response::SyncGroup(synced) = self.client.call(Request::SyncGroup(sync), 3).await else { panic!() };
+            assert_eq!((synced.error_code, synced.assignment), (0, Bytes::from(format!("for {}", self.id))));
+            return;
+        }
+    }
+
+    async fn heartbeat(&mut self) -> i16 {
+        let (group_id, generation_id, member_id) = ("g".into(), self.generation, self.id.clone());
+        let request = HeartbeatRequest { group_id, generation_id, member_id, ..Default::default() };
+        let Response::Heartbeat(response) = self.client.call(Request::Heartbeat(request), 3).await else { panic!() };
+        response.error_code
+    }
+
+    async fn commit(&mut self, topic: &str, offset: i64) -> i16 {
+        let partition = OffsetCommitPartition { offset, metadata: Some("mine".into()), ..Default::default() };
+        let request = OffsetCommitRequest {
+            group_id: "g".into(),
+            generation_id: self.generation,
+            member_id: self.id.clone(),
+            topics: vec![OffsetCommitTopic { name: topic.into(), partitions: vec![partition] }],
+            ..Default::default()
+        };
+        let Response::OffsetCommit(response) = self.client.call(Request::OffsetCommit(request), 8).await else {
+            panic!()
+        };
+        response.topics[0].partitions[0].error_code
+    }
+}
+
+impl Client {
+    async fn find_coordinator(&mut self, group: &str) {
+        let request = FindCoordinatorRequest { keys: vec![group.to_owned()], ..Default::default() };
+        let Response::FindCoordinator(found) = self.call(Request::FindCoordinator(request), 4).await else { panic!() };
+        assert_eq!((found.coordinators[0].error_code, found.coordinators[0].node_id), (0, 1));
+    }
+
+    /// What is committed for every partition: topic, partition, offset.
+    async fn committed(&mut self) -> Vec<(String, i32, i64)> {
+        let group = OffsetFetchGroup { group_id: "g".into(), topics: None, ..Default::default() };
+        let request = OffsetFetchRequest { groups: vec![group], ..Default::default() };
+        let Response::OffsetFetch(mut found) = self.call(Request::OffsetFetch(request), 8).await else { panic!() };
+        let group = found.groups.remove(0);
+        assert_eq!(group.error_code, 0);
+        let partitions = group.topics.into_iter().flat_map(|topic| {
+            topic.partitions.into_iter().map(move |found| (topic.name.clone(), found.partition, found.offset))
+        });
+        partitions.collect()
+    }
+}
+
+/// What a coordinator would write of a group that is deleted.
+fn another_groups_end(limits: &BatchLimits) -> RecordBatch {
+    let mut builder = RecordBatchBuilder::new(*limits);
+    let (key, value) = (Some("another".into()), Some(Bytes::from_static(b"\x01\x01")));
+    builder.push(&NewRecord { key, value, ..Default::default() }).unwrap();
+    builder.build(None).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn groups_gather_commit_and_are_there_after_the_coordinator_is_new() {
+    let house = House::open_with(|config| config.kafka.offsets_partitions = 2).await;
+    house.topic("t", 1).await;
+    let (mut one, mut two) = (house.client().await, house.client().await);
+    one.find_coordinator("g").await;
+    let mut one = Member { client: &mut one, id: String::new(), generation: -1 };
+    let mut two = Member { client: &mut two, id: String::new(), generation: -1 };
+    tokio::join!(one.join(), two.join());
+    assert_eq!((one.generation, one.heartbeat().await, two.heartbeat().await), (two.generation, 0, 0));
+    assert_eq!((one.commit("t", 17).await, two.commit("missing", 1).await), (0, 3));
+    assert_eq!(one.client.committed().await, [("t".to_owned(), 0, 17)]);
+    // Somebody writes into the coordinator's log: it notices at its next write, and reads the log anew.
+    let partition = house.broker.groups().partition_of("g").unwrap();
+    let crate::broker::Route::Local(log) = house.broker.route(crate::coordinator::OFFSETS_TOPIC, partition).unwrap()
+    else {
+        panic!()
+    };
+    log.produce(another_groups_end(log.limits()), crate::partition::Acks::All, None, PATIENCE).await.unwrap();
+    assert_eq!(one.commit("t", 18).await, 16, "look for the coordinator again");
+    assert_eq!(one.client.committed().await, [("t".to_owned(), 0, 17)]);
+    assert_eq!((one.commit("t", 18).await, one.heartbeat().await, two.heartbeat().await), (0, 0, 0), "same generation");
+    assert_eq!(one.client.committed().await, [("t".to_owned(), 0, 18)]);
+    // A topic of the same name is another topic.
+    house.broker.delete_topic("t", PATIENCE).await.unwrap();
+    house.topic("t", 1).await;
+    assert_eq!(one.client.committed().await, []);
+    house.close().await;
+}
+
+/// Consumers end over COORDINATOR_LOAD_IN_PROGRESS in these two answers.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_whose_coordinator_stops_looks_for_another() {
+    let house = House::open_with(|config| config.kafka.offsets_partitions = 1).await;
+    house.topic("t", 1).await;
+    let mut client = house.client().await;
+    client.find_coordinator("g").await;
+    let mut member = Member { client: &mut client, id: String::new(), generation: -1 };
+    member.join().await;
+    house.broker.shutdown(Duration::from_secs(10)).await;
+    assert_eq!(member.heartbeat().await, 16);
+    let sync = SyncGroupRequest {
+        group_id: "g".into(),
+        generation_id: member.generation,
+        member_id: member.id.clone(),
+        ..Default::default()
+    };
+    let Response::SyncGroup(synced) = client.call(Request::SyncGroup(sync), 3).await else { panic!() };
+    assert_eq!(synced.error_code, 16);
+    house.server.close(Duration::from_secs(5)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_log_of_groups_is_shortened_and_still_tells_everything() {
+    use crate::coordinator::{CommittedOffset, GroupError, OFFSETS_TOPIC, Speaker};
+    let house = House::open_with(|config| config.kafka.offsets_partitions = 1).await;
+    house.broker.ensure_offsets_topic(PATIENCE).await.unwrap();
+    let groups = house.broker.groups();
+    let commit = |group: &'static str, offset| {
+        let committed = CommittedOffset {
+            topic: "t".into(),
+            topic_id: 1,
+            partition: 0,
+            offset,
+            leader_epoch: -1,
+            metadata: String::new(),
+            time_ms: 0,
+        };
+        groups.commit(group, Speaker { generation: -1, ..Default::default() }, vec![committed])
+    };
+    let told = async |group| groups.committed(group, None).await.unwrap()[0].offset;
+    // A partition that has just been elected may not be able to confirm it yet: whoever asks is told to ask again.
+    let deadline = Instant::now() + PATIENCE;
+    while let Err(error) = commit("quiet", 7).await {
+        let moved = matches!(error, GroupError::NotCoordinator | GroupError::Lost);
+        assert!(moved && Instant::now() < deadline, "{error}");
+        sleep(Duration::from_millis(10)).await;
+    }
+    for round in 0..22 {
+        // All of them again if leadership moved under way: on a busy machine even the only replica may lose it for a moment.
+        while let Err(error) = {
+            let commits = (0..500).map(|number| commit("busy", round * 500 + number));
+            let committed = futures_util::future::join_all(commits).await;
+            committed.into_iter().collect::<Result<Vec<_>, _>>()
+        } {
+            let moved = matches!(error, GroupError::NotCoordinator | GroupError::Lost);
+            assert!(moved && Instant::now() < deadline, "{error}");
+        }
+    }
+    let crate::broker::Route::Local(log) = house.broker.route(OFFSETS_TOPIC, 0).unwrap() else { panic!() };
+    let start = log.log_start_offset();
+    assert!(start.0 > 10_000, "the log starts at {start}");
+    assert_eq!((told("quiet").await, told("busy").await), (7, 22 * 500 - 1));
+    // What is left of the log tells the same to a new coordinator.
+    log.produce(another_groups_end(log.limits()), crate::partition::Acks::All, None, PATIENCE).await.unwrap();
+    assert_eq!(commit("busy", 0).await, Err(GroupError::Lost));
+    assert_eq!((told("quiet").await, told("busy").await), (7, 22 * 500 - 1));
+    house.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn groups_are_described_listed_left_and_deleted() {
+    let house = House::open_with(|config| config.kafka.offsets_partitions = 2).await;
+    house.topic("t", 1).await;
+    let mut client = house.client().await;
+    client.find_coordinator("g").await;
+    let mut member = Member { client: &mut client, id: String::new(), generation: -1 };
+    member.join().await;
+    assert_eq!(member.commit("t", 3).await, 0);
+    let (id, generation) = (member.id.clone(), member.generation);
+    let describe = |name: &str| {
+        let groups = vec![name.to_owned()];
+        Request::DescribeGroups(DescribeGroupsRequest { groups, ..Default::default() })
+    };
+    let Response::DescribeGroups(found) = client.call(describe("g"), 5).await else { panic!() };
+    let group = &found.groups[0];
+    assert_eq!((group.group_state.as_str(), group.members.len()), ("Stable", 1));
+    assert_eq!((&group.members[0].client_id[..], &group.members[0].client_host[..]), ("test", "/127.0.0.1"));
+    let Response::DescribeGroups(found) = client.call(describe("nobody"), 5).await else { panic!() };
+    assert_eq!((found.groups[0].group_state.as_str(), found.groups[0].error_code), ("Dead", 0));
+    for (filter, count) in [(vec![], 1), (vec!["Stable".to_owned()], 1), (vec!["Empty".to_owned()], 0)] {
+        let request = ListGroupsRequest { states_filter: filter, ..Default::default() };
+        let Response::ListGroups(found) = client.call(Request::ListGroups(request), 4).await else { panic!() };
+        assert_eq!((found.error_code, found.groups.len()), (0, count));
+    }
+    let delete = Request::DeleteGroups(DeleteGroupsRequest { groups: vec!["g".into(), "nobody".into()] });
+    let codes = |response: Response| {
+        let Response::DeleteGroups(response) = response else { panic!() };
+        response.results.iter().map(|result| result.error_code).collect::<Vec<_>>()
+    };
+    assert_eq!(codes(client.call(delete.clone(), 2).await), [68, 69]);
+    let leaving = |id: &str| LeavingMember { member_id: id.to_owned(), ..Default::default() };
+    let members = vec![leaving(&id), leaving("nobody")];
+    let leave = Request::LeaveGroup(LeaveGroupRequest { group_id: "g".into(), members, ..Default::default() });
+    let Response::LeaveGroup(left) = client.call(leave, 4).await else { panic!() };
+    assert_eq!(left.members.iter().map(|member| member.error_code).collect::<Vec<_>>(), [0, 25]);
+    let mut gone = Member { client: &mut client, id, generation };
+    assert_eq!((gone.heartbeat().await, gone.commit("t", 4).await), (25, 25));
+    let topics = vec![OffsetDeleteTopic { name: "t".into(), partitions: vec![OffsetDeletePartition { partition: 0 }] }];
+    let request = Request::OffsetDelete(OffsetDeleteRequest { group_id: "g".into(), topics });
+    let Response::OffsetDelete(deleted) = client.call(request, 0).await else { panic!() };
+    assert_eq!((deleted.error_code, deleted.topics[0].partitions[0].error_code), (0, 0));
+    assert_eq!(client.committed().await, []);
+    assert_eq!(codes(client.call(delete, 2).await), [0, 69]);
+    assert_eq!(client.produce(0, Bytes::new()).await.error_code, 2);
+    house.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_holds_the_groups_is_not_for_clients_to_change() {
+    use crate::coordinator::OFFSETS_TOPIC;
+    const INVALID_TOPIC: i16 = 17;
+    let house = House::open().await;
+    house.broker.ensure_offsets_topic(PATIENCE).await.unwrap();
+    let mut client = house.client().await;
+    let mut request = produce_request(0, batch_of(&[("x", 1)], None), -1);
+    if let Request::Produce(produce) = &mut request {
+        produce.topics[0].name = OFFSETS_TOPIC.to_owned();
+    }
+    let Response::Produce(refused) = client.call(request, 9).await else { panic!() };
+    assert_eq!(refused.topics[0].partitions[0].error_code, INVALID_TOPIC);
+    let partitions = vec![DeleteRecordsPartition { partition: 0, offset: -1 }];
+    let topics = vec![DeleteRecordsTopic { name: OFFSETS_TOPIC.into(), partitions }];
+    let request = Request::DeleteRecords(DeleteRecordsRequest { topics, timeout_ms: 30_000 });
+    let Response::DeleteRecords(refused) = client.call(request, 2).await else { panic!() };
+    assert_eq!(refused.topics[0].partitions[0].error_code, INVALID_TOPIC);
+    let topics = vec![MorePartitions { name: OFFSETS_TOPIC.into(), count: 100, assignments: None }];
+    let request = CreatePartitionsRequest { topics, timeout_ms: 30_000, validate_only: false };
+    let Response::CreatePartitions(refused) = client.call(Request::CreatePartitions(request), 3).await else {
+        panic!()
+    };
+    assert_eq!(refused.results[0].error_code, INVALID_TOPIC);
+    let configs = vec![ConfigChange { name: "retention.ms".into(), operation: 0, value: Some("1".into()) }];
+    let resources = vec![IncrementalResource { resource_type: 2, resource_name: OFFSETS_TOPIC.into(), configs }];
+    let request = IncrementalAlterConfigsRequest { resources, validate_only: false };
+    let Response::IncrementalAlterConfigs(refused) = client.call(Request::IncrementalAlterConfigs(request), 1).await
+    else {
+        panic!()
+    };
+    assert_eq!(refused.responses[0].error_code, INVALID_TOPIC);
+    let request =
+        DeleteTopicsRequest { topic_names: vec![OFFSETS_TOPIC.into()], timeout_ms: 30_000, ..Default::default() };
+    let Response::DeleteTopics(refused) = client.call(Request::DeleteTopics(request), 4).await else { panic!() };
+    assert_eq!(refused.topics[0].error_code, INVALID_TOPIC);
+    assert_eq!(house.broker.topic(OFFSETS_TOPIC).unwrap().config["retention.ms"], "-1");
+    house.close().await;
+}

@@ -1,0 +1,85 @@
+//! Metadata and DescribeCluster, and what is found by what they tell.
+
+use super::*;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn topics_are_found_by_id() {
+    let house = House::open().await;
+    house.topic("t", 1).await;
+    let mut client = house.client().await;
+    client.produce(0, batch_of(&[("a", 1)], None)).await;
+    let wanted = vec![MetadataTopicName { name: Some("t".into()), ..Default::default() }];
+    let request = Request::Metadata(MetadataRequest { topics: Some(wanted), ..Default::default() });
+    let Response::Metadata(metadata) = client.call(request, 12).await else { panic!() };
+    let topic_id = metadata.topics[0].topic_id;
+    assert_ne!(topic_id.0, 0);
+    assert_eq!(metadata.brokers[0].port, i32::from(crate::config::port_of(house.server.address()).unwrap()));
+    for (id, expected) in [(topic_id, 0), (wire::Uuid(5), 100)] {
+        let mut request = fetch_request(1, 0, Duration::ZERO);
+        request.topics[0].topic_id = id;
+        let Response::Fetch(response) = client.call(Request::Fetch(request), 17).await else { panic!() };
+        assert_eq!((response.topics[0].topic_id, response.topics[0].partitions[0].error_code), (id, expected));
+        let mut request = produce_request(0, batch_of(&[("b", 1)], None), -1);
+        if let Request::Produce(produce) = &mut request {
+            produce.topics[0].topic_id = id;
+        }
+        let Response::Produce(response) = client.call(request, 13).await else { panic!() };
+        assert_eq!(response.topics[0].partitions[0].error_code, expected);
+    }
+    house.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn topics_are_created_by_asking_only_where_that_is_switched_on() {
+    for (on, code) in [(false, 3), (true, 0)] {
+        let house = House::open_with(|config| {
+            config.kafka.auto_create_topics = on;
+            config.kafka.num_partitions = 4;
+        })
+        .await;
+        let mut client = house.client().await;
+        let wanted = |name: &str| Some(vec![MetadataTopicName { name: Some(name.into()), ..Default::default() }]);
+        for (name, may, code) in [("new", false, 3), ("new", true, code), ("a/b", true, 17), ("a/b", false, 17)] {
+            let topics = wanted(name);
+            let request = MetadataRequest { topics, allow_auto_topic_creation: may, ..Default::default() };
+            let Response::Metadata(metadata) = client.call(Request::Metadata(request), 12).await else { panic!() };
+            let topic = &metadata.topics[0];
+            assert_eq!(topic.error_code, code, "{name}, on: {on}, asked for: {may}");
+            assert_eq!(topic.partitions.len(), if code == 0 { 4 } else { 0 });
+        }
+        for (version, topics, count) in [(0, Some(vec![]), on as usize), (1, Some(vec![]), 0), (1, None, on as usize)] {
+            let request = Request::Metadata(MetadataRequest { topics, ..Default::default() });
+            let Response::Metadata(metadata) = client.call(request, version).await else { panic!() };
+            assert_eq!(metadata.topics.len(), count, "version {version}");
+        }
+        house.close().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_asks_what_it_may_do_is_told_everything() {
+    let house = House::open().await;
+    house.topic("t", 1).await;
+    let mut client = house.client().await;
+    for (asked, cluster, topic) in [(false, i32::MIN, i32::MIN), (true, 0x1fa0 & !(1 << 6), 0xdf8)] {
+        let request = Request::Metadata(MetadataRequest {
+            topics: Some(vec![MetadataTopicName { name: Some("t".into()), ..Default::default() }]),
+            include_cluster_authorized_operations: asked,
+            include_topic_authorized_operations: asked,
+            ..Default::default()
+        });
+        let Response::Metadata(response) = client.call(request, 10).await else { panic!() };
+        assert_eq!(response.cluster_authorized_operations, cluster);
+        assert_eq!(response.topics[0].topic_authorized_operations, topic);
+        let request = DescribeClusterRequest {
+            include_cluster_authorized_operations: asked,
+            endpoint_type: 1,
+            ..Default::default()
+        };
+        let Response::DescribeCluster(response) = client.call(Request::DescribeCluster(request), 2).await else {
+            panic!()
+        };
+        assert_eq!(response.cluster_authorized_operations, cluster);
+    }
+    house.close().await;
+}

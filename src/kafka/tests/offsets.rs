@@ -1,0 +1,83 @@
+//! ListOffsets and OffsetForLeaderEpoch.
+
+use super::*;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn offsets_are_found_by_every_special_time_and_by_time() {
+    let house = House::open().await;
+    house.topic("t", 1).await;
+    let mut client = house.client().await;
+    assert_eq!([client.list(-1).await, client.list(-2).await, client.list(-3).await], [(0, -1), (0, -1), (-1, -1)]);
+    client.produce(0, batch_of(&[("a", 10), ("b", 30), ("c", 20)], None)).await;
+    client.produce(0, batch_of(&[("d", 25), ("e", 15)], None)).await;
+    assert_eq!([client.list(-1).await, client.list(-2).await], [(5, -1), (0, -1)]);
+    assert_eq!([client.list(-4).await, client.list(-5).await], [(0, -1), (-1, -1)]);
+    assert_eq!(client.list(-3).await, (1, 30), "the largest timestamp");
+    let by_time = [(0, (0, 10)), (11, (1, 30)), (30, (1, 30)), (31, (-1, -1))];
+    for (timestamp, found) in by_time {
+        assert_eq!(client.list(timestamp).await, found, "{timestamp}");
+    }
+    // A producer that says nothing of its records' times in the batch's header (sarama, for years).
+    let mut silent = batch_of(&[("f", 40)], None).to_vec();
+    silent[35..43].copy_from_slice(&(-1i64).to_be_bytes());
+    let crc = crc32c::crc32c(&silent[21..]);
+    silent[17..21].copy_from_slice(&crc.to_be_bytes());
+    assert_eq!(client.produce(0, silent.into()).await.error_code, 0);
+    assert_eq!([client.list(31).await, client.list(-3).await], [(5, 40), (5, 40)]);
+    house.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_end_of_an_epoch_is_found() {
+    let house = House::open().await;
+    house.topic("t", 1).await;
+    let mut client = house.client().await;
+    client.produce(0, batch_of(&[("a", 1), ("b", 1)], None)).await;
+    for (epoch, found) in [(1, (0, 1, 2)), (0, (0, 0, 0)), (7, (0, -1, -1))] {
+        let partition = LeaderEpochPartition { leader_epoch: epoch, ..Default::default() };
+        let topics = vec![LeaderEpochTopic { topic: "t".into(), partitions: vec![partition] }];
+        let request = OffsetForLeaderEpochRequest { topics, ..Default::default() };
+        let Response::OffsetForLeaderEpoch(response) = client.call(Request::OffsetForLeaderEpoch(request), 3).await
+        else {
+            panic!()
+        };
+        let answer = &response.topics[0].partitions[0];
+        assert_eq!((answer.error_code, answer.leader_epoch, answer.end_offset), found, "epoch {epoch}");
+    }
+    house.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn offsets_of_many_partitions_are_listed_in_the_order_they_were_asked_for() {
+    let house = House::open().await;
+    house.topic("t", 3).await;
+    house.topic("u", 1).await;
+    let mut client = house.client().await;
+    for _ in 0..4 {
+        client.produce(0, batch_of(&[("a", 1)], None)).await;
+    }
+    // More than are looked at at a time; most are not there.
+    let asked: Vec<i32> = (0..200).rev().collect();
+    let topic = |name: &str, asked: &[i32]| {
+        let partition =
+            |partition: &i32| ListOffsetsPartition { partition: *partition, timestamp: -1, ..Default::default() };
+        ListOffsetsTopic { name: name.into(), partitions: asked.iter().map(partition).collect() }
+    };
+    let topics = vec![topic("t", &asked), topic("missing", &[0]), topic("u", &[0, 7]), topic("t", &[])];
+    let request = Request::ListOffsets(ListOffsetsRequest { topics, ..Default::default() });
+    let Response::ListOffsets(response) = client.call(request, 7).await else { panic!() };
+    let names: Vec<&str> = response.topics.iter().map(|topic| topic.name.as_str()).collect();
+    assert_eq!(names, ["t", "missing", "u", "t"]);
+    let found = |at: usize| {
+        let listed = response.topics[at].partitions.iter();
+        listed.map(|one| (one.partition, one.error_code, one.offset)).collect::<Vec<_>>()
+    };
+    let of = |partition| match partition {
+        0 => (0, 0, 4),
+        1 | 2 => (partition, 0, 0),
+        missing => (missing, 3, -1),
+    };
+    assert_eq!(found(0), asked.into_iter().map(of).collect::<Vec<_>>());
+    assert_eq!((found(1), found(2), found(3)), (vec![(0, 3, -1)], vec![(0, 0, 0), (7, 3, -1)], vec![]));
+    house.close().await;
+}

@@ -1,0 +1,164 @@
+//! Produce: order, acks, and batches that lie.
+
+use std::collections::BTreeSet;
+
+use super::*;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn produces_of_one_connection_are_appended_in_order_and_answered_in_order() {
+    let house = House::open().await;
+    house.topic("t", 1).await;
+    let mut client = house.client().await;
+    let Response::InitProducerId(producer) =
+        client.call(Request::InitProducerId(InitProducerIdRequest::default()), 4).await
+    else {
+        panic!()
+    };
+    assert_eq!((producer.error_code, producer.producer_epoch), (0, 0));
+    let batch = |sequence| {
+        let producer = ProducerSequence { producer_id: producer.producer_id, epoch: 0, sequence };
+        batch_of(&[(&format!("{sequence}"), 1)], Some(producer))
+    };
+    // All at once: out of order they would be refused.
+    let requests: Vec<_> = (0..100).map(|sequence| produce_request(0, batch(sequence), -1)).collect();
+    let api = requests[0].api();
+    let frames: Vec<u8> = requests.iter().zip(0..).flat_map(|(request, id)| frame(request, 9, id).to_vec()).collect();
+    let (mut input, mut output) = client.stream.into_split();
+    let sending = tokio::spawn(async move {
+        output.write_all(&frames).await.unwrap();
+        output
+    });
+    for id in 0..100 {
+        let length = input.read_i32().await.unwrap();
+        let mut bytes = vec![0; length as usize];
+        input.read_exact(&mut bytes).await.unwrap();
+        assert_eq!(bytes[..4], i32::to_be_bytes(id));
+        let Response::Produce(response) = Response::read(api, 9, Bytes::from(bytes).slice(5..)).unwrap() else {
+            panic!()
+        };
+        let answer = &response.topics[0].partitions[0];
+        assert_eq!((answer.error_code, answer.base_offset), (0, i64::from(id)));
+    }
+    let mut client = Client { stream: input.reunite(sending.await.unwrap()).unwrap(), next: 1000 };
+    let duplicate = client.produce(0, batch(98)).await;
+    assert_eq!((duplicate.error_code, duplicate.base_offset), (0, 98), "a retry has the original's offset");
+    assert_eq!(client.produce(0, batch(105)).await.error_code, 45);
+    let old = ProducerSequence { producer_id: 77, epoch: 0, sequence: 5 };
+    // With the log's start, by which clients see whether what they produced before is gone: without it they try for ever.
+    let forgotten = client.produce(0, batch_of(&[("x", 1)], Some(old))).await;
+    assert_eq!((forgotten.error_code, forgotten.log_start_offset), (59, 0));
+    let newer = ProducerSequence { producer_id: producer.producer_id, epoch: 1, sequence: 0 };
+    assert_eq!(client.produce(0, batch_of(&[("x", 1)], Some(newer))).await.error_code, 0);
+    assert_eq!(client.produce(0, batch(100)).await.error_code, 47);
+    house.close().await;
+}
+
+/// More batches in a request than tokio lets a task do at a time, and each request names them in another order.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn produces_of_many_batches_are_appended_in_order_too() {
+    const PARTITIONS: i32 = 200;
+    const REQUESTS: i32 = 60;
+    let house = House::open().await;
+    house.topic("t", PARTITIONS as u32).await;
+    for acks in [-1, 0] {
+        let mut client = house.client().await;
+        let Response::InitProducerId(producer) =
+            client.call(Request::InitProducerId(InitProducerIdRequest::default()), 4).await
+        else {
+            panic!()
+        };
+        let request = |sequence: i32| {
+            let producer = ProducerSequence { producer_id: producer.producer_id, epoch: 0, sequence };
+            let mut partitions: Vec<_> = (0..PARTITIONS)
+                .map(|index| {
+                    let batch = batch_of(&[("x", 1)], Some(producer));
+                    ProducePartition { index, records: RecordData::some(vec![batch]) }
+                })
+                .collect();
+            partitions.rotate_left((sequence * 73 % PARTITIONS) as usize);
+            let topics = vec![ProduceTopic { name: "t".into(), partitions, ..Default::default() }];
+            Request::Produce(ProduceRequest { acks, timeout_ms: 30_000, topics, ..Default::default() })
+        };
+        let requests: Vec<_> = (0..REQUESTS).map(request).collect();
+        let frames: Vec<u8> = requests.iter().zip(0..).flat_map(|(one, id)| frame(one, 9, id).to_vec()).collect();
+        client.stream.write_all(&frames).await.unwrap();
+        for _ in 0..if acks == 0 { 0 } else { REQUESTS } {
+            let (_, Response::Produce(answer)) = client.receive(requests[0].api(), 9).await else { panic!() };
+            let codes: BTreeSet<i16> = answer.topics[0].partitions.iter().map(|answer| answer.error_code).collect();
+            assert_eq!(codes, BTreeSet::from([0]), "acks {acks}");
+        }
+        // A refusal closes the connection of a client that wants no answers.
+        client.call(Request::ApiVersions(ApiVersionsRequest::default()), 0).await;
+    }
+    house.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn acks_0_is_answered_by_silence_and_a_failure_by_closing() {
+    let house = House::open().await;
+    house.topic("t", 1).await;
+    let mut client = house.client().await;
+    client.send(&produce_request(0, batch_of(&[("a", 1)], None), 0), 9).await;
+    assert_eq!(client.produce(0, batch_of(&[("b", 1)], None)).await.base_offset, 1, "behind the silent one");
+    client.send(&produce_request(5, batch_of(&[("c", 1)], None), 0), 9).await;
+    assert!(client.closed().await);
+    let mut client = house.client().await;
+    let Response::Produce(refused) = client.call(produce_request(0, batch_of(&[("d", 1)], None), 2), 9).await else {
+        panic!()
+    };
+    assert_eq!(refused.topics[0].partitions[0].error_code, 21);
+    house.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn batches_that_lie_are_refused_and_nothing_of_them_is_written() {
+    let house = House::open().await;
+    house.topic("t", 1).await;
+    let mut client = house.client().await;
+    let good = batch_of(&[("a", 1), ("b", 2)], None);
+    let change = |at: usize, bytes: &[u8], checksum: bool| {
+        let mut batch = good.to_vec();
+        batch[at..at + bytes.len()].copy_from_slice(bytes);
+        if checksum {
+            let crc = crc32c::crc32c(&batch[21..]);
+            batch[17..21].copy_from_slice(&crc.to_be_bytes());
+        }
+        Bytes::from(batch)
+    };
+    let mut bomb = RecordBatchBuilder::new(BatchLimits {
+        record_bytes_max: 80 << 20,
+        batch_bytes_max: 80 << 20,
+        ..Default::default()
+    });
+    bomb.push(&NewRecord { value: Some(vec![0; 70 << 20].into()), ..Default::default() }).unwrap();
+    let bomb = bomb.build(None).unwrap().into_bytes();
+    let mut packed = bomb[..61].to_vec();
+    packed.extend(zstd::stream::encode_all(&bomb[61..], 3).unwrap());
+    packed[22] = 4;
+    let length = (packed.len() - 12) as i32;
+    packed[8..12].copy_from_slice(&length.to_be_bytes());
+    let crc = crc32c::crc32c(&packed[21..]);
+    packed[17..21].copy_from_slice(&crc.to_be_bytes());
+    assert!(packed.len() < 1 << 20);
+    let cases = [
+        ("a flipped bit", change(70, &[0xff], false), 2),
+        ("an old format", change(16, &[1], true), 43),
+        ("another record count", change(57, &9_i32.to_be_bytes(), true), 2),
+        ("a negative record count", change(57, &(-1_i32).to_be_bytes(), true), 2),
+        ("another last offset", change(23, &9_i32.to_be_bytes(), true), 2),
+        ("a length of less", change(8, &5_i32.to_be_bytes(), true), 2),
+        ("a negative length", change(8, &(-5_i32).to_be_bytes(), true), 2),
+        ("a control batch", change(21, &[0, 0x20], true), 87),
+        ("a transaction", change(21, &[0, 0x10], true), 87),
+        ("an unknown compression", change(21, &[0, 7], true), 2),
+        ("gzip that is none", change(21, &[0, 1], true), 2),
+        ("two batches", Bytes::from([&good[..], &good[..]].concat()), 2),
+        ("nothing", Bytes::new(), 2),
+        ("a decompression bomb", Bytes::from(packed), 10),
+    ];
+    for (what, batch, code) in cases {
+        assert_eq!(client.produce(0, batch).await.error_code, code, "{what}");
+    }
+    assert_eq!(client.list(-1).await.0, 0);
+    house.close().await;
+}

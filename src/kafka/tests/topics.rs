@@ -1,0 +1,176 @@
+//! Topics and their configurations: created, changed, shortened and deleted.
+
+use super::*;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn topics_are_created_changed_and_deleted_with_kafkas_codes() {
+    let house = House::open_with(|config| config.kafka.num_partitions = 3).await;
+    let mut client = house.client().await;
+    let topic = |name: &str, num_partitions, replication_factor| CreatableTopic {
+        name: name.into(),
+        num_partitions,
+        replication_factor,
+        ..Default::default()
+    };
+    let with = |mut topic: CreatableTopic, key: &str, value: Option<&str>| {
+        topic.configs.push(ConfigValue { name: key.into(), value: value.map(Into::into) });
+        topic
+    };
+    let placed = |mut topic: CreatableTopic, on: &[(i32, i32)]| {
+        let assignment = |(partition_index, broker)| ReplicaAssignment { partition_index, broker_ids: vec![broker] };
+        topic.assignments.extend(on.iter().copied().map(assignment));
+        topic
+    };
+    let topics = vec![
+        topic("good", -1, -1),
+        with(with(topic("configured", 1, 1), "retention.ms", Some("1000")), "min.insync.replicas", Some("1")),
+        topic("a/b", 1, 1),
+        topic("..", 1, 1),
+        topic("nul\0", 1, 1),
+        topic(&"x".repeat(300), 1, 1),
+        topic("none", 0, 1),
+        topic("many", 1, 2),
+        with(topic("odd", 1, 1), "no.such.key", Some("1")),
+        with(topic("null", 1, 1), "retention.ms", None),
+        placed(topic("placed", -1, -1), &[(1, 1), (0, 1)]),
+        placed(topic("placed-nowhere", -1, -1), &[(0, 9)]),
+        placed(topic("placed-with-a-gap", -1, -1), &[(0, 1), (2, 1)]),
+        placed(topic("placed-both-ways", 1, -1), &[(0, 1)]),
+        topic("twice", 1, 1),
+        topic("twice", 1, 1),
+    ];
+    let codes = [0, 0, 17, 17, 17, 17, 37, 38, 40, 40, 0, 39, 39, 42, 42];
+    let request = CreateTopicsRequest { topics, timeout_ms: 30_000, validate_only: true };
+    for validate_only in [true, false] {
+        let request = Request::CreateTopics(CreateTopicsRequest { validate_only, ..request.clone() });
+        let Response::CreateTopics(response) = client.call(request, 7).await else { panic!() };
+        let found: Vec<_> = response.topics.iter().map(|topic| topic.error_code).collect();
+        assert_eq!(found, codes, "validate only: {validate_only}");
+        assert_eq!((response.topics[0].num_partitions, response.topics[0].topic_id.0 == 0), (3, validate_only));
+    }
+    let again = CreateTopicsRequest { topics: vec![topic("good", 1, 1)], timeout_ms: 1000, validate_only: false };
+    let Response::CreateTopics(response) = client.call(Request::CreateTopics(again), 2).await else { panic!() };
+    assert_eq!(response.topics[0].error_code, 36);
+    assert_eq!(house.broker.topic("placed").unwrap().partitions.len(), 2);
+    let more = |name: &str, count| MorePartitions { name: name.into(), count, assignments: None };
+    let on = |broker: i32, count: usize| MorePartitions {
+        assignments: Some(vec![PartitionAssignment { broker_ids: vec![broker] }; count]),
+        ..more("placed", 4)
+    };
+    for (wanted, code) in [(on(9, 2), 39), (on(-1, 2), 39), (on(1, 1), 39), (on(1, 2), 0), (on(1, 2), 37)] {
+        let request = CreatePartitionsRequest { topics: vec![wanted], timeout_ms: 30_000, validate_only: false };
+        let response = client.call(Request::CreatePartitions(request), 3).await;
+        let Response::CreatePartitions(response) = response else { panic!() };
+        assert_eq!(response.results[0].error_code, code, "{response:?}");
+    }
+    assert_eq!(house.broker.topic("placed").unwrap().partitions.len(), 4);
+    let topics = vec![more("good", 5), more("configured", 1), more("missing", 2)];
+    let request = CreatePartitionsRequest { topics, timeout_ms: 30_000, validate_only: false };
+    let Response::CreatePartitions(response) = client.call(Request::CreatePartitions(request), 3).await else {
+        panic!()
+    };
+    assert_eq!(response.results.iter().map(|result| result.error_code).collect::<Vec<_>>(), [0, 37, 3]);
+    assert_eq!(house.broker.topic("good").unwrap().partitions.len(), 5);
+    let resource = |resource_type, name: &str| DescribeConfigsResource {
+        resource_type,
+        resource_name: name.into(),
+        configuration_keys: Some(vec!["retention.ms".into(), "num.partitions".into(), "min.insync.replicas".into()]),
+    };
+    let resources = vec![resource(2, "configured"), resource(2, "missing"), resource(4, "1"), resource(4, "9")];
+    let request = DescribeConfigsRequest { resources, include_synonyms: true, include_documentation: false };
+    let Response::DescribeConfigs(response) = client.call(Request::DescribeConfigs(request), 4).await else { panic!() };
+    assert_eq!(response.results.iter().map(|result| result.error_code).collect::<Vec<_>>(), [0, 3, 0, 42]);
+    let retention = &response.results[0].configs[0];
+    assert_eq!((retention.value.as_deref(), retention.config_source, retention.synonyms.len()), (Some("1000"), 1, 2));
+    let promised = &response.results[0].configs[1];
+    assert_eq!(
+        (promised.name.as_str(), promised.value.as_deref(), promised.read_only),
+        ("min.insync.replicas", Some("1"), true)
+    );
+    assert_eq!(response.results[2].configs[0].value.as_deref(), Some("3"));
+    let topic_names = vec!["good".into(), "missing".into()];
+    let request = DeleteTopicsRequest { topic_names, timeout_ms: 30_000, ..Default::default() };
+    let Response::DeleteTopics(response) = client.call(Request::DeleteTopics(request), 4).await else { panic!() };
+    assert_eq!(response.topics.iter().map(|topic| topic.error_code).collect::<Vec<_>>(), [0, 3]);
+    assert!(house.broker.topic("good").is_err());
+    house.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn configurations_change_and_records_are_deleted() {
+    let house = House::open().await;
+    house.topic("t", 1).await;
+    let mut client = house.client().await;
+    let change = |name: &str, operation, value: Option<&str>| ConfigChange {
+        name: name.into(),
+        operation,
+        value: value.map(Into::into),
+    };
+    let incremental = |resource_type, configs, validate_only| {
+        let resources = vec![IncrementalResource { resource_type, resource_name: "t".into(), configs }];
+        Request::IncrementalAlterConfigs(IncrementalAlterConfigsRequest { resources, validate_only })
+    };
+    let mut alter = async |request| {
+        let Response::IncrementalAlterConfigs(response) = client.call(request, 1).await else { panic!() };
+        response.responses[0].error_code
+    };
+    let retention = || vec![change("retention.ms", 0, Some("5000"))];
+    let set = || house.broker.topic("t").unwrap().config;
+    assert_eq!((alter(incremental(2, retention(), true)).await, set().len()), (0, 0));
+    assert_eq!((alter(incremental(2, retention(), false)).await, set()["retention.ms"].as_str()), (0, "5000"));
+    for (wrong, code) in [
+        (change("no.such", 0, Some("1")), 40),
+        (change("retention.ms", 0, None), 42),
+        (change("retention.ms", 2, Some("1")), 40),
+    ] {
+        assert_eq!(alter(incremental(2, vec![wrong], false)).await, code);
+    }
+    assert_eq!(alter(incremental(4, retention(), false)).await, 42);
+    // What holds anyway is taken and not stored: one replica's majority is one.
+    let unclean = "unclean.leader.election.enable";
+    for (key, value, code) in [
+        ("min.insync.replicas", "1", 0),
+        ("min.insync.replicas", "2", 40),
+        (unclean, "false", 0),
+        (unclean, "true", 40),
+    ] {
+        let found = alter(incremental(2, vec![change(key, 0, Some(value))], false)).await;
+        assert_eq!((found, set().len()), (code, 1), "{key}={value}");
+    }
+    // A list takes in and lets go; what it cannot hold is refused by its value.
+    for (operation, value, code) in
+        [(2, "delete", 0), (2, "compact", 40), (3, "compact", 0), (3, "delete", 40), (9, "x", 40)]
+    {
+        let change = vec![change("cleanup.policy", operation, Some(value))];
+        assert_eq!(alter(incremental(2, change, false)).await, code, "{operation} {value}");
+    }
+    assert_eq!(set()["cleanup.policy"], "delete");
+    alter(incremental(2, vec![change("cleanup.policy", 1, None)], false)).await;
+    assert_eq!((alter(incremental(2, vec![change("retention.ms", 1, None)], false)).await, set().len()), (0, 0));
+    alter(incremental(2, retention(), false)).await;
+    let configs = vec![ConfigValue { name: "segment.ms".into(), value: Some("7".into()) }];
+    let resources = vec![AlterConfigsResource { resource_type: 2, resource_name: "t".into(), configs }];
+    let request = Request::AlterConfigs(AlterConfigsRequest { resources, validate_only: false });
+    let Response::AlterConfigs(response) = client.call(request, 2).await else { panic!() };
+    assert_eq!((response.responses[0].error_code, set().len()), (0, 1), "the others went back to their defaults");
+    for _ in 0..5 {
+        client.produce(0, batch_of(&[("a", 1)], None)).await;
+    }
+    for (offset, found) in [(2, (0, 2)), (99, (1, -1)), (-1, (0, 5)), (-7, (1, -1))] {
+        let partitions = vec![DeleteRecordsPartition { partition: 0, offset }];
+        let topics = vec![DeleteRecordsTopic { name: "t".into(), partitions }];
+        let request = Request::DeleteRecords(DeleteRecordsRequest { topics, timeout_ms: 30_000 });
+        let Response::DeleteRecords(response) = client.call(request, 2).await else { panic!() };
+        let deleted = &response.topics[0].partitions[0];
+        assert_eq!((deleted.error_code, deleted.low_watermark), found, "{offset}");
+    }
+    assert_eq!(client.list(-2).await.0, 5);
+    // Who gives it no time is told what came of it all the same.
+    client.produce(0, batch_of(&[("a", 1)], None)).await;
+    let partitions = vec![DeleteRecordsPartition { partition: 0, offset: 6 }];
+    let topics = vec![DeleteRecordsTopic { name: "t".into(), partitions }];
+    let request = Request::DeleteRecords(DeleteRecordsRequest { topics, timeout_ms: 0 });
+    let Response::DeleteRecords(response) = client.call(request, 2).await else { panic!() };
+    assert_eq!((response.topics[0].partitions[0].error_code, response.topics[0].partitions[0].low_watermark), (0, 6));
+    house.close().await;
+}
