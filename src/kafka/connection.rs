@@ -4,7 +4,8 @@
 //!   bytes that arrive and is counted against the broker's budgets; a frame that stays half, and a connection that asks for
 //!   nothing, time out. So does, much sooner, who holds room that others wait for and makes no use of it.
 //! - Kafka promises that requests of one connection take effect one after the other. Here each waits for those before it,
-//!   but a Produce behind nothing but Produces: its batches are proposed behind theirs, in order, and one fsync may serve all.
+//!   but a Produce behind nothing but Produces: it begins once their batches are proposed, so that its own come behind them, in
+//!   order, and one fsync may serve all.
 //! - A request that is not understood closes its connection, and only that, with a line in the log.
 
 use std::io;
@@ -21,7 +22,7 @@ use futures_util::stream::FuturesOrdered;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout};
 use tracing::{debug, info};
 
@@ -83,6 +84,20 @@ impl Client {
     /// Resolves when the client has closed the connection: nobody will read the answer.
     pub(super) async fn gone(&self) {
         let _ = self.gone.clone().wait_for(|gone| *gone).await;
+    }
+}
+
+/// A request's turn, which it ends by dropping it: until then nothing behind it on its connection begins, even what may follow it.
+#[derive(Debug)]
+pub(super) struct Turn {
+    _ended: oneshot::Sender<()>,
+}
+
+impl Turn {
+    /// With what resolves at its end.
+    pub(super) fn begin() -> (Self, oneshot::Receiver<()>) {
+        let (ended, end) = oneshot::channel();
+        (Self { _ended: ended }, end)
     }
 }
 
@@ -223,18 +238,22 @@ async fn answer(mut output: OwnedWriteHalf, mut queue: mpsc::Receiver<Frame>, do
     let mut in_flight: FuturesOrdered<BoxFuture<'static, Done>> = FuturesOrdered::new();
     // Whether all that is in flight are Produces.
     let mut pipelined = true;
+    // The end of the turn of the last of them.
+    let mut turn: Option<oneshot::Receiver<()>> = None;
     let (mut next, mut open) = (None::<Next>, true);
     // A frame that becomes the next request once there is room.
     let mut coming: Option<BoxFuture<'_, Next>> = None;
     loop {
-        let room = pipelined && in_flight.len() < door.config.inflight_requests_max;
+        let room = pipelined && turn.is_none() && in_flight.len() < door.config.inflight_requests_max;
         let idle = in_flight.is_empty();
         if let Some(request) = next.take_if(|next| idle || room && next.incoming.may_follow()) {
             pipelined = request.incoming.may_follow();
             let (door, client) = (Arc::clone(door), client.clone());
+            let (own, end) = Turn::begin();
+            turn = Some(end);
             let work = async move {
                 let Next { incoming, _shares } = request;
-                dispatch::handle(door, client, incoming).await
+                dispatch::handle(door, client, incoming, own).await
             };
             in_flight.push_back(work.boxed());
         }
@@ -250,6 +269,7 @@ async fn answer(mut output: OwnedWriteHalf, mut queue: mpsc::Receiver<Frame>, do
                 Done::Silence => {}
                 Done::Close(why) => return End::Malformed(why),
             },
+            Some(_) = OptionFuture::from(turn.as_mut()), if turn.is_some() => turn = None,
             Some(understood) = OptionFuture::from(coming.as_mut()), if coming.is_some() => {
                 coming = None;
                 next = Some(understood);

@@ -10,7 +10,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 use tracing::trace;
 
-use super::connection::Client;
+use super::connection::{Client, Turn};
 use super::messages::{APIS, Api, ApiVersion, ApiVersionsResponse, Request, Response};
 use super::wire::{Field, Malformed, Reader, Writer};
 use super::{Door, ErrorCode, configs, fetch, groups, metadata, offsets, produce, topics};
@@ -125,7 +125,7 @@ fn read(frame: Bytes) -> Result<Incoming, Malformed> {
 }
 
 /// Has a request answered.
-pub(super) async fn handle(door: Arc<Door>, client: Client, incoming: Incoming) -> Done {
+pub(super) async fn handle(door: Arc<Door>, client: Client, incoming: Incoming, turn: Turn) -> Done {
     let (header, request, began) = match incoming {
         Incoming::Request(request, _, began) => (request.0, request.1, began),
         Incoming::FutureApiVersions { correlation_id } => {
@@ -137,7 +137,7 @@ pub(super) async fn handle(door: Arc<Door>, client: Client, incoming: Incoming) 
     };
     let (api, version) = (header.api, header.version);
     trace!(peer = %client.peer, client = header.client_id, api = api.name, version, "a Kafka request");
-    let handled = route(&door, &client, &header, request).await;
+    let handled = route(&door, &client, &header, request, turn).await;
     door.metrics.answered(api.name, began.elapsed());
     let (response, permit) = match handled {
         Handled::Response(response) => (response, None),
@@ -150,10 +150,10 @@ pub(super) async fn handle(door: Arc<Door>, client: Client, incoming: Incoming) 
     Done::Answer(Answer { pieces, permit })
 }
 
-async fn route(door: &Arc<Door>, client: &Client, header: &Header, request: Request) -> Handled {
+async fn route(door: &Arc<Door>, client: &Client, header: &Header, request: Request, turn: Turn) -> Handled {
     let version = header.version;
     match request {
-        Request::Produce(request) => produce::produce(door, request, version).await,
+        Request::Produce(request) => produce::produce(door, request, version, turn).await,
         Request::Fetch(request) => fetch::fetch(door, client, request, version).await,
         Request::ListOffsets(request) => offsets::list(door, request).await.into(),
         Request::Metadata(request) => metadata::metadata(door, request, version).await.into(),

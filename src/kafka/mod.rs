@@ -84,6 +84,21 @@ struct Door {
 }
 
 impl Door {
+    fn new(broker: Arc<Broker>, config: KafkaConfig, limits: Limits, stage: watch::Receiver<Stage>) -> Self {
+        let bytes = limits.inflight_bytes_max;
+        Self {
+            metrics: metrics::Metrics::new(broker.id()),
+            broker,
+            config,
+            limits,
+            stage,
+            request_bytes: Budget::new(bytes),
+            small_request_bytes: Budget::new((bytes / 8).max(connection::SMALL_BYTES)),
+            decoded_bytes: Budget::new(bytes),
+            answer_bytes: Budget::new(bytes),
+        }
+    }
+
     /// The largest frame.
     fn request_bytes_max(&self) -> usize {
         self.config.request_bytes_max.min(self.limits.inflight_bytes_max)
@@ -150,21 +165,10 @@ impl Server {
     /// From now on requests are answered, by this broker. A second call does nothing.
     pub fn open(&self, broker: Arc<Broker>) {
         let Some(listener) = self.listener.lock().take() else { return };
-        let bytes = self.limits.inflight_bytes_max;
-        let door = Arc::new(Door {
-            metrics: metrics::Metrics::new(broker.id()),
-            broker,
-            config: self.config.clone(),
-            limits: self.limits.clone(),
-            stage: self.stage.subscribe(),
-            request_bytes: Budget::new(bytes),
-            small_request_bytes: Budget::new((bytes / 8).max(connection::SMALL_BYTES)),
-            decoded_bytes: Budget::new(bytes),
-            answer_bytes: Budget::new(bytes),
-        });
+        let door = Door::new(broker, self.config.clone(), self.limits.clone(), self.stage.subscribe());
         self.stage.send_replace(Stage::Serving);
         let broker = Arc::clone(&door.broker);
-        let accepting = vital("Kafka's door", move |why| broker.fail(why), accept(listener, door));
+        let accepting = vital("Kafka's door", move |why| broker.fail(why), accept(listener, Arc::new(door)));
         *self.accepting.lock() = Some(tokio::spawn(accepting));
     }
 

@@ -3,14 +3,18 @@
 //! The batches that came off the socket are what is proposed: a request's only batch is taken over in place, several that
 //! share a frame are copied once each. Batches of a request, and of the requests behind it, are proposed in their order; so
 //! a leader that is still taking over refuses at once, lest a later batch overtake one that waits.
+//!
+//! Batches are checked on the worker thread that has the connection, decompressed one at a time. A request that takes long makes way for
+//! others between its batches; what comes behind it on its connection waits for its [`Turn`] to end.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
-use tokio::task::unconstrained;
+use tokio::task::{unconstrained, yield_now};
 
+use super::connection::Turn;
 use super::dispatch::Handled;
 use super::messages::{
     InitProducerIdRequest, InitProducerIdResponse, ProducePartition, ProduceRequest, ProduceResponse, ProduceTopic,
@@ -20,12 +24,17 @@ use super::metadata::{Leaders, TopicName};
 use super::{Door, ErrorCode};
 use crate::broker::{Route, check_not_internal};
 use crate::partition::{Acks, Partition};
-use crate::record_batch::RecordBatch;
+use crate::record_batch::{Allowance, BatchLimits, RecordBatch};
 
 /// Longest that a produce may wait for its ack level, whatever it asks for.
 const TIMEOUT_MAX: Duration = Duration::from_secs(600);
 /// Batches of a request that are proposed at the same time.
 pub(super) const PRODUCE_SIDE_BY_SIDE: usize = 1024;
+/// What the batches of a request may decompress to together, for each byte that the largest frame may have. Producers that compress
+/// that well send far smaller frames: Java's 1 MiB at most unless it is told otherwise, and the others count what is not compressed yet.
+const DECOMPRESSED_PER_FRAME_BYTE: usize = 8;
+/// Bytes of records that are checked before others get their turn on the worker thread.
+const CHECKED_AT_ONCE: usize = 1 << 20;
 /// Longest that a producer id may take.
 const PRODUCER_ID_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -73,8 +82,8 @@ struct Ready {
     batch: RecordBatch,
 }
 
-/// Produce.
-pub(super) async fn produce(door: &Arc<Door>, request: ProduceRequest, version: i16) -> Handled {
+/// Produce. The turn ends once all its batches are proposed.
+pub(super) async fn produce(door: &Arc<Door>, request: ProduceRequest, version: i16, turn: Turn) -> Handled {
     let acks = acks(request.acks);
     let timeout = Duration::from_millis(request.timeout_ms.max(0) as u64).min(TIMEOUT_MAX);
     let refusal = match (&acks, &request.transactional_id) {
@@ -82,17 +91,22 @@ pub(super) async fn produce(door: &Arc<Door>, request: ProduceRequest, version: 
         (_, Some(_)) => Some((ErrorCode::InvalidRequest, "there are no transactions".to_owned())),
         _ => None,
     };
-    let (mut topics, ready) = check(door, request.topics, refusal, version);
+    let (mut topics, ready) = check(door, request.topics, refusal, version).await;
     // Side by side, in their order; so many at a time, for a frame may hold very many. Whoever sends more than that waits for the answer.
     let acks = acks.unwrap_or_default();
     let mut produced = stream::iter(ready)
         .map(|Ready { topic, at, partition, batch }| async move {
             // Proposed when it is polled first, before what comes behind it: not even tokio's budget, used up by those before, may put
-            // that off.
-            let produced = unconstrained(partition.produce(batch, acks, None, timeout)).await;
+            // that off. Its leader may have changed since it was checked.
+            let produced = match partition.leader_epoch() {
+                Ok(_) => unconstrained(partition.produce(batch, acks, None, timeout)).await,
+                Err(error) => Err(error),
+            };
             (topic, at, produced.map(|produced| produced.base_offset), partition)
         })
         .buffered(PRODUCE_SIDE_BY_SIDE);
+    // Whoever waits for that is looked at after the poll that proposes them.
+    drop(turn);
     while let Some((topic, at, produced, partition)) = produced.next().await {
         let answer = &mut topics[topic].partitions[at];
         // Of a refusal too: a producer that the partition has forgotten goes on if that is since what it has produced has gone.
@@ -123,23 +137,35 @@ pub(super) async fn produce(door: &Arc<Door>, request: ProduceRequest, version: 
 }
 
 /// Checks every batch of a request: an answer for each, and those that can be proposed.
-fn check(
+async fn check(
     door: &Door,
     asked: Vec<ProduceTopic>,
     refusal: Option<(ErrorCode, String)>,
     version: i16,
 ) -> (Vec<ProducedTopic>, Vec<Ready>) {
     let (mut topics, mut ready) = (Vec::with_capacity(asked.len()), Vec::new());
+    let mut allowance = allowance(door);
+    // Bytes that were looked at since others had their turn.
+    let mut looked_at = 0;
     for ProduceTopic { name, topic_id, partitions } in asked {
         let name = TopicName::resolve(door, name, topic_id, version >= 13);
         let mut answers = Vec::with_capacity(partitions.len());
         for ProducePartition { index, records } in partitions {
+            if looked_at >= CHECKED_AT_ONCE {
+                looked_at = 0;
+                yield_now().await;
+            }
             let mut answer = ProducedPartition { index, ..Default::default() };
             let records = records.0.and_then(|mut records| records.pop()).unwrap_or_default();
             let checked = match (&refusal, name.error) {
                 (Some((code, message)), _) => Err(Refused { code: *code, message: Some(message.clone()) }),
                 (None, Some(code)) => Err(code.into()),
-                (None, None) => check_one(door, &name.name, index, records),
+                (None, None) => {
+                    let (sent, spent) = (records.len(), allowance.spent());
+                    let one = check_one(door, &name.name, index, records, &mut allowance);
+                    looked_at += sent + allowance.spent() - spent;
+                    one
+                }
             };
             match checked {
                 Ok((partition, batch)) => {
@@ -154,10 +180,22 @@ fn check(
     (topics, ready)
 }
 
-fn check_one(door: &Door, topic: &str, index: i32, records: Bytes) -> Result<(Arc<Partition>, RecordBatch), Refused> {
+/// What a request's batches may decompress to.
+fn allowance(door: &Door) -> Allowance {
+    let together = door.request_bytes_max().saturating_mul(DECOMPRESSED_PER_FRAME_BYTE);
+    Allowance::new(together.max(BatchLimits::default().decompressed_bytes_max))
+}
+
+fn check_one(
+    door: &Door,
+    topic: &str,
+    index: i32,
+    records: Bytes,
+    allowance: &mut Allowance,
+) -> Result<(Arc<Partition>, RecordBatch), Refused> {
     check_not_internal(topic)?;
     let partition = leading(door, topic, index)?;
-    let batch = RecordBatch::check(records, partition.limits())
+    let batch = RecordBatch::check_within(records, partition.limits(), allowance)
         .map_err(|error| Refused { code: ErrorCode::from(&error), message: Some(error.to_string()) })?;
     Ok((partition, batch))
 }

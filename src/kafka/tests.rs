@@ -77,6 +77,12 @@ impl House {
         Client { stream: TcpStream::connect(self.server.address()).await.unwrap(), next: 0 }
     }
 
+    /// What connections share, of its own: for what is called without a connection.
+    fn door(&self) -> Arc<Door> {
+        let (config, stage) = (self.broker.config(), self.server.stage.subscribe());
+        Arc::new(Door::new(Arc::clone(&self.broker), config.kafka.clone(), config.limits.clone(), stage))
+    }
+
     async fn close(self) {
         self.server.stopping();
         self.broker.shutdown(Duration::from_secs(10)).await;

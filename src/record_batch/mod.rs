@@ -70,6 +70,33 @@ impl Default for BatchLimits {
     }
 }
 
+/// What decompressing a batch costs however little comes out, in bytes: decoders have buffers.
+const DECODER_BYTES: usize = 64 << 10;
+
+/// What the batches of one request may still decompress to, together: each within its own limit, very many small ones could still keep
+/// a processor busy for very long.
+#[derive(Debug)]
+pub struct Allowance {
+    max: usize,
+    left: usize,
+}
+
+impl Allowance {
+    /// So many bytes.
+    pub fn new(max: usize) -> Self {
+        Self { max, left: max }
+    }
+
+    /// Bytes that were spent so far. Plain batches cost nothing; one that does not decompress costs what it might have come to.
+    pub fn spent(&self) -> usize {
+        self.max - self.left
+    }
+
+    fn spend(&mut self, bytes: usize) {
+        self.left = self.left.saturating_sub(bytes.max(DECODER_BYTES));
+    }
+}
+
 /// Why bytes are not a batch that can be taken.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BatchError {
@@ -170,6 +197,12 @@ pub enum BatchError {
         /// The limit.
         max: usize,
     },
+    /// With those before it in its request it decompresses to more than the limit.
+    #[error("record batches of one request decompress to more than {max} bytes together")]
+    RequestDecompressedTooLarge {
+        /// The limit.
+        max: usize,
+    },
     /// Its records do not decompress.
     #[error("record batch does not decompress as {codec}: {why}")]
     Decompress {
@@ -184,7 +217,9 @@ impl From<BatchError> for Error {
     fn from(error: BatchError) -> Self {
         let code = match error {
             BatchError::RecordTooLarge { .. } => Code::RecordTooLarge,
-            BatchError::BatchTooLarge { .. } | BatchError::DecompressedTooLarge { .. } => Code::RequestTooLarge,
+            BatchError::BatchTooLarge { .. }
+            | BatchError::DecompressedTooLarge { .. }
+            | BatchError::RequestDecompressedTooLarge { .. } => Code::RequestTooLarge,
             BatchError::Attributes { .. } | BatchError::Magic(_) | BatchError::Empty | BatchError::Producer { .. } => {
                 Code::InvalidRequest
             }
@@ -352,6 +387,11 @@ impl RecordBatch {
     /// sound, within the limits, compressed or not. The bytes are shared, not copied, unless the header's max timestamp is not
     /// that of its records: then it is put right. Base offset and leader epoch may be anything: the leader stamps them.
     pub fn check(bytes: Bytes, limits: &BatchLimits) -> Result<Self, BatchError> {
+        Self::check_within(bytes, limits, &mut Allowance::new(limits.decompressed_bytes_max))
+    }
+
+    /// [`Self::check`] of one of a request's batches, which share the allowance.
+    pub fn check_within(bytes: Bytes, limits: &BatchLimits, allowance: &mut Allowance) -> Result<Self, BatchError> {
         if bytes.len() < BATCH_HEADER_BYTES {
             return Err(BatchError::Short { have: bytes.len() });
         }
@@ -371,7 +411,7 @@ impl RecordBatch {
         }
         header.check()?;
         let batch = Self { header, bytes };
-        let plain = batch.plain_records(limits.decompressed_bytes_max)?;
+        let plain = batch.plain_records_within(limits.decompressed_bytes_max, allowance)?;
         let max_timestamp = records::check(&header, &plain, limits.record_bytes_max)?;
         Ok(batch.with_max_timestamp(max_timestamp))
     }
@@ -412,6 +452,23 @@ impl RecordBatch {
     /// shared). Records of a checked batch are all `Ok`.
     pub fn records(&self, decompressed_bytes_max: usize) -> Result<Records, BatchError> {
         Ok(Records::new(&self.header, self.plain_records(decompressed_bytes_max)?))
+    }
+
+    fn plain_records_within(&self, bytes_max: usize, allowance: &mut Allowance) -> Result<Bytes, BatchError> {
+        if self.header.compression()? == Compression::None {
+            return self.plain_records(bytes_max);
+        }
+        let together = BatchError::RequestDecompressedTooLarge { max: allowance.max };
+        let most = bytes_max.min(allowance.left);
+        if most == 0 {
+            return Err(together);
+        }
+        let plain = self.plain_records(most);
+        allowance.spend(plain.as_ref().map_or(most, Bytes::len));
+        plain.map_err(|error| match error {
+            BatchError::DecompressedTooLarge { .. } if most < bytes_max => together,
+            other => other,
+        })
     }
 
     fn plain_records(&self, bytes_max: usize) -> Result<Bytes, BatchError> {

@@ -262,6 +262,35 @@ fn limits_hold_at_their_edges() {
 }
 
 #[test]
+fn batches_of_one_request_share_what_they_may_decompress_to() {
+    let plain = build(&[NewRecord { value: Some(vec![7; 100 << 10].into()), ..Default::default() }], None);
+    let (bytes, limits) = (plain.bytes().len() - BATCH_HEADER_BYTES, BatchLimits::default());
+    let squeezed = compressed(&plain, Compression::Gzip, false);
+    let max = 3 * bytes - 1;
+    let mut allowance = Allowance::new(max);
+    let mut check = |batch: &Bytes, limits: &BatchLimits| {
+        let checked = RecordBatch::check_within(batch.clone(), limits, &mut allowance);
+        (checked.map(|_| ()), allowance.spent())
+    };
+    assert_eq!(check(&squeezed, &limits), (Ok(()), bytes));
+    assert_eq!(check(plain.bytes(), &limits), (Ok(()), bytes), "nothing was decompressed");
+    assert_eq!(check(&squeezed, &limits), (Ok(()), 2 * bytes));
+    let together = Err(BatchError::RequestDecompressedTooLarge { max });
+    assert_eq!(check(&squeezed, &limits), (together.clone(), max), "what came out before it was noticed counts");
+    let tiny = compressed(&build(&golden_records(), None), Compression::Gzip, false);
+    assert_eq!(check(&tiny, &limits), (together, max));
+    assert_eq!(check(plain.bytes(), &limits), (Ok(()), max));
+
+    // A batch over its own limit is told so; it has cost what was allowed, and a tiny one what its decoder takes.
+    let own = BatchLimits { decompressed_bytes_max: 90 << 10, ..limits };
+    let mut allowance = Allowance::new(1 << 20);
+    let over = RecordBatch::check_within(squeezed, &own, &mut allowance).unwrap_err();
+    assert_eq!((over, allowance.spent()), (BatchError::DecompressedTooLarge { max: 90 << 10 }, 90 << 10));
+    RecordBatch::check_within(tiny, &limits, &mut allowance).unwrap();
+    assert_eq!(allowance.spent(), (90 << 10) + DECODER_BYTES);
+}
+
+#[test]
 fn an_empty_batch_and_a_negative_producer_are_not_built() {
     assert_eq!(RecordBatchBuilder::new(BatchLimits::default()).build(None), Err(BatchError::Empty));
     let mut builder = RecordBatchBuilder::new(BatchLimits::default());

@@ -1,8 +1,40 @@
 //! Produce: order, acks, and batches that lie.
 
 use std::collections::BTreeSet;
+use std::pin::pin;
+
+use futures_util::poll;
 
 use super::*;
+use crate::kafka::connection::Turn;
+
+/// The same batch, its records compressed.
+fn squeezed(plain: &Bytes) -> Bytes {
+    let mut batch = plain[..61].to_vec();
+    batch.extend(zstd::stream::encode_all(&plain[61..], 3).unwrap());
+    batch[22] = 4;
+    let length = (batch.len() - 12) as i32;
+    batch[8..12].copy_from_slice(&length.to_be_bytes());
+    let crc = crc32c::crc32c(&batch[21..]);
+    batch[17..21].copy_from_slice(&crc.to_be_bytes());
+    batch.into()
+}
+
+/// A batch of so many records of a million zeros.
+fn zeros(records: usize) -> Bytes {
+    let mut builder = RecordBatchBuilder::new(BatchLimits { batch_bytes_max: 80 << 20, ..Default::default() });
+    let record = NewRecord { value: Some(vec![0; 1_000_000].into()), ..Default::default() };
+    (0..records).for_each(|_| builder.push(&record).unwrap());
+    builder.build(None).unwrap().into_bytes()
+}
+
+/// One batch for each partition, in this order.
+fn to_partitions(batches: impl IntoIterator<Item = (i32, Bytes)>) -> ProduceRequest {
+    let partition = |(index, batch)| ProducePartition { index, records: RecordData::some(vec![batch]) };
+    let partitions = batches.into_iter().map(partition).collect();
+    let topics = vec![ProduceTopic { name: "t".into(), partitions, ..Default::default() }];
+    ProduceRequest { acks: -1, timeout_ms: 30_000, topics, ..Default::default() }
+}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn produces_of_one_connection_are_appended_in_order_and_answered_in_order() {
@@ -132,13 +164,7 @@ async fn batches_that_lie_are_refused_and_nothing_of_them_is_written() {
     });
     bomb.push(&NewRecord { value: Some(vec![0; 70 << 20].into()), ..Default::default() }).unwrap();
     let bomb = bomb.build(None).unwrap().into_bytes();
-    let mut packed = bomb[..61].to_vec();
-    packed.extend(zstd::stream::encode_all(&bomb[61..], 3).unwrap());
-    packed[22] = 4;
-    let length = (packed.len() - 12) as i32;
-    packed[8..12].copy_from_slice(&length.to_be_bytes());
-    let crc = crc32c::crc32c(&packed[21..]);
-    packed[17..21].copy_from_slice(&crc.to_be_bytes());
+    let packed = squeezed(&bomb);
     assert!(packed.len() < 1 << 20);
     let cases = [
         ("a flipped bit", change(70, &[0xff], false), 2),
@@ -154,11 +180,77 @@ async fn batches_that_lie_are_refused_and_nothing_of_them_is_written() {
         ("gzip that is none", change(21, &[0, 1], true), 2),
         ("two batches", Bytes::from([&good[..], &good[..]].concat()), 2),
         ("nothing", Bytes::new(), 2),
-        ("a decompression bomb", Bytes::from(packed), 10),
+        ("a decompression bomb", packed, 10),
     ];
     for (what, batch, code) in cases {
         assert_eq!(client.produce(0, batch).await.error_code, code, "{what}");
     }
     assert_eq!(client.list(-1).await.0, 0);
+    house.close().await;
+}
+
+/// Each is within its own limit: 15 MB of 64 MiB.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_batches_of_a_request_decompress_to_together_is_bounded() {
+    // So that the bound is what one batch may come to.
+    let house = House::open_with(|config| config.kafka.request_bytes_max = 2 << 20).await;
+    house.topic("t", 8).await;
+    let mut client = house.client().await;
+    let (bomb, plain) = (squeezed(&zeros(15)), batch_of(&[("plain", 1)], None));
+    let small = squeezed(&plain);
+    let batches = (0..6).map(|index| (index, bomb.clone())).chain([(6, small.clone()), (7, plain)]);
+    let request = Request::Produce(to_partitions(batches));
+    let Response::Produce(response) = client.call(request, 9).await else { panic!() };
+    let answers = &response.topics[0].partitions;
+    let codes: Vec<i16> = answers.iter().map(|answer| answer.error_code).collect();
+    assert_eq!(codes, [0, 0, 0, 0, 10, 10, 10, 0]);
+    let why = answers[5].error_message.as_deref().unwrap();
+    assert!(why.contains("of one request decompress to more than 67108864 bytes together"), "{why}");
+    // Each request anew.
+    assert_eq!((client.produce(4, bomb).await.error_code, client.produce(6, small).await.error_code), (0, 0));
+    house.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn others_get_their_turn_between_the_batches_of_a_request() {
+    const PARTITIONS: i32 = 5;
+    let house = House::open().await;
+    house.topic("t", PARTITIONS as u32).await;
+    for batch in [zeros(2), squeezed(&zeros(2))] {
+        let door = house.door();
+        let request = to_partitions((0..PARTITIONS).map(|index| (index, batch.clone())));
+        let (turn, mut end) = Turn::begin();
+        let mut work = pin!(crate::kafka::produce::produce(&door, request, 9, turn));
+        let mut polls = 0;
+        while end.try_recv() == Err(tokio::sync::oneshot::error::TryRecvError::Empty) {
+            assert!(poll!(&mut work).is_pending());
+            polls += 1;
+        }
+        assert!(polls >= PARTITIONS, "{polls} polls for {PARTITIONS} batches");
+        let dispatch::Handled::Response(Response::Produce(answer)) = work.await else { panic!() };
+        assert!(answer.topics[0].partitions.iter().all(|answer| answer.error_code == 0));
+    }
+    house.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_that_takes_long_to_check_is_not_overtaken_on_its_connection() {
+    let house = House::open().await;
+    house.topic("t", 5).await;
+    let mut client = house.client().await;
+    let (bomb, small) = (squeezed(&zeros(4)), batch_of(&[("x", 1)], None));
+    // What the second brings for partition 0 stands at the end of the first.
+    let first = (1..5).map(|index| (index, bomb.clone())).chain([(0, small.clone())]);
+    let first = Request::Produce(to_partitions(first));
+    let frames = [frame(&first, 9, 1), frame(&Request::Produce(to_partitions([(0, small)])), 9, 2)];
+    client.stream.write_all(&frames.concat()).await.unwrap();
+    let mut offsets = Vec::new();
+    for id in 1..=2 {
+        let (received, Response::Produce(answer)) = client.receive(first.api(), 9).await else { panic!() };
+        let last = answer.topics[0].partitions.last().unwrap();
+        assert_eq!((received, last.error_code), (id, 0));
+        offsets.push(last.base_offset);
+    }
+    assert_eq!(offsets, [0, 1]);
     house.close().await;
 }
