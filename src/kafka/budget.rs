@@ -38,7 +38,7 @@ impl Budget {
     }
 
     /// Takes a share once there is room, in the order of the calls. More than there can ever be is cut to that. Who holds a share of a
-    /// budget must not wait for more of it: all might.
+    /// budget and waits for more of it must have another way out: all might.
     pub(super) async fn reserve(&self, bytes: usize) -> OwnedSemaphorePermit {
         let share = u32::try_from(bytes.min(self.bytes)).unwrap_or(u32::MAX);
         self.waiting.fetch_add(1, Ordering::Relaxed);

@@ -1,8 +1,7 @@
 //! One connection: frames in, answers out, in the order of the requests.
 //!
-//! - A frame is a 32-bit length and that many bytes. Its length is checked before memory is asked for, memory grows with the
-//!   bytes that arrive and is counted against the broker's budgets; a frame that stays half, and a connection that asks for
-//!   nothing, time out. So does, much sooner, who holds room that others wait for and makes no use of it.
+//! - What it holds is counted against the broker's budgets; a frame that stays half (see `frames`), an answer that is not read and a
+//!   connection that asks for nothing time out. So does, much sooner, who holds room that others wait for and makes no use of it.
 //! - Kafka promises that requests of one connection take effect one after the other. Here each waits for those before it,
 //!   but a Produce behind nothing but Produces: it begins once their batches are proposed, so that its own come behind them, in
 //!   order, and one fsync may serve all.
@@ -12,14 +11,13 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::Duration;
 
-use bytes::{Buf, BufMut, Bytes, BytesMut};
+use bytes::{Buf, Bytes};
 use futures_util::FutureExt;
 use futures_util::StreamExt;
 use futures_util::future::{BoxFuture, OptionFuture};
 use futures_util::stream::FuturesOrdered;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
@@ -29,22 +27,14 @@ use tracing::{debug, info};
 use super::Door;
 use super::budget::PATIENCE;
 use super::dispatch::{self, Answer, Done, Incoming};
+use super::frames::{Frame, FrameLimits, RATE_MIN, read_frame};
 
-/// What a frame's buffer begins with; it grows as the frame arrives.
-const BUFFER_BYTES: usize = 16 << 10;
 /// Frames that are read ahead of the one that waits for its turn.
 const READ_AHEAD: usize = 1;
-/// Frames up to this length, in bytes, are never held up by larger ones.
-pub(super) const SMALL_BYTES: usize = 64 << 10;
-/// While others wait for room, a frame arrives, and an answer is read, at this rate at least, in bytes per second.
-const RATE_MIN: usize = 256 << 10;
-
-/// How HTTP begins.
-const HTTP_METHODS: [&[u8; 4]; 8] = [b"GET ", b"POST", b"PUT ", b"HEAD", b"DELE", b"PATC", b"OPTI", b"PRI "];
 
 /// Why a connection ends.
 #[derive(Debug)]
-enum End {
+pub(super) enum End {
     /// The client has closed it, or the broker stops.
     Closed,
     /// Something between the machines, or a client that does not read.
@@ -59,12 +49,6 @@ impl From<io::Error> for End {
     fn from(error: io::Error) -> Self {
         if error.kind() == io::ErrorKind::UnexpectedEof { Self::Closed } else { Self::Io(error) }
     }
-}
-
-/// A request's bytes, and their share of the budget.
-struct Frame {
-    bytes: Bytes,
-    permit: OwnedSemaphorePermit,
 }
 
 /// A request that waits for its turn, with its shares of the budgets.
@@ -135,9 +119,14 @@ pub(super) async fn serve(stream: TcpStream, peer: SocketAddr, door: Arc<Door>) 
 
 /// Reads frames until there are no more.
 async fn read_frames(mut input: OwnedReadHalf, frames: mpsc::Sender<Frame>, door: &Door) -> End {
+    let limits = FrameLimits {
+        bytes_max: door.request_bytes_max(),
+        idle_timeout: door.config.idle_timeout,
+        body_timeout: door.limits.body_timeout,
+    };
     loop {
         let frame = tokio::select! {
-            frame = read_frame(&mut input, door) => frame,
+            frame = read_frame(&mut input, &door.frames, limits) => frame,
             () = door.closed() => return End::Closed,
         };
         match frame {
@@ -151,86 +140,20 @@ async fn read_frames(mut input: OwnedReadHalf, frames: mpsc::Sender<Frame>, door
     }
 }
 
-async fn read_frame(input: &mut OwnedReadHalf, door: &Door) -> Result<Frame, End> {
-    let mut prefix = [0; 4];
-    let begun = match timeout(door.config.idle_timeout, input.read(&mut prefix)).await {
-        Ok(Ok(0)) | Err(_) => return Err(End::Closed),
-        Ok(begun) => begun?,
-    };
-    let rest = async {
-        input.read_exact(&mut prefix[begun..]).await?;
-        let length = check_length(prefix, door.request_bytes_max())?;
-        read_body(input, length, door).await
-    };
-    match timeout(door.limits.body_timeout, rest).await {
-        Ok(frame) => frame,
-        Err(_) => Err(End::Malformed(format!("half a frame for {:?}", door.limits.body_timeout))),
-    }
-}
-
-fn check_length(prefix: [u8; 4], max: usize) -> Result<usize, End> {
-    let length = i32::from_be_bytes(prefix);
-    match usize::try_from(length) {
-        Ok(length) if length <= max => Ok(length),
-        _ if HTTP_METHODS.contains(&&prefix) => Err(End::Malformed(format!(
-            "it begins with {:?}: is that HTTP? HTTP has another port",
-            String::from_utf8_lossy(&prefix)
-        ))),
-        _ if prefix[..2] == [0x16, 0x03] => {
-            Err(End::Malformed("it begins a TLS handshake; there is no TLS here".to_owned()))
-        }
-        _ => Err(End::Malformed(format!("a frame of {length} bytes; the limit is {max}"))),
-    }
-}
-
-/// Reads a frame's bytes into memory that grows as they come, four times as large each time, up to exactly `length`.
-///
-/// Its room is reserved in two steps: what a small frame takes, and, once that much has come of a larger one, all of it. So nobody who
-/// holds a share of a budget waits for more of the same.
-async fn read_body(input: &mut OwnedReadHalf, length: usize, door: &Door) -> Result<Frame, End> {
-    let mut permit = door.small_request_bytes.reserve(length.min(SMALL_BYTES)).await;
-    let mut room = length.min(BUFFER_BYTES);
-    let mut bytes = BytesMut::with_capacity(room);
-    let mut reading = Duration::ZERO;
-    while bytes.len() < length {
-        if bytes.len() == room {
-            if room == SMALL_BYTES {
-                permit = door.request_bytes.reserve(length).await;
-            }
-            let more = (room * 4).min(length) - room;
-            bytes.reserve(more);
-            room += more;
-        }
-        let left = room - bytes.len();
-        let began = Instant::now();
-        if let Ok(read) = timeout(PATIENCE, input.read_buf(&mut (&mut bytes).limit(left))).await
-            && read? == 0
-        {
-            return Err(End::Closed);
-        }
-        reading += began.elapsed();
-        let slow = reading >= PATIENCE && (bytes.len() as f64) < RATE_MIN as f64 * reading.as_secs_f64();
-        if slow && (door.request_bytes.short() || door.small_request_bytes.short()) {
-            return Err(End::Stalled(format!("{} of a frame's {length} bytes after {reading:?}", bytes.len())));
-        }
-    }
-    Ok(Frame { bytes: bytes.freeze(), permit })
-}
-
 /// Makes a frame a request, with room for what that takes. `Err`: there is not so much room now, and it is the frame it was.
 fn understand(frame: Frame, door: &Door) -> Result<Next, (Frame, usize)> {
     let incoming = dispatch::parse(frame.bytes.clone());
     let weight = incoming.weight();
     match door.decoded_bytes.try_reserve(weight) {
-        Some(share) => Ok(Next { incoming, _shares: [frame.permit, share] }),
+        Some(share) => Ok(Next { incoming, _shares: [frame.share, share] }),
         None => Err((frame, weight)),
     }
 }
 
 /// The same once there is room.
-async fn understand_later(Frame { bytes, permit }: Frame, weight: usize, door: &Door) -> Next {
+async fn understand_later(frame: Frame, weight: usize, door: &Door) -> Next {
     let share = door.decoded_bytes.reserve(weight).await;
-    Next { incoming: dispatch::parse(bytes), _shares: [permit, share] }
+    Next { incoming: dispatch::parse(frame.bytes), _shares: [frame.share, share] }
 }
 
 /// Answers what comes until there is no more.
@@ -378,21 +301,6 @@ impl Buf for Pieces {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn frames_of_impossible_length_are_refused_with_a_word_that_helps() {
-        let why = |prefix: [u8; 4]| match check_length(prefix, 100) {
-            Ok(length) => length.to_string(),
-            Err(End::Malformed(why)) => why,
-            Err(other) => panic!("{other:?}"),
-        };
-        assert_eq!(why([0, 0, 0, 100]), "100");
-        assert!(why([0, 0, 0, 101]).contains("101 bytes; the limit is 100"));
-        assert!(why([0xff, 0xff, 0xff, 0xff]).contains("-1 bytes"));
-        assert!(why([0x80, 0, 0, 0]).contains("-2147483648"));
-        assert!(why(*b"POST").contains("HTTP") && why(*b"GET ").contains("HTTP"));
-        assert!(why([0x16, 0x03, 0x01, 0x02]).contains("TLS"));
-    }
 
     #[test]
     fn pieces_are_one_run_of_bytes() {

@@ -4,7 +4,8 @@
 //! never passes a request on: Kafka's clients find the leader themselves.
 //!
 //! - [`wire`]: primitive types, bounded. [`messages`]: the APIs, field by field. `error_code`: errors as numbers.
-//! - `connection`: frames, limits, the order of answers. `budget`: room for bytes. `dispatch`: from a request to its handler.
+//! - `connection`: limits, the order of answers. `frames`: bytes off a socket. `budget`: room for bytes. `dispatch`: from a request to
+//!   its handler.
 //! - `produce`, `fetch`, `offsets`, `metadata`, `topics`, `configs`, `groups`: the handlers.
 
 mod budget;
@@ -13,6 +14,7 @@ mod connection;
 mod dispatch;
 mod error_code;
 mod fetch;
+mod frames;
 mod groups;
 pub mod messages;
 mod metadata;
@@ -35,6 +37,7 @@ use tokio::time::Instant;
 use tracing::{Instrument, debug, info_span, warn};
 
 use self::budget::Budget;
+use self::frames::FrameRoom;
 use crate::broker::Broker;
 use crate::config::{Config, KafkaConfig, Limits, host_of};
 
@@ -73,9 +76,8 @@ struct Door {
     config: KafkaConfig,
     limits: Limits,
     stage: watch::Receiver<Stage>,
-    /// Room for requests' bytes; those of small frames, and the beginnings of large ones that wait for room, are counted apart.
-    request_bytes: Budget,
-    small_request_bytes: Budget,
+    /// Room for requests' bytes.
+    frames: FrameRoom,
     /// Room for what requests take in memory beside their frames.
     decoded_bytes: Budget,
     /// Room for the bytes of answers to fetches; apart, so that readers cannot starve writers.
@@ -86,14 +88,14 @@ struct Door {
 impl Door {
     fn new(broker: Arc<Broker>, config: KafkaConfig, limits: Limits, stage: watch::Receiver<Stage>) -> Self {
         let bytes = limits.inflight_bytes_max;
+        let frames = FrameRoom::new(bytes, config.request_bytes_max.min(bytes));
         Self {
             metrics: metrics::Metrics::new(broker.id()),
             broker,
             config,
             limits,
             stage,
-            request_bytes: Budget::new(bytes),
-            small_request_bytes: Budget::new((bytes / 8).max(connection::SMALL_BYTES)),
+            frames,
             decoded_bytes: Budget::new(bytes),
             answer_bytes: Budget::new(bytes),
         }
