@@ -5,9 +5,10 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures_util::future::join_all;
 use pontoon::kafka::messages::{
-    Api, DescribeGroupsRequest, MetadataRequest, MetadataTopicName, OffsetDeletePartition, OffsetDeleteRequest,
-    OffsetDeleteTopic, OffsetFetchGroup, OffsetFetchRequest, OffsetFetchTopic, ProducePartition, ProduceRequest,
-    ProduceTopic, Request, Response,
+    Api, DescribeGroupsRequest, FindCoordinatorRequest, JoinGroupProtocol, JoinGroupRequest, MetadataRequest,
+    MetadataTopicName, OffsetCommitPartition, OffsetCommitRequest, OffsetCommitTopic, OffsetDeletePartition,
+    OffsetDeleteRequest, OffsetDeleteTopic, OffsetFetchGroup, OffsetFetchRequest, OffsetFetchTopic, ProducePartition,
+    ProduceRequest, ProduceTopic, Request, Response, SyncGroupAssignment, SyncGroupRequest,
 };
 use pontoon::kafka::wire::{RecordData, Uuid};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -149,6 +150,73 @@ async fn a_request_as_large_as_kafkas_is_served() {
     );
 }
 
+const GROUP: &str = "a-group-of-consumers";
+/// Partitions of `t`, and of what the group has committed.
+const PARTITIONS: u32 = 100;
+
+/// Makes a group of which there is something to tell: 100 offsets with 128 bytes of metadata each, and a member with 8 KiB. Told 20 000
+/// times that would be more than 256 MiB.
+async fn make_group(client: &mut Client) {
+    let keys = vec![GROUP.to_owned()];
+    let found = client.call(Request::FindCoordinator(FindCoordinatorRequest { keys, ..Default::default() }), 4).await;
+    let Response::FindCoordinator(found) = found else { panic!() };
+    assert_eq!(found.coordinators[0].error_code, 0);
+    let partition = |partition| OffsetCommitPartition {
+        partition,
+        offset: 7,
+        metadata: Some("m".repeat(128)),
+        ..Default::default()
+    };
+    let partitions = (0..PARTITIONS as i32).map(partition).collect();
+    let topics = vec![OffsetCommitTopic { name: "t".into(), partitions }];
+    let request = Request::OffsetCommit(OffsetCommitRequest { group_id: GROUP.into(), topics, ..Default::default() });
+    let Response::OffsetCommit(committed) = client.call(request, 8).await else { panic!() };
+    assert!(committed.topics[0].partitions.iter().all(|partition| partition.error_code == 0), "{committed:?}");
+    let metadata = Bytes::from(vec![7; 8 << 10]);
+    let join = JoinGroupRequest {
+        group_id: GROUP.into(),
+        session_timeout_ms: 300_000,
+        rebalance_timeout_ms: 300_000,
+        protocol_type: "consumer".into(),
+        protocols: vec![JoinGroupProtocol { name: "range".into(), metadata }],
+        ..Default::default()
+    };
+    let Response::JoinGroup(joined) = client.call(Request::JoinGroup(join), 3).await else { panic!() };
+    assert_eq!(joined.error_code, 0);
+    let assignment = SyncGroupAssignment { member_id: joined.member_id.clone(), assignment: Bytes::from_static(b"a") };
+    let sync = SyncGroupRequest {
+        group_id: GROUP.into(),
+        generation_id: joined.generation_id,
+        member_id: joined.member_id,
+        assignments: vec![assignment],
+        ..Default::default()
+    };
+    let Response::SyncGroup(synced) = client.call(Request::SyncGroup(sync), 3).await else { panic!() };
+    assert_eq!(synced.error_code, 0);
+}
+
+/// That an answer tells all of the group, and tells it once.
+fn told_once(what: &str, answer: &Response) {
+    match answer {
+        Response::OffsetFetch(answer) if what.starts_with("all offsets") => {
+            let told: Vec<usize> =
+                answer.groups.iter().flat_map(|group| &group.topics).map(|topic| topic.partitions.len()).collect();
+            let partition = &answer.groups[0].topics[0].partitions[0];
+            assert_eq!((told, partition.offset), (vec![PARTITIONS as usize], 7), "{what}");
+            assert_eq!(partition.metadata.as_ref().map(String::len), Some(128));
+        }
+        Response::DescribeGroups(answer) => {
+            let members: Vec<_> = answer.groups.iter().flat_map(|group| &group.members).collect();
+            assert_eq!(
+                (answer.groups.len(), members.len(), members[0].member_metadata.len()),
+                (1, 1, 8 << 10),
+                "{what}"
+            );
+        }
+        _ => {}
+    }
+}
+
 /// Requests that ask for very much in few bytes, each with its version.
 fn greedy_requests() -> Vec<(&'static str, i16, Request)> {
     const MANY: usize = 190_000;
@@ -164,8 +232,7 @@ fn greedy_requests() -> Vec<(&'static str, i16, Request)> {
         Request::Produce(ProduceRequest { transactional_id, acks, timeout_ms: 1, topics: produced(name) })
     };
     let offsets = |name: &str, partitions| OffsetFetchTopic { name: name.into(), partitions };
-    let name = "a-group-of-consumers".to_owned();
-    let fetch_offsets = |topics| OffsetFetchGroup { group_id: name.clone(), topics, ..Default::default() };
+    let fetch_offsets = |topics| OffsetFetchGroup { group_id: GROUP.into(), topics, ..Default::default() };
     let forget = |name: &str| {
         let partitions = partitions().into_iter().map(|partition| OffsetDeletePartition { partition }).collect();
         OffsetDeleteRequest { group_id: "g".into(), topics: vec![OffsetDeleteTopic { name: name.into(), partitions }] }
@@ -215,7 +282,7 @@ fn greedy_requests() -> Vec<(&'static str, i16, Request)> {
             "a group, again and again",
             5,
             Request::DescribeGroups(DescribeGroupsRequest {
-                groups: vec![name.clone(); MANY / 4],
+                groups: vec![GROUP.to_owned(); MANY / 4],
                 ..Default::default()
             }),
         ),
@@ -227,15 +294,18 @@ fn greedy_requests() -> Vec<(&'static str, i16, Request)> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_short_frame_that_names_very_much_takes_little_memory() {
     let cluster = Cluster::start(1).await;
-    cluster.create_topic(1, "t", 100).await;
+    cluster.create_topic(1, "t", PARTITIONS).await;
     let mut honest = Client::connect(&cluster).await;
     assert_eq!(honest.produce(0, batch(b"first".to_vec())).await, (0, 0));
+    make_group(&mut honest).await;
     for (what, version, request) in greedy_requests() {
         let bytes = frame(&request, version, 0).len() as u64;
         let before = forget_peak(&cluster);
         let mut hostile = Client::connect(&cluster).await;
         hostile.send(&request, version).await;
-        assert!(hostile.receive(request.api(), version).await.is_some(), "{what}: {}", cluster.log(1));
+        let answer = hostile.receive(request.api(), version).await;
+        let answer = answer.unwrap_or_else(|| panic!("{what}: {}", cluster.log(1)));
+        told_once(what, &answer);
         let grown = peak_bytes(&cluster).saturating_sub(before);
         assert!(grown < (96 << 20), "{what}: {} KiB for a frame of {} KiB", grown >> 10, bytes >> 10);
     }
