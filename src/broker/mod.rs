@@ -244,6 +244,14 @@ impl Broker {
         }
     }
 
+    /// Why it is not part of the cluster yet. Until it is, what it shows of the catalog is nothing, or of before its start.
+    pub fn joining(&self) -> Option<String> {
+        match &*self.shared.progress.borrow() {
+            Progress::Joining(why) => Some(why.clone()),
+            Progress::Registered | Progress::Ready | Progress::Stopping => None,
+        }
+    }
+
     /// Waits until it is ready or is stopping, at most for `timeout`.
     pub async fn await_ready(&self, timeout: Duration) {
         let mut progress = self.shared.progress.subscribe();

@@ -5,7 +5,7 @@
 //! - Kafka promises that requests of one connection take effect one after the other. Here each waits for those before it,
 //!   but a Produce behind nothing but Produces: it begins once their batches are proposed, so that its own come behind them, in
 //!   order, and one fsync may serve all.
-//! - A request that is not understood closes its connection, and only that, with a line in the log.
+//! - A request that is not understood, or has no answer, closes its connection, and only that, with a line in the log.
 
 use std::io;
 use std::net::SocketAddr;
@@ -41,6 +41,8 @@ pub(super) enum End {
     Io(io::Error),
     /// What came is not Kafka's protocol as we speak it.
     Malformed(String),
+    /// A request that cannot be answered, not even by an error.
+    Unanswered(String),
     /// It held room that others waited for.
     Stalled(String),
 }
@@ -108,6 +110,9 @@ pub(super) async fn serve(stream: TcpStream, peer: SocketAddr, door: Arc<Door>) 
         (End::Malformed(why), _) | (_, Some(End::Malformed(why))) => {
             door.metrics.door.malformed.increment(1);
             info!(%peer, why, "a Kafka connection is closed: the request was not understood");
+        }
+        (End::Unanswered(why), _) | (_, Some(End::Unanswered(why))) => {
+            info!(%peer, why, "a Kafka connection is closed: that is the only answer to a request");
         }
         (End::Stalled(why), _) | (_, Some(End::Stalled(why))) => {
             info!(%peer, why, "a Kafka connection is closed: others wait for the room that it holds");
@@ -190,7 +195,8 @@ async fn answer(mut output: OwnedWriteHalf, mut queue: mpsc::Receiver<Frame>, do
                     }
                 }
                 Done::Silence => {}
-                Done::Close(why) => return End::Malformed(why),
+                Done::Malformed(why) => return End::Malformed(why),
+                Done::Close(why) => return End::Unanswered(why),
             },
             Some(_) = OptionFuture::from(turn.as_mut()), if turn.is_some() => turn = None,
             Some(understood) = OptionFuture::from(coming.as_mut()), if coming.is_some() => {

@@ -66,7 +66,9 @@ pub(super) enum Done {
     Answer(Answer),
     /// It wants none.
     Silence,
-    /// The connection must end.
+    /// It was not understood: the connection must end.
+    Malformed(String),
+    /// There is no answer: the connection must end.
     Close(String),
 }
 
@@ -78,7 +80,7 @@ pub(super) enum Handled {
     Holding(Response, OwnedSemaphorePermit),
     /// Nothing is to be said (`acks=0`).
     Silence,
-    /// Nothing may be said, but something went wrong (`acks=0`): the client sees it by the closed connection.
+    /// Something is wrong that no response could say (`acks=0` has none): the client sees it by the closed connection.
     Close(String),
 }
 
@@ -133,7 +135,7 @@ pub(super) async fn handle(door: Arc<Door>, client: Client, incoming: Incoming, 
                 encode_as(0, false, correlation_id, false, &api_versions(ErrorCode::UnsupportedVersion).into());
             return Done::Answer(Answer { pieces, permit: None });
         }
-        Incoming::Malformed(why) => return Done::Close(why),
+        Incoming::Malformed(why) => return Done::Malformed(why),
     };
     let (api, version) = (header.api, header.version);
     trace!(peer = %client.peer, client = header.client_id, api = api.name, version, "a Kafka request");
@@ -156,7 +158,7 @@ async fn route(door: &Arc<Door>, client: &Client, header: &Header, request: Requ
         Request::Produce(request) => produce::produce(door, request, version, turn).await,
         Request::Fetch(request) => fetch::fetch(door, client, request, version).await,
         Request::ListOffsets(request) => offsets::list(door, request).await.into(),
-        Request::Metadata(request) => metadata::metadata(door, request, version).await.into(),
+        Request::Metadata(request) => metadata::metadata(door, request, version).await,
         Request::OffsetCommit(request) => groups::commit(door, request).await.into(),
         Request::OffsetFetch(request) => groups::fetch(door, request, version).await.into(),
         Request::FindCoordinator(request) => groups::find_coordinator(door, request, version).await.into(),
@@ -178,7 +180,7 @@ async fn route(door: &Arc<Door>, client: &Client, header: &Header, request: Requ
         Request::OffsetForLeaderEpoch(request) => offsets::for_leader_epoch(door, request).await.into(),
         Request::DescribeConfigs(request) => configs::describe(door, request).into(),
         Request::CreatePartitions(request) => topics::create_partitions(door, request).await.into(),
-        Request::DescribeCluster(request) => metadata::describe_cluster(door, request).await.into(),
+        Request::DescribeCluster(request) => metadata::describe_cluster(door, request).await,
     }
 }
 

@@ -2,6 +2,10 @@
 //!
 //! Brokers are listed with the address they advertise to Kafka's clients, if they are alive. Authorised operations are not
 //! computed: there is no security yet.
+//!
+//! A broker that is not part of the cluster yet cannot say which topics there are, and on an empty disk it knows no broker, not even
+//! itself. Neither answer has an error for that. An empty list of brokers some clients take for an answer nevertheless (Java's admin client,
+//! librdkafka if a topic was named), and an empty list of topics is one. So the connection is closed, which all take for "ask another, or again".
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -10,6 +14,7 @@ use std::time::Duration;
 use pontoon_raft::types::BrokerId;
 use tracing::info;
 
+use super::dispatch::Handled;
 use super::messages::{
     DescribeClusterRequest, DescribeClusterResponse, DescribedBroker, LeaderIdAndEpoch, MetadataBroker,
     MetadataPartition, MetadataRequest, MetadataResponse, MetadataTopic, MetadataTopicName, NodeEndpoint, Response,
@@ -154,7 +159,7 @@ fn controller_id(door: &Door) -> i32 {
 }
 
 /// Metadata.
-pub(super) async fn metadata(door: &Arc<Door>, request: MetadataRequest, version: i16) -> Response {
+pub(super) async fn metadata(door: &Arc<Door>, request: MetadataRequest, version: i16) -> Handled {
     door.broker.await_ready(READY_TIMEOUT).await;
     let wanted = match request.topics {
         // In version 0 an empty list means all.
@@ -177,9 +182,17 @@ pub(super) async fn metadata(door: &Arc<Door>, request: MetadataRequest, version
                 topics.push(wanted_topic(door, topic, request.allow_auto_topic_creation).await);
             }
         }
-        None => topics.extend(door.broker.topics().into_iter().map(Ok)),
+        None => {
+            if let Some(why) = door.broker.joining() {
+                return nothing_to_tell(&why);
+            }
+            topics.extend(door.broker.topics().into_iter().map(Ok));
+        }
     }
     let brokers = brokers(door);
+    if brokers.is_empty() {
+        return nothing_to_tell(&door.broker.joining().unwrap_or_default());
+    }
     let reachable = |id: i32| brokers.iter().any(|broker| broker.node_id == id);
     let topics = topics.into_iter().map(|topic| match topic {
         Ok(topic) => MetadataTopic {
@@ -204,6 +217,11 @@ pub(super) async fn metadata(door: &Arc<Door>, request: MetadataRequest, version
         cluster_authorized_operations: Allowed::Cluster.bits(ask_cluster),
         ..Default::default()
     })
+    .into()
+}
+
+fn nothing_to_tell(why: &str) -> Handled {
+    Handled::Close(format!("this broker does not know the cluster yet: {why}"))
 }
 
 /// One topic that was asked for; `Err` is what to say if it is not there.
@@ -290,7 +308,7 @@ fn describe(topic: &TopicDescription, reachable: impl Fn(i32) -> bool) -> Metada
 }
 
 /// DescribeCluster.
-pub(super) async fn describe_cluster(door: &Door, request: DescribeClusterRequest) -> Response {
+pub(super) async fn describe_cluster(door: &Door, request: DescribeClusterRequest) -> Handled {
     const BROKERS: i8 = 1;
     if request.endpoint_type != BROKERS {
         return Response::DescribeCluster(DescribeClusterResponse {
@@ -298,9 +316,14 @@ pub(super) async fn describe_cluster(door: &Door, request: DescribeClusterReques
             error_message: Some("there are no controllers apart from brokers".to_owned()),
             endpoint_type: request.endpoint_type,
             ..Default::default()
-        });
+        })
+        .into();
     }
     door.broker.await_ready(READY_TIMEOUT).await;
+    let brokers = brokers(door);
+    if brokers.is_empty() {
+        return nothing_to_tell(&door.broker.joining().unwrap_or_default());
+    }
     let broker = |broker: MetadataBroker| DescribedBroker {
         broker_id: broker.node_id,
         host: broker.host,
@@ -311,8 +334,9 @@ pub(super) async fn describe_cluster(door: &Door, request: DescribeClusterReques
     Response::DescribeCluster(DescribeClusterResponse {
         cluster_id: door.broker.cluster_id(),
         controller_id: controller_id(door),
-        brokers: brokers(door).into_iter().map(broker).collect(),
+        brokers: brokers.into_iter().map(broker).collect(),
         cluster_authorized_operations: Allowed::Cluster.bits(request.include_cluster_authorized_operations),
         ..Default::default()
     })
+    .into()
 }

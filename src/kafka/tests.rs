@@ -44,6 +44,17 @@ impl House {
     }
 
     async fn open_with(change: impl FnOnce(&mut Config)) -> Self {
+        let house = Self::start_with(change).await;
+        let deadline = Instant::now() + PATIENCE;
+        while let Err(why) = house.broker.ready() {
+            assert!(Instant::now() < deadline, "{why}");
+            sleep(Duration::from_millis(10)).await;
+        }
+        house
+    }
+
+    /// Its door is open before the broker is part of a cluster, as that of a real one.
+    async fn start_with(change: impl FnOnce(&mut Config)) -> Self {
         let dir = tempfile::tempdir().unwrap();
         // Bound for a moment: nobody else is given the port while this process asks for others.
         let peer = StdListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
@@ -58,11 +69,6 @@ impl House {
         let server = Server::bind(&config).await.unwrap();
         config.kafka.listener.advertised = Some(server.advertised().to_owned());
         let broker = Broker::start(config, "127.0.0.1:1".to_owned()).await.unwrap();
-        let deadline = Instant::now() + PATIENCE;
-        while let Err(why) = broker.ready() {
-            assert!(Instant::now() < deadline, "{why}");
-            sleep(Duration::from_millis(10)).await;
-        }
         server.open(Arc::clone(&broker));
         Self { broker, server, _dir: dir }
     }

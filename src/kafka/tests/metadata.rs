@@ -83,3 +83,30 @@ async fn who_asks_what_it_may_do_is_told_everything() {
     }
     house.close().await;
 }
+
+/// Of a cluster of two the other is not there yet. An empty list would say that there are no topics.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broker_that_does_not_know_the_cluster_yet_says_nothing_of_it() {
+    let other = || (BrokerId(2), "127.0.0.1:1".to_owned());
+    let house = House::start_with(|config| config.bootstrap.extend([other()])).await;
+    let named = || MetadataTopicName { name: Some("t".into()), ..Default::default() };
+    let metadata = |topics| Request::Metadata(MetadataRequest { topics, ..Default::default() });
+    let describe = DescribeClusterRequest { endpoint_type: 1, ..Default::default() };
+    let asked = [
+        (metadata(Some(Vec::new())), 0),
+        (metadata(None), 1),
+        (metadata(None), 13),
+        (metadata(Some(Vec::new())), 12),
+        (metadata(Some(vec![named()])), 12),
+        (Request::DescribeCluster(describe), 1),
+    ];
+    // Each waits for a while.
+    let closed = asked.into_iter().map(async |(request, version)| {
+        let mut client = house.client().await;
+        client.call(Request::ApiVersions(ApiVersionsRequest::default()), 0).await;
+        client.send(&request, version).await;
+        assert!(client.closed().await, "{request:?}, version {version}");
+    });
+    futures_util::future::join_all(closed).await;
+    house.close().await;
+}
