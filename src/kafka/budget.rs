@@ -56,6 +56,12 @@ impl Budget {
         Arc::clone(&self.room).try_acquire_many_owned(share).ok()
     }
 
+    /// The same, if half of all there is is left to others.
+    pub(super) fn try_reserve_spare(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
+        let left = self.room.available_permits().checked_sub(bytes)?;
+        (left >= self.bytes / 2).then(|| self.try_reserve(bytes)).flatten()
+    }
+
     /// Somebody waits, and there is nothing left: who makes no progress should make room.
     pub(super) fn short(&self) -> bool {
         self.waiting.load(Ordering::Relaxed) > 0 && self.room.available_permits() == 0
@@ -80,6 +86,15 @@ mod tests {
         assert!(!budget.short());
         drop(held);
         assert!(budget.try_reserve(10).is_some());
+    }
+
+    #[tokio::test]
+    async fn what_can_be_done_without_leaves_half_to_others() {
+        let budget = Budget::new(10);
+        let held = budget.try_reserve_spare(5).unwrap();
+        assert!(budget.try_reserve_spare(1).is_none() && budget.try_reserve_spare(11).is_none());
+        drop(held);
+        assert!(budget.try_reserve_spare(6).is_none() && budget.try_reserve(6).is_some());
     }
 
     #[tokio::test]

@@ -27,7 +27,7 @@ use tracing::{debug, info};
 use super::Door;
 use super::budget::PATIENCE;
 use super::dispatch::{self, Answer, Done, Incoming};
-use super::frames::{Frame, FrameLimits, RATE_MIN, read_frame};
+use super::frames::{Ahead, Frame, FrameLimits, RATE_MIN, read_frame};
 
 /// Frames that are read ahead of the one that waits for its turn.
 const READ_AHEAD: usize = 1;
@@ -93,8 +93,10 @@ pub(super) async fn serve(stream: TcpStream, peer: SocketAddr, door: Arc<Door>) 
     let (frames, queue) = mpsc::channel(READ_AHEAD);
     let (gone, gone_seen) = watch::channel(false);
     let client = Client { peer, gone: gone_seen };
-    let mut reading = pin!(read_frames(input, frames, &door).fuse());
-    let mut answering = pin!(answer(output, queue, &door, client));
+    // How many requests that may take long stand before what is read next: all but Produces that are under way.
+    let before = watch::Sender::new(0);
+    let mut reading = pin!(read_frames(input, frames, &door, &before).fuse());
+    let mut answering = pin!(answer(output, queue, &door, client, &before));
     let mut read_end = None;
     let end = loop {
         tokio::select! {
@@ -123,7 +125,13 @@ pub(super) async fn serve(stream: TcpStream, peer: SocketAddr, door: Arc<Door>) 
 }
 
 /// Reads frames until there are no more.
-async fn read_frames(mut input: OwnedReadHalf, frames: mpsc::Sender<Frame>, door: &Door) -> End {
+async fn read_frames(
+    mut input: OwnedReadHalf,
+    frames: mpsc::Sender<Frame>,
+    door: &Door,
+    before: &watch::Sender<usize>,
+) -> End {
+    let mut ahead = Ahead(before.subscribe());
     let limits = FrameLimits {
         bytes_max: door.request_bytes_max(),
         idle_timeout: door.config.idle_timeout,
@@ -131,11 +139,12 @@ async fn read_frames(mut input: OwnedReadHalf, frames: mpsc::Sender<Frame>, door
     };
     loop {
         let frame = tokio::select! {
-            frame = read_frame(&mut input, &door.frames, limits) => frame,
+            frame = read_frame(&mut input, &door.frames, limits, &mut ahead) => frame,
             () = door.closed() => return End::Closed,
         };
         match frame {
             Ok(frame) => {
+                before.send_modify(|before| *before += 1);
                 if frames.send(frame).await.is_err() {
                     return End::Closed;
                 }
@@ -162,7 +171,13 @@ async fn understand_later(frame: Frame, weight: usize, door: &Door) -> Next {
 }
 
 /// Answers what comes until there is no more.
-async fn answer(mut output: OwnedWriteHalf, mut queue: mpsc::Receiver<Frame>, door: &Arc<Door>, client: Client) -> End {
+async fn answer(
+    mut output: OwnedWriteHalf,
+    mut queue: mpsc::Receiver<Frame>,
+    door: &Arc<Door>,
+    client: Client,
+    before: &watch::Sender<usize>,
+) -> End {
     let mut in_flight: FuturesOrdered<BoxFuture<'static, Done>> = FuturesOrdered::new();
     // Whether all that is in flight are Produces.
     let mut pipelined = true;
@@ -176,6 +191,9 @@ async fn answer(mut output: OwnedWriteHalf, mut queue: mpsc::Receiver<Frame>, do
         let idle = in_flight.is_empty();
         if let Some(request) = next.take_if(|next| idle || room && next.incoming.may_follow()) {
             pipelined = request.incoming.may_follow();
+            if pipelined {
+                before.send_modify(|before| *before -= 1);
+            }
             let (door, client) = (Arc::clone(door), client.clone());
             let (own, end) = Turn::begin();
             turn = Some(end);
@@ -188,16 +206,21 @@ async fn answer(mut output: OwnedWriteHalf, mut queue: mpsc::Receiver<Frame>, do
         tokio::select! {
             // First, so that a Produce that was just started is proposed before the next is looked at.
             biased;
-            Some(done) = in_flight.next(), if !in_flight.is_empty() => match done {
-                Done::Answer(answer) => {
-                    if let Err(end) = write(&mut output, answer, door).await {
-                        return end;
+            Some(done) = in_flight.next(), if !in_flight.is_empty() => {
+                match done {
+                    Done::Answer(answer) => {
+                        if let Err(end) = write(&mut output, answer, door).await {
+                            return end;
+                        }
                     }
+                    Done::Silence => {}
+                    Done::Malformed(why) => return End::Malformed(why),
+                    Done::Close(why) => return End::Unanswered(why),
                 }
-                Done::Silence => {}
-                Done::Malformed(why) => return End::Malformed(why),
-                Done::Close(why) => return End::Unanswered(why),
-            },
+                if !pipelined {
+                    before.send_modify(|before| *before -= 1);
+                }
+            }
             Some(_) = OptionFuture::from(turn.as_mut()), if turn.is_some() => turn = None,
             Some(understood) = OptionFuture::from(coming.as_mut()), if coming.is_some() => {
                 coming = None;

@@ -5,6 +5,8 @@
 //! - So those who hold a share wait for more of the same, and all of them might, for ever. Hence the *spare*, room for one frame of the
 //!   largest size. Who waits takes it if it is free, and waits no more: its frame comes to its end, or is cut off for being slow, and
 //!   once it is answered the next one has the spare. Whatever the others hold, one of them always gets on.
+//! - A frame behind a request that may take long (a fetch that waits for records) is only read ahead of its turn where that leaves half
+//!   of the room to others: nobody could make it give back what it holds.
 //! - While somebody waits, a frame comes at a [`pace`] that grows with what it holds, or its connection ends. Time counts against a
 //!   client while it is its turn to send, never while it waits for room.
 
@@ -12,7 +14,7 @@ use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt};
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::{Instant, timeout};
 
 use super::budget::{Budget, PATIENCE};
@@ -61,6 +63,16 @@ pub(super) struct FrameRoom {
     spare: Budget,
 }
 
+/// How many requests stand before a frame on its connection that may take long.
+pub(super) struct Ahead(pub(super) watch::Receiver<usize>);
+
+impl Ahead {
+    /// Waits for the frame's turn.
+    async fn turn(&mut self) {
+        let _ = self.0.wait_for(|before| *before == 0).await;
+    }
+}
+
 /// What a frame holds while it comes.
 #[derive(Debug)]
 enum Share {
@@ -80,22 +92,29 @@ impl FrameRoom {
         }
     }
 
+    /// A share to begin with, once there is room.
+    async fn begin(&self, bytes: usize, ahead: &mut Ahead) -> Share {
+        if let Some(share) = self.small.try_reserve_spare(bytes) {
+            return Share::Small(share);
+        }
+        ahead.turn().await;
+        Share::Small(self.small.reserve(bytes).await)
+    }
+
     /// Makes a share one for so many bytes in all, once there is room.
-    async fn grow(&self, share: Share, bytes: usize) -> Share {
+    async fn grow(&self, share: Share, bytes: usize, ahead: &mut Ahead) -> Share {
         let held = match &share {
             Share::Small(_) => 0,
             Share::Large(held) => held.num_permits(),
             Share::Spare(_) => return share,
         };
+        if let Some(more) = self.large.try_reserve_spare(bytes - held) {
+            return share.with(more);
+        }
+        ahead.turn().await;
         tokio::select! {
             biased;
-            more = self.large.reserve(bytes - held) => match share {
-                Share::Large(mut held) => {
-                    held.merge(more);
-                    Share::Large(held)
-                }
-                _ => Share::Large(more),
-            },
+            more = self.large.reserve(bytes - held) => share.with(more),
             spare = self.spare.reserve(1) => Share::Spare(spare),
         }
     }
@@ -107,6 +126,17 @@ impl FrameRoom {
 }
 
 impl Share {
+    /// With more of the room for large frames.
+    fn with(self, more: OwnedSemaphorePermit) -> Self {
+        match self {
+            Self::Large(mut held) => {
+                held.merge(more);
+                Self::Large(held)
+            }
+            Self::Small(_) | Self::Spare(_) => Self::Large(more),
+        }
+    }
+
     fn into_permit(self) -> OwnedSemaphorePermit {
         match self {
             Self::Small(permit) | Self::Large(permit) | Self::Spare(permit) => permit,
@@ -119,6 +149,7 @@ pub(super) async fn read_frame(
     input: &mut (impl AsyncRead + Unpin),
     room: &FrameRoom,
     limits: FrameLimits,
+    ahead: &mut Ahead,
 ) -> Result<Frame, End> {
     let mut prefix = [0; 4];
     let begun = match timeout(limits.idle_timeout, input.read(&mut prefix)).await {
@@ -131,7 +162,7 @@ pub(super) async fn read_frame(
         clock.read(input, &mut rest, patience).await?;
     }
     let length = check_length(prefix, limits.bytes_max)?;
-    read_body(input, length, room, clock).await
+    read_body(input, length, room, clock, ahead).await
 }
 
 fn check_length(prefix: [u8; 4], max: usize) -> Result<usize, End> {
@@ -187,8 +218,9 @@ async fn read_body(
     length: usize,
     room: &FrameRoom,
     mut clock: Clock,
+    ahead: &mut Ahead,
 ) -> Result<Frame, End> {
-    let mut share = Share::Small(room.small.reserve(length.min(SMALL_BYTES)).await);
+    let mut share = room.begin(length.min(SMALL_BYTES), ahead).await;
     let mut capacity = length.min(BUFFER_BYTES);
     let mut bytes = BytesMut::with_capacity(capacity);
     // Since its room has grown: what has come, and how long the client took.
@@ -197,7 +229,7 @@ async fn read_body(
         if bytes.len() == capacity {
             capacity = (capacity * GROWTH).min(length);
             if capacity > SMALL_BYTES {
-                share = room.grow(share, capacity).await;
+                share = room.grow(share, capacity, ahead).await;
                 (come, took) = (0, Duration::ZERO);
             }
             bytes.reserve(capacity - bytes.len());
@@ -237,10 +269,29 @@ mod tests {
 
     /// Somebody who sends a frame of this length, and what is read of it. Without room for what was not read yet.
     fn sender(room: &Arc<FrameRoom>, limits: FrameLimits, length: usize) -> (Sender, JoinHandle<Result<Frame, End>>) {
+        sender_behind(room, limits, length, watch::channel(0).1)
+    }
+
+    /// The same, behind what is before it on its connection.
+    fn sender_behind(
+        room: &Arc<FrameRoom>,
+        limits: FrameLimits,
+        length: usize,
+        before: watch::Receiver<usize>,
+    ) -> (Sender, JoinHandle<Result<Frame, End>>) {
         let (stream, mut input) = duplex(16 << 10);
         let room = Arc::clone(room);
-        let reading = tokio::spawn(async move { read_frame(&mut input, &room, limits).await });
+        let reading = tokio::spawn(async move { read_frame(&mut input, &room, limits, &mut Ahead(before)).await });
         (Sender { stream, length, sent: 0 }, reading)
+    }
+
+    /// A frame that is sent at once, and read before long.
+    async fn quick(room: &Arc<FrameRoom>, length: usize) -> Frame {
+        let (mut sender, reading) = sender(room, LIMITS, length);
+        let sending = tokio::spawn(async move { sender.send(length).await });
+        let frame = timeout(Duration::from_secs(60), reading).await.expect("no room").unwrap().unwrap();
+        assert_eq!((frame.bytes.len(), sending.await.unwrap()), (length, true));
+        frame
     }
 
     struct Sender {
@@ -293,9 +344,7 @@ mod tests {
             slow.push((sender, reading));
         }
         sleep(Duration::from_secs(60)).await;
-        let (mut quick, reading) = sender(&room, LIMITS, MIB);
-        assert!(quick.send(MIB).await);
-        assert_eq!(reading.await.unwrap().unwrap().bytes.len(), MIB);
+        quick(&room, MIB).await;
         assert!(slow.iter().all(|(_, reading)| !reading.is_finished()));
     }
 
@@ -336,9 +385,7 @@ mod tests {
         sleep(Duration::from_secs(2)).await;
         assert!(slow.iter().all(|reading| !reading.is_finished()), "nobody waits yet");
         let began = Instant::now();
-        let (mut quick, reading) = sender(&room, LIMITS, MIB);
-        assert!(quick.send(MIB).await);
-        assert_eq!(reading.await.unwrap().unwrap().bytes.len(), MIB);
+        quick(&room, MIB).await;
         assert!(began.elapsed() < 2 * PATIENCE, "{:?}", began.elapsed());
         let ends = slow.into_iter().filter_map(|reading| reading.now_or_never()).map(Result::unwrap);
         let whys: Vec<_> = ends.map(|end| format!("{:?}", end.unwrap_err())).collect();
@@ -371,5 +418,30 @@ mod tests {
             assert!(matches!(&end, End::Malformed(why) if why == "half a frame for 2s"), "{end:?}");
             assert!(began.elapsed() <= Duration::from_secs(2), "{:?}", began.elapsed());
         }
+    }
+
+    /// Frames of every size behind fetches that wait; they have all come, and nobody is slow.
+    #[tokio::test(start_paused = true)]
+    async fn what_is_read_ahead_of_its_turn_leaves_half_of_the_room_to_others() {
+        let room = Arc::new(FrameRoom::new(8 * MIB, 4 * MIB));
+        let (before, seen) = watch::channel(1);
+        let mut behind = Vec::new();
+        for length in [SMALL_BYTES, MIB, 4 * MIB].repeat(20) {
+            let (mut sender, reading) = sender_behind(&room, LIMITS, length, seen.clone());
+            behind.push((length, tokio::spawn(async move { sender.send(length).await }), reading));
+        }
+        sleep(Duration::from_secs(1)).await;
+        let read = behind.iter().filter(|(.., reading)| reading.is_finished()).count();
+        assert!(read > 0, "there was room, and nobody wanted it");
+        for length in [10, SMALL_BYTES, MIB, 4 * MIB] {
+            quick(&room, length).await;
+        }
+        // Their turn comes.
+        before.send_replace(0);
+        let all = behind.into_iter().map(async |(length, sending, reading)| {
+            assert_eq!(reading.await.unwrap().unwrap().bytes.len(), length);
+            assert!(sending.await.unwrap());
+        });
+        timeout(Duration::from_secs(3600), join_all(all)).await.expect("they hold each other up");
     }
 }
