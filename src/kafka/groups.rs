@@ -196,7 +196,8 @@ pub(super) async fn sync(door: &Arc<Door>, client: &Client, request: SyncGroupRe
 
 /// What a member calls itself stands in the group, in its log and in every answer about it.
 fn shortened(mut client_id: String) -> String {
-    client_id.truncate(client_id.floor_char_boundary(CLIENT_ID_BYTES_MAX));
+    let end = (0..=CLIENT_ID_BYTES_MAX).rev().find(|end| client_id.is_char_boundary(*end)).unwrap_or(0);
+    client_id.truncate(end);
     client_id.shrink_to_fit();
     client_id
 }
