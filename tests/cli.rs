@@ -10,6 +10,8 @@ use serde_json::Value;
 
 use crate::support::{Cluster, PATIENCE, free_ports, free_ports_in_a_row, pontoon, run};
 
+mod following;
+
 fn stdout(output: &Output) -> String {
     String::from_utf8(output.stdout.clone()).unwrap()
 }

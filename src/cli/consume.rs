@@ -20,6 +20,8 @@ use crate::client::{Client, FetchRequest};
 const FETCH_BYTES: usize = 4 << 20;
 /// How long the server waits for records when following.
 const FOLLOW_WAIT: Duration = Duration::from_secs(5);
+/// How often a follower looks for partitions that were added.
+const PARTITIONS_LOOK: Duration = Duration::from_secs(2);
 /// Fetched chunks that may wait to be printed.
 const CHUNKS_AHEAD: usize = 4;
 
@@ -77,61 +79,119 @@ pub(super) async fn run(args: ConsumeArgs, client: Client, as_json: bool) -> Res
     };
     let format = if as_json { Format::Json } else { args.format };
     let mut printer = Printer { format, left: args.max_records.unwrap_or(u64::MAX), out: io::stdout() };
-    let reader = |partition| Reader { client: &client, topic: &args.topic, partition, cursor: args.from.clone() };
+    let (client, topic): (_, Arc<str>) = (Arc::new(client), args.topic.into());
+    let reader = |partition, from: &str| Reader {
+        client: Arc::clone(&client),
+        topic: Arc::clone(&topic),
+        partition,
+        cursor: from.to_owned(),
+    };
+    let readers = partitions.into_iter().map(|partition| reader(partition, &args.from));
     if !args.follow {
-        for partition in partitions {
-            reader(partition).read_to_end(&mut printer).await?;
+        for reader in readers {
+            reader.read_to_end(&mut printer).await?;
         }
         return Ok(());
     }
-    let (client, topic) = (Arc::new(client), args.topic);
-    follow(client, topic, args.from, partitions, printer).await
-}
-
-/// A chunk of one partition's records.
-struct Chunk {
-    partition: u32,
-    records: Vec<FetchedRecord>,
-}
-
-async fn follow<W: Write>(
-    client: Arc<Client>,
-    topic: String,
-    from: String,
-    partitions: Vec<u32>,
-    mut printer: Printer<W>,
-) -> Result<(), Failure> {
-    let (tx, mut rx) = mpsc::channel(CHUNKS_AHEAD);
-    let mut readers = JoinSet::new();
-    for partition in partitions {
-        let (client, topic, cursor, tx) = (Arc::clone(&client), topic.clone(), from.clone(), tx.clone());
-        readers.spawn(async move { Reader { client: &client, topic: &topic, partition, cursor }.follow(&tx).await });
+    let mut following = Following::new();
+    readers.for_each(|reader| following.read(reader));
+    if args.partition.is_none() {
+        following.watch_for_more(Arc::clone(&client), Arc::clone(&topic));
     }
-    drop(tx);
-    loop {
-        tokio::select! {
-            chunk = rx.recv() => match chunk {
-                Some(chunk) if printer.print(chunk.partition, &chunk.records)? => {}
-                _ => return Ok(()),
-            },
-            // A reader ends only by an error, and one partition that is missing makes the rest a lie.
-            Some(ended) = readers.join_next() => ended.map_err(|error| Failure::Failed(error.to_string()))??,
+    let later = from_later(&args.from);
+    following.run(&mut printer, count, |partition| reader(partition, later)).await
+}
+
+/// Where a partition is read from that was added meanwhile: all in it is newer than the moment at which this began.
+fn from_later(from: &str) -> &str {
+    if from.starts_with("timestamp:") { from } else { "earliest" }
+}
+
+/// What following brings.
+enum News {
+    /// Some of a partition's records.
+    Records(u32, Vec<FetchedRecord>),
+    /// How many partitions there are.
+    Partitions(u32),
+}
+
+/// Partitions that are read at the same time.
+struct Following {
+    /// Readers, which end only by an error.
+    tasks: JoinSet<Result<(), Failure>>,
+    news: mpsc::Sender<News>,
+    heard: mpsc::Receiver<News>,
+}
+
+impl Following {
+    fn new() -> Self {
+        let (news, heard) = mpsc::channel(CHUNKS_AHEAD);
+        Self { tasks: JoinSet::new(), news, heard }
+    }
+
+    fn read(&mut self, reader: Reader) {
+        self.tasks.spawn(reader.follow(self.news.clone()));
+    }
+
+    /// Asks now and then how many partitions there are. What goes wrong is for the readers to tell.
+    fn watch_for_more(&mut self, client: Arc<Client>, topic: Arc<str>) {
+        let news = self.news.clone();
+        self.tasks.spawn(async move {
+            while !news.is_closed() {
+                tokio::time::sleep(PARTITIONS_LOOK).await;
+                if let Ok(found) = client.topic(&topic).await {
+                    let _ = news.send(News::Partitions(found.partitions.len() as u32)).await;
+                }
+            }
+            Ok(())
+        });
+    }
+
+    /// Prints what comes until no more is wanted or a reader fails: one partition that is missing makes the rest a lie.
+    async fn run<W: Write>(
+        mut self,
+        printer: &mut Printer<W>,
+        mut count: u32,
+        reader: impl Fn(u32) -> Reader,
+    ) -> Result<(), Failure> {
+        let failed = loop {
+            tokio::select! {
+                Some(news) = self.heard.recv() => match news {
+                    News::Records(partition, records) if !printer.print(partition, &records)? => return Ok(()),
+                    News::Records(..) => {}
+                    News::Partitions(found) => {
+                        (count..found).for_each(|partition| self.read(reader(partition)));
+                        count = count.max(found);
+                    }
+                },
+                Some(ended) = self.tasks.join_next() => break ended,
+            }
+        };
+        // What was fetched before the failure is printed before it is told.
+        self.heard.close();
+        while let Some(news) = self.heard.recv().await {
+            if let News::Records(partition, records) = news
+                && !printer.print(partition, &records)?
+            {
+                return Ok(());
+            }
         }
+        failed.map_err(|error| Failure::Failed(error.to_string()))?
     }
 }
 
 /// Reads one partition.
-struct Reader<'a> {
-    client: &'a Client,
-    topic: &'a str,
+struct Reader {
+    client: Arc<Client>,
+    topic: Arc<str>,
     partition: u32,
     cursor: String,
 }
 
-impl Reader<'_> {
+impl Reader {
     async fn fetch(&mut self, wait: Duration) -> Result<(Vec<FetchedRecord>, u64), Failure> {
         let fetch = FetchRequest {
-            topic: self.topic,
+            topic: &self.topic,
             partition: self.partition,
             offset: &self.cursor,
             bytes_max: FETCH_BYTES,
@@ -144,7 +204,7 @@ impl Reader<'_> {
 
     /// Up to what was acknowledged when it began.
     async fn read_to_end<W: Write>(mut self, printer: &mut Printer<W>) -> Result<(), Failure> {
-        let end = self.client.offsets(self.topic, self.partition).await?.high_watermark;
+        let end = self.client.offsets(&self.topic, self.partition).await?.high_watermark;
         loop {
             let (mut records, next) = self.fetch(Duration::ZERO).await?;
             records.retain(|record| record.offset < end);
@@ -154,11 +214,10 @@ impl Reader<'_> {
         }
     }
 
-    async fn follow(mut self, chunks: &mpsc::Sender<Chunk>) -> Result<(), Failure> {
+    async fn follow(mut self, news: mpsc::Sender<News>) -> Result<(), Failure> {
         loop {
             let (records, _) = self.fetch(FOLLOW_WAIT).await?;
-            let chunk = Chunk { partition: self.partition, records };
-            if !chunk.records.is_empty() && chunks.send(chunk).await.is_err() {
+            if !records.is_empty() && news.send(News::Records(self.partition, records)).await.is_err() {
                 return Ok(());
             }
         }
