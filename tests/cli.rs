@@ -10,7 +10,9 @@ use serde_json::Value;
 
 use crate::support::{Cluster, PATIENCE, free_ports, free_ports_in_a_row, pontoon, run};
 
+mod bench;
 mod following;
+mod servers;
 
 fn stdout(output: &Output) -> String {
     String::from_utf8(output.stdout.clone()).unwrap()

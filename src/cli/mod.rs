@@ -3,7 +3,7 @@
 //!
 //! Data goes to stdout, messages and progress to stderr. A broken pipe ends quietly: `consume | head` is no failure.
 
-pub mod bench;
+mod bench;
 mod completions;
 mod consume;
 mod dev;
@@ -48,10 +48,13 @@ struct ServerArgs {
     /// Brokers to talk to, http://host:port[,…]
     #[arg(long, global = true, env = "PONTOON_SERVER", value_name = "URL[,URL]", default_value = DEFAULT_SERVERS)]
     server: String,
-    /// Give up on a request after so many seconds
-    #[arg(long, global = true, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=3600))]
-    patience: u64,
+    /// Give up on a request after so many seconds [default: 60; for status 5]
+    #[arg(long, global = true, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=3600))]
+    patience: Option<u64>,
 }
+
+/// How long a request is tried unless `--patience` says.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The HTTP addresses of `pontoon dev`.
 const DEFAULT_SERVERS: &str = "http://127.0.0.1:8090,http://127.0.0.1:8091,http://127.0.0.1:8092";
@@ -120,20 +123,12 @@ impl From<ClientError> for Failure {
     fn from(error: ClientError) -> Self {
         let text = error.to_string();
         match &error {
+            ClientError::Address(_) => Self::Usage(text),
             ClientError::Unreachable(_) => Self::Unreachable(text),
             ClientError::Refused { .. } if error.outcome() != WriteOutcome::None => Self::Unsure(text),
             ClientError::Refused { status: 404, .. } => Self::NotFound(text),
             ClientError::Unknown(_) => Self::Unsure(text),
             ClientError::Refused { .. } | ClientError::Protocol(_) => Self::Failed(text),
-        }
-    }
-}
-
-impl From<bench::Failure> for Failure {
-    fn from(failure: bench::Failure) -> Self {
-        match failure {
-            bench::Failure::Unreachable(why) => Self::Unreachable(why),
-            bench::Failure::Refused(why) | bench::Failure::Local(why) => Self::Failed(why),
         }
     }
 }
@@ -148,12 +143,13 @@ impl From<std::io::Error> for Failure {
 }
 
 impl ServerArgs {
-    fn list(&self) -> Vec<String> {
-        crate::client::servers(&self.server)
+    fn client(&self) -> Result<Client, Failure> {
+        self.client_patient(PATIENCE)
     }
 
-    fn client(&self) -> Result<Client, Failure> {
-        Client::new(&self.server, Duration::from_secs(self.patience)).map_err(|error| Failure::Usage(error.to_string()))
+    /// A client for a command whose patience is another unless one is named.
+    fn client_patient(&self, default: Duration) -> Result<Client, Failure> {
+        Ok(Client::new(&self.server, self.patience.map_or(default, Duration::from_secs))?)
     }
 }
 
@@ -184,8 +180,8 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Topic(command) => topic::run(command, &server.client()?, json).await,
         Command::Produce(args) => produce::run(args, &server.client()?, json).await,
         Command::Consume(args) => consume::run(args, server.client()?, json).await,
-        Command::Status(args) => status::run(args, &server.client()?, json).await,
-        Command::Bench(bench) => Ok(bench::run(bench, &server.list(), json).await?),
+        Command::Status(args) => status::run(args, &server.client_patient(status::PATIENCE)?, json).await,
+        Command::Bench(bench) => bench::run(bench, &server, json).await,
         Command::Log(command) => log::run(command, json).await,
         Command::Recover(args) => recover::run(args, json).await,
         Command::Explain(args) => explain::run(&args, json),

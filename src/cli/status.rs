@@ -19,6 +19,11 @@ use crate::client::Client;
 /// Most troubles shown as text: a dead broker is one of thousands of partitions.
 const TROUBLES_SHOWN: usize = 40;
 
+/// How long it tries unless `--patience` says: it is a look at what is, not a wait for what should be.
+pub(super) const PATIENCE: Duration = Duration::from_secs(5);
+/// How long it tries without a word.
+const SILENCE: Duration = Duration::from_secs(1);
+
 /// Flags of `status`.
 #[derive(Debug, Args)]
 pub(super) struct StatusArgs {
@@ -33,20 +38,38 @@ pub(super) struct StatusArgs {
 /// How many groups are asked for at a time.
 const GROUPS_AT_ONCE: usize = 8;
 
-/// Shows it once, or again and again.
+/// Shows it once, or again and again: who watches wants to see the brokers come back.
 pub(super) async fn run(args: StatusArgs, client: &Client, as_json: bool) -> Result<(), Failure> {
     loop {
-        let (json, text) = if args.groups { groups(client).await? } else { brokers(client).await? };
-        if as_json {
-            output::print_json(&json)?;
-        } else {
-            let clear = if args.watch && std::io::stdout().is_terminal() { "\x1b[H\x1b[2J" } else { "" };
-            output::print(&format!("{clear}{text}"))?;
+        match look(&args, client).await {
+            Ok((json, _)) if as_json => output::print_json(&json)?,
+            Ok((_, text)) => {
+                let clear = if args.watch && std::io::stdout().is_terminal() { "\x1b[H\x1b[2J" } else { "" };
+                output::print(&format!("{clear}{text}"))?;
+            }
+            Err(failure) if args.watch => {
+                output::say(&format!("pontoon: {}; watching goes on", failure.verdict().1.unwrap_or_default()));
+            }
+            Err(failure) => return Err(failure),
         }
         if !args.watch {
             return Ok(());
         }
         tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}
+
+/// What it is now, for programs and for people. If that takes a while, it says whom it waits for.
+async fn look(args: &StatusArgs, client: &Client) -> Result<(serde_json::Value, String), Failure> {
+    let looking = async { if args.groups { groups(client).await } else { brokers(client).await } };
+    tokio::pin!(looking);
+    match tokio::time::timeout(SILENCE, &mut looking).await {
+        Ok(found) => found,
+        Err(_) => {
+            let (servers, patience) = (client.servers().join(", "), client.patience().as_secs());
+            output::say(&format!("no answer yet from {servers}; trying for {patience} s"));
+            looking.await
+        }
     }
 }
 

@@ -2,8 +2,9 @@
 //!
 //! A request is sent again if the first attempt certainly had no effect (never connected, or refused with `outcome: none`
 //! and `retriable`), or if a second one does no harm (reads; produces with a [`Stamp`]). Everything else is reported as
-//! what it is: unknown.
+//! what it is: unknown. When patience is over, what a server said counts for more than that others could not be reached.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -24,6 +25,8 @@ use crate::error::WriteOutcome;
 const ATTEMPT: Duration = Duration::from_secs(10);
 /// How much longer than the server may take the client waits for its answer.
 const GRACE: Duration = Duration::from_secs(2);
+/// Shortest attempt, when patience is nearly over.
+const ATTEMPT_MIN: Duration = Duration::from_millis(100);
 /// Pause once every server was tried in vain.
 const PAUSE: Duration = Duration::from_millis(100);
 /// Shorter than the server's `limits.header_timeout_ms`.
@@ -32,6 +35,9 @@ const IDLE: Duration = Duration::from_secs(15);
 /// Why there is no answer.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum ClientError {
+    /// A server's address makes no sense; nothing was sent.
+    #[error("{0}")]
+    Address(String),
     /// No server could be reached, or none answered a read.
     #[error("no server can be reached: {0}")]
     Unreachable(String),
@@ -55,7 +61,7 @@ impl ClientError {
     /// Whether the write may have happened.
     pub fn outcome(&self) -> WriteOutcome {
         match self {
-            Self::Unreachable(_) => WriteOutcome::None,
+            Self::Address(_) | Self::Unreachable(_) => WriteOutcome::None,
             Self::Refused { body, .. } => body.outcome,
             Self::Unknown(_) | Self::Protocol(_) => WriteOutcome::Unknown,
         }
@@ -115,16 +121,40 @@ struct Call<'a> {
     path: String,
     headers: Vec<(&'a str, String)>,
     body: Bytes,
-    /// Whether a second attempt does no harm.
-    repeatable: bool,
+    again: Again,
     /// How long the server may take over one attempt.
     attempt: Duration,
+    /// Whether the server is told so, and answers within it: `timeout_ms`.
+    timed: bool,
+    /// How much longer it may wait for records.
+    wait: Duration,
+}
+
+/// What a second attempt does.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Again {
+    /// Nothing that the caller could notice: whether the first one arrived does not matter.
+    Free,
+    /// No harm, but the outcome matters.
+    Safe,
+    /// It could do the same thing twice.
+    Harmful,
 }
 
 impl<'a> Call<'a> {
     fn new(method: Method, path: String) -> Self {
-        let repeatable = method == Method::GET;
-        Self { method, path, headers: Vec::new(), body: Bytes::new(), repeatable, attempt: ATTEMPT }
+        let again = if method == Method::GET { Again::Free } else { Again::Harmful };
+        let (headers, body) = (Vec::new(), Bytes::new());
+        Self { method, path, headers, body, again, attempt: ATTEMPT, timed: false, wait: Duration::ZERO }
+    }
+
+    fn again(self, again: Again) -> Self {
+        Self { again, ..self }
+    }
+
+    /// The server is told to answer within `attempt`.
+    fn within(self, attempt: Duration) -> Self {
+        Self { attempt, timed: true, ..self }
     }
 
     fn json(mut self, body: &impl serde::Serialize) -> Result<Self, ClientError> {
@@ -152,10 +182,7 @@ enum Attempt {
 impl Client {
     /// For these servers, `http://host:port` each (the scheme may be left out). A request is tried for at most `patience`.
     pub fn new(servers: &str, patience: Duration) -> Result<Self, ClientError> {
-        let servers = self::servers(servers);
-        if servers.is_empty() {
-            return Err(ClientError::Unreachable("no server is named".into()));
-        }
+        let servers = self::servers(servers)?;
         let http = reqwest::Client::builder()
             .no_proxy()
             .redirect(reqwest::redirect::Policy::none())
@@ -166,11 +193,19 @@ impl Client {
         Ok(Self { servers, at: AtomicUsize::new(0), http, patience })
     }
 
+    /// The servers, `http://host:port` each.
+    pub fn servers(&self) -> &[String] {
+        &self.servers
+    }
+
+    /// How long a request is tried.
+    pub fn patience(&self) -> Duration {
+        self.patience
+    }
+
     /// Creates a topic.
     pub async fn create_topic(&self, topic: &CreateTopic) -> Result<TopicDescription, ClientError> {
-        let path = format!("/v1/topics?timeout_ms={}", self.patience.as_millis());
-        let call = Call::new(Method::POST, path).json(topic)?;
-        self.call(Call { attempt: self.patience, ..call }).await
+        self.call(Call::new(Method::POST, "/v1/topics".into()).within(self.patience).json(topic)?).await
     }
 
     /// All topics.
@@ -186,20 +221,18 @@ impl Client {
 
     /// Changes a topic. Repeating the same change is the same change.
     pub async fn alter_topic(&self, name: &str, change: &AlterTopic) -> Result<TopicDescription, ClientError> {
-        let call = Call::new(Method::PATCH, topic_path(name)).json(change)?;
-        self.call(Call { repeatable: true, attempt: self.patience, ..call }).await
+        let call = Call::new(Method::PATCH, topic_path(name)).again(Again::Safe).within(self.patience);
+        self.call(call.json(change)?).await
     }
 
     /// Deletes a topic.
     pub async fn delete_topic(&self, name: &str) -> Result<(), ClientError> {
-        let call = Call::new(Method::DELETE, topic_path(name));
-        self.answer(&Call { attempt: self.patience, ..call }).await.map(drop)
+        self.answer(&Call::new(Method::DELETE, topic_path(name)).within(self.patience)).await.map(drop)
     }
 
     /// A new producer. An attempt too many costs an unused number.
     pub async fn create_producer(&self) -> Result<ProducerAnswer, ClientError> {
-        let call = Call::new(Method::POST, "/v1/producers".into());
-        self.call(Call { repeatable: true, ..call }).await
+        self.call(Call::new(Method::POST, "/v1/producers".into()).again(Again::Free).within(ATTEMPT)).await
     }
 
     /// Produces one batch, with `acks=all`. `body` is of `content_type`.
@@ -211,16 +244,17 @@ impl Client {
         body: Bytes,
         stamp: Option<Stamp>,
     ) -> Result<ProduceAnswer, ClientError> {
-        let attempt = if stamp.is_some() { ATTEMPT.min(self.patience) } else { self.patience };
-        let path = format!("{}/records?timeout_ms={}", partition_path(topic, partition), attempt.as_millis());
-        let mut call = Call::new(Method::POST, path).header("content-type", content_type);
+        let path = format!("{}/records", partition_path(topic, partition));
+        let mut call = Call::new(Method::POST, path).within(self.patience).header("content-type", content_type);
         if let Some(Stamp { producer, sequence }) = stamp {
             call = call
+                .again(Again::Safe)
+                .within(ATTEMPT)
                 .header(api::PRODUCER_ID, producer.producer_id)
                 .header(api::PRODUCER_EPOCH, producer.producer_epoch)
                 .header(api::PRODUCER_SEQUENCE, sequence);
         }
-        self.call(Call { body, repeatable: stamp.is_some(), attempt, ..call }).await
+        self.call(Call { body, ..call }).await
     }
 
     /// Fetches records.
@@ -232,14 +266,14 @@ impl Client {
             fetch.bytes_max,
             fetch.wait.as_millis()
         );
-        let call = Call::new(Method::GET, path);
-        self.call(Call { attempt: ATTEMPT + fetch.wait, ..call }).await
+        let call = Call::new(Method::GET, path).within(ATTEMPT);
+        self.call(Call { wait: fetch.wait, ..call }).await
     }
 
     /// A partition's offsets, which cover everything acknowledged before the call.
     pub async fn offsets(&self, topic: &str, partition: u32) -> Result<OffsetsAnswer, ClientError> {
         let path = format!("{}/offsets?consistency=linearizable", partition_path(topic, partition));
-        self.call(Call::new(Method::GET, path)).await
+        self.call(Call::new(Method::GET, path).within(ATTEMPT)).await
     }
 
     /// The cluster.
@@ -254,7 +288,7 @@ impl Client {
 
     /// A consumer group: its members, and how far it has read.
     pub async fn group(&self, name: &str) -> Result<GroupDescription, ClientError> {
-        self.call(Call::new(Method::GET, format!("/v1/groups/{}", encode(name)))).await
+        self.call(Call::new(Method::GET, format!("/v1/groups/{}", encode(name))).within(ATTEMPT)).await
     }
 
     async fn call<T: DeserializeOwned>(&self, call: Call<'_>) -> Result<T, ClientError> {
@@ -268,17 +302,22 @@ impl Client {
     /// Tries until there is an answer that stands, or patience is over.
     async fn answer(&self, call: &Call<'_>) -> Result<Bytes, ClientError> {
         let deadline = Instant::now() + self.patience;
+        let mut failures = BTreeMap::new();
         let mut lost = false;
         for tries in 1.. {
             let server = self.at.load(Ordering::Relaxed);
-            let error = match self.attempt(call, server, deadline).await {
+            let error = match self.attempt(call, &self.servers[server], deadline).await {
                 Ok(body) => return Ok(body),
                 Err(error) => error,
             };
             lost |= error.outcome() != WriteOutcome::None;
-            if !repeat(call, &error) || Instant::now() >= deadline {
-                return Err(if lost && call.method != Method::GET { unknown(error) } else { error });
+            let last = Instant::now() >= deadline;
+            if last || !repeat(call, &error) {
+                failures.insert(server, error.clone());
+                let error = if last { summary(failures, error) } else { error };
+                return Err(if lost && call.again != Again::Free { unknown(error) } else { error });
             }
+            failures.insert(server, error);
             // Others may have moved on already: then theirs is the next.
             let next = (server + 1) % self.servers.len();
             let _ = self.at.compare_exchange(server, next, Ordering::Relaxed, Ordering::Relaxed);
@@ -289,10 +328,9 @@ impl Client {
         unreachable!("the loop ends with its deadline")
     }
 
-    async fn attempt(&self, call: &Call<'_>, server: usize, deadline: Instant) -> Result<Bytes, ClientError> {
-        let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(100));
-        let server = &self.servers[server % self.servers.len()];
-        let response = match self.send(call, server, left.min(call.attempt) + GRACE).await {
+    async fn attempt(&self, call: &Call<'_>, server: &str, deadline: Instant) -> Result<Bytes, ClientError> {
+        let left = deadline.saturating_duration_since(Instant::now()).max(ATTEMPT_MIN);
+        let response = match self.send(call, server, left).await {
             Attempt::Answered(response) => response,
             Attempt::NotSent(why) => return Err(ClientError::Unreachable(why)),
             Attempt::Lost(why) => return Err(lost(call, why)),
@@ -300,47 +338,101 @@ impl Client {
         let status = response.status();
         let body = match response.bytes().await {
             Ok(body) => body,
-            Err(error) => return Err(lost(call, format!("{server}: {}", chain(&error)))),
+            Err(error) => return Err(lost(call, format!("{server}: {}", chain(&error.without_url())))),
         };
         if status.is_success() {
             return Ok(body);
         }
-        Err(refused(status, &body, server))
+        let mut error = refused(status, &body, server);
+        if let ClientError::Refused { body, .. } = &mut error
+            && call.again == Again::Free
+        {
+            body.outcome = WriteOutcome::None;
+        }
+        Err(error)
     }
 
-    async fn send(&self, call: &Call<'_>, server: &str, timeout: Duration) -> Attempt {
-        let url = format!("{server}{}", call.path);
+    async fn send(&self, call: &Call<'_>, server: &str, left: Duration) -> Attempt {
+        let mut url = format!("{server}{}", call.path);
+        let timeout = if call.timed {
+            let told = left.min(call.attempt);
+            let and = if url.contains('?') { '&' } else { '?' };
+            url += &format!("{and}timeout_ms={}", told.as_millis());
+            told + call.wait + GRACE
+        } else {
+            // It is answered at once or not at all; the others are asked within patience, too.
+            left.min(call.attempt).min((self.patience / self.servers.len() as u32).max(ATTEMPT_MIN))
+        };
         let mut request = self.http.request(call.method.clone(), url).timeout(timeout).body(call.body.clone());
         for (name, value) in &call.headers {
             request = request.header(*name, value);
         }
         match request.send().await {
             Ok(response) => Attempt::Answered(response),
-            Err(error) if error.is_connect() || error.is_builder() => {
-                Attempt::NotSent(format!("{server}: {}", chain(&error)))
+            Err(error) => {
+                let sent = !(error.is_connect() || error.is_builder());
+                let why = format!("{server}: {}", chain(&error.without_url()));
+                if sent { Attempt::Lost(why) } else { Attempt::NotSent(why) }
             }
-            Err(error) => Attempt::Lost(format!("{server}: {}", chain(&error))),
         }
     }
 }
 
-/// The servers of a list separated by commas, each with its scheme.
-pub fn servers(list: &str) -> Vec<String> {
-    let named = list.split(',').map(|server| server.trim().trim_end_matches('/')).filter(|server| !server.is_empty());
-    named.map(|server| if server.contains("://") { server.to_owned() } else { format!("http://{server}") }).collect()
+/// The one error of several servers' last ones, `last` being the newest: what one of them said, or that none did.
+fn summary(failures: BTreeMap<usize, ClientError>, last: ClientError) -> ClientError {
+    if !matches!(last, ClientError::Unreachable(_)) {
+        return last;
+    }
+    let mut whys = Vec::new();
+    for failure in failures.into_values() {
+        match failure {
+            ClientError::Unreachable(why) => whys.push(why),
+            said => return said,
+        }
+    }
+    ClientError::Unreachable(whys.join("; "))
 }
 
+/// The servers of a list separated by commas, each as `http://host:port`.
+pub fn servers(list: &str) -> Result<Vec<String>, ClientError> {
+    let named = list.split(',').map(str::trim).filter(|named| !named.is_empty());
+    let servers = named.map(server).collect::<Result<Vec<_>, _>>()?;
+    if servers.is_empty() {
+        return Err(ClientError::Address("no server is named".into()));
+    }
+    Ok(servers)
+}
+
+fn server(named: &str) -> Result<String, ClientError> {
+    let wrong = |why: &str| ClientError::Address(format!("server {named:?}: {why}"));
+    let (scheme, rest) = named.split_once("://").unwrap_or(("http", named));
+    match scheme.to_ascii_lowercase().as_str() {
+        "http" => {}
+        "https" => return Err(wrong("Pontoon does not speak TLS; an address is http://host:port")),
+        _ => return Err(wrong("an address is http://host:port")),
+    }
+    let url = reqwest::Url::parse(&format!("http://{rest}")).map_err(|error| wrong(&error.to_string()))?;
+    let more = url.path() != "/" || url.query().is_some() || url.fragment().is_some() || rest.contains('@');
+    if more {
+        Err(wrong("an address is http://host:port and nothing more"))
+    } else {
+        Ok(format!("http://{}", url.authority()))
+    }
+}
+
+/// Whether another attempt may be made.
 fn repeat(call: &Call<'_>, error: &ClientError) -> bool {
+    let safe = call.again != Again::Harmful;
     match error {
         ClientError::Unreachable(_) => true,
-        ClientError::Unknown(_) => call.repeatable,
-        ClientError::Refused { body, .. } => body.retriable && (call.repeatable || body.outcome == WriteOutcome::None),
-        ClientError::Protocol(_) => false,
+        ClientError::Unknown(_) => safe,
+        ClientError::Refused { body, .. } => body.retriable && (safe || body.outcome == WriteOutcome::None),
+        ClientError::Address(_) | ClientError::Protocol(_) => false,
     }
 }
 
 fn lost(call: &Call<'_>, why: String) -> ClientError {
-    if call.method == Method::GET { ClientError::Unreachable(why) } else { ClientError::Unknown(why) }
+    if call.again == Again::Free { ClientError::Unreachable(why) } else { ClientError::Unknown(why) }
 }
 
 /// The last error of several, of which an earlier attempt may have had an effect.
@@ -355,7 +447,8 @@ fn unknown(error: ClientError) -> ClientError {
     }
 }
 
-fn refused(status: StatusCode, body: &[u8], server: &str) -> ClientError {
+/// What a server refused with.
+pub(crate) fn refused(status: StatusCode, body: &[u8], server: &str) -> ClientError {
     match serde_json::from_slice(body) {
         Ok(body) => ClientError::Refused { status: status.as_u16(), body },
         Err(_) => ClientError::Protocol(format!("{server} answered {status} without Pontoon's error body")),
@@ -439,7 +532,7 @@ mod tests {
         // Port 1 refuses connections.
         let answer = produce(&format!("127.0.0.1:1,{busy},{good}"), None).await.unwrap();
         assert_eq!(answer.base_offset, 5);
-        assert!(task.await.unwrap()[0].contains("timeout_ms=5000"));
+        assert!(task.await.unwrap()[0].contains("records?timeout_ms="));
     }
 
     #[tokio::test]
@@ -478,7 +571,42 @@ mod tests {
         let client = Client::new("127.0.0.1:1", Duration::from_millis(300)).unwrap();
         let error = client.topics().await.unwrap_err();
         assert!(matches!(&error, ClientError::Unreachable(why) if why.contains("127.0.0.1:1")), "{error}");
-        assert!(Client::new(" , ", Duration::ZERO).is_err());
+    }
+
+    #[tokio::test]
+    async fn every_server_that_was_tried_is_named_unless_one_said_why() {
+        let client = Client::new("127.0.0.1:1,127.0.0.1:2", Duration::from_millis(300)).unwrap();
+        let error = client.topics().await.unwrap_err();
+        assert!(error.to_string().contains("127.0.0.1:1") && error.to_string().contains("127.0.0.1:2"), "{error}");
+
+        let (busy, _) = server(vec![Some((503, NO_LEADER))]).await;
+        let client = Client::new(&format!("{busy},127.0.0.1:1"), Duration::from_millis(300)).unwrap();
+        let error = client.topics().await.unwrap_err();
+        assert!(matches!(error, ClientError::Refused { .. } | ClientError::Unreachable(_)), "{error}");
+    }
+
+    #[tokio::test]
+    async fn what_came_of_asking_for_a_producer_is_never_unknown() {
+        let (one, task) = server(vec![Some((504, UNKNOWN)), None]).await;
+        let client = Client::new(&one, Duration::from_millis(300)).unwrap();
+        let error = client.create_producer().await.unwrap_err();
+        assert_eq!(error.outcome(), WriteOutcome::None, "{error}");
+        assert!(task.await.unwrap()[0].contains("POST /v1/producers?timeout_ms="));
+    }
+
+    #[test]
+    fn a_servers_address_is_a_host_and_a_port() {
+        for (named, known) in [
+            ("127.0.0.1:8090", "http://127.0.0.1:8090"),
+            ("http://a:1/", "http://a:1"),
+            ("HTTP://[::1]:8090", "http://[::1]:8090"),
+        ] {
+            assert_eq!(servers(named).unwrap(), [known]);
+        }
+        for wrong in ["", " , ", "ftp://x", "https://x:1", ":notaport", "a:99999", "http://", "http://a:1/v1", "u@a:1"]
+        {
+            assert!(matches!(servers(wrong), Err(ClientError::Address(_))), "{wrong}");
+        }
     }
 
     #[test]

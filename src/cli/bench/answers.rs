@@ -9,10 +9,11 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
+use super::AnswersArgs;
 use super::load::send;
 use super::report::{Report, histogram, round};
 use super::target::Target;
-use super::{AnswersArgs, Failure};
+use crate::cli::Failure;
 
 /// Between two looks, and between two tries of a prober.
 const PAUSE: Duration = Duration::from_millis(10);
@@ -31,7 +32,7 @@ pub(super) async fn run(args: AnswersArgs, target: &Target) -> Result<Report, Fa
         })
         .collect();
     for prober in probers {
-        let took = prober.await.map_err(|error| Failure::Local(error.to_string()))??;
+        let took = prober.await.map_err(|error| Failure::Failed(error.to_string()))??;
         first.saturating_record(took.as_micros() as u64);
     }
     let mut report = Report::new("answers");
@@ -75,7 +76,7 @@ async fn probe(
         match send(target, &url, Bytes::from_static(b"probe")).await {
             Ok(()) => return Ok(started.elapsed()),
             Err(error) if Instant::now() > deadline => {
-                return Err(Failure::Refused(format!("{topic}/{partition} does not answer: {error}")));
+                return Err(Failure::Failed(format!("{topic}/{partition} does not answer: {error}")));
             }
             Err(_) => tokio::time::sleep(PAUSE).await,
         }

@@ -10,10 +10,11 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
+use super::FailoverArgs;
 use super::load::{noise, send};
 use super::report::{Report, histogram};
 use super::target::{Led, Target};
-use super::{FailoverArgs, Failure};
+use crate::cli::Failure;
 
 /// What the probers share.
 struct Shared {
@@ -52,7 +53,7 @@ pub(super) async fn run(args: FailoverArgs, target: &Target) -> Result<Report, F
     let leaders = target.all_leaders(&topic, args.partitions).await?;
     let victims: Vec<Led> = leaders.iter().filter(|led| led.broker == args.broker).cloned().collect();
     if victims.is_empty() {
-        return Err(Failure::Refused(format!("broker {} leads no partition of {topic}", args.broker)));
+        return Err(Failure::Failed(format!("broker {} leads no partition of {topic}", args.broker)));
     }
     let started = Instant::now();
     let shared = Arc::new(Shared {
@@ -69,16 +70,16 @@ pub(super) async fn run(args: FailoverArgs, target: &Target) -> Result<Report, F
     let probers: Vec<_> =
         victims.iter().map(|led| tokio::spawn(probe(shared.clone(), led.clone(), pause, deadline))).collect();
     tokio::time::sleep_until(kill_at.into()).await;
-    let pid =
-        rustix::process::Pid::from_raw(args.pid).ok_or_else(|| Failure::Local(format!("{} is not a pid", args.pid)))?;
+    let pid = rustix::process::Pid::from_raw(args.pid)
+        .ok_or_else(|| Failure::Failed(format!("{} is not a pid", args.pid)))?;
     shared.killed_us.store(shared.started.elapsed().as_micros() as u64, Ordering::SeqCst);
     rustix::process::kill_process(pid, rustix::process::Signal::KILL)
-        .map_err(|error| Failure::Local(error.to_string()))?;
+        .map_err(|error| Failure::Failed(error.to_string()))?;
     let mut gaps = histogram();
     let mut silent = 0;
     let mut acknowledged = 0;
     for prober in probers {
-        let (count, gap) = prober.await.map_err(|error| Failure::Local(error.to_string()))?;
+        let (count, gap) = prober.await.map_err(|error| Failure::Failed(error.to_string()))?;
         acknowledged += count;
         match gap {
             Some(gap) => gaps.saturating_record(gap.as_micros() as u64),
@@ -87,6 +88,9 @@ pub(super) async fn run(args: FailoverArgs, target: &Target) -> Result<Report, F
     }
     if args.topic.is_none() {
         target.delete_topic(&topic).await?;
+    }
+    if acknowledged == 0 {
+        return Err(Failure::Failed("no probe was acknowledged, before the kill or after".into()));
     }
     let mut report = Report::new("failover");
     report.set("partitions", args.partitions);

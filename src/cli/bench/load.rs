@@ -10,7 +10,9 @@ use reqwest::Method;
 
 use super::report::{Report, histogram};
 use super::target::{Led, Target};
-use super::{Failure, FetchArgs, LoadArgs};
+use super::{FetchArgs, LoadArgs};
+use crate::cli::Failure;
+use crate::client;
 
 /// What one worker, or all together, saw.
 struct Seen {
@@ -59,11 +61,15 @@ pub(super) async fn produce(name: &str, args: LoadArgs, target: &Target) -> Resu
         .collect();
     let mut seen = Seen::new();
     for worker in workers {
-        seen.merge(worker.await.map_err(|error| Failure::Local(error.to_string()))?);
+        seen.merge(worker.await.map_err(|error| Failure::Failed(error.to_string()))?);
     }
     let elapsed = started.elapsed();
     if args.topic.is_none() {
         target.delete_topic(&topic).await?;
+    }
+    if seen.latencies.is_empty() {
+        let why = seen.first_error.unwrap_or_else(|| "there was no time for one".into());
+        return Err(Failure::Failed(format!("no request succeeded, {} failed: {why}", seen.errors)));
     }
     let mut report = Report::new(name);
     report.set("acks", args.acks);
@@ -128,7 +134,7 @@ pub(super) async fn send(target: &Target, url: &str, value: Bytes) -> Result<(),
     let answer = request.send().await.map_err(|error| error.to_string())?;
     let status = answer.status();
     let body = answer.bytes().await.map_err(|error| error.to_string())?;
-    if status.is_success() { Ok(()) } else { Err(format!("{status}: {}", String::from_utf8_lossy(&body))) }
+    if status.is_success() { Ok(()) } else { Err(client::refused(status, &body, url).to_string()) }
 }
 
 pub(super) async fn fetch(args: FetchArgs, target: &Target) -> Result<Report, Failure> {
@@ -153,7 +159,7 @@ pub(super) async fn fetch(args: FetchArgs, target: &Target) -> Result<Report, Fa
         .collect();
     let mut read = Read { latencies: histogram(), bytes: 0 };
     for reader in readers {
-        let more = reader.await.map_err(|error| Failure::Local(error.to_string()))??;
+        let more = reader.await.map_err(|error| Failure::Failed(error.to_string()))??;
         // Both have the same bounds, so adding cannot fail.
         let _ = read.latencies.add(&more.latencies);
         read.bytes += more.bytes;
@@ -190,8 +196,8 @@ async fn fetch_partition(
         let mut answer = request.send().await.map_err(|error| Failure::Unreachable(error.to_string()))?;
         let status = answer.status();
         if !status.is_success() {
-            let body = answer.text().await.unwrap_or_default();
-            return Err(Failure::Refused(format!("{url}: {status}: {body}")));
+            let body = answer.bytes().await.unwrap_or_default();
+            return Err(client::refused(status, &body, &url).into());
         }
         let header = |name| answer.headers().get(name).and_then(|value| value.to_str().ok()).unwrap_or("").to_owned();
         let (next, end) = (header("pontoon-next-offset"), header("pontoon-high-watermark"));

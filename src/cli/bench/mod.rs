@@ -14,13 +14,13 @@ mod target;
 
 use clap::{Args, Subcommand};
 
-pub use report::Failure;
-use report::Report;
 use target::Target;
+
+use crate::cli::{Failure, ServerArgs, output};
 
 /// What to measure.
 #[derive(Debug, Subcommand)]
-pub enum Bench {
+pub(super) enum Bench {
     /// Latency of one produce at a time (or a few).
     Latency(LoadArgs),
     /// Throughput of produce with many requests in flight.
@@ -39,7 +39,7 @@ pub enum Bench {
 
 /// A produce load.
 #[derive(Debug, Args)]
-pub struct LoadArgs {
+pub(super) struct LoadArgs {
     /// How long, in seconds
     #[arg(long, default_value_t = 10)]
     seconds: u64,
@@ -56,7 +56,7 @@ pub struct LoadArgs {
     #[arg(long)]
     replicas: Option<u32>,
     /// all, every, leader or none
-    #[arg(long, default_value = "all")]
+    #[arg(long, default_value = "all", value_parser = ["all", "every", "leader", "none"], hide_possible_values = true)]
     acks: String,
     /// Use this topic, and keep it, instead of making one and deleting it
     #[arg(long)]
@@ -68,7 +68,7 @@ pub struct LoadArgs {
 
 /// A fetch load.
 #[derive(Debug, Args)]
-pub struct FetchArgs {
+pub(super) struct FetchArgs {
     /// The topic to read
     #[arg(long)]
     topic: String,
@@ -85,7 +85,7 @@ pub struct FetchArgs {
 
 /// Tails of one partition.
 #[derive(Debug, Args)]
-pub struct TailsArgs {
+pub(super) struct TailsArgs {
     /// Tails
     #[arg(long, default_value_t = 100)]
     tails: usize,
@@ -102,7 +102,7 @@ pub struct TailsArgs {
 
 /// Waiting for a topic.
 #[derive(Debug, Args)]
-pub struct AnswersArgs {
+pub(super) struct AnswersArgs {
     /// The topic; it is there, or comes up with its brokers
     #[arg(long)]
     topic: String,
@@ -116,7 +116,7 @@ pub struct AnswersArgs {
 
 /// A broker's death.
 #[derive(Debug, Args)]
-pub struct FailoverArgs {
+pub(super) struct FailoverArgs {
     /// The process to kill
     #[arg(long)]
     pid: i32,
@@ -139,7 +139,7 @@ pub struct FailoverArgs {
 
 /// A disk load.
 #[derive(Debug, Args)]
-pub struct RawArgs {
+pub(super) struct RawArgs {
     /// Directory for the file, which is removed at the end
     #[arg(long, default_value = ".")]
     dir: std::path::PathBuf,
@@ -155,24 +155,16 @@ pub struct RawArgs {
 }
 
 /// Runs one measurement and prints it: a table for people, or one line of JSON.
-pub async fn run(bench: Bench, servers: &[String], json: bool) -> Result<(), Failure> {
+pub(super) async fn run(bench: Bench, server: &ServerArgs, json: bool) -> Result<(), Failure> {
+    let target = || Target::new(server);
     let report = match bench {
-        Bench::Latency(args) => load::produce("latency", args, &Target::new(servers)?).await?,
-        Bench::Produce(args) => load::produce("produce", args, &Target::new(servers)?).await?,
-        Bench::Fetch(args) => load::fetch(args, &Target::new(servers)?).await?,
-        Bench::Tails(args) => tails::run(args, &Target::new(servers)?).await?,
-        Bench::Answers(args) => answers::run(args, &Target::new(servers)?).await?,
-        Bench::Failover(args) => failover::run(args, &Target::new(servers)?).await?,
+        Bench::Latency(args) => load::produce("latency", args, &target()?).await?,
+        Bench::Produce(args) => load::produce("produce", args, &target()?).await?,
+        Bench::Fetch(args) => load::fetch(args, &target()?).await?,
+        Bench::Tails(args) => tails::run(args, &target()?).await?,
+        Bench::Answers(args) => answers::run(args, &target()?).await?,
+        Bench::Failover(args) => failover::run(args, &target()?).await?,
         Bench::Raw(args) => raw::run(&args)?,
     };
-    print(&report, json);
-    Ok(())
-}
-
-fn print(report: &Report, json: bool) {
-    if json {
-        println!("{}", report.to_json());
-    } else {
-        print!("{}", report.to_table());
-    }
+    output::print(&if json { report.to_json() } else { report.to_table() })
 }

@@ -5,8 +5,9 @@ use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use super::RawArgs;
 use super::report::{Report, histogram};
-use super::{Failure, RawArgs};
+use crate::cli::Failure;
 
 /// Removes the file when the measurement ends, however it ends.
 struct Scratch(PathBuf);
@@ -19,7 +20,7 @@ impl Drop for Scratch {
 
 pub(super) fn run(args: &RawArgs) -> Result<Report, Failure> {
     let path = args.dir.join(format!("pontoon-raw-{:016x}", rand::random::<u64>()));
-    let told = |error: std::io::Error| Failure::Local(format!("{}: {error}", path.display()));
+    let told = |error: std::io::Error| Failure::Failed(format!("{}: {error}", path.display()));
     let scratch = Scratch(path.clone());
     let file = OpenOptions::new().create_new(true).read(true).write(true).open(&scratch.0).map_err(told)?;
     let ring_bytes = args.prewritten_mib << 20;

@@ -6,20 +6,6 @@ use std::time::Duration;
 use hdrhistogram::Histogram;
 use serde_json::{Map, Value, json};
 
-/// Why a measurement could not be made.
-#[derive(Debug, thiserror::Error)]
-pub enum Failure {
-    /// No server answers.
-    #[error("{0}")]
-    Unreachable(String),
-    /// A server refused what the measurement needs.
-    #[error("{0}")]
-    Refused(String),
-    /// The disk or the arguments.
-    #[error("{0}")]
-    Local(String),
-}
-
 /// Named figures in order.
 #[derive(Debug, Default)]
 pub(super) struct Report {

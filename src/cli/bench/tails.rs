@@ -10,10 +10,12 @@ use hdrhistogram::Histogram;
 use parking_lot::Mutex;
 use tokio::task::JoinSet;
 
+use super::TailsArgs;
 use super::load::{noise, send};
 use super::report::{Report, histogram};
 use super::target::Target;
-use super::{Failure, TailsArgs};
+use crate::cli::Failure;
+use crate::client;
 
 /// How long the tails may take to get what is still under way when the last record was sent.
 const DRAIN: Duration = Duration::from_secs(5);
@@ -44,7 +46,7 @@ pub(super) async fn run(args: TailsArgs, target: &Target) -> Result<Report, Fail
     let mut failed: Option<String> = None;
     let deadline = tokio::time::Instant::now() + DRAIN;
     while let Ok(Some(tail)) = tokio::time::timeout_at(deadline, tails.join_next()).await {
-        let tail = tail.map_err(|error| Failure::Local(error.to_string()))?;
+        let tail = tail.map_err(|error| Failure::Failed(error.to_string()))?;
         // All have the same bounds, so adding cannot fail.
         let _ = arrived.add(&tail.latencies);
         failed = failed.or(tail.failed);
@@ -53,6 +55,10 @@ pub(super) async fn run(args: TailsArgs, target: &Target) -> Result<Report, Fail
     drop(tails);
     target.delete_topic(&topic).await?;
     let (acks, errors) = acknowledged?;
+    if arrived.is_empty() {
+        let why = failed.unwrap_or_else(|| format!("{errors} of {wanted} sends failed"));
+        return Err(Failure::Failed(format!("no record arrived at any tail: {why}")));
+    }
     let mut report = Report::new("tails");
     report.set("tails", args.tails);
     report.set("rate", args.rate);
@@ -76,7 +82,7 @@ async fn open(target: &Target, url: &str, timeout: Duration) -> Result<reqwest::
     let answer = request.timeout(timeout).send().await.map_err(|error| Failure::Unreachable(error.to_string()))?;
     match answer.status() {
         status if status.is_success() => Ok(answer),
-        status => Err(Failure::Refused(format!("{url}: {status}"))),
+        status => Err(client::refused(status, &answer.bytes().await.unwrap_or_default(), url).into()),
     }
 }
 
