@@ -99,7 +99,7 @@ codes! {
     UnknownProducer = "UNKNOWN_PRODUCER", 409, false;
     #[doc = " `If-Match-Offset` is not the log end; the message names both. Nothing was written."]
     OffsetMismatch = "OFFSET_MISMATCH", 412, false;
-    #[doc = " A record is larger than `max.message.bytes`."]
+    #[doc = " A record is larger than its topic's `max.message.bytes`; unless that is set, `limits.record_bytes_max` of the broker holds."]
     RecordTooLarge = "RECORD_TOO_LARGE", 413, false;
     #[doc = " The request's body is larger than the limit."]
     RequestTooLarge = "REQUEST_TOO_LARGE", 413, false;

@@ -25,7 +25,8 @@ pub enum AcksFloor {
 pub struct TopicConfig {
     /// `acks.floor`. Default: none.
     pub acks_floor: AcksFloor,
-    /// `max.message.bytes`: the largest record, in bytes. Default: 1 MiB and the 12 bytes that Kafka adds.
+    /// `max.message.bytes`: the largest record, in bytes. Default: 1 MiB and the 12 bytes that Kafka adds, as
+    /// `limits.record_bytes_max`, which holds where neither topic nor broker sets this.
     pub max_message_bytes: u64,
     /// `retention.ms`: records older than this may be removed; `None`: kept. Default: seven days.
     pub retention_ms: Option<u64>,

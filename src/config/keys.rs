@@ -59,7 +59,7 @@ keys! {
     "offsets.retention.minutes", "10080", "How long committed offsets of a consumer group without members are kept." => |c, t| c.kafka.offsets_retention = Duration::from_secs(60 * at_least::<u64>(t, 1)?.min(u64::from(u32::MAX)));
     "peer.listen", "127.0.0.1:7090", "Where other brokers are served. Unless set: this broker's address in `bootstrap`." => |c, t| c.peer.listen = address(t)?;
     "peer.advertised", "", "The peer address that other brokers are told. Unless set: `peer.listen`." => |c, t| c.peer.advertised = Some(address(t)?);
-    "limits.record_bytes_max", "1048576", "Largest record: key, value and headers together. A topic's `max.message.bytes` takes its place." => |c, t| c.limits.record_bytes_max = at_least(t, 1)?;
+    "limits.record_bytes_max", "1048588", "Largest record: key, value and headers together. A topic's `max.message.bytes` takes its place." => |c, t| c.limits.record_bytes_max = at_least(t, 1)?;
     "limits.request_bytes_max", "16777216", "Largest body of a request." => |c, t| c.limits.request_bytes_max = at_least(t, 1)?;
     "limits.inflight_bytes_max", "268435456", "Most bytes of requests being worked on at once; as many again of answers to fetches." => |c, t| c.limits.inflight_bytes_max = at_least(t, 1)?;
     "limits.connections_max", "10000", "Most connections, over HTTP and over Kafka each; never more than a sixth of RLIMIT_NOFILE." => |c, t| c.limits.connections_max = at_least(t, 1)?;
@@ -99,7 +99,7 @@ pub const TOPIC_DOCS: &[(&str, &str)] = &[
     ("acks.floor", "The least acknowledgement that is granted, whatever a producer asks for: `none`, `leader`, `all` or `every`."),
     ("cleanup.policy", "What becomes of old records: `delete`."),
     ("compression.type", "`producer`: batches are stored as they came."),
-    ("max.message.bytes", "Largest record: key, value and headers together. At most 64 MiB."),
+    ("max.message.bytes", "Largest record: key, value and headers together. Unless set: `limits.record_bytes_max`. At most 64 MiB."),
     ("message.timestamp.type", "`CreateTime`: timestamps are the producer's."),
     ("retention.bytes", "A partition that is larger loses its oldest segments; -1: no limit."),
     ("retention.ms", "Records that are older may be removed, a segment at a time; -1: none is."),

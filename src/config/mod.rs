@@ -35,7 +35,7 @@ pub struct ListenConfig {
 /// Limits (API.md).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Largest record, key and value and headers together. Default: 1 MiB.
+    /// Largest record, key and value and headers together. Default: 1 MiB and 12 bytes, as Kafka's.
     pub record_bytes_max: usize,
     /// Largest request body. Default: 16 MiB.
     pub request_bytes_max: usize,
@@ -56,7 +56,7 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            record_bytes_max: 1 << 20,
+            record_bytes_max: (1 << 20) + 12,
             request_bytes_max: 16 << 20,
             inflight_bytes_max: 256 << 20,
             connections_max: 10_000,

@@ -28,7 +28,11 @@ const SMALL: &[&str] = &[
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn requests_of_many_elements_take_memory_that_is_counted() {
-    let args = ["--set=limits.request_bytes_max=1048576", "--set=limits.inflight_bytes_max=1048576"];
+    let args = [
+        "--set=limits.request_bytes_max=1048576",
+        "--set=limits.inflight_bytes_max=1048576",
+        "--set=limits.record_bytes_max=1000000",
+    ];
     let cluster = Cluster::start_with(1, &args).await;
     cluster.create_topic(1, "t", 1).await;
     let before = forget_peak(&cluster);
@@ -317,6 +321,7 @@ async fn frames_that_arrive_together_all_get_through_however_little_room_there_i
     let args = [
         "--set=socket.request.max.bytes=1048576",
         "--set=limits.request_bytes_max=1048576",
+        "--set=limits.record_bytes_max=1000000",
         "--set=limits.inflight_bytes_max=2097152",
         "--set=limits.body_timeout_ms=3600000",
     ];
