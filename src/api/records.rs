@@ -84,11 +84,11 @@ fn parse_record(text: &str) -> Result<Record<'_>, String> {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, expecting = "a record object")]
 struct RawRecord<'a> {
-    #[serde(borrow, default)]
+    #[serde(borrow, default, deserialize_with = "given")]
     key: Option<&'a RawValue>,
     #[serde(borrow, default)]
     key_base64: Option<&'a RawValue>,
-    #[serde(borrow, default)]
+    #[serde(borrow, default, deserialize_with = "given")]
     value: Option<&'a RawValue>,
     #[serde(borrow, default)]
     value_base64: Option<&'a RawValue>,
@@ -98,6 +98,11 @@ struct RawRecord<'a> {
     timestamp: Option<&'a RawValue>,
 }
 
+/// A field that stands there, be it null.
+fn given<'de: 'a, 'a, D: Deserializer<'de>>(field: D) -> Result<Option<&'a RawValue>, D::Error> {
+    <&'a RawValue>::deserialize(field).map(Some)
+}
+
 fn bytes_of<'a>(
     field: &str,
     plain: Option<&'a RawValue>,
@@ -105,6 +110,7 @@ fn bytes_of<'a>(
 ) -> Result<Option<Cow<'a, [u8]>>, String> {
     match (plain, base64) {
         (Some(_), Some(_)) => Err(format!("{field} and {field}_base64 are both given")),
+        (Some(raw), None) if raw.get() == "null" => Ok(None),
         (Some(raw), None) => text_of(field, raw.get()).map(Some),
         (None, Some(raw)) => base64_of(&format!("{field}_base64"), raw.get()).map(|bytes| Some(Cow::Owned(bytes))),
         (None, None) => Ok(None),
@@ -384,6 +390,8 @@ mod tests {
             (r#"{"valeu":1}"#, "`valeu`"),
             (r#"{"value":1,"value":2}"#, "`value`"),
             (r#"{"value":"a","value_base64":"YQ=="}"#, "value and value_base64"),
+            (r#"{"value":null,"value_base64":"YQ=="}"#, "value and value_base64"),
+            (r#"{"key_base64":"YQ==","key":null}"#, "key and key_base64"),
             (r#"{"key":"a","key_base64":"YQ=="}"#, "key and key_base64"),
             (r#"{"key_base64":"?"}"#, "key_base64"),
             (r#"{"value_base64":7}"#, "value_base64"),

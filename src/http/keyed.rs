@@ -12,7 +12,7 @@ use std::time::Duration;
 use axum::Json;
 use axum::extract::{Request, State};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, Method, StatusCode, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use serde_json::json;
@@ -33,6 +33,7 @@ use crate::record_batch::{BatchError, RecordBatch, RecordBatchBuilder};
 
 /// Most records of one request: each has a result in the answer, which would otherwise outgrow the request.
 const RECORDS_MAX: usize = 100_000;
+const SERVER_TIMING: HeaderName = HeaderName::from_static(api::SERVER_TIMING);
 /// Longest answer of a partition that is read.
 const ANSWER_BYTES_MAX: usize = 64 << 10;
 
@@ -130,24 +131,30 @@ struct Sent {
     partition: u32,
     places: Vec<u32>,
     result: Result<Option<ProduceAnswer>, Error>,
+    /// Where its time went, as its leader tells it.
+    timing: Option<HeaderValue>,
 }
 
 impl Share {
     async fn send(self, shared: &Shared, topic: &str, acks: Acks, deadline: Instant) -> Sent {
         let target = Target { topic: topic.to_owned(), partition: self.partition };
-        let result = produce_batch(shared, &target, self.batch, acks, deadline).await;
-        Sent { partition: self.partition, places: self.places, result }
+        let produced = produce_batch(shared, &target, self.batch, acks, deadline).await;
+        let (result, timing) = match produced {
+            Ok((answer, timing)) => (Ok(answer), timing),
+            Err(error) => (Err(error), None),
+        };
+        Sent { partition: self.partition, places: self.places, result, timing }
     }
 }
 
-/// Produces a batch at its partition's leader, here or elsewhere.
+/// Produces a batch at its partition's leader, here or elsewhere; with its `Server-Timing`.
 async fn produce_batch(
     shared: &Shared,
     target: &Target,
     batch: RecordBatch,
     acks: Acks,
     deadline: Instant,
-) -> Result<Option<ProduceAnswer>, Error> {
+) -> Result<(Option<ProduceAnswer>, Option<HeaderValue>), Error> {
     let timeout = left(deadline);
     let parts = batch_request(target, acks, timeout)?;
     let passable = Passable::new(&parts, batch.bytes().clone(), timeout, Repeat::Harmful);
@@ -158,11 +165,12 @@ async fn produce_batch(
         Error::new(Code::OutcomeUnknown, format!("{target}: its leader's answer ({status}) cannot be read: {why}"))
     };
     if status == StatusCode::ACCEPTED {
-        return Ok(None);
+        return Ok((None, None));
     }
+    let timing = response.headers().get(api::SERVER_TIMING).cloned();
     let body = axum::body::to_bytes(response.into_body(), ANSWER_BYTES_MAX).await;
     let body = body.map_err(|error| unreadable(error.to_string()))?;
-    serde_json::from_slice(&body).map(Some).map_err(|error| unreadable(error.to_string()))
+    serde_json::from_slice(&body).map(|answer| (Some(answer), timing)).map_err(|error| unreadable(error.to_string()))
 }
 
 /// The request that another broker is sent if it leads the partition.
@@ -190,7 +198,11 @@ fn answer(sent: Vec<Sent>, acks: Acks) -> Result<Response, Refusal> {
     let Some((place, mut error)) = first else {
         return Ok(match acks {
             Acks::None => (StatusCode::ACCEPTED, Json(json!({}))).into_response(),
-            _ => Json(TopicProduceAnswer { results: results(&sent) }).into_response(),
+            _ => {
+                let mut response = Json(TopicProduceAnswer { results: results(&sent) }).into_response();
+                response.headers_mut().extend(slowest(&sent).map(|timing| (SERVER_TIMING, timing.clone())));
+                response
+            }
         });
     };
     let refused: usize = sent.iter().filter(|sent| sent.result.is_err()).map(|sent| sent.places.len()).sum();
@@ -198,6 +210,17 @@ fn answer(sent: Vec<Sent>, acks: Acks) -> Result<Response, Refusal> {
     error.message = format!("{refused} of {all} records are not acknowledged; record {place}: {}", error.message);
     error.outcome = outcome(&sent);
     Err(Refusal { results: Some(results(&sent)), ..Refusal::from(error) })
+}
+
+/// The `Server-Timing` of the partition that took longest: the others did not hold the answer up.
+fn slowest(sent: &[Sent]) -> Option<&HeaderValue> {
+    sent.iter().filter_map(|sent| sent.timing.as_ref()).max_by(|a, b| whole_ms(a).total_cmp(&whole_ms(b)))
+}
+
+/// The stages of a `Server-Timing` together.
+fn whole_ms(timing: &HeaderValue) -> f64 {
+    let stages = timing.to_str().unwrap_or_default().split(',');
+    stages.filter_map(|stage| stage.split_once("dur=")?.1.trim().parse::<f64>().ok()).sum()
 }
 
 /// What happened to the request as a whole, once something was refused.
@@ -215,7 +238,7 @@ fn outcome(sent: &[Sent]) -> WriteOutcome {
 /// Every record's result, in the order of the request.
 fn results(sent: &[Sent]) -> Vec<RecordResult> {
     let mut all: Vec<(u32, RecordResult)> = Vec::with_capacity(sent.iter().map(|sent| sent.places.len()).sum());
-    for Sent { partition, places, result } in sent {
+    for Sent { partition, places, result, .. } in sent {
         let partition = *partition;
         for (at, place) in (0..).zip(places) {
             let result = match result {
@@ -307,7 +330,7 @@ mod tests {
             })),
             Err((code, outcome)) => Err(Error::new(code, "why").with_outcome(outcome)),
         };
-        Sent { partition, places: places.to_vec(), result }
+        Sent { partition, places: places.to_vec(), result, timing: None }
     }
 
     #[test]
@@ -353,5 +376,13 @@ mod tests {
         let batch = body_kind(&headers("content-type", "application/octet-stream")).unwrap_err();
         assert_eq!(batch.error.code, Code::UnsupportedMediaType);
         assert_eq!(body_kind(&headers("x-other", "1")).unwrap(), BodyKind::Text);
+    }
+
+    #[test]
+    fn the_slowest_partition_tells_where_the_time_went() {
+        let timed = |timing| Sent { timing: Some(HeaderValue::from_static(timing)), ..sent(0, &[0], Ok(1)) };
+        let (fast, slow) = ("queue;dur=9.0, journal;dur=1.5", "queue;dur=0.5, journal;dur=2.0, replicate;dur=8.25");
+        assert_eq!(slowest(&[timed(fast), timed(slow), sent(1, &[1], Ok(1))]).unwrap(), slow);
+        assert_eq!(slowest(&[sent(1, &[1], Ok(1))]), None);
     }
 }

@@ -94,7 +94,8 @@ pub(super) async fn brokers(State(shared): State<Arc<Shared>>, request: Request)
     Ok(Json(BrokerList { brokers: shared.broker()?.cluster().brokers }))
 }
 
-/// `GET /healthz`: the process lives and answers.
+/// `GET /healthz`: the process lives and answers. Here, and in the two below, parameters are not looked at: a broker is not
+/// to be restarted because its probe says too much.
 pub(super) async fn healthz() -> Response {
     Json(json!({"alive": true})).into_response()
 }

@@ -139,6 +139,17 @@ async fn what_one_partition_refuses_is_told_apart_from_what_another_has_written(
     assert_eq!(refusal(answer), (503, "NO_LEADER".into()));
 }
 
+#[tokio::test]
+async fn an_answer_says_where_the_time_went_whoever_leads() {
+    let cluster = Cluster::start(3).await;
+    cluster.create_topic(1, "t", 3).await;
+    let records = serde_json::json!({"records": [{"value": "a"}, {"value": "b"}, {"value": "c"}]});
+    let answer = cluster.send(2, reqwest::Method::POST, "/v1/topics/t/records", Some(records)).await;
+    let timing = answer.headers()["server-timing"].to_str().unwrap();
+    assert!(["queue;dur=", "journal;dur=", "replicate;dur="].iter().all(|stage| timing.contains(stage)), "{timing}");
+    assert_eq!(timing.matches("dur=").count(), 3, "{timing}");
+}
+
 /// Kafka's partitioner for three partitions, written down a second time.
 fn pontoon_partition(key: &str) -> u32 {
     let (m, data) = (0x5bd1_e995u32, key.as_bytes());

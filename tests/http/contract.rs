@@ -531,3 +531,14 @@ async fn who_lags_is_seen() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
+
+#[tokio::test]
+async fn parameters_that_are_not_known_are_refused_but_not_a_probes() {
+    let cluster = Cluster::start(1).await;
+    for (path, status) in
+        [("/v1/cluster", 400), ("/v1/topics", 400), ("/healthz", 200), ("/readyz", 200), ("/metrics", 200)]
+    {
+        let answer = cluster.http.get(format!("{}{path}?probe=7", cluster.url(1))).send().await.unwrap();
+        assert_eq!(answer.status(), status, "{path}");
+    }
+}
