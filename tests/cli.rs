@@ -12,6 +12,7 @@ use crate::support::{Cluster, PATIENCE, free_ports, free_ports_in_a_row, pontoon
 
 mod bench;
 mod following;
+mod formats;
 mod servers;
 
 fn stdout(output: &Output) -> String {

@@ -8,16 +8,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
+use futures_util::{StreamExt, TryStreamExt, stream};
 use serde::Serialize;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
+use crate::api::OffsetsAnswer;
 use crate::api::fetched::FetchedRecord;
-use crate::cli::Failure;
+use crate::cli::{Failure, output};
 use crate::client::{Client, FetchRequest};
 
 /// Bytes asked for at a time.
 const FETCH_BYTES: usize = 4 << 20;
+/// Partitions whose offsets are asked for at a time.
+const LOOKS_AT_ONCE: usize = 8;
 /// How long the server waits for records when following.
 const FOLLOW_WAIT: Duration = Duration::from_secs(5);
 /// How often a follower looks for partitions that were added.
@@ -42,7 +46,7 @@ enum Format {
 pub(super) struct ConsumeArgs {
     /// The topic
     topic: String,
-    /// Where to begin: earliest, latest, an offset, or timestamp:MS
+    /// Where to begin in each partition: earliest, latest, an offset, or timestamp:MS
     #[arg(long, value_name = "OFFSET", default_value = "earliest", value_parser = start)]
     from: String,
     /// Go on waiting for more at the end
@@ -79,14 +83,17 @@ pub(super) async fn run(args: ConsumeArgs, client: Client, as_json: bool) -> Res
     };
     let format = if as_json { Format::Json } else { args.format };
     let mut printer = Printer { format, left: args.max_records.unwrap_or(u64::MAX), out: io::stdout() };
+    let starts = starts(&client, &args.topic, &args.from, partitions).await?;
     let (client, topic): (_, Arc<str>) = (Arc::new(client), args.topic.into());
-    let reader = |partition, from: &str| Reader {
+    let reader = |partition, cursor: String, floor| Reader {
         client: Arc::clone(&client),
         topic: Arc::clone(&topic),
         partition,
-        cursor: from.to_owned(),
+        cursor,
+        floor,
     };
-    let readers = partitions.into_iter().map(|partition| reader(partition, &args.from));
+    let floor = args.from.parse().unwrap_or(0);
+    let readers = starts.into_iter().map(|(partition, cursor)| reader(partition, cursor, floor));
     if !args.follow {
         for reader in readers {
             reader.read_to_end(&mut printer).await?;
@@ -99,7 +106,31 @@ pub(super) async fn run(args: ConsumeArgs, client: Client, as_json: bool) -> Res
         following.watch_for_more(Arc::clone(&client), Arc::clone(&topic));
     }
     let later = from_later(&args.from);
-    following.run(&mut printer, count, |partition| reader(partition, later)).await
+    following.run(&mut printer, count, |partition| reader(partition, later.to_owned(), 0)).await
+}
+
+/// Where each partition is read from. An offset stands for another record in each of several: those that do not reach it, or
+/// have let it go, are named, and the others read all the same. One partition alone is asked as it is, and refuses.
+async fn starts(client: &Client, topic: &str, from: &str, partitions: Vec<u32>) -> Result<Vec<(u32, String)>, Failure> {
+    let (Ok(wanted), true) = (from.parse::<u64>(), partitions.len() > 1) else {
+        return Ok(partitions.into_iter().map(|partition| (partition, from.to_owned())).collect());
+    };
+    let asked = stream::iter(partitions)
+        .map(|partition| async move { client.offsets(topic, partition).await.map(|offsets| (partition, offsets)) });
+    let found: Vec<(u32, OffsetsAnswer)> = asked.buffered(LOOKS_AT_ONCE).try_collect().await?;
+    if found.iter().all(|(_, offsets)| offsets.high_watermark < wanted) {
+        return Err(Failure::Failed(format!("no partition of {topic} reaches offset {wanted}")));
+    }
+    let start = |(partition, offsets): (u32, OffsetsAnswer)| {
+        let OffsetsAnswer { log_start_offset: first, high_watermark: end, .. } = offsets;
+        if end < wanted {
+            output::say(&format!("{topic}/{partition} ends at {end}: it has nothing from {wanted} on"));
+        } else if first > wanted {
+            output::say(&format!("{topic}/{partition} begins at {first}: what was before is gone"));
+        }
+        (partition, wanted.clamp(first, end).to_string())
+    };
+    Ok(found.into_iter().map(start).collect())
 }
 
 /// Where a partition is read from that was added meanwhile: all in it is newer than the moment at which this began.
@@ -186,6 +217,8 @@ struct Reader {
     topic: Arc<str>,
     partition: u32,
     cursor: String,
+    /// Records before this offset are not wanted.
+    floor: u64,
 }
 
 impl Reader {
@@ -197,7 +230,8 @@ impl Reader {
             bytes_max: FETCH_BYTES,
             wait,
         };
-        let answer = self.client.fetch(&fetch).await?;
+        let mut answer = self.client.fetch(&fetch).await?;
+        answer.records.retain(|record| record.offset >= self.floor);
         self.cursor = answer.next_offset.to_string();
         Ok((answer.records, answer.next_offset))
     }
