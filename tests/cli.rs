@@ -214,6 +214,9 @@ async fn a_broker_of_dev_is_killed_and_started_by_hand_and_nothing_is_lost() {
         assert_eq!(status(&produced), 0, "{}", stderr(&produced));
         expected.extend(lines);
     }
+    // Lines that come at once are obeyed at once: no more input need come for the second.
+    dev.say("start 3\nkill 3", "broker 3 is back").await;
+    dev.hear("broker 3 is gone").await;
     for (what, answer) in [("kill 3", "3 is not running"), ("kill 4", "no broker 4"), ("dance", "is no command")] {
         dev.say(what, answer).await;
     }

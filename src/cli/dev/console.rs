@@ -2,7 +2,8 @@
 //!
 //! Reads lines, knows no broker. Input that ends (`dev < /dev/null`, a service manager) is no input: `dev` goes on.
 
-use std::io::{self, BufRead, Read};
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read};
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -48,7 +49,10 @@ impl Console {
     pub(super) fn open() -> Self {
         let (lines, receiver) = mpsc::channel(1);
         std::thread::spawn(move || {
-            while let Ok(Some(line)) = next_line() {
+            // Not `io::stdin()`: its buffer does not tell whether lines are waiting in it.
+            let Ok(stdin) = rustix::io::dup(io::stdin()) else { return };
+            let mut input = BufReader::new(File::from(stdin));
+            while let Ok(Some(line)) = next_line(&mut input) {
                 if lines.blocking_send(line).is_err() {
                     return;
                 }
@@ -66,11 +70,14 @@ impl Console {
     }
 }
 
-fn next_line() -> io::Result<Option<String>> {
+fn next_line(input: &mut BufReader<File>) -> io::Result<Option<String>> {
     loop {
-        await_foreground()?;
+        // Lines that came together are read together: no more input need come for the second.
+        if input.buffer().is_empty() {
+            await_foreground(input.get_ref())?;
+        }
         let mut line = Vec::new();
-        if io::stdin().lock().take(LINE_BYTES_MAX).read_until(b'\n', &mut line)? == 0 {
+        if input.take(LINE_BYTES_MAX).read_until(b'\n', &mut line)? == 0 {
             return Ok(None);
         }
         let line = String::from_utf8_lossy(&line).trim().to_owned();
@@ -81,11 +88,10 @@ fn next_line() -> io::Result<Option<String>> {
 }
 
 /// Waits for input that may be read: a job in the background that reads its terminal would be stopped, brokers and all.
-fn await_foreground() -> io::Result<()> {
-    let stdin = io::stdin();
+fn await_foreground(stdin: &File) -> io::Result<()> {
     loop {
-        poll(&mut [PollFd::new(&stdin, PollFlags::IN)], None)?;
-        match rustix::termios::tcgetpgrp(&stdin) {
+        poll(&mut [PollFd::new(stdin, PollFlags::IN)], None)?;
+        match rustix::termios::tcgetpgrp(stdin) {
             Ok(foreground) if foreground != rustix::process::getpgrp() => std::thread::sleep(FOREGROUND_CHECK),
             _ => return Ok(()), // In the foreground, or no terminal.
         }
