@@ -14,6 +14,7 @@ mod bench;
 mod following;
 mod formats;
 mod servers;
+mod settings;
 
 fn stdout(output: &Output) -> String {
     String::from_utf8(output.stdout.clone()).unwrap()

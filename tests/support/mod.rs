@@ -78,6 +78,7 @@ pub struct BrokerProcess {
     pub id: u32,
     ports: Ports,
     args: Vec<String>,
+    variables: Vec<(String, String)>,
     data: PathBuf,
     log: PathBuf,
     child: Option<Child>,
@@ -89,6 +90,7 @@ impl BrokerProcess {
         let log = OpenOptions::new().create(true).append(true).open(&self.log).unwrap();
         let child = pontoon()
             .args(&self.args)
+            .envs(self.variables.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log)
@@ -100,6 +102,16 @@ impl BrokerProcess {
     fn signal(&self, signal: Signal) {
         let child = self.child.as_ref().unwrap_or_else(|| panic!("broker {} does not run", self.id));
         kill_process(Pid::from_raw(child.id() as i32).unwrap(), signal).unwrap();
+    }
+
+    /// Further arguments for its next start.
+    pub fn add_args(&mut self, args: &[&str]) {
+        self.args.extend(args.iter().map(|arg| (*arg).to_owned()));
+    }
+
+    /// A variable of its environment from its next start on.
+    pub fn set_variable(&mut self, name: &str, value: &str) {
+        self.variables.push((name.to_owned(), value.to_owned()));
     }
 
     /// Its exit status, if it has ended.
@@ -410,7 +422,15 @@ fn broker(dir: &Path, id: u32, ports: Ports, bootstrap: &str, extra: &[&str]) ->
     args.extend(["--kafka-listen".into(), format!("127.0.0.1:{}", ports.kafka)]);
     args.extend(["--peer-listen".into(), format!("127.0.0.1:{}", ports.peer)]);
     args.extend(extra.iter().map(|arg| (*arg).to_owned()));
-    BrokerProcess { id, ports, args, data, log: dir.join(format!("broker-{id}.log")), child: None }
+    BrokerProcess {
+        id,
+        ports,
+        args,
+        variables: Vec::new(),
+        data,
+        log: dir.join(format!("broker-{id}.log")),
+        child: None,
+    }
 }
 
 /// A client that is patient enough for a failover and never follows a redirect.

@@ -1,0 +1,93 @@
+//! Where a broker and the commands take their settings from, seen in what they do.
+
+use std::fs;
+
+use reqwest::{Method, StatusCode};
+use serde_json::Value;
+
+use super::{status, stderr, stdout};
+use crate::support::{Cluster, pontoon};
+
+/// How many bytes a record may have, of those that are tried.
+async fn largest_record(cluster: &Cluster) -> usize {
+    let url = format!("{}/v1/topics/t/partitions/0/records", cluster.url(1));
+    let mut largest = 0;
+    for bytes in [50, 150, 250, 350] {
+        let request = cluster.http.post(&url).header("content-type", "text/plain").body(vec![b'x'; bytes]);
+        match request.send().await.unwrap().status() {
+            StatusCode::OK => largest = bytes,
+            status => assert_eq!(status, StatusCode::PAYLOAD_TOO_LARGE),
+        }
+    }
+    largest
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn flags_beat_the_environment_beats_the_file() {
+    let mut cluster = Cluster::prepare(1, &[]);
+    let file = cluster.scratch().join("broker.toml");
+    // Its id and its listeners are told by flags, too; were they taken from here, it would not start.
+    let text = "broker_id = 7\n[http]\nlisten = \"192.0.2.1:1\"\n[log]\nmax.message.bytes = 100\n[limits]\nrecord_bytes_max = 400\n";
+    fs::write(&file, text).unwrap();
+    cluster.broker_mut(1).set_variable("PONTOON_CONFIG", file.to_str().unwrap());
+    cluster.restart(1).await;
+    cluster.create_topic(1, "t", 1).await;
+    assert_eq!(largest_record(&cluster).await, 50, "the file's default for topics");
+    let config = serde_json::json!({"config": {"max.message.bytes": "200"}});
+    let (altered, body) = cluster.ask(1, Method::PATCH, "/v1/topics/t", Some(config)).await;
+    assert_eq!(altered, StatusCode::OK, "{body}");
+    assert_eq!(largest_record(&cluster).await, 150, "the topic's own");
+    let reset = serde_json::json!({"config": {"max.message.bytes": null}});
+    assert_eq!(cluster.ask(1, Method::PATCH, "/v1/topics/t", Some(reset)).await.0, StatusCode::OK);
+
+    assert!(cluster.stop(1).success());
+    cluster.broker_mut(1).set_variable("PONTOON_LOG_MAX_MESSAGE_BYTES", "200");
+    cluster.restart(1).await;
+    assert_eq!(largest_record(&cluster).await, 150, "the environment");
+
+    assert!(cluster.stop(1).success());
+    cluster.broker_mut(1).add_args(&["--set", "log.max.message.bytes=300"]);
+    cluster.restart(1).await;
+    assert_eq!(largest_record(&cluster).await, 250, "the flag");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_environment_names_the_servers_and_the_shape_of_logs() {
+    let mut cluster = Cluster::prepare(1, &[]);
+    cluster.broker_mut(1).set_variable("PONTOON_LOG_FORMAT", "json");
+    cluster.restart(1).await;
+    cluster.create_topic(1, "t", 1).await;
+    let list = async |server: Option<&str>| {
+        let mut command = pontoon();
+        command.env("PONTOON_SERVER", cluster.url(1)).args(["topic", "list", "--patience", "1"]);
+        command.args(server.into_iter().flat_map(|server| ["--server", server]));
+        tokio::process::Command::from(command).output().await.unwrap()
+    };
+    let listed = list(None).await;
+    assert!(status(&listed) == 0 && stdout(&listed).contains("t "), "{}", stderr(&listed));
+    assert_eq!(status(&list(Some("127.0.0.1:1")).await), 3, "the flag beats the environment");
+    let log = cluster.log(1);
+    let lines: Vec<Value> = log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert!(lines.iter().any(|line| line["level"] == "INFO"), "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_redirect_names_the_advertised_address() {
+    let mut cluster = Cluster::prepare(3, &[]);
+    let advertised = |address: &str| address.replace("127.0.0.1", "localhost");
+    for id in 1..=3 {
+        let address = advertised(&cluster.address(id));
+        cluster.broker_mut(id).add_args(&["--http-advertised", &address]);
+    }
+    cluster.restart_all(&[1, 2, 3]).await;
+    cluster.create_topic(1, "t", 1).await;
+    let leader = cluster.leader(1, "t", 0).await;
+    let other = (1..=3).find(|id| *id != leader).unwrap();
+    let path = "/v1/topics/t/partitions/0/records?offset=earliest";
+    let request = cluster.http.get(format!("{}{path}", cluster.url(other))).header("prefer", "redirect");
+    let answer = request.send().await.unwrap();
+    assert_eq!(answer.status(), StatusCode::TEMPORARY_REDIRECT);
+    let wanted = format!("http://{}{path}", advertised(&cluster.address(leader)));
+    assert_eq!(answer.headers()["location"].to_str().unwrap(), wanted);
+    assert_eq!(cluster.http.get(wanted).send().await.unwrap().status(), StatusCode::OK);
+}
