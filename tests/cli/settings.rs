@@ -51,6 +51,26 @@ async fn flags_beat_the_environment_beats_the_file() {
     assert_eq!(largest_record(&cluster).await, 250, "the flag");
 }
 
+/// Only what this machine has not is told otherwise: the addresses, the directory.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_documented_example_starts_and_is_asked_by_its_name() {
+    let operations = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/OPERATIONS.md")).unwrap();
+    let example = operations.split_once("```toml\n").unwrap().1.split_once("```").unwrap().0;
+    let mut cluster = Cluster::prepare(1, &[]);
+    let file = cluster.scratch().join("broker-1.toml");
+    fs::write(&file, example).unwrap();
+    cluster.broker_mut(1).add_args(&["--config", file.to_str().unwrap(), "--kafka-advertised", "127.0.0.1:9"]);
+    cluster.restart(1).await;
+    let ask = async |host: &str| {
+        let request = cluster.http.get(format!("{}/v1/cluster", cluster.url(1))).header("host", host);
+        request.send().await.unwrap()
+    };
+    assert_eq!(ask("broker-1.example:8090").await.status(), StatusCode::OK);
+    assert_eq!(ask("broker-2.example:8090").await.status(), StatusCode::FORBIDDEN);
+    let shown: Value = ask("10.0.0.1").await.json().await.unwrap();
+    assert_eq!(shown["brokers"][0]["http_address"], "10.0.0.1:8090", "{shown}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_environment_names_the_servers_and_the_shape_of_logs() {
     let mut cluster = Cluster::prepare(1, &[]);
