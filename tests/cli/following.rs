@@ -96,7 +96,7 @@ async fn partitions_that_are_added_are_followed_from_their_start() {
         cluster.produce_text(1, "t", partition, &format!("to {partition}")).await;
     }
     for follower in [&mut all, &mut later] {
-        let mut seen = vec![String::new(); 0];
+        let mut seen = Vec::new();
         while seen.len() < 2 {
             let line = follower.line();
             assert!(!line.is_empty(), "it ended");

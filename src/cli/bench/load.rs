@@ -114,7 +114,8 @@ async fn produce_loop(
         let led = &leaders[at % leaders.len()];
         // Workers stride through the partitions, so that any number of them covers any number of partitions.
         at += 7;
-        let url = format!("{}/v1/topics/{topic}/partitions/{}/records?acks={acks}", led.base, led.partition);
+        let (base, partition, timeout) = (&led.base, led.partition, target.timeout_ms());
+        let url = format!("{base}/v1/topics/{topic}/partitions/{partition}/records?acks={acks}&timeout_ms={timeout}");
         let begun = Instant::now();
         match send(target, &url, value.clone()).await {
             Ok(()) => seen.latencies.saturating_record(begun.elapsed().as_micros() as u64),
@@ -131,9 +132,9 @@ async fn produce_loop(
 /// One produce; the answer's body is read whole, so that the connection is used again.
 pub(super) async fn send(target: &Target, url: &str, value: Bytes) -> Result<(), String> {
     let request = target.http.post(url).header("content-type", "text/plain").body(value);
-    let answer = request.send().await.map_err(|error| error.to_string())?;
+    let answer = request.send().await.map_err(|error| client::chain(&error))?;
     let status = answer.status();
-    let body = answer.bytes().await.map_err(|error| error.to_string())?;
+    let body = answer.bytes().await.map_err(|error| client::chain(&error))?;
     if status.is_success() { Ok(()) } else { Err(client::refused(status, &body, url).to_string()) }
 }
 

@@ -50,7 +50,7 @@ pub(super) struct LoadArgs {
     #[arg(long, default_value_t = 1)]
     inflight: usize,
     /// Partitions of the topic made for the run; of a named one, how many must have a leader before it begins
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     partitions: u32,
     /// Replicas of the topic made for the run [default: 3, or as many as there are brokers]
     #[arg(long)]
@@ -124,7 +124,7 @@ pub(super) struct FailoverArgs {
     #[arg(long)]
     broker: u32,
     /// Partitions of the topic made for the run; of a named one, how many must have a leader before it begins
-    #[arg(long, default_value_t = 300)]
+    #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u32).range(1..))]
     partitions: u32,
     /// Use this topic, and keep it, instead of making one and deleting it
     #[arg(long)]

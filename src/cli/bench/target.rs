@@ -8,6 +8,9 @@ use crate::api::CreateTopic;
 use crate::cli::{Failure, ServerArgs};
 use crate::client::Client;
 
+/// How much longer than the server may take its answer is waited for.
+const GRACE: Duration = Duration::from_secs(2);
+
 /// A cluster, by the addresses of some of its brokers.
 #[derive(Clone)]
 pub(super) struct Target {
@@ -33,7 +36,7 @@ impl Target {
             .no_proxy()
             .pool_max_idle_per_host(1024)
             .tcp_nodelay(true)
-            .timeout(client.patience())
+            .timeout(client.patience() + GRACE)
             .build()
             .map_err(|error| Failure::Failed(error.to_string()))?;
         Ok(Self { client: Arc::new(client), http })
@@ -42,6 +45,11 @@ impl Target {
     /// The servers that were named, `http://host:port`.
     pub(super) fn servers(&self) -> &[String] {
         self.client.servers()
+    }
+
+    /// How long the server may take over one request, as its parameter.
+    pub(super) fn timeout_ms(&self) -> u128 {
+        self.client.patience().as_millis()
     }
 
     /// Makes a topic for this run.
