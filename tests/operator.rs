@@ -212,7 +212,7 @@ async fn a_leader_without_a_majority_refuses_and_is_told_of() {
         let request = cluster.http.post(&url).header("content-type", "text/plain").body("x");
         let (status, answer) = read(request.send().await.unwrap()).await;
         if (status.as_u16(), &answer["error"], &answer["outcome"])
-            == (503, &Value::from("NOT_ENOUGH_REPLICAS"), &Value::from("none"))
+            == (503, &Value::from("NO_LEADER"), &Value::from("none"))
         {
             break;
         }

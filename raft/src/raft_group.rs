@@ -121,6 +121,8 @@ struct Inner {
     stopped: Mutex<Option<String>>,
     /// Being shut down on purpose.
     closing: AtomicBool,
+    /// It may be set aside in a moment.
+    leaving: AtomicBool,
     /// Leadership in terms up to this one was given up by the leader's own broker (a hand-over, or it was restarted).
     /// Terms of leaders begin at 1: 0 means none.
     released: AtomicU64,
@@ -156,6 +158,7 @@ impl RaftGroup {
             leader: watch::Sender::new(None),
             stopped: Mutex::new(None),
             closing: AtomicBool::new(false),
+            leaving: AtomicBool::new(false),
             released: AtomicU64::new(0),
             orphaned: AtomicU64::new(0),
             transferring: Mutex::new(None),
@@ -380,6 +383,15 @@ impl RaftGroup {
     /// From now on an ending core is no accident. Returns whether this call was the first.
     pub(crate) fn close(&self) -> bool {
         !self.inner.closing.swap(true, Ordering::AcqRel)
+    }
+
+    /// Others must not count on this replica from now on, or may again.
+    pub(crate) fn set_leaving(&self, leaving: bool) {
+        self.inner.leaving.store(leaving, Ordering::Release);
+    }
+
+    pub(crate) fn is_leaving(&self) -> bool {
+        self.inner.leaving.load(Ordering::Acquire)
     }
 
     pub(crate) fn is_closing(&self) -> bool {

@@ -75,6 +75,8 @@ pub(crate) struct Hosted {
     lifecycle: Vec<tokio::sync::Mutex<()>>,
     pub(crate) instruments: Arc<GroupInstruments>,
     closed: AtomicBool,
+    /// About to stop: nobody should give it anything to lead.
+    leaving: AtomicBool,
 }
 
 impl RaftGroups {
@@ -95,6 +97,7 @@ impl RaftGroups {
             opening: Mutex::default(),
             events: broadcast::Sender::new(EVENTS),
             lifecycle: (0..LIFECYCLE_LOCKS).map(|_| tokio::sync::Mutex::default()).collect(),
+            leaving: AtomicBool::new(false),
             closed: AtomicBool::new(false),
         });
         for corrupt in hosted.store.corrupt() {
@@ -219,6 +222,7 @@ impl RaftGroups {
 
     /// Hands every leadership to another live voter, as far as possible within `timeout`. For a clean stop.
     pub async fn hand_over_all(&self, timeout: Duration) {
+        self.hosted.leaving.store(true, Ordering::Release);
         self.hosted.hand_over_all(timeout).await;
     }
 

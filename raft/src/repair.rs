@@ -199,7 +199,9 @@ impl Hosted {
                 }
             }
         }
-        tracing::warn!(group = %log.group(), "its log is rotten, and still it leads: nobody can take leadership over");
+        if group.leading_term().is_some() {
+            tracing::warn!(group = %log.group(), "its log is rotten, and still it leads: nobody can take leadership over");
+        }
     }
 
     /// Ends a replica that cannot be repaired in place. It is reported lost; its files stay. Not if its group would be left without a
@@ -212,10 +214,13 @@ impl Hosted {
         let mut voters: Vec<_> = status.members.into_iter().filter(|(_, member)| member.voter).collect();
         let all = voters.len();
         voters.retain(|(replica, _)| *replica != log.replica());
-        // A broker that lives need not run its replica. One that does not say so does not count.
+        // A broker that lives need not run its replica. One that does not say so does not count. Nor does this one count for others who
+        // ask the same now: not all of them must go.
+        group.set_leaving(true);
         let asked = voters.iter().map(|(replica, member)| group.may_lead_at(*replica, member.broker));
         let running = join_all(asked).await.into_iter().filter(Result::is_ok).count();
         if !led_elsewhere || running * 2 <= all {
+            group.set_leaving(false);
             return false;
         }
         self.end_lost(&group, why).await;

@@ -109,6 +109,8 @@ pub struct PartitionDescription {
     /// How many replicas more there are to be: a recovery left fewer than there were, and they wait for brokers.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub replicas_missing: u32,
+    /// Whether it has a leader, and most of those who vote are alive: else nothing can be written.
+    pub takes_writes: bool,
     /// The brokers whose replica is alive and not behind.
     pub in_sync: Vec<BrokerId>,
     /// The replicas that are behind, what they lack, and why, as last reported by the leader.

@@ -137,8 +137,7 @@ impl Shared {
         let (mut leads, mut replicas, mut lagging, mut leaderless, mut under) = (0u32, 0u32, 0u32, 0u32, 0u32);
         let (mut records, mut bytes) = (0, 0);
         for partition in topics.iter().flat_map(|topic| &topic.partitions) {
-            let alive = partition.replicas.iter().filter(|broker| self.alive(**broker)).count();
-            leaderless += u32::from(partition.leader.is_none() || alive * 2 <= partition.replicas.len());
+            leaderless += u32::from(!partition.takes_writes);
             if partition.leader == Some(self.broker) {
                 leads += 1;
                 under +=

@@ -48,6 +48,8 @@ pub(super) struct Claim {
     pub(super) log_start_offset: Offset,
     /// High watermark.
     pub(super) high_watermark: Offset,
+    /// Whether most of its voters may be alive.
+    pub(super) majority: bool,
     /// Brokers whose replica is alive and not behind.
     pub(super) in_sync: Vec<BrokerId>,
     /// The others, and what they lack.
@@ -191,15 +193,16 @@ impl Routing {
             damage: summary.damage,
             claims: now,
         };
-        for Led { group, epoch, log_start_offset, high_watermark, in_sync, behind } in summary.led {
+        for Led { group, epoch, log_start_offset, high_watermark, majority, in_sync, behind } in summary.led {
             let known = claims.by_group.get(&group);
             if known.is_some_and(|claim| claim.epoch > epoch) {
                 continue;
             }
             moved |= known.is_none_or(|claim| (claim.broker, claim.epoch) != (from, epoch));
-            claims
-                .by_group
-                .insert(group, Claim { broker: from, epoch, log_start_offset, high_watermark, in_sync, behind });
+            claims.by_group.insert(
+                group,
+                Claim { broker: from, epoch, log_start_offset, high_watermark, majority, in_sync, behind },
+            );
         }
         if moved {
             self.touch();
@@ -223,6 +226,7 @@ mod tests {
             log_start_offset: Offset(0),
             high_watermark: Offset(9),
             in_sync: vec![BrokerId(1)],
+            majority: true,
             behind: Vec::new(),
         }
     }

@@ -64,6 +64,8 @@ pub(super) struct Led {
     pub(super) log_start_offset: Offset,
     /// High watermark.
     pub(super) high_watermark: Offset,
+    /// Whether most of its voters may be alive: without nothing is written.
+    pub(super) majority: bool,
     /// Brokers whose replica is alive and not behind.
     pub(super) in_sync: Vec<BrokerId>,
     /// The other members, and what they lack.
@@ -207,6 +209,7 @@ impl Shared {
                 epoch: leader.term,
                 log_start_offset: hosted.group.log().log_start_offset(),
                 high_watermark: hosted.group.log().high_watermark(),
+                majority: hosted.group.may_have_majority(),
                 in_sync,
                 behind,
             });

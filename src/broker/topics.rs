@@ -457,8 +457,13 @@ impl Shared {
                 log_start_offset = log.log_start_offset();
             }
         }
+        let majority = match self.routing.hosted(record.group).filter(|hosted| hosted.leads()) {
+            Some(hosted) => hosted.group.may_have_majority(),
+            None => claim.as_ref().is_some_and(|claim| claim.majority),
+        };
         let (in_sync, behind) = claim.map(|claim| (claim.in_sync, claim.behind)).unwrap_or_default();
         PartitionDescription {
+            takes_writes: leader.is_some() && majority,
             partition,
             leader: leader.map(|(broker, _)| broker),
             leader_epoch: leader.map_or(0, |(_, epoch)| epoch),

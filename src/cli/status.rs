@@ -222,7 +222,7 @@ fn trouble(topic: &str, partition: &PartitionDescription, alive: &BTreeMap<Broke
         };
         return Some(format!("{name} has no leader: {why}"));
     }
-    if up.len() * 2 <= partition.replicas.len() {
+    if !partition.takes_writes {
         let (live, all) = (up.len(), partition.replicas.len());
         return Some(format!(
             "{name} takes no writes: only {live} of {all} replicas live; broker(s) {} are needed",
@@ -308,6 +308,7 @@ mod tests {
                 leader_epoch: 1,
                 replicas: [1, 2, 3].map(BrokerId).to_vec(),
                 replicas_missing: 0,
+                takes_writes: leader.is_some() && in_sync.len() > 1,
                 in_sync: in_sync.iter().copied().map(BrokerId).collect(),
                 lagging: Vec::new(),
                 log_start_offset: Offset(0),

@@ -35,6 +35,8 @@ const ROUND: usize = 500;
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Bytes read at a time while loading.
 const LOAD_BYTES: usize = 4 << 20;
+/// Between two attempts at loading.
+const LOAD_PAUSE: Duration = Duration::from_secs(2);
 /// How often expired offsets are looked for.
 const EXPIRY_INTERVAL: Duration = Duration::from_secs(60);
 /// The log is rewritten when it has this many entries more than [`REWRITE_RATIO`] times what there is to remember.
@@ -111,7 +113,9 @@ impl Shard {
         let mut shard = match shard.load().await {
             Ok(shard) => shard,
             Err(error) => {
-                tracing::warn!(%error, "consumer groups could not be loaded");
+                tracing::error!(%error, epoch, "consumer groups could not be loaded");
+                // Whoever asks meanwhile waits: clients ask often, and each new shard would read the log once more.
+                sleep_until(Instant::now() + LOAD_PAUSE).await;
                 return;
             }
         };
@@ -166,6 +170,9 @@ impl Shard {
             self.groups.insert(name.clone(), Group::restore(&name, group, now));
             self.schedule(&name);
         }
+        let told =
+            self.groups.iter().flat_map(|(name, group)| group.rewrite().into_iter().map(move |entry| (name, entry)));
+        self.rewritten_bytes = told.map(|(name, entry)| (name.len() + entry.encode().len()) as u64).sum();
         let (groups, took) = (self.groups.len(), began.elapsed());
         tracing::info!(groups, epoch = self.epoch, ?took, "consumer groups are loaded");
         Ok(self)
@@ -331,7 +338,7 @@ impl Shard {
             return Ok(());
         }
         let start = self.end;
-        self.bytes = 0;
+        let before = std::mem::take(&mut self.bytes);
         let all: Vec<(String, Entry)> = self
             .groups
             .iter()
@@ -345,7 +352,10 @@ impl Shard {
         match self.partition.start_log_at(start, now_ms(), WRITE_TIMEOUT).await {
             Ok(_) => tracing::debug!(%start, written = all.len(), "the log of consumer groups was rewritten"),
             Err(error) if error.code == Code::OutcomeUnknown => return Err(error),
-            Err(error) => tracing::warn!(%error, "the log of consumer groups could not be shortened"),
+            Err(error) => {
+                self.bytes += before;
+                tracing::warn!(%error, "the log of consumer groups could not be shortened");
+            }
         }
         Ok(())
     }

@@ -417,7 +417,11 @@ pub(super) async fn delete_offsets(door: &Arc<Door>, request: OffsetDeleteReques
     let partitions: Partitions = request
         .topics
         .iter()
-        .map(|topic| (topic.name.clone(), numbers(topic.partitions.iter().map(|partition| &partition.partition))))
+        .zip(&counts)
+        .map(|(topic, count)| {
+            let there = topic.partitions.iter().map(|partition| &partition.partition);
+            (topic.name.clone(), numbers(there.filter(|partition| (number(**partition) as usize) < *count)))
+        })
         .collect();
     let removed = door.broker.groups().remove_offsets(&request.group_id, partitions).await;
     let error_code = code(&removed);

@@ -16,7 +16,7 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout_at};
 
 use super::verdict::Verdict;
-use super::{Acks, Partition, Produced, ReplicatedLog, proposal};
+use super::{Acks, MAJORITY_DEAD, Partition, Produced, ReplicatedLog, proposal};
 use crate::error::{Code, Error, Result};
 use crate::record_batch::{BatchHeader, RecordBatch};
 
@@ -74,9 +74,10 @@ impl<L: ReplicatedLog> Partition<L> {
         if let Some(why) = self.log.beyond_repair() {
             return Err(self.error(Code::CorruptLog, why));
         }
-        // Appended it would wait for brokers to return, its fate unknown; so nothing has happened.
+        // Appended it would wait for brokers to return, its fate unknown; so nothing has happened. And there may be another leader by
+        // now, where this broker's peers are: whoever asks should look for it.
         if !self.log.may_have_majority() {
-            return Err(self.error(Code::NotEnoughReplicas, "most of its replicas are on brokers that are dead"));
+            return Err(self.error(Code::NoLeader, MAJORITY_DEAD));
         }
         let (bytes, max) = (batch.bytes().len(), FRAME_PAYLOAD_BYTES_MAX as usize);
         if bytes > max {

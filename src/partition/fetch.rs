@@ -15,7 +15,7 @@ use pontoon_raft::types::Offset;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::{Consistency, Fetch, FetchFrom, Fetched, Offsets, Partition, ReplicatedLog};
+use super::{Consistency, Fetch, FetchFrom, Fetched, MAJORITY_DEAD, Offsets, Partition, ReplicatedLog};
 use crate::error::{Code, Error, Result};
 use crate::record_batch::RecordBatch;
 
@@ -102,7 +102,7 @@ impl<'a, L: ReplicatedLog> Reading<'a, L> {
             partition.error(Code::NoLeader, format_args!("this broker could not confirm that it leads: {why}"))
         };
         if !partition.log.may_have_majority() {
-            return Err(refused("most of its replicas are on brokers that are dead"));
+            return Err(refused(MAJORITY_DEAD));
         }
         match timeout(CONFIRM_TIMEOUT, partition.log.read_index()).await {
             Ok(Ok(())) => {}

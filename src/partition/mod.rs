@@ -42,6 +42,9 @@ pub use replicated_log::ReplicatedLog;
 use crate::error::{Code, Error, Result};
 use crate::record_batch::BatchLimits;
 
+/// Why a leader does not try what takes a majority.
+const MAJORITY_DEAD: &str = "most of its replicas are on brokers that are dead";
+
 /// When a produce is acknowledged (DESIGN.md §6).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Acks {

@@ -20,7 +20,7 @@ use pontoon_raft::types::{Offset, Outcome};
 use tokio::time::timeout;
 
 use super::verdict::Verdict;
-use super::{Partition, ReplicatedLog};
+use super::{MAJORITY_DEAD, Partition, ReplicatedLog};
 use crate::error::{Code, Result};
 
 /// How many log starts are remembered: the one that holds, and those whose entries may not be committed yet.
@@ -209,6 +209,9 @@ impl<L: ReplicatedLog> Partition<L> {
         if offset > high_watermark {
             let what = format!("the log cannot start at {offset}, beyond the high watermark {high_watermark}");
             return Err(self.error(Code::OffsetOutOfRange, what));
+        }
+        if !self.log.may_have_majority() {
+            return Err(self.error(Code::NoLeader, MAJORITY_DEAD));
         }
         let verdict = Verdict::Retention { log_start: offset.0, time_ms: now_ms };
         let answered = timeout(wait, self.log.propose(verdict.encode(), None)).await;

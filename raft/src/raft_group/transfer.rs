@@ -75,6 +75,10 @@ impl RaftGroup {
             return Ok(());
         }
         self.ready_to_lead(to).await?;
+        // Another transfer may have failed meanwhile, and been undone: then this replica leads in another term.
+        if self.leading_term() != Some(term) {
+            return Err(self.not_leader_or_stopped());
+        }
         {
             let mut transferring = self.inner.transferring.lock();
             if let Some((other, _)) = *transferring {
@@ -85,7 +89,8 @@ impl RaftGroup {
         let _announced = Announced(self);
         self.inner.instruments.transfers.increment(1);
         self.raft().trigger().transfer_leader(to).await.map_err(|fatal| self.stopped_error(fatal))?;
-        if self.other_leader_within(term, self.inner.config.transfer_timeout).await {
+        let another = |leader: ReplicaId| leader != self.replica();
+        if self.later_leader_within(term, another, self.inner.config.transfer_timeout).await {
             return Ok(());
         }
         self.undo_transfer(to, term).await;
@@ -115,14 +120,14 @@ impl RaftGroup {
         self.inner.transport.may_lead(broker, Target { group: self.group(), replica }, CORE_WAIT).await
     }
 
-    /// Whether a leader of a later term shows up in time.
-    async fn other_leader_within(&self, term: u64, wait: Duration) -> bool {
+    /// Whether a leader of a later term, one of these, shows up in time.
+    async fn later_leader_within(&self, term: u64, wanted: impl Fn(ReplicaId) -> bool, wait: Duration) -> bool {
         let mut metrics = self.raft().metrics();
         let appears = async {
             loop {
                 let later = {
                     let now = metrics.borrow_watched();
-                    now.current_term > term && now.current_leader.is_some()
+                    now.current_term > term && now.current_leader.is_some_and(&wanted)
                 };
                 if later {
                     return true;
@@ -146,7 +151,7 @@ impl RaftGroup {
                 }
                 _ => return,
             }
-            if self.other_leader_within(term, self.inner.config.transfer_timeout).await {
+            if self.later_leader_within(term, |_| true, self.inner.config.transfer_timeout).await {
                 return;
             }
         }

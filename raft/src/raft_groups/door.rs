@@ -194,8 +194,12 @@ impl RaftService for Door {
     }
 
     fn may_lead(&self, _from: BrokerId, to: Target) -> BoxFuture<'static, Result<bool, Refusal>> {
-        let running = |group: &RaftGroup| if group.is_stopped() { Err(Refusal::NotHere) } else { Ok(group.may_lead()) };
-        let may = self.enter(to).and_then(|(_, group)| running(&group));
+        let may = self.enter(to).and_then(|(hosted, group)| {
+            if hosted.leaving.load(Ordering::Acquire) {
+                return Err(unable("the broker is stopping"));
+            }
+            if group.is_stopped() || group.is_leaving() { Err(Refusal::NotHere) } else { Ok(group.may_lead()) }
+        });
         Box::pin(std::future::ready(may))
     }
 

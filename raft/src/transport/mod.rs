@@ -541,7 +541,9 @@ impl Transport {
         let peer = self.shared.peer(to).ok_or_else(|| unreachable("it has no address".into()))?;
         let late = |_| CallError::Unreachable(to, "too many calls wait".into());
         let kib = body.len().div_ceil(1 << 10) as u32;
-        let _place = tokio::time::timeout_at(deadline, peer.calls.acquire()).await.map_err(late)?;
+        // A question of a few bytes does not wait behind calls.
+        let places = if kind == Kind::Fitness { &peer.rpcs } else { &peer.calls };
+        let _place = tokio::time::timeout_at(deadline, places.acquire()).await.map_err(late)?;
         let _room = tokio::time::timeout_at(deadline, peer.call_kib.acquire_many(kib)).await.map_err(late)?;
         let link = if kind == Kind::Frames { &peer.data } else { &peer.control };
         let client = link.up(deadline).await.map_err(unreachable)?;

@@ -170,7 +170,7 @@ async fn without_a_majority_nothing_is_appended() {
     let partition = log.partition();
     for acks in [Acks::All, Acks::Every, Acks::Leader, Acks::None] {
         let result = partition.produce(batch(&[1], None), acks, None, SECOND).await;
-        assert_eq!(refused(result), (Code::NotEnoughReplicas, WriteOutcome::None), "{acks:?}");
+        assert_eq!(refused(result), (Code::NoLeader, WriteOutcome::None), "{acks:?}");
     }
     assert_eq!(log.appended(), 0);
     log.set(|state| state.majority_dead = false);
