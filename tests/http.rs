@@ -12,6 +12,7 @@ mod contract;
 mod forms;
 mod limits;
 mod openapi;
+mod refusals;
 mod tails;
 
 fn records_url(cluster: &Cluster, id: u32, topic: &str) -> String {

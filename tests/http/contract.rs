@@ -119,7 +119,7 @@ const CONTRACT: &[(&str, &[&str])] = &[
     ("next_offset is the only cursor", &["the_cursor_leads_through_everything_once"]),
     ("octet-stream: raw batches, the cursor in headers", &["every_body_format_comes_back_as_it_went_in"]),
     ("x-ndjson: a record a line, the cursor in headers", &["records_come_as_lines_and_the_cursor_is_in_the_headers"]),
-    ("unacceptable Accept: 406", &["every_answer_is_one_that_the_document_lists"]),
+    ("unacceptable Accept: 406", &["a_method_or_a_format_that_is_not_there_is_refused_by_its_code"]),
     ("offsets; timestamp adds the first offset at or after it", &["the_cursor_leads_through_everything_once"]),
     // Tails.
     ("id, event: record, data on one line", &["a_tail_begins_where_it_is_asked_to_and_goes_on_with_what_comes"]),
@@ -146,12 +146,23 @@ const CONTRACT: &[(&str, &[&str])] = &[
     ),
     ("400 of what is no request", &["what_is_no_request_gets_the_error_body_too"]),
     ("403: a topic of Pontoon's own is read, not changed", &["what_holds_the_groups_is_not_for_clients_to_change"]),
-    ("404, 405 with Allow", &["nothing_is_served_that_is_not_in_the_document"]),
+    (
+        "404, 405 with Allow",
+        &[
+            "nothing_is_served_that_is_not_in_the_document",
+            "a_method_or_a_format_that_is_not_there_is_refused_by_its_code",
+        ],
+    ),
     ("408", &["a_body_that_breaks_off_writes_nothing"]),
     (
-        "409 fenced, sequence, exists",
-        &["sequences_and_expected_offsets_are_held_to", "topics_that_cannot_be_are_refused_by_name"],
+        "409 fenced, sequence, unknown producer, exists",
+        &[
+            "sequences_and_expected_offsets_are_held_to",
+            "a_producer_that_is_not_known_is_told_so_unless_it_begins",
+            "topics_that_cannot_be_are_refused_by_name",
+        ],
     ),
+    ("404 no such group, 409 group in use", &["a_group_that_is_not_there_or_in_use_is_refused_by_its_code"]),
     (
         "413",
         &[
@@ -201,7 +212,7 @@ const CONTRACT: &[(&str, &[&str])] = &[
     ("path segments are decoded once; %2F is refused", &["a_name_in_the_path_is_decoded_once"]),
     // Safe by default.
     ("another address than loopback needs allow_insecure", &["starts_that_cannot_be_are_refused_with_the_key"]),
-    ("a foreign Origin or Host is refused", &["every_answer_is_one_that_the_document_lists"]),
+    ("a foreign Origin or Host is refused", &["a_foreign_page_or_name_is_refused_on_every_path_and_writes_nothing"]),
     // The cluster and its health.
     ("GET /v1/cluster, /v1/brokers: addresses, liveness, what each leads", &["cluster_and_brokers_are_described"]),
     ("what lags", &["who_lags_is_seen"]),

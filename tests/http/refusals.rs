@@ -1,0 +1,139 @@
+//! Refusals whose code a client acts upon: each is asked for by what earns it, and called by its name; and nothing was changed.
+
+use pontoon::kafka::messages::{JoinGroupProtocol, JoinGroupRequest, LeaveGroupRequest, Request, Response};
+use reqwest::{Method, StatusCode};
+use serde_json::{Value, json};
+
+use super::{fetch, records_url, refusal};
+use crate::kafka_hostile::Client;
+use crate::support::{Cluster, read};
+
+/// A refusal's code, of something that was not done and that the same request will never do.
+fn for_good((status, body): (StatusCode, Value)) -> (u16, String) {
+    assert_eq!((&body["retriable"], &body["outcome"]), (&json!(false), &json!("none")), "{body}");
+    refusal((status, body))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_foreign_page_or_name_is_refused_on_every_path_and_writes_nothing() {
+    let cluster = Cluster::start(1).await;
+    cluster.create_topic(1, "t", 1).await;
+    let port = cluster.address(1).rsplit_once(':').unwrap().1.to_owned();
+    let produce = async |name: &str, value: &str| {
+        let request = cluster.http.post(records_url(&cluster, 1, "t")).header("content-type", "text/plain");
+        read(request.header(name, value).body("forged").send().await.unwrap()).await
+    };
+    let foreign = [
+        ("origin", "http://evil.example".to_owned()),
+        // A sandboxed page; another server on this machine.
+        ("origin", "null".to_owned()),
+        ("origin", "http://127.0.0.1:1".to_owned()),
+        // A name that a page's own name server lets point here.
+        ("host", "evil.example".to_owned()),
+        ("host", format!("evil.example:{port}")),
+    ];
+    for (name, value) in &foreign {
+        let answer = produce(name, value).await;
+        assert!(answer.1["message"].as_str().unwrap().contains(value), "{}", answer.1);
+        assert_eq!(for_good(answer), (403, "FOREIGN_ORIGIN".into()), "{name}: {value}");
+        for (method, path) in [
+            (Method::GET, "/v1/topics/t/partitions/0/records"),
+            (Method::DELETE, "/v1/topics/t"),
+            (Method::GET, "/metrics"),
+            (Method::GET, "/nowhere"),
+        ] {
+            let request = cluster.http.request(method.clone(), format!("{}{path}", cluster.url(1)));
+            let answer = read(request.header(*name, value).send().await.unwrap()).await;
+            assert_eq!(for_good(answer), (403, "FOREIGN_ORIGIN".into()), "{method} {path} {name}: {value}");
+        }
+    }
+    assert!(cluster.fetch_all(1, "t", 0).await.is_empty(), "something forged was written");
+    for (name, value) in [("origin", cluster.url(1)), ("host", format!("localhost:{port}"))] {
+        assert_eq!(produce(name, &value).await.0, StatusCode::OK, "{name}: {value}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_method_or_a_format_that_is_not_there_is_refused_by_its_code() {
+    let cluster = Cluster::start(1).await;
+    cluster.create_topic(1, "t", 1).await;
+    for (method, path) in [
+        (Method::PUT, "/v1/topics"),
+        (Method::POST, "/v1/topics/t"),
+        (Method::DELETE, "/v1/topics/t/partitions/0/records"),
+        (Method::GET, "/v1/producers"),
+        (Method::POST, "/healthz"),
+    ] {
+        let answer = cluster.ask(1, method.clone(), path, None).await;
+        assert_eq!(for_good(answer), (405, "METHOD_NOT_ALLOWED".into()), "{method} {path}");
+    }
+    let accepting = async |accept: &'static str| {
+        let request = cluster.http.get(records_url(&cluster, 1, "t")).header("accept", accept);
+        request.send().await.unwrap()
+    };
+    for accept in ["image/png", "text/html, application/xml;q=0.9", "application/json;q=0", "*/*;q=0"] {
+        let answer = read(accepting(accept).await).await;
+        assert_eq!(for_good(answer), (406, "NOT_ACCEPTABLE".into()), "{accept}");
+    }
+    for accept in ["*/*", "text/html, */*;q=0.1", "application/*"] {
+        assert_eq!(accepting(accept).await.status(), StatusCode::OK, "{accept}");
+    }
+}
+
+/// A partition knows its producers by what they have written, and by nothing else: an id is new if it begins at 0.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_producer_that_is_not_known_is_told_so_unless_it_begins() {
+    let cluster = Cluster::start(1).await;
+    cluster.create_topic(1, "t", 1).await;
+    let send = async |sequence: u32| {
+        let request = cluster.http.post(records_url(&cluster, 1, "t")).header("content-type", "text/plain");
+        let request = request.header("producer-id", "123456789").header("producer-epoch", "0");
+        read(request.header("producer-sequence", sequence).body("x").send().await.unwrap()).await
+    };
+    let answer = send(5).await;
+    let message = answer.1["message"].as_str().unwrap();
+    assert!(message.contains("123456789") && message.contains("5"), "{message}");
+    assert_eq!(for_good(answer), (409, "UNKNOWN_PRODUCER".into()));
+    let (_, end) = fetch(&cluster, 1, "t", "").await;
+    assert_eq!(end["next_offset"], 0, "what was refused takes no offset: {end}");
+    assert_eq!(send(0).await.0, StatusCode::OK);
+    assert_eq!(for_good(send(5).await), (409, "OUT_OF_ORDER_SEQUENCE".into()), "now it is known");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_group_that_is_not_there_or_in_use_is_refused_by_its_code() {
+    let cluster = Cluster::start(1).await;
+    cluster.create_topic(1, "t", 1).await;
+    // Before there has been any group, and beside one.
+    assert_eq!(for_good(cluster.get(1, "/v1/groups/g").await), (404, "UNKNOWN_GROUP".into()));
+    let offsets = |offset: u32| {
+        let offset = json!({"topic": "t", "partition": 0, "offset": offset, "metadata": ""});
+        json!({"offsets": [offset]})
+    };
+    let put = async |offset| cluster.ask(1, Method::PUT, "/v1/groups/g/offsets", Some(offsets(offset))).await;
+    assert_eq!(put(1).await, (StatusCode::NO_CONTENT, Value::Null));
+    assert_eq!(cluster.get(1, "/v1/groups/g").await.1["state"], "Empty");
+    assert_eq!(for_good(cluster.get(1, "/v1/groups/other").await), (404, "UNKNOWN_GROUP".into()));
+    assert_eq!(cluster.get(1, "/v1/groups/other/offsets").await, (StatusCode::OK, json!({"offsets": []})));
+
+    let mut member = Client::connect_to(&cluster, 1).await;
+    let join = JoinGroupRequest {
+        group_id: "g".into(),
+        session_timeout_ms: 300_000,
+        rebalance_timeout_ms: 300_000,
+        protocol_type: "consumer".into(),
+        protocols: vec![JoinGroupProtocol { name: "range".into(), ..Default::default() }],
+        ..Default::default()
+    };
+    let Response::JoinGroup(joined) = member.call(Request::JoinGroup(join), 3).await else { panic!() };
+    assert_eq!(joined.error_code, 0, "{joined:?}");
+    let answer = put(2).await;
+    assert!(answer.1["message"].as_str().unwrap().contains("\"g\""), "{}", answer.1);
+    assert_eq!(for_good(answer), (409, "GROUP_NOT_EMPTY".into()));
+    assert_eq!(cluster.get(1, "/v1/groups/g/offsets").await.1, offsets(1), "the members' offsets are as they were");
+    let leave = LeaveGroupRequest { group_id: "g".into(), member_id: joined.member_id, ..Default::default() };
+    let Response::LeaveGroup(left) = member.call(Request::LeaveGroup(leave), 1).await else { panic!() };
+    assert_eq!(left.error_code, 0);
+    assert_eq!(put(2).await, (StatusCode::NO_CONTENT, Value::Null));
+    assert_eq!(cluster.get(1, "/v1/groups/g/offsets").await.1, offsets(2));
+}
