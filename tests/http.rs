@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use crate::support::{Cluster, PATIENCE, read};
 
+mod batches;
 mod by_key;
 mod contract;
 mod forms;

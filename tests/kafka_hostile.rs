@@ -133,7 +133,7 @@ pub fn batch(value: Vec<u8>) -> Bytes {
 }
 
 /// A batch whose records were compressed, with length and checksum put right.
-fn packed(plain: &Bytes, codec: u8, records: Vec<u8>) -> Bytes {
+pub fn packed(plain: &Bytes, codec: u8, records: Vec<u8>) -> Bytes {
     let mut out = [&plain[..61], &records].concat();
     out[22] = codec;
     let length = (out.len() - 12) as i32;

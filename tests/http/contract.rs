@@ -72,7 +72,10 @@ const CONTRACT: &[(&str, &[&str])] = &[
     ),
     (
         "octet-stream: one RecordBatch, stored as it came",
-        &["every_body_format_comes_back_as_it_went_in", "a_raw_batch_that_lies_is_refused"],
+        &[
+            "a_batch_is_read_as_it_was_sent_but_for_its_offset_and_its_leaders_epoch",
+            "a_raw_batch_that_lies_is_refused",
+        ],
     ),
     (
         "anything else: 415",
@@ -85,6 +88,7 @@ const CONTRACT: &[(&str, &[&str])] = &[
             "every_line_once_and_in_order_while_brokers_are_killed_in_turn",
         ],
     ),
+    ("Producer-Sequence is int32 and wraps", &["after_the_last_sequence_comes_0_and_a_duplicate_of_either_is_one"]),
     (
         "Producer-*: 400 by key and with a RecordBatch",
         &["a_bad_request_by_key_writes_nothing", "a_raw_batch_that_lies_is_refused"],

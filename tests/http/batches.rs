@@ -1,0 +1,162 @@
+//! Batches as they are: what may change in one between the client that sends it and the client that reads it, and how a
+//! producer's batches are numbered past 2^31-1.
+
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+use pontoon::partition::PartitionState;
+use pontoon::record_batch::{BatchLimits, Header, NewRecord, ProducerSequence, RecordBatchBuilder};
+use pontoon_raft::checkpoint::{Checkpoint, ReplicaState};
+use pontoon_raft::codec;
+use pontoon_raft::log::frame::Frame;
+use pontoon_raft::payload::AppendState;
+use pontoon_raft::types::GroupId;
+use reqwest::StatusCode;
+use serde_json::{Value, json};
+
+use super::{produce, records_url, refusal};
+use crate::kafka_hostile::packed;
+use crate::support::{Cluster, read, run};
+
+/// Two records with everything in them, by producer 77.
+fn rich_batch() -> Bytes {
+    let record = |timestamp, value: Option<Bytes>| NewRecord {
+        timestamp,
+        key: Some(Bytes::from_static(b"\xff\x00key")),
+        value,
+        headers: vec![
+            Header { key: "h".into(), value: Some(Bytes::from_static(b"\x80")) },
+            Header { key: "h".into(), value: None },
+        ],
+    };
+    let mut builder = RecordBatchBuilder::new(BatchLimits::default());
+    builder.push(&record(1_700_000_000_123, Some(vec![7; 5000].into()))).unwrap();
+    builder.push(&record(5, None)).unwrap();
+    builder.build(Some(ProducerSequence { producer_id: 77, epoch: 3, sequence: 0 })).unwrap().into_bytes()
+}
+
+/// `batch` with another sequence, its checksum put right.
+fn renumbered(batch: &[u8], sequence: i32) -> Bytes {
+    let mut bytes = batch.to_vec();
+    bytes[53..57].copy_from_slice(&sequence.to_be_bytes());
+    let crc = crc32c::crc32c(&bytes[21..]);
+    bytes[17..21].copy_from_slice(&crc.to_be_bytes());
+    bytes.into()
+}
+
+async fn raw(cluster: &Cluster, id: u32) -> Vec<u8> {
+    let url = format!("{}?consistency=linearizable", records_url(cluster, id, "t"));
+    let answer = cluster.http.get(url).header("accept", "application/octet-stream").send().await.unwrap();
+    assert_eq!(answer.status(), StatusCode::OK);
+    answer.bytes().await.unwrap().to_vec()
+}
+
+/// The leader writes base offset (bytes 0..8) and leader epoch (12..16), which no checksum covers. All else is the client's.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_batch_is_read_as_it_was_sent_but_for_its_offset_and_its_leaders_epoch() {
+    let mut cluster = Cluster::start(3).await;
+    cluster.create_topic(1, "t", 1).await;
+    let plain = rich_batch();
+    let compressed = zstd::stream::encode_all(&plain[61..], 3).unwrap();
+    let batches = [plain.clone(), renumbered(&packed(&plain, 4, compressed), 2), renumbered(&plain, 4)];
+    let mut expected = Vec::new();
+    for (at, sent) in batches.iter().enumerate() {
+        let mut sent = sent.to_vec();
+        // What a client may have left there.
+        sent[..8].copy_from_slice(&0x0123_4567_89ab_cdef_u64.to_be_bytes());
+        sent[12..16].fill(0xff);
+        let (status, answer) = produce(&cluster, at as u32 + 1, "t", "application/octet-stream", sent.clone()).await;
+        assert_eq!((status, &answer["base_offset"]), (StatusCode::OK, &json!(2 * at)), "{answer}");
+        let (status, again) = produce(&cluster, at as u32 + 1, "t", "application/octet-stream", sent.clone()).await;
+        assert_eq!((status, &again["duplicate"]), (StatusCode::OK, &json!(true)), "{again}");
+        assert_eq!((&again["base_offset"], &again["last_offset"]), (&answer["base_offset"], &answer["last_offset"]));
+        let epoch = i32::try_from(answer["leader_epoch"].as_u64().unwrap()).unwrap();
+        sent[..8].copy_from_slice(&(2 * at as u64).to_be_bytes());
+        sent[12..16].copy_from_slice(&epoch.to_be_bytes());
+        expected.extend(sent);
+    }
+    for id in 1..=3 {
+        assert_eq!(raw(&cluster, id).await, expected, "broker {id}");
+    }
+    // From disk, and whoever leads: the epoch is that of the write.
+    for id in 1..=3 {
+        cluster.kill(id);
+    }
+    cluster.restart_all(&[1, 2, 3]).await;
+    assert_eq!(raw(&cluster, 1).await, expected);
+}
+
+/// Gives the only batch of a stopped broker's only partition another sequence: in its segment, and in the checkpoint as it follows.
+async fn renumber_only_batch(data: &Path, sequence: i32) {
+    let path = data.join("checkpoint");
+    let mut checkpoint = Checkpoint::decode(&std::fs::read(&path).unwrap().into()).unwrap();
+    // The catalog is group 0.
+    let entry = checkpoint.replicas.iter_mut().find(|entry| entry.group != GroupId(0)).unwrap();
+    let mut replica: ReplicaState = codec::decode(&entry.state).unwrap();
+    let frame = renumber_in_segment(&only_segment(data, entry.group), sequence).await;
+    let mut state = PartitionState::default();
+    state.observe(&frame.header, &frame.payload);
+    replica.append_state = state.save().to_vec();
+    entry.state = codec::encode(&replica).into();
+    std::fs::write(path, checkpoint.encode().concat()).unwrap();
+}
+
+async fn renumber_in_segment(segment: &Path, sequence: i32) -> Frame {
+    let dumped = run(&["log", "dump", segment.to_str().unwrap(), "--json"], b"").await;
+    let items = String::from_utf8(dumped.stdout).unwrap();
+    let mut items = items.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let position = items.find(|item| item["kind"] == "records").unwrap()["position"].as_u64().unwrap() as usize;
+    let mut bytes = std::fs::read(segment).unwrap();
+    let frame = Frame::decode(&mut Bytes::copy_from_slice(&bytes[position..])).unwrap();
+    let frame = Frame::new(frame.header, renumbered(&frame.payload, sequence));
+    let written = frame.to_bytes();
+    bytes[position..position + written.len()].copy_from_slice(&written);
+    std::fs::write(segment, bytes).unwrap();
+    frame
+}
+
+fn only_segment(data: &Path, group: GroupId) -> PathBuf {
+    let found = |folder: PathBuf| std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let of_group = |path: &PathBuf| path.file_name().unwrap().to_string_lossy().starts_with(&format!("{}-", group.0));
+    let folder = found(data.join("groups")).find(of_group).unwrap();
+    found(folder).find(|path| path.extension().is_some_and(|extension| extension == "segment")).unwrap()
+}
+
+/// Nobody can write 2^31 records for a test: a log that has come that far is made by hand.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_the_last_sequence_comes_0_and_a_duplicate_of_either_is_one() {
+    let mut cluster = Cluster::start(1).await;
+    cluster.create_topic(1, "t", 1).await;
+    let two = r#"{"records":[{"value":"a"},{"value":"b"}]}"#;
+    let one = r#"{"records":[{"value":"c"}]}"#;
+    let send = async |cluster: &Cluster, sequence: i32, body: &'static str| {
+        let request = cluster.http.post(records_url(cluster, 1, "t")).header("content-type", "application/json");
+        let request = request.header("producer-id", "7").header("producer-epoch", "0");
+        read(request.header("producer-sequence", sequence).body(body).send().await.unwrap()).await
+    };
+    assert_eq!(send(&cluster, 0, two).await.0, StatusCode::OK);
+    assert!(cluster.stop(1).success());
+    renumber_only_batch(cluster.data_dir(1), i32::MAX - 3).await;
+    cluster.restart(1).await;
+
+    // It ends at 2^31-1; the next begins at 0 again.
+    let written = async |sequence, body, base: u64, last: u64, duplicate: bool| {
+        let (status, answer) = send(&cluster, sequence, body).await;
+        assert_eq!(status, StatusCode::OK, "{sequence}: {answer}");
+        let told = (answer["base_offset"].as_u64(), answer["last_offset"].as_u64(), answer.get("duplicate").is_some());
+        assert_eq!(told, (Some(base), Some(last), duplicate), "{sequence}: {answer}");
+    };
+    assert_eq!(refusal(send(&cluster, 0, one).await), (409, "OUT_OF_ORDER_SEQUENCE".into()), "not before the end");
+    written(i32::MAX - 1, two, 2, 3, false).await;
+    let gap = send(&cluster, 1, one).await;
+    assert!(gap.1["message"].as_str().unwrap().contains("; 0 is next"), "{}", gap.1);
+    assert_eq!(refusal(gap), (409, "OUT_OF_ORDER_SEQUENCE".into()));
+    written(0, one, 4, 4, false).await;
+    for _ in 0..2 {
+        written(i32::MAX - 1, two, 2, 3, true).await;
+        written(0, one, 4, 4, true).await;
+    }
+    // A batch that begins before the end and ends behind it follows in the same way: 1 is next.
+    written(1, one, 5, 5, false).await;
+    assert_eq!(cluster.fetch_all(1, "t", 0).await.len(), 6);
+}
