@@ -36,6 +36,38 @@ async fn coordinated(client: &mut Client) {
     }
 }
 
+/// The address that clients reach a broker under need not be the one that it listens on: behind a name, or another port.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clients_are_told_the_address_that_is_advertised() {
+    let mut cluster = Cluster::prepare(2, &[]);
+    for id in 1..=2 {
+        cluster.broker_mut(id).add_args(&["--kafka-advertised", &format!("broker-{id}.example:{}", 19000 + id)]);
+    }
+    cluster.restart_all(&[1, 2]).await;
+    let expected = [1, 2].map(|id| (id, format!("broker-{id}.example"), 19000 + id));
+    for id in 1..=2 {
+        let mut client = Client::connect_to(&cluster, id).await;
+        coordinated(&mut client).await;
+        for version in [0, 9, 12] {
+            let topics = Some(Vec::new()).filter(|_| version > 0);
+            let metadata = answer!(client, version, Metadata(MetadataRequest { topics, ..Default::default() }));
+            let mut told: Vec<_> =
+                metadata.brokers.iter().map(|broker| (broker.node_id, broker.host.clone(), broker.port)).collect();
+            told.sort();
+            assert_eq!(told, expected, "broker {id}, version {version}");
+        }
+        for (version, group) in [(0, "g"), (3, "g"), (3, "another"), (3, "a third")] {
+            let request = FindCoordinatorRequest { key: group.into(), ..Default::default() };
+            let found = answer!(client, version, FindCoordinator(request));
+            let told = (found.node_id, found.host, found.port);
+            assert!(found.error_code == 0 && expected.contains(&told), "broker {id}, {group}: {told:?}");
+        }
+        let request = FindCoordinatorRequest { keys: vec!["g".into()], ..Default::default() };
+        let found = answer!(client, 4, FindCoordinator(request)).coordinators.remove(0);
+        assert!(expected.contains(&(found.node_id, found.host.clone(), found.port)), "broker {id}: {found:?}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn offsets_of_readers_by_assignment_are_taken_whatever_they_call_themselves() {
     let cluster = Cluster::start(1).await;
