@@ -7,6 +7,8 @@ use serde_json::Value;
 
 use crate::support::{Cluster, run};
 
+mod running;
+
 /// Files under a data directory whose path has this in it, sorted.
 fn files(root: &Path, part: &str) -> Vec<PathBuf> {
     let (mut found, mut folders) = (Vec::new(), vec![root.to_owned()]);

@@ -3,7 +3,7 @@
 //!
 //! It finds; others mend. A rotten segment is noted in its log, and [`crate::repair`] fetches what is missing. A rotten index, base or
 //! boundary snapshot is made anew from the segments. What is rotten in the checkpoint or the journal is still in memory: a new checkpoint is taken, and
-//! makes it needless. Whatever is left stands among the [`Findings`], for a person.
+//! makes it needless; a journal file that was cut short gets its length back behind it. Whatever is left stands among the [`Findings`], for a person.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use std::sync::{Arc, Weak};
 use parking_lot::Mutex;
 
 use crate::checkpoint::CHECKPOINT_FILE;
-use crate::disk::is_rot;
+use crate::disk::{OpenMode, is_rot};
 use crate::inspect::{FileKind, inspect_slowly};
 use crate::journal::Lsn;
 use crate::log::Log;
@@ -108,8 +108,12 @@ async fn round(store: &Weak<Store>, rate: u64) {
         let Some(until) = until else { continue };
         let mut wrong = check(&disk, &path, rate, until).await;
         let Some(store) = store.upgrade() else { return };
-        if wrong.is_some() && store.checkpoint_anew().await.is_ok() {
+        let short = cut_short(&store, &path).await;
+        if (wrong.is_some() || short.is_some()) && store.checkpoint_anew().await.is_ok() {
             // Taken from memory: what it replaces, or makes needless, does not matter any more.
+            if let Some(short) = short {
+                lengthen(&store, &path, short).await;
+            }
             wrong = match shared_files(&store).remove(&path) {
                 Some(until) => check(&disk, &path, 0, until).await,
                 None => None,
@@ -120,6 +124,47 @@ async fn round(store: &Weak<Store>, rate: u64) {
     }
     let Some(store) = store.upgrade() else { return };
     store.scrubbed().forget_others(&looked);
+}
+
+/// How short a file was found that was made longer.
+#[derive(Clone, Copy, Debug)]
+struct CutShort {
+    bytes: u64,
+    whole: u64,
+}
+
+/// Whether the journal file that is written to has been cut short: nothing of ours does that, and the writer does not notice.
+async fn cut_short(store: &Store, path: &Path) -> Option<CutShort> {
+    let (name, whole) = store.context().journal.open_file();
+    if path.file_name() != Some(name.as_ref()) {
+        return None;
+    }
+    let file = store.context().disk.open(path, OpenMode::Read).await.ok()?;
+    let bytes = file.len().await.ok()?;
+    (bytes < whole).then_some(CutShort { bytes, whole })
+}
+
+/// Gives such a file its length back, for a recovery refuses a shorter one. What was cut off must stand in a checkpoint by now. If it has
+/// become shorter still, that is the next round's: only what was found before that checkpoint is in it for certain.
+async fn lengthen(store: &Store, path: &Path, short: CutShort) {
+    let CutShort { bytes: found, whole } = short;
+    let lengthened = async {
+        let file = store.context().disk.open(path, OpenMode::ReadWrite).await?;
+        if file.len().await? < found {
+            return Ok(false);
+        }
+        // The writer writes nothing behind it, so that this can only make it longer.
+        file.set_len(whole).await?;
+        file.datasync().await.map(|()| true)
+    };
+    let path = path.display();
+    match lengthened.await {
+        Ok(true) => {
+            tracing::error!(%path, found, whole, "the journal was cut short under the broker; it has its length again")
+        }
+        Ok(false) => {}
+        Err(error) => tracing::error!(%path, found, whole, %error, "the journal was cut short under the broker"),
+    }
 }
 
 /// What is wrong with a file, if something is. One that is gone was replaced meanwhile.

@@ -63,6 +63,8 @@ pub(super) struct OpenFile {
     pub(super) name: String,
     /// No record in it has a smaller LSN.
     pub(super) first: Lsn,
+    /// Its length: it has had it since before its name.
+    pub(super) file_bytes: u64,
 }
 
 /// Asks the keeper to take files, oldest first, out of the journal.

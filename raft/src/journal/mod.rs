@@ -328,7 +328,11 @@ impl Journal {
             last: AtomicU64::new(scan.last.0),
             bytes_written: AtomicU64::new(0),
             live: Mutex::new(scan.live),
-            here: Mutex::new(OpenFile { name: current.prepared.name.clone(), first: scan.next }),
+            here: Mutex::new(OpenFile {
+                name: current.prepared.name.clone(),
+                first: scan.next,
+                file_bytes: current.prepared.bytes,
+            }),
             live_bytes_here: AtomicU64::new(current.position),
             wanted_bytes: AtomicU64::new(0),
             short: Notify::new(),
@@ -441,6 +445,12 @@ impl Journal {
             files.push((here.name, Some(durable)));
         }
         files
+    }
+
+    /// The file that rounds go to, and its length. A recovery refuses one that is shorter: it cannot know what was cut off.
+    pub(crate) fn open_file(&self) -> (String, u64) {
+        let here = self.shared.here.lock();
+        (here.name.clone(), here.file_bytes)
     }
 
     /// How long the round in flight has been under way; zero if none is. More than a second is reason to hand leadership away

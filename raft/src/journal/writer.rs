@@ -323,7 +323,11 @@ impl Writer {
         let Some(prepared) = prepared else { return Err(Stopped(DROPPED.into())) };
         let old = std::mem::replace(&mut self.current, Current::new(prepared));
         let mut live = self.shared.live.lock();
-        *self.shared.here.lock() = OpenFile { name: self.current.prepared.name.clone(), first: self.next };
+        *self.shared.here.lock() = OpenFile {
+            name: self.current.prepared.name.clone(),
+            first: self.next,
+            file_bytes: self.current.prepared.bytes,
+        };
         live.push(LiveFile {
             name: old.prepared.name,
             last: Lsn(self.next.0 - 1),

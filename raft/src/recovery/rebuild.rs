@@ -135,7 +135,12 @@ impl Rebuild {
                     break;
                 }
                 Ok(_) => {}
-                Err(trouble) => problems.push(trouble.corrupt()?),
+                Err(trouble) => {
+                    let why = trouble.corrupt()?;
+                    // It goes with what is left over, also if an older one or the segments' bases do as well.
+                    tracing::warn!(group = %self.key.0, replica = %self.key.1, why, "a rotten snapshot is not used");
+                    problems.push(why);
+                }
             }
         }
         let needed = match self.application.snapshot_at() {
