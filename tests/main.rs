@@ -12,6 +12,7 @@ mod kafka_semantics;
 mod lifecycle;
 mod observability;
 mod operator;
+mod peers;
 mod recover;
 mod repair;
 mod retention;

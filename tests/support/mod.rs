@@ -206,6 +206,11 @@ impl Cluster {
         format!("127.0.0.1:{}", self.broker(id).ports.kafka)
     }
 
+    /// A broker's listener for its peers, `host:port`.
+    pub fn peer_address(&self, id: u32) -> String {
+        format!("127.0.0.1:{}", self.broker(id).ports.peer)
+    }
+
     /// All brokers' URLs, as `--server` takes them.
     pub fn servers(&self) -> String {
         (1..=self.len()).map(|id| self.url(id)).collect::<Vec<_>>().join(",")

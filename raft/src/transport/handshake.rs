@@ -94,6 +94,19 @@ pub enum Turned {
 }
 
 impl Turned {
+    /// The same of the dialler, as the acceptor sees it.
+    pub(super) fn of_dialler(self) -> &'static str {
+        match self {
+            Self::Version => "it speaks another protocol version",
+            Self::ForeignCluster => "it belongs to another cluster",
+            Self::WrongBroker => "it looks for another broker",
+            Self::SameBroker => "it has the same broker id",
+            Self::NoCluster => "one of the two is not part of a cluster yet",
+            Self::Busy => "there are too many connections",
+            Self::Superseded => "the cluster was recovered without it and goes on under another id",
+        }
+    }
+
     fn from_byte(byte: u8) -> Result<Option<Self>, WireError> {
         Ok(Some(match byte {
             0 => return Ok(None),

@@ -108,14 +108,27 @@ async fn shake_hands(
     match (verdict, hello) {
         (None, Ok(hello)) => Some((stream, hello)),
         (verdict, hello) => {
-            match verdict {
-                // It comes again, when its cluster is ours, too.
-                Some(Turned::NoCluster) => tracing::debug!(?hello, "turned a broker away: not part of a cluster yet"),
-                _ => tracing::warn!(?hello, why = ?verdict, "turned a broker away"),
-            }
+            log_turned(verdict, &hello);
             // Read until the dialler closes, so that it sees the verdict and not a reset.
             let _ = stream.read(&mut bytes).await;
             None
+        }
+    }
+}
+
+/// Says who was turned away, and why. `Err`: the version that it speaks.
+fn log_turned(verdict: Option<Turned>, hello: &Result<Hello, u16>) {
+    let why = verdict.map_or("", Turned::of_dialler);
+    match hello {
+        Err(version) => tracing::warn!(version, ours = PROTOCOL_VERSION, why, "turned a broker away"),
+        Ok(Hello { broker, target, cluster, .. }) => {
+            let (peer, target) = (broker.0, target.map(|target| target.0));
+            let cluster = cluster.map(|cluster| format!("{:032x}", cluster.0));
+            // It comes again, when its cluster is ours, too.
+            match verdict {
+                Some(Turned::NoCluster) => tracing::debug!(peer, target, cluster, why, "turned a broker away"),
+                _ => tracing::warn!(peer, target, cluster, why, "turned a broker away"),
+            }
         }
     }
 }
