@@ -200,6 +200,9 @@ async fn a_leader_without_a_majority_refuses_and_is_told_of() {
     cluster.create_topic(1, "t", 1).await;
     let (_, shown) = cluster.get(1, "/v1/cluster").await;
     let controller = shown["controller"].as_u64().unwrap() as u32;
+    let created = cluster.create_topic(controller, "u", 6).await;
+    let partitions = created["partitions"].as_array().unwrap();
+    assert!(partitions.iter().all(|one| one["leader"].is_null() || one["takes_writes"] == true), "{created}");
     let leader = cluster.leader(1, "t", 0).await;
     cluster.produce_text(leader, "t", 0, "before").await;
     for id in (1..=3).filter(|id| *id != leader) {

@@ -47,7 +47,7 @@ pub(crate) enum CheckpointFailed {
 }
 
 impl CheckpointFailed {
-    /// What a failure after which the last checkpoint still holds means for whoever wanted one: nothing, for now.
+    /// What a failure after which the last checkpoint still holds means for whoever wanted one: nothing yet.
     pub(crate) fn put_off(self) -> Result<(), Stopped> {
         match self {
             Self::Stopped(stopped) => Err(stopped),

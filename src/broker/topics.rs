@@ -459,7 +459,8 @@ impl Shared {
         }
         let majority = match self.routing.hosted(record.group).filter(|hosted| hosted.leads()) {
             Some(hosted) => hosted.group.may_have_majority(),
-            None => claim.as_ref().is_some_and(|claim| claim.majority),
+            // One that was just elected may not have said anything of it yet.
+            None => claim.as_ref().is_none_or(|claim| claim.majority),
         };
         let (in_sync, behind) = claim.map(|claim| (claim.in_sync, claim.behind)).unwrap_or_default();
         PartitionDescription {

@@ -256,7 +256,7 @@ pub(super) enum RecordBody {
     Op(Op),
     /// An append whose frames stand in the segment already.
     Bypass { extent: Extent, crc: u32, first: LogId, last: LogId },
-    /// Nothing more to come for now (RULES.md J8).
+    /// The writer goes idle here (RULES.md J8).
     Seal,
 }
 
