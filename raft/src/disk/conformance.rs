@@ -203,3 +203,26 @@ async fn an_urgent_write_passes_a_full_general_lane() {
     }
     assert_eq!(file.read_at(0, 9).await.unwrap(), "through");
 }
+
+/// A file that is unlinked gives its room back when it is closed, which takes a while for a large one: never on a thread of the runtime.
+#[tokio::test]
+async fn files_are_closed_by_a_thread_of_the_disks_own() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a");
+    let is_open = || {
+        let mut files = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
+        files.any(|entry| std::fs::read_link(entry.path()).is_ok_and(|file| file.starts_with(&path)))
+    };
+    let disk = RealDisk::new().unwrap();
+    let file = create(&disk, &path, "").await;
+    let (let_go, blocked) = std::sync::mpsc::channel::<()>();
+    disk.block_closing_lane(blocked);
+    drop(file);
+    assert!(is_open(), "whoever lets go of it does not close it");
+    // Nor does anything else wait for that.
+    create(&disk, &dir.path().join("b"), "").await.datasync().await.unwrap();
+    drop(let_go);
+    while is_open() {
+        tokio::task::yield_now().await;
+    }
+}

@@ -1,7 +1,8 @@
 //! Real files: every blocking call runs on a thread of this module's own, never on the runtime's.
 //!
-//! There are two lanes. The *urgent* lane runs [`DiskFile::write_and_sync`] and nothing else, so that a journal round never
-//! queues behind a slow segment sync; everything else takes the *general* lane. A lane's queue has no bound of its own: each
+//! There are three lanes. The *urgent* lane runs [`DiskFile::write_and_sync`] and nothing else, so that a journal round never
+//! queues behind a slow segment sync; the *closing* lane closes files: of one that is unlinked that frees its room and what the page
+//! cache has of it, tens of milliseconds for a full segment. Everything else takes the *general* lane. A lane's queue has no bound of its own: each
 //! caller awaits its call, so it holds at most one job per waiting caller. Dropping a call's future does not cancel it.
 //! This module knows nothing of what the files mean.
 
@@ -25,6 +26,8 @@ use super::{DirEntry, Disk, DiskFile, OpenMode};
 const URGENT_THREADS: usize = 2;
 /// Threads of the general lane: how many syncs and reads may block at a time.
 const GENERAL_THREADS: usize = 6;
+/// Threads of the closing lane: one, so that a topic's deletion keeps one core busy at most, and no reads and syncs waiting.
+const CLOSING_THREADS: usize = 1;
 /// Most slices that one system call takes (`IOV_MAX`).
 const SLICES_MAX: usize = 1024;
 
@@ -39,9 +42,10 @@ pub struct RealDisk {
 impl RealDisk {
     /// Starts the threads. They end when the disk and all its files are dropped.
     pub fn new() -> io::Result<Self> {
-        let threads = Threads { urgent: Lane::default(), general: Lane::default() };
+        let threads = Threads { urgent: Lane::default(), general: Lane::default(), closing: Lane::default() };
         threads.urgent.start("pontoon-disk-urgent", URGENT_THREADS)?;
         threads.general.start("pontoon-disk", GENERAL_THREADS)?;
+        threads.closing.start("pontoon-disk-close", CLOSING_THREADS)?;
         Ok(Self { threads: Arc::new(threads) })
     }
 
@@ -58,12 +62,14 @@ impl RealDisk {
 struct Threads {
     urgent: Lane,
     general: Lane,
+    closing: Lane,
 }
 
 impl Drop for Threads {
     fn drop(&mut self) {
         self.urgent.close();
         self.general.close();
+        self.closing.close();
     }
 }
 
@@ -98,6 +104,11 @@ impl Lane {
         self.shared.ready.notify_all();
     }
 
+    fn push(&self, job: Job) {
+        self.shared.queue.lock().jobs.push_back(job);
+        self.shared.ready.notify_one();
+    }
+
     async fn run<T, F>(&self, call: F) -> io::Result<T>
     where
         T: Send + 'static,
@@ -108,8 +119,7 @@ impl Lane {
             // The caller may be gone; the call was made all the same.
             let _ = tell.send(call());
         });
-        self.shared.queue.lock().jobs.push_back(job);
-        self.shared.ready.notify_one();
+        self.push(job);
         told.await.unwrap_or_else(|_| Err(io::Error::other("a disk thread ended in the middle of a call")))
     }
 }
@@ -146,12 +156,13 @@ impl Disk for RealDisk {
                 OpenMode::ReadWrite => options.write(true),
                 OpenMode::CreateNew => options.write(true).create_new(true),
             };
-            let file = Arc::new(options.open(path)?);
+            let file = options.open(path)?;
             // A directory opens for reading, too, and would fail later and oddly.
             if file.metadata()?.is_dir() {
                 return Err(io::Error::from(io::ErrorKind::IsADirectory));
             }
-            Ok(Arc::new(RealFile { file, threads }) as Arc<dyn DiskFile>)
+            let handle = Arc::new(Handle { file: Some(file), threads });
+            Ok(Arc::new(RealFile { handle }) as Arc<dyn DiskFile>)
         })
     }
 
@@ -224,9 +235,28 @@ fn available_bytes(path: &Path) -> io::Result<u64> {
     Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
-struct RealFile {
-    file: Arc<File>,
+/// An open file, which is closed on the closing lane, whoever lets go of it last.
+struct Handle {
+    /// There until it is dropped.
+    file: Option<File>,
     threads: Arc<Threads>,
+}
+
+impl Handle {
+    fn file(&self) -> &File {
+        self.file.as_ref().expect("it is there until it is dropped")
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        let file = self.file.take();
+        self.threads.closing.push(Box::new(move || drop(file)));
+    }
+}
+
+struct RealFile {
+    handle: Arc<Handle>,
 }
 
 impl RealFile {
@@ -235,8 +265,8 @@ impl RealFile {
         T: Send + 'static,
         F: FnOnce(&File) -> io::Result<T> + Send + 'static,
     {
-        let file = self.file.clone();
-        Box::pin(self.threads.general.run(move || call(&file)))
+        let handle = self.handle.clone();
+        Box::pin(self.handle.threads.general.run(move || call(handle.file())))
     }
 }
 
@@ -246,11 +276,11 @@ impl DiskFile for RealFile {
     }
 
     fn try_read_at(&self, position: u64, bytes: usize) -> io::Result<Bytes> {
-        let mut buffer = vec![0; clamp_to_file(&self.file, position, bytes)?];
+        let mut buffer = vec![0; clamp_to_file(self.handle.file(), position, bytes)?];
         let mut have = 0;
         while have < buffer.len() {
             let mut slices = [IoSliceMut::new(&mut buffer[have..])];
-            match rustix::io::preadv2(&self.file, &mut slices, position + have as u64, ReadWriteFlags::NOWAIT) {
+            match rustix::io::preadv2(self.handle.file(), &mut slices, position + have as u64, ReadWriteFlags::NOWAIT) {
                 Ok(0) => break,
                 Ok(read) => have += read,
                 Err(Errno::INTR) => {}
@@ -268,10 +298,10 @@ impl DiskFile for RealFile {
     }
 
     fn write_and_sync(&self, position: u64, parts: Vec<Bytes>) -> BoxFuture<'_, io::Result<()>> {
-        let file = self.file.clone();
-        Box::pin(self.threads.urgent.run(move || {
-            write_all_at(&file, position, &parts)?;
-            file.sync_data()
+        let handle = self.handle.clone();
+        Box::pin(self.handle.threads.urgent.run(move || {
+            write_all_at(handle.file(), position, &parts)?;
+            handle.file().sync_data()
         }))
     }
 
@@ -359,6 +389,11 @@ impl std::fmt::Debug for RealDisk {
 
 #[cfg(test)]
 impl RealDisk {
+    /// Occupies the closing thread until the sender is dropped.
+    pub(super) fn block_closing_lane(&self, until_dropped: std::sync::mpsc::Receiver<()>) {
+        self.threads.closing.push(Box::new(move || drop(until_dropped.recv())));
+    }
+
     /// Occupies a general thread until the sender is dropped.
     pub(super) fn block_general_lane(
         &self,
