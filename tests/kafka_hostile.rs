@@ -107,7 +107,7 @@ fn raw(api: u8, version: u8, flexible: bool, body: &[u8]) -> Vec<u8> {
     [&length[..], &header, body].concat()
 }
 
-fn produce_request(partition: i32, batch: Bytes) -> Request {
+pub fn produce_request(partition: i32, batch: Bytes) -> Request {
     let partitions = vec![ProducePartition { index: partition, records: RecordData::some(vec![batch]) }];
     let topics = vec![ProduceTopic { name: "t".into(), partitions, ..Default::default() }];
     Request::Produce(ProduceRequest { acks: -1, timeout_ms: 30_000, topics, ..Default::default() })

@@ -3,10 +3,14 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
+use pontoon::clock::now_ms;
 use pontoon::kafka::messages::*;
+use reqwest::Method;
+use serde_json::json;
 use tokio::time::timeout;
 
-use crate::kafka_hostile::{Client, batch};
+use crate::kafka_hostile::{Client, batch, packed, produce_request};
 use crate::support::Cluster;
 
 /// Kafka's numbers of what is said here.
@@ -180,6 +184,65 @@ async fn what_a_request_names_twice_is_not_done() {
     assert_eq!(answer!(client, 4, DescribeConfigs(describe(Some(Vec::new())))).results.remove(0).configs, all);
     let one = answer!(client, 4, DescribeConfigs(describe(Some(vec!["retention.ms".into()]))));
     assert_eq!(one.results[0].configs.len(), 1);
+}
+
+async fn produce(client: &mut Client, batch: Bytes) -> ProducedPartition {
+    let Response::Produce(mut answer) = client.call(produce_request(0, batch), 9).await else { panic!() };
+    answer.topics.remove(0).partitions.remove(0)
+}
+
+/// The timestamps of a partition's records, as HTTP tells them.
+async fn timestamps(cluster: &Cluster) -> Vec<i64> {
+    let records = cluster.fetch_all(1, "t", 0).await;
+    records.iter().map(|record| record["timestamp"].as_i64().unwrap()).collect()
+}
+
+/// `LogAppendTime`: whatever a producer says and however its batch is compressed, records have the time of their append; the producer
+/// is told, and so is whoever reads or seeks. Until the topic is altered, and no longer.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn records_get_the_time_of_their_append_where_the_topic_says_so() {
+    let cluster = Cluster::start(1).await;
+    let config = json!({"message.timestamp.type": "LogAppendTime"});
+    let topic = json!({"name": "t", "partitions": 1, "config": config});
+    assert_eq!(cluster.post(1, "/v1/topics", topic).await.0, 201);
+    cluster.leader(1, "t", 0).await;
+    let mut client = Client::connect_to(&cluster, 1).await;
+
+    let before = now_ms();
+    let plain = batch(vec![7; 1000]);
+    let zstd = packed(&plain, 4, zstd::stream::encode_all(&plain[61..], 3).unwrap());
+    let mut told = Vec::new();
+    for (offset, batch) in [plain, zstd.clone()].into_iter().enumerate() {
+        let answer = produce(&mut client, batch).await;
+        assert_eq!((answer.error_code, answer.base_offset), (0, offset as i64));
+        told.push(answer.log_append_time_ms);
+    }
+    let records = json!({"records": [{"value": "x", "timestamp": 5}, {"value": "y"}]});
+    assert_eq!(cluster.post(1, "/v1/topics/t/partitions/0/records", records).await.0, 200);
+    let after = now_ms();
+    let seen = timestamps(&cluster).await;
+    assert_eq!(seen[..2], told, "the producer is told what others read");
+    assert!(seen.len() == 4 && seen.is_sorted() && before <= seen[0] && seen[3] <= after, "{before} {seen:?} {after}");
+    assert_eq!(seen[2], seen[3], "a batch is appended at one time");
+    let values: Vec<_> =
+        cluster.fetch_all(1, "t", 0).await.iter().map(|r| r["value"].as_str().unwrap().len()).collect();
+    assert_eq!(values, [1000, 1000, 1, 1]);
+    let (status, found) = cluster.get(1, &format!("/v1/topics/t/partitions/0/records?offset=timestamp:{before}")).await;
+    assert_eq!((status.as_u16(), &found["records"][0]["offset"]), (200, &json!(0)));
+
+    let change = json!({"config": {"message.timestamp.type": "CreateTime"}});
+    assert_eq!(cluster.ask(1, Method::PATCH, "/v1/topics/t", Some(change)).await.0, 200);
+    let create_time = async {
+        loop {
+            let answer = produce(&mut client, zstd.clone()).await;
+            assert_eq!(answer.error_code, 0);
+            if answer.log_append_time_ms == -1 {
+                return answer.base_offset as usize;
+            }
+        }
+    };
+    let offset = timeout(Duration::from_secs(20), create_time).await.expect("the topic was altered");
+    assert_eq!(timestamps(&cluster).await[offset], 0, "its own");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

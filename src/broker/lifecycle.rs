@@ -29,7 +29,7 @@ use super::shared::{Progress, Shared};
 use crate::catalog::state::{CatalogState, GroupHome, PartitionRecord, ReplicaState, TopicRecord};
 use crate::catalog::topic_config::{AcksFloor, TopicConfig};
 use crate::controller::CATALOG_GROUP;
-use crate::partition::{Acks, Partition, PartitionOptions};
+use crate::partition::{Acks, Partition, PartitionOptions, Settings};
 use crate::record_batch::BatchLimits;
 
 /// Steps under way at the same time.
@@ -392,16 +392,14 @@ impl Shared {
         let segment_bytes = TopicConfig::resolve(&topic.config, &self.config.log).segment_bytes;
         local.log().set_segment_bytes_max(segment_bytes);
         let options = self.partition_options(topic, home);
-        let (limits, acks_floor) = (options.limits, options.acks_floor);
-        let same = |known: &Hosted| {
-            known.group.replica() == local.replica() && (known.limits, known.acks_floor) == (limits, acks_floor)
-        };
+        let settings = options.settings;
+        let same = |known: &Hosted| known.group.replica() == local.replica() && known.settings == settings;
         if self.routing.hosted(local.group()).as_ref().is_some_and(same) {
             return;
         }
         let partition = Partition::new(local.clone(), options);
         let leader = local.watch_leader();
-        self.routing.host(local.group(), Hosted { group: local.clone(), partition, leader, limits, acks_floor });
+        self.routing.host(local.group(), Hosted { group: local.clone(), partition, leader, settings });
     }
 
     fn partition_options(self: &Arc<Self>, topic: &TopicRecord, home: GroupHome) -> PartitionOptions {
@@ -410,13 +408,16 @@ impl Shared {
         let reserve = self.config.raft.reserve_produce_bytes;
         PartitionOptions {
             name: format!("{}/{}", topic.name, home.partition),
-            acks_floor: match config.acks_floor {
-                AcksFloor::None => Acks::None,
-                AcksFloor::Leader => Acks::Leader,
-                AcksFloor::All => Acks::All,
-                AcksFloor::Every => Acks::Every,
+            settings: Settings {
+                limits: self.batch_limits(topic),
+                acks_floor: match config.acks_floor {
+                    AcksFloor::None => Acks::None,
+                    AcksFloor::Leader => Acks::Leader,
+                    AcksFloor::All => Acks::All,
+                    AcksFloor::Every => Acks::Every,
+                },
+                log_append_time: config.log_append_time,
             },
-            limits: self.batch_limits(topic),
             storage_has_room: Arc::new(move || store.upgrade().is_some_and(|store| store.available_bytes() > reserve)),
             broker_alive: Arc::new(move |id| broker.upgrade().is_some_and(|broker| broker.alive(id))),
             instruments: self.instruments.partitions.clone(),

@@ -132,9 +132,3 @@ async fn retain(hosted: &Hosted, config: &TopicConfig, may_note: bool, now: i64)
     }
     wrote
 }
-
-/// The machine's clock.
-pub(super) fn wall_clock() -> i64 {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
-}

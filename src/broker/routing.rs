@@ -12,8 +12,7 @@ use pontoon_raft::types::{BrokerId, GroupId, Offset};
 use tokio::sync::watch;
 
 use super::summary::{Behind, Led, Summary};
-use crate::partition::{Acks, Partition};
-use crate::record_batch::BatchLimits;
+use crate::partition::{Partition, Settings};
 
 /// A partition's group that is hosted here.
 #[derive(Clone)]
@@ -24,10 +23,8 @@ pub(super) struct Hosted {
     pub(super) partition: Arc<Partition>,
     /// Who leads it.
     pub(super) leader: watch::Receiver<Option<Leader>>,
-    /// What `partition` was made with: limits on batches.
-    pub(super) limits: BatchLimits,
-    /// And the topic's `acks.floor`.
-    pub(super) acks_floor: Acks,
+    /// What `partition` was made with.
+    pub(super) settings: Settings,
 }
 
 impl Hosted {

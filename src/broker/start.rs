@@ -197,7 +197,7 @@ impl Tasks {
         spawn("summary", Box::pin(summary::run(shared.clone(), stop.subscribe())));
         spawn("reports", Box::pin(control::report(shared.clone(), stop.subscribe())));
         spawn("leadership", Box::pin(leadership::run(shared.clone(), stop.subscribe())));
-        spawn("retention", Box::pin(retention::run(shared.clone(), retention::wall_clock, stop.subscribe())));
+        spawn("retention", Box::pin(retention::run(shared.clone(), crate::clock::now_ms, stop.subscribe())));
         spawn("end", Box::pin(watch_for_the_end(shared.clone(), stop.subscribe())));
         Self { stop, running: Mutex::new(Some(running)) }
     }

@@ -28,6 +28,8 @@ pub struct TopicConfig {
     /// `max.message.bytes`: the largest record, in bytes. Default: 1 MiB and the 12 bytes that Kafka adds, as
     /// `limits.record_bytes_max`, which holds where neither topic nor broker sets this.
     pub max_message_bytes: u64,
+    /// `message.timestamp.type` is `LogAppendTime`: the leader's clock replaces the producers' timestamps. Default: no.
+    pub log_append_time: bool,
     /// `retention.ms`: records older than this may be removed; `None`: kept. Default: seven days.
     pub retention_ms: Option<u64>,
     /// `retention.bytes`: a partition larger than this loses its oldest segments; `None`: no limit. Default: none.
@@ -52,7 +54,7 @@ const KEYS: &[(&str, Kind, &str)] = &[
     ("cleanup.policy", Kind::Word(&["delete"]), "delete"),
     ("compression.type", Kind::Word(&["producer"]), "producer"),
     ("max.message.bytes", Kind::Number(1, 64 << 20), "1048588"),
-    ("message.timestamp.type", Kind::Word(&["CreateTime"]), "CreateTime"),
+    ("message.timestamp.type", Kind::Word(&["CreateTime", "LogAppendTime"]), "CreateTime"),
     ("retention.bytes", Kind::Number(-1, i64::MAX), "-1"),
     ("retention.ms", Kind::Number(-1, i64::MAX), "604800000"),
     ("segment.bytes", Kind::Number(1 << 10, 4 << 30), "268435456"),
@@ -112,6 +114,7 @@ impl TopicConfig {
                 _ => AcksFloor::None,
             },
             max_message_bytes: number("max.message.bytes").unsigned_abs(),
+            log_append_time: word("message.timestamp.type") == "LogAppendTime",
             retention_ms: u64::try_from(number("retention.ms")).ok(),
             retention_bytes: u64::try_from(number("retention.bytes")).ok(),
             segment_bytes: number("segment.bytes").unsigned_abs(),

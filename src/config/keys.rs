@@ -100,7 +100,7 @@ pub const TOPIC_DOCS: &[(&str, &str)] = &[
     ("cleanup.policy", "What becomes of old records: `delete`."),
     ("compression.type", "`producer`: batches are stored as they came."),
     ("max.message.bytes", "Largest record: key, value and headers together. Unless set: `limits.record_bytes_max`. At most 64 MiB."),
-    ("message.timestamp.type", "`CreateTime`: timestamps are the producer's."),
+    ("message.timestamp.type", "`CreateTime`: timestamps are the producer's. `LogAppendTime`: the leader's clock when it appends the batch, for all its records."),
     ("retention.bytes", "A partition that is larger loses its oldest segments; -1: no limit."),
     ("retention.ms", "Records that are older may be removed, a segment at a time; -1: none is."),
     ("segment.bytes", "A segment is closed at this size, and can be removed from then on."),

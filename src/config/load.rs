@@ -229,7 +229,7 @@ mod tests {
                 "1@127.0.0.1:9",
                 "7",
             ];
-            let values = values.into_iter().chain(["producer", "CreateTime"]);
+            let values = values.into_iter().chain(["producer", "LogAppendTime"]);
             let flag = |value: &str| read(GOOD, &[], &[(&key, value)]).ok().filter(|config| *config != untouched);
             let Some((value, wanted)) = values.into_iter().find_map(|value| Some((value, flag(value)?))) else {
                 panic!("no value changes {key}");

@@ -133,7 +133,7 @@ impl Group {
     }
 
     fn store(&mut self, out: &mut Outbox) {
-        self.active_ms = super::now_ms();
+        self.active_ms = crate::clock::now_ms();
         self.stored = true;
         let record = self.record(self.active_ms);
         self.last = Some(record.clone());

@@ -22,9 +22,8 @@ use tokio::time::{Instant, sleep_until};
 
 use super::entry::{self, CommittedOffset, Entry, StoredGroup};
 use super::group::{Group, Outbox, Reply};
-use super::{
-    GroupDescription, GroupError, GroupProgress, Join, Joined, Leaving, Partitions, Speaker, Sync, Synced, now_ms,
-};
+use super::{GroupDescription, GroupError, GroupProgress, Join, Joined, Leaving, Partitions, Speaker, Sync, Synced};
+use crate::clock::now_ms;
 use crate::error::{Code, Error};
 use crate::partition::{Acks, Consistency, Fetch, FetchFrom, Partition};
 use crate::record_batch::{BatchLimits, NewRecord, RecordBatch, RecordBatchBuilder};

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use axum::Json;
 use axum::extract::{Request, State};
@@ -16,6 +16,7 @@ use serde_json::json;
 use crate::api::records::{self, Record};
 use crate::api::{self, ProduceAnswer};
 use crate::broker::check_not_internal;
+use crate::clock::now_ms;
 use crate::error::Error;
 use crate::http::Shared;
 use crate::http::leader::{AtLeader, Passable, Repeat};
@@ -137,11 +138,6 @@ impl AtLeader for Produce<'_> {
 fn server_timing(StageTimes { queue, journal, replicate }: StageTimes) -> String {
     let ms = |time: Duration| time.as_secs_f64() * 1000.0;
     format!("queue;dur={:.3}, journal;dur={:.3}, replicate;dur={:.3}", ms(queue), ms(journal), ms(replicate))
-}
-
-pub(super) fn now_ms() -> i64 {
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(now.as_millis()).unwrap_or(i64::MAX)
 }
 
 /// Turns a body into one batch. Records without a timestamp get `now`.

@@ -102,7 +102,7 @@ pub(super) async fn produce(door: &Arc<Door>, request: ProduceRequest, version: 
                 Ok(_) => unconstrained(partition.produce(batch, acks, None, timeout)).await,
                 Err(error) => Err(error),
             };
-            (topic, at, produced.map(|produced| produced.base_offset), partition)
+            (topic, at, produced, partition)
         })
         .buffered(PRODUCE_SIDE_BY_SIDE);
     // Whoever waits for that is looked at after the poll that proposes them.
@@ -112,7 +112,10 @@ pub(super) async fn produce(door: &Arc<Door>, request: ProduceRequest, version: 
         // Of a refusal too: a producer that the partition has forgotten goes on if that is since what it has produced has gone.
         answer.log_start_offset = partition.log_start_offset().0 as i64;
         match produced {
-            Ok(base_offset) => answer.base_offset = base_offset.0 as i64,
+            Ok(produced) => {
+                answer.base_offset = produced.base_offset.0 as i64;
+                answer.log_append_time_ms = produced.append_time.unwrap_or(-1);
+            }
             Err(error) => Refused::from(error).tell(answer),
         }
     }

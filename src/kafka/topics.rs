@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use futures_util::{StreamExt, stream};
 use pontoon_raft::types::{BrokerId, Offset};
@@ -20,6 +20,7 @@ use super::produce::leading;
 use super::wire::Uuid;
 use super::{Door, ErrorCode, configs, promises};
 use crate::broker::{TopicDescription, TopicSpec, check_not_internal};
+use crate::clock::now_ms;
 use crate::error::{Code, Error};
 
 /// Longest that such a request may take, whatever it asks for.
@@ -312,7 +313,5 @@ async fn delete_records_of(
         Err(_) if offset == HIGH_WATERMARK => found.high_watermark(),
         Err(_) => return Err(Error::new(Code::OffsetOutOfRange, format!("offset {offset}"))),
     };
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    let now_ms = i64::try_from(now.as_millis()).unwrap_or(i64::MAX);
-    Ok(found.start_log_at(start, now_ms, limit).await?.0 as i64)
+    Ok(found.start_log_at(start, now_ms(), limit).await?.0 as i64)
 }

@@ -17,6 +17,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::verdict::Verdict;
 use super::{Acks, MAJORITY_DEAD, Partition, Produced, ReplicatedLog, proposal};
+use crate::clock::now_ms;
 use crate::error::{Code, Error, Result};
 use crate::record_batch::{BatchHeader, RecordBatch};
 
@@ -87,9 +88,10 @@ impl<L: ReplicatedLog> Partition<L> {
             );
         }
         let deadline = Instant::now() + timeout;
+        let batch = if self.options.settings.log_append_time { batch.with_append_time(now_ms()) } else { batch };
         let header = *batch.header();
         let payload = proposal::wrap(batch, if_match);
-        match acks.at_least(self.options.acks_floor) {
+        match acks.at_least(self.options.settings.acks_floor) {
             Acks::None => self.produce_unacknowledged(payload, deadline).await,
             Acks::Leader => {
                 self.produce_acknowledged(self.propose_flushed(payload, stages), &header, if_match, deadline).await
@@ -208,7 +210,8 @@ impl<L: ReplicatedLog> Partition<L> {
                 });
             }
         }
-        let produced = Produced { base_offset: Offset(0), last_offset: Offset(0), leader_epoch: 0, duplicate: false };
+        let (base_offset, last_offset) = (Offset(0), Offset(0));
+        let produced = Produced { base_offset, last_offset, leader_epoch: 0, duplicate: false, append_time: None };
         Ok((produced, Appended { index: 0, term: 0, outcome: Outcome::Internal }))
     }
 
@@ -220,6 +223,7 @@ impl<L: ReplicatedLog> Partition<L> {
                 last_offset: base_offset.plus(u64::from(span.saturating_sub(1))),
                 leader_epoch: appended.term,
                 duplicate: false,
+                append_time: header.log_append_time().then_some(header.max_timestamp),
             }),
             Outcome::Void { verdict } => match Verdict::decode(verdict) {
                 Some(verdict) => self.answer_verdict(verdict, header, if_match),
@@ -240,6 +244,8 @@ impl<L: ReplicatedLog> Partition<L> {
                     last_offset: Offset(last_offset),
                     leader_epoch: term,
                     duplicate: true,
+                    // Not this one's: that stands in the log only.
+                    append_time: None,
                 });
             }
             Verdict::OutOfOrder { expected } => self.error(

@@ -16,7 +16,7 @@ use pontoon_raft::types::{Appended, BrokerId, Offset, Outcome, ReplicaId, log_id
 use tokio::sync::{oneshot, watch};
 
 use super::producers::Producers;
-use super::{Acks, Partition, PartitionInstruments, PartitionOptions, ReplicatedLog};
+use super::{Acks, Partition, PartitionInstruments, PartitionOptions, ReplicatedLog, Settings};
 use crate::record_batch::{BatchLimits, NewRecord, ProducerSequence, RecordBatch, RecordBatchBuilder};
 
 /// One batch of records with these timestamps; the value of each is its number.
@@ -137,8 +137,7 @@ impl FakeLog {
     ) -> PartitionOptions {
         PartitionOptions {
             name: "orders/3".to_owned(),
-            limits: BatchLimits::default(),
-            acks_floor: Acks::None,
+            settings: Settings { limits: BatchLimits::default(), acks_floor: Acks::None, log_append_time: false },
             storage_has_room: Arc::new(storage_has_room),
             broker_alive: Arc::new(broker_alive),
             instruments: Arc::new(PartitionInstruments::new(BrokerId(1))),

@@ -164,7 +164,7 @@ impl<'a, L: ReplicatedLog> Reading<'a, L> {
     fn search_batch(&self, frame: Option<Frame>, timestamp: i64, from: Offset) -> Result<Result<Offset, Offset>> {
         let unreadable = |why: &dyn std::fmt::Display| self.partition.error(Code::CorruptLog, why);
         let frame = frame.ok_or_else(|| unreadable(&"a batch that the time index names is not there"))?;
-        let limit = self.partition.options.limits.decompressed_bytes_max;
+        let limit = self.partition.options.settings.limits.decompressed_bytes_max;
         let batch = RecordBatch::stored(frame.payload).map_err(|error| unreadable(&error))?;
         for record in batch.records(limit).map_err(|error| unreadable(&error))? {
             let record = record.map_err(|error| unreadable(&error))?;

@@ -83,6 +83,8 @@ pub struct Produced {
     pub leader_epoch: u64,
     /// These records had been written before (same producer and sequence).
     pub duplicate: bool,
+    /// The time that the leader gave to all its records, ms since 1970, where it does.
+    pub append_time: Option<i64>,
 }
 
 /// Where a fetch begins.
@@ -149,15 +151,24 @@ pub struct Offsets {
     pub log_end_offset: Offset,
 }
 
+/// What a topic's configuration says of its partitions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Limits on batches.
+    pub limits: BatchLimits,
+    /// `acks.floor`: a producer that asks for less gets this.
+    pub acks_floor: Acks,
+    /// Whether records have the time of their append (`message.timestamp.type`).
+    pub log_append_time: bool,
+}
+
 /// What a partition is told by the broker it is on.
 #[derive(Clone)]
 pub struct PartitionOptions {
     /// For messages: `topic/partition`.
     pub name: String,
-    /// Limits on batches.
-    pub limits: BatchLimits,
-    /// The topic's `acks.floor`: a producer that asks for less gets this.
-    pub acks_floor: Acks,
+    /// What its topic's configuration says.
+    pub settings: Settings,
     /// Whether the data directory has more than its reserve free; if not, produce is refused (RULES.md J18).
     pub storage_has_room: Arc<dyn Fn() -> bool + Send + Sync>,
     /// Whether the failure detector holds a broker alive; this broker always is.
@@ -200,7 +211,7 @@ impl<L: ReplicatedLog> Partition<L> {
 
     /// What a batch for it may have: the topic's `max.message.bytes` among them.
     pub fn limits(&self) -> &BatchLimits {
-        &self.options.limits
+        &self.options.settings.limits
     }
 
     /// The term in which this replica leads, able to answer reads. `NOT_LEADER`, `NO_LEADER`, `NOT_READY` otherwise.

@@ -428,6 +428,16 @@ impl RecordBatch {
         Self { header, bytes: bytes.freeze() }
     }
 
+    /// The same, all of whose records have the time at which they were appended, in ms since 1970. In place, if nobody else holds the
+    /// bytes.
+    pub fn with_append_time(self, now: i64) -> Self {
+        let header =
+            BatchHeader { attributes: self.header.attributes | LOG_APPEND_TIME, max_timestamp: now, ..self.header };
+        let mut bytes = self.bytes.try_into_mut().unwrap_or_else(|shared| BytesMut::from(&shared[..]));
+        let header = header.write(&mut bytes);
+        Self { header, bytes: bytes.freeze() }
+    }
+
     /// Takes bytes that come from the log: checked when they were produced, and vouched for by the log's own checksum.
     pub fn stored(bytes: Bytes) -> Result<Self, BatchError> {
         Ok(Self { header: BatchHeader::read(&bytes)?, bytes })

@@ -144,6 +144,27 @@ fn the_log_append_time_stands_for_every_record() {
 }
 
 #[test]
+fn a_batch_gets_the_time_of_its_append_where_it_stands() {
+    let alone = check(Bytes::from(hex(GOLDEN).to_vec())).unwrap();
+    let (at, before) = (alone.bytes().as_ptr(), *alone.header());
+    let stamped = alone.with_append_time(1_800_000_000_000);
+    assert_eq!(stamped.bytes().as_ptr(), at, "not copied");
+    let read = BatchHeader::read(stamped.bytes()).unwrap();
+    assert_eq!(read, *stamped.header());
+    assert_eq!(read.crc, crc32c::crc32c(&stamped.bytes()[CRC_END..]));
+    let expected =
+        BatchHeader { attributes: LOG_APPEND_TIME, max_timestamp: 1_800_000_000_000, crc: read.crc, ..before };
+    assert_eq!(read, expected, "nothing else of the header changes");
+    assert_eq!(stamped.bytes()[BATCH_HEADER_BYTES..], hex(GOLDEN)[BATCH_HEADER_BYTES..], "nor do the records");
+    assert!(stamped.records(1000).unwrap().all(|record| record.unwrap().timestamp == 1_800_000_000_000));
+
+    let shared = check(hex(GOLDEN)).unwrap();
+    let other = shared.bytes().clone();
+    shared.with_append_time(5);
+    assert_eq!(other, hex(GOLDEN), "who else holds the bytes sees nothing");
+}
+
+#[test]
 fn lies_in_the_header_are_named() {
     let good = hex(GOLDEN);
     let field = |at: usize, bytes: &[u8]| check(forged(&good, at, bytes)).unwrap_err();

@@ -166,10 +166,10 @@ async fn altering_adds_partitions_everywhere_and_limits_take_effect() {
     // What was produced before stays; what comes must fit.
     for broker in cluster.brokers.values() {
         for (_, hosted) in broker.shared.routing.all_hosted() {
-            eventually("the new limit", || match hosted.limits.record_bytes_max {
+            eventually("the new limit", || match hosted.settings.limits.record_bytes_max {
                 10 => Ok(()),
                 _ => match broker.shared.routing.hosted(hosted.group.group()) {
-                    Some(now) if now.limits.record_bytes_max == 10 => Ok(()),
+                    Some(now) if now.settings.limits.record_bytes_max == 10 => Ok(()),
                     _ => Err("the old one"),
                 },
             })

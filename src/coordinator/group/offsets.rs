@@ -5,8 +5,9 @@ use std::collections::BTreeSet;
 use tokio::time::Instant;
 
 use super::{Group, Outbox};
+use crate::clock::now_ms;
 use crate::coordinator::entry::{CommittedOffset, Entry};
-use crate::coordinator::{GroupError, GroupState, consumer_protocol, now_ms};
+use crate::coordinator::{GroupError, GroupState, consumer_protocol};
 
 impl Group {
     /// Commits offsets: as a member of the present generation, or from outside (`generation` -1) while there are no members. Who reads

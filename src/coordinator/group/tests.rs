@@ -102,7 +102,7 @@ fn offset(partition: u32, offset: i64) -> CommittedOffset {
         offset,
         leader_epoch: -1,
         metadata: String::new(),
-        time_ms: super::super::now_ms(),
+        time_ms: crate::clock::now_ms(),
     }
 }
 
@@ -343,7 +343,7 @@ fn offsets_are_taken_from_members_of_the_present_generation() {
 #[test]
 fn offsets_expire_only_where_nobody_is() {
     let (mut story, leader, _) = Story::stable();
-    let (now, far) = (story.now, super::super::now_ms() + 1_000_000);
+    let (now, far) = (story.now, crate::clock::now_ms() + 1_000_000);
     story.group.commit((&leader.member_id, None, 1), vec![offset(0, 5)], now, &mut story.out).unwrap();
     assert!(!story.group.expire(far, &mut story.out));
     assert_eq!(story.group.committed(None).len(), 1);

@@ -8,11 +8,12 @@ use pontoon_raft::types::{BrokerId, GroupId, ReplicaId};
 use super::*;
 use crate::error::WriteOutcome;
 use crate::partition::fake_log::{FakeLog, batch};
+use crate::partition::{PartitionOptions, Settings};
 
 const SECOND: Duration = Duration::from_secs(1);
 
 fn produced(base: u64, last: u64, leader_epoch: u64, duplicate: bool) -> Result<Produced> {
-    Ok(Produced { base_offset: Offset(base), last_offset: Offset(last), leader_epoch, duplicate })
+    Ok(Produced { base_offset: Offset(base), last_offset: Offset(last), leader_epoch, duplicate, append_time: None })
 }
 
 fn refused(result: Result<Produced>) -> (Code, WriteOutcome) {
@@ -117,7 +118,8 @@ async fn a_topics_floor_raises_what_asks_for_less_and_lowers_nothing() {
     let log = FakeLog::new();
     let with = |acks_floor| {
         let options = log.options(|| true, |broker| broker != BrokerId(3));
-        Partition::new(log.clone(), crate::partition::PartitionOptions { acks_floor, ..options })
+        let settings = Settings { acks_floor, ..options.settings };
+        Partition::new(log.clone(), PartitionOptions { settings, ..options })
     };
     for acks in [Acks::None, Acks::Leader, Acks::All, Acks::Every] {
         let result = with(Acks::Every).produce(batch(&[1], None), acks, None, SECOND).await;
