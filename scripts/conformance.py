@@ -17,6 +17,7 @@ import time
 import tomllib
 
 from kafka_cluster import Cluster
+from kafka_tools import tools
 
 HERE = pathlib.Path(__file__).parent
 JOBS = int(os.environ.get("CONFORMANCE_JOBS", "2"))
@@ -90,6 +91,8 @@ class Librdkafka:
     """The tests within rdkafka-sys that need a broker; those that need none say nothing about one."""
 
     name, divided, first, kafka_port = "librdkafka", "0081_admin", 1, None
+    #: Tests that create their topics with kafka-topics.sh. (Others would look for more of Kafka, if they knew where it is.)
+    with_kafkas_tool = ["0052"]
     scenarios = {
         "default": ["auto.create.topics.enable=true", "num.partitions=4"],
         "noautocreate": ["auto.create.topics.enable=false", "num.partitions=4"],
@@ -97,6 +100,7 @@ class Librdkafka:
 
     def __init__(self, work):
         self.folder = source_of(work, "rdkafka-sys") / "librdkafka"
+        self.kafka = work / "kafka"
 
     def build(self):
         if not (self.folder / "Makefile.config").exists():
@@ -104,13 +108,20 @@ class Librdkafka:
             run("./configure", "--disable-ssl", "--disable-curl", "--disable-gssapi", cwd=self.folder)
         run("make", f"-j{os.cpu_count()}", "libs", cwd=self.folder)
         run("make", f"-j{os.cpu_count()}", "-C", "tests", "build", cwd=self.folder)
+        if shutil.which("java") and shutil.which("mvn"):
+            script = self.kafka / "bin" / "kafka-topics.sh"
+            script.parent.mkdir(parents=True, exist_ok=True)
+            lib = tools(self.kafka.parent.parent).absolute()
+            script.write_text(f'#!/bin/sh\nexec java -cp "{lib}/*" org.apache.kafka.tools.TopicCommand "$@"\n')
+            script.chmod(0o755)
 
     def tests(self, scenario):
         source = (self.folder / "tests" / "test.c").read_text()
         table = source[source.index("struct test tests[] = {"):]
         table = table[:table.index("\n};")]
         found = []
-        for name, rest in re.findall(r"_TEST\((\w+),(.*?)\),\n", table, re.S):
+        for entry in table.split("_TEST(")[1:]:
+            name, _, rest = entry.partition(",")
             needs = re.search(r'\.scenario = "([^"]*)"', rest)
             local = re.search(r"TEST_F_(LOCAL|MANUAL)", rest)
             if not local and scenario in (needs.group(1) if needs else "default").split(","):
@@ -150,6 +161,8 @@ class Librdkafka:
         report.unlink(missing_ok=True)
         env = {"TESTS": number, "RDKAFKA_TEST_CONF": str(config.absolute()), "LD_LIBRARY_PATH": "../src:../src-cpp",
                "TEST_REPORT": str(report.absolute())}
+        if number in self.with_kafkas_tool:
+            env |= {"KAFKA_PATH": str(self.kafka.absolute()), "BROKERS": bootstrap}
         if subtest:
             env["SUBTESTS"] = f"do_test_{subtest}:"
         # As a broker of 4.0: none of the message formats that Kafka itself has given up.
@@ -172,8 +185,8 @@ class Librdkafka:
         """The suite's own words for what went wrong or was left out."""
         if status is None:
             return f"no end within {limit} s"
-        failed = re.search(rf'^### Test "{name}[^\n]*\n([^\n]+)', text, re.M)
-        skipped = re.search(rf"^\[{name}[^\n]*?\] (?:WARN: )?(?:SKIPPING TEST: |Skipping|Test skipped)([^\n]*)", text, re.M)
+        failed = re.search(rf'^### Test "{name}\b[^\n]*\n([^\n]+)', text, re.M)
+        skipped = re.search(rf"^\[{name}\b[^\n]*?\] (?:WARN: )?(?:SKIPPING TEST: |Skipping|Test skipped)([^\n]*)", text, re.M)
         found = failed or skipped
         return found.group(1).strip()[:200].replace("|", "/") if found else "the suite leaves it out"
 
