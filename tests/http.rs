@@ -14,6 +14,8 @@ mod forms;
 mod limits;
 mod openapi;
 mod refusals;
+mod requests;
+mod schema;
 mod tails;
 
 fn records_url(cluster: &Cluster, id: u32, topic: &str) -> String {

@@ -86,11 +86,11 @@ fn parse_record(text: &str) -> Result<Record<'_>, String> {
 struct RawRecord<'a> {
     #[serde(borrow, default, deserialize_with = "given")]
     key: Option<&'a RawValue>,
-    #[serde(borrow, default)]
+    #[serde(borrow, default, deserialize_with = "given")]
     key_base64: Option<&'a RawValue>,
     #[serde(borrow, default, deserialize_with = "given")]
     value: Option<&'a RawValue>,
-    #[serde(borrow, default)]
+    #[serde(borrow, default, deserialize_with = "given")]
     value_base64: Option<&'a RawValue>,
     #[serde(borrow, default)]
     headers: Option<&'a RawValue>,
@@ -393,6 +393,8 @@ mod tests {
             (r#"{"value":null,"value_base64":"YQ=="}"#, "value and value_base64"),
             (r#"{"key_base64":"YQ==","key":null}"#, "key and key_base64"),
             (r#"{"key":"a","key_base64":"YQ=="}"#, "key and key_base64"),
+            (r#"{"key":"a","key_base64":null}"#, "key and key_base64"),
+            (r#"{"value_base64":null}"#, "value_base64"),
             (r#"{"key_base64":"?"}"#, "key_base64"),
             (r#"{"value_base64":7}"#, "value_base64"),
             (r#"{"value":"\ud800"}"#, "value"),

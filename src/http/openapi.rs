@@ -2,7 +2,8 @@
 //!
 //! The document is written by hand in `openapi.json` beside this file, because what matters in it (which refusals there are,
 //! and why) stands in no type. It is held to what is served: here its paths and codes to the router's and to [`Code`]'s
-//! tables, in `tests/http/openapi.rs` its statuses, content types and schemas to the answers of the running binary.
+//! tables, in `tests/http/openapi.rs` its statuses, content types and schemas to the answers of the running binary, in
+//! `tests/http/requests.rs` its parameters and bodies to what the running binary takes and refuses.
 //!
 //! [`Code`]: crate::error::Code
 
@@ -56,6 +57,15 @@ mod tests {
         for status in Code::ALL.iter().map(|code| code.status()).filter(|status| *status != 405) {
             assert!(document["components"]["responses"].get(status.to_string()).is_some(), "{status} is not described");
         }
+    }
+
+    #[test]
+    fn it_describes_a_topics_configuration_as_the_configuration_does() {
+        let document = document();
+        let listed = document["components"]["schemas"]["TopicConfig"]["properties"].as_object().unwrap();
+        let listed: Vec<_> =
+            listed.iter().map(|(key, of)| (key.as_str(), of["description"].as_str().unwrap())).collect();
+        assert_eq!(listed, crate::config::keys::TOPIC_DOCS);
     }
 
     #[test]

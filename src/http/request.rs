@@ -84,7 +84,9 @@ impl Params {
         for (at, (name, _)) in pairs.iter().enumerate() {
             if !known.contains(&name.as_str()) {
                 let nearest = known.iter().min_by_key(|known| strsim::damerau_levenshtein(known, name));
-                let hint = nearest.map_or("there are none here".to_owned(), |known| format!("did you mean {known:?}?"));
+                let hint = nearest.map_or("there are none here".to_owned(), |nearest| {
+                    format!("did you mean {nearest:?}? There are {}", known.join(", "))
+                });
                 return Err(Refusal::invalid(format!("unknown parameter {name:?}; {hint}")));
             }
             if pairs[..at].iter().any(|(other, _)| other == name) {

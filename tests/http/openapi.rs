@@ -5,13 +5,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use futures_util::{StreamExt, stream};
 use reqwest::{Method, Response};
-use serde_json::{Value, json};
+use serde_json::Value;
 
+use super::schema::{resolve, schema, validate};
 use crate::support::Cluster;
 
 const METHODS: [&str; 6] = ["get", "post", "put", "patch", "delete", "options"];
 
-async fn document(cluster: &Cluster) -> Value {
+pub(super) async fn document(cluster: &Cluster) -> Value {
     let (status, document) = cluster.get(1, "/openapi.json").await;
     assert_eq!(status, 200);
     document
@@ -387,10 +388,6 @@ async fn nothing_is_served_that_is_not_in_the_document() {
     }
 }
 
-fn schema(name: &str) -> Value {
-    json!({"$ref": format!("#/components/schemas/{name}")})
-}
-
 /// Asks, and holds the answer to the document. Returns its status.
 async fn check(document: &Value, probe: Probe) -> u16 {
     let Probe { method, template, shown, request } = probe;
@@ -434,92 +431,5 @@ async fn bodies(kind: &str, answer: Response) -> Vec<Value> {
             Vec::new()
         }
         other => panic!("{other}"),
-    }
-}
-
-fn resolve<'a>(document: &'a Value, value: &'a Value) -> &'a Value {
-    match value["$ref"].as_str() {
-        Some(reference) => document.pointer(reference.strip_prefix('#').unwrap()).unwrap(),
-        None => value,
-    }
-}
-
-/// As much of JSON Schema as the document uses; what it does not know it refuses.
-fn validate(document: &Value, schema: &Value, value: &Value) -> Result<(), String> {
-    let schema = resolve(document, schema).as_object().unwrap();
-    for (keyword, wanted) in schema {
-        match keyword.as_str() {
-            "description" | "default" | "examples" | "format" | "minItems" | "pattern" => {}
-            "type" => {
-                let types: Vec<&str> = match wanted {
-                    Value::Array(types) => types.iter().map(|name| name.as_str().unwrap()).collect(),
-                    one => vec![one.as_str().unwrap()],
-                };
-                if !types.iter().any(|name| is_a(value, name)) {
-                    return Err(format!("{value} is no {types:?}"));
-                }
-            }
-            "enum" if !wanted.as_array().unwrap().contains(value) => return Err(format!("{value} is not in {wanted}")),
-            "enum" => {}
-            "minimum" | "maximum" => {
-                let (bound, found) = (wanted.as_i64().unwrap(), value.as_i64());
-                let within = |found: i64| if keyword == "minimum" { found >= bound } else { found <= bound };
-                if found.is_some_and(|found| !within(found)) {
-                    return Err(format!("{value} is beyond {keyword} {bound}"));
-                }
-            }
-            "required" => {
-                for name in wanted.as_array().unwrap() {
-                    if value.get(name.as_str().unwrap()).is_none() {
-                        return Err(format!("{name} is missing"));
-                    }
-                }
-            }
-            "properties" => {
-                for (name, schema) in wanted.as_object().unwrap() {
-                    if let Some(field) = value.get(name) {
-                        validate(document, schema, field).map_err(|why| format!("{name}: {why}"))?;
-                    }
-                }
-            }
-            "additionalProperties" => {
-                let known = schema.get("properties").and_then(Value::as_object);
-                for (name, field) in value.as_object().into_iter().flatten() {
-                    if known.is_some_and(|known| known.contains_key(name)) {
-                        continue;
-                    }
-                    if wanted == &json!(false) {
-                        return Err(format!("{name} is not listed"));
-                    }
-                    validate(document, wanted, field).map_err(|why| format!("{name}: {why}"))?;
-                }
-            }
-            "items" => {
-                for item in value.as_array().into_iter().flatten() {
-                    validate(document, wanted, item)?;
-                }
-            }
-            "oneOf" => {
-                let tried: Vec<_> =
-                    wanted.as_array().unwrap().iter().map(|one| validate(document, one, value)).collect();
-                if tried.iter().filter(|tried| tried.is_ok()).count() != 1 {
-                    return Err(format!("not exactly one of {tried:?}"));
-                }
-            }
-            other => panic!("schema keyword {other} is not checked"),
-        }
-    }
-    Ok(())
-}
-
-fn is_a(value: &Value, name: &str) -> bool {
-    match name {
-        "object" => value.is_object(),
-        "array" => value.is_array(),
-        "string" => value.is_string(),
-        "integer" => value.is_i64() || value.is_u64(),
-        "boolean" => value.is_boolean(),
-        "null" => value.is_null(),
-        other => panic!("type {other}"),
     }
 }
