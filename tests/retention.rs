@@ -10,6 +10,8 @@ use serde_json::{Value, json};
 
 use crate::support::{Cluster, PATIENCE, read};
 
+mod offsets;
+
 /// Looks often, so that tests are quick.
 const QUICK: [&str; 4] = ["--set", "retention.check_interval_ms=50", "--set", "raft.checkpoint_interval_ms=200"];
 

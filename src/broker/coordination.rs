@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::shared::Shared;
 use super::{Broker, Route, TopicDescription, TopicSpec};
-use crate::coordinator::{Coordinator, Home, OFFSETS_TOPIC};
+use crate::coordinator::{Coordinator, Home, OFFSETS_TOPIC, OffsetsRetention};
 use crate::error::{Code, Error, Result};
 use crate::partition::Partition;
 
@@ -44,7 +44,9 @@ pub fn check_not_internal(topic: &str) -> Result<()> {
 
 /// A coordinator for a broker.
 pub(super) fn coordinator(shared: &Arc<Shared>) -> Coordinator {
-    Coordinator::new(Arc::new(Groups(Arc::downgrade(shared))), shared.config.kafka.offsets_retention)
+    let config = &shared.config.kafka;
+    let (kept, check_interval) = (config.offsets_retention, config.offsets_retention_check_interval);
+    Coordinator::new(Arc::new(Groups(Arc::downgrade(shared))), OffsetsRetention { kept, check_interval })
 }
 
 impl Broker {

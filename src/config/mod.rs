@@ -84,6 +84,8 @@ pub struct KafkaConfig {
     pub offsets_partitions: u32,
     /// `offsets.retention.minutes`: how long committed offsets of a group without members are kept. Default: seven days.
     pub offsets_retention: Duration,
+    /// `offsets.retention.check.interval.ms`: how often those that are older are looked for. Default: a minute.
+    pub offsets_retention_check_interval: Duration,
     /// A connection on which nothing is asked for so long is closed. Default: 10 min.
     pub idle_timeout: Duration,
     /// Most requests of one connection being worked on or waiting to be. Default: 16.
@@ -101,6 +103,7 @@ impl Default for KafkaConfig {
             num_partitions: 1,
             offsets_partitions: 16,
             offsets_retention: Duration::from_secs(7 * 24 * 3600),
+            offsets_retention_check_interval: Duration::from_secs(60),
             idle_timeout: Duration::from_secs(600),
             inflight_requests_max: 16,
             request_bytes_max: 100 << 20,

@@ -43,6 +43,15 @@ const COMMIT_BYTES_MAX: usize = 8 << 20;
 /// Longest name of a group, in bytes.
 const NAME_BYTES_MAX: usize = 4096;
 
+/// How long committed offsets of a group without members are kept.
+#[derive(Clone, Copy, Debug)]
+pub struct OffsetsRetention {
+    /// Since the group's last member went, and since they were committed.
+    pub kept: Duration,
+    /// How often those that are older are looked for.
+    pub check_interval: Duration,
+}
+
 /// What the coordinator sees of its broker.
 pub trait Home: Send + std::marker::Sync + 'static {
     /// This partition of [`OFFSETS_TOPIC`], if its replica here leads and is able to take writes.
@@ -289,8 +298,7 @@ type Answer<T> = Result<T, GroupError>;
 /// This broker's coordinator.
 pub struct Coordinator {
     home: Arc<dyn Home>,
-    /// How long committed offsets of a group without members are kept.
-    offsets_retention: Duration,
+    offsets_retention: OffsetsRetention,
     shards: Mutex<BTreeMap<u32, Handle>>,
 }
 
@@ -302,7 +310,7 @@ struct Handle {
 
 impl Coordinator {
     /// For a broker.
-    pub fn new(home: Arc<dyn Home>, offsets_retention: Duration) -> Self {
+    pub fn new(home: Arc<dyn Home>, offsets_retention: OffsetsRetention) -> Self {
         Self { home, offsets_retention, shards: Mutex::default() }
     }
 

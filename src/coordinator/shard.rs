@@ -22,7 +22,10 @@ use tokio::time::{Instant, sleep_until};
 
 use super::entry::{self, CommittedOffset, Entry, StoredGroup};
 use super::group::{Group, Outbox, Reply};
-use super::{GroupDescription, GroupError, GroupProgress, Join, Joined, Leaving, Partitions, Speaker, Sync, Synced};
+use super::{
+    GroupDescription, GroupError, GroupProgress, Join, Joined, Leaving, OffsetsRetention, Partitions, Speaker, Sync,
+    Synced,
+};
 use crate::clock::now_ms;
 use crate::error::{Code, Error};
 use crate::partition::{Acks, Consistency, Fetch, FetchFrom, Partition};
@@ -36,8 +39,6 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 const LOAD_BYTES: usize = 4 << 20;
 /// Between two attempts at loading.
 const LOAD_PAUSE: Duration = Duration::from_secs(2);
-/// How often expired offsets are looked for.
-const EXPIRY_INTERVAL: Duration = Duration::from_secs(60);
 /// The log is rewritten when it has this many entries more than [`REWRITE_RATIO`] times what there is to remember.
 const REWRITE_SLACK: u64 = 10_000;
 const REWRITE_RATIO: u64 = 4;
@@ -72,7 +73,7 @@ pub(super) enum Request {
 pub(super) struct Shard {
     partition: Arc<Partition>,
     epoch: u64,
-    offsets_retention: Duration,
+    offsets_retention: OffsetsRetention,
     /// Where the next batch must come to stand.
     end: Offset,
     /// Bytes of the log, and of it when it was last rewritten.
@@ -92,7 +93,7 @@ impl Shard {
     pub(super) async fn run(
         partition: Arc<Partition>,
         epoch: u64,
-        offsets_retention: Duration,
+        offsets_retention: OffsetsRetention,
         mut queue: mpsc::Receiver<Request>,
     ) {
         let mut follow = partition.follow();
@@ -107,7 +108,7 @@ impl Shard {
             deadlines: BTreeMap::new(),
             out: Outbox::default(),
             must_confirm: false,
-            next_expiry: Instant::now() + EXPIRY_INTERVAL,
+            next_expiry: Instant::now() + offsets_retention.check_interval,
         };
         let mut shard = match shard.load().await {
             Ok(shard) => shard,
@@ -279,9 +280,9 @@ impl Shard {
             self.schedule(&name);
         }
         if self.next_expiry <= now {
-            self.next_expiry = now + EXPIRY_INTERVAL;
-            let retention = i64::try_from(self.offsets_retention.as_millis()).unwrap_or(i64::MAX);
-            let before = now_ms().saturating_sub(retention);
+            self.next_expiry = now + self.offsets_retention.check_interval;
+            let kept = i64::try_from(self.offsets_retention.kept.as_millis()).unwrap_or(i64::MAX);
+            let before = now_ms().saturating_sub(kept);
             let out = &mut self.out;
             let expired = |(name, group): (&String, &mut Group)| group.expire(before, out).then(|| name.clone());
             let expired: Vec<String> = self.groups.iter_mut().filter_map(expired).collect();
