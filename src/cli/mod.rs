@@ -143,8 +143,9 @@ impl From<std::io::Error> for Failure {
 }
 
 impl ServerArgs {
+    /// For a command that waits for an answer, and says so if that takes a while.
     fn client(&self) -> Result<Client, Failure> {
-        self.client_patient(PATIENCE)
+        Ok(self.client_patient(PATIENCE)?.telling(output::say))
     }
 
     /// A client for a command whose patience is another unless one is named.

@@ -5,13 +5,14 @@
 //! what it is: unknown. When patience is over, what a server said counts for more than that others could not be reached.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use reqwest::{Method, Response, StatusCode};
 use serde::de::DeserializeOwned;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use crate::api::fetched::FetchAnswer;
 use crate::api::groups::{GroupDescription, GroupList};
@@ -29,6 +30,8 @@ const GRACE: Duration = Duration::from_secs(2);
 const ATTEMPT_MIN: Duration = Duration::from_millis(100);
 /// Pause once every server was tried in vain.
 const PAUSE: Duration = Duration::from_millis(100);
+/// How long a request is tried without a word ([`Client::telling`]).
+const SILENCE: Duration = Duration::from_secs(4);
 /// Shorter than the server's `limits.header_timeout_ms`.
 const IDLE: Duration = Duration::from_secs(15);
 
@@ -114,7 +117,13 @@ pub struct Client {
     at: AtomicUsize,
     http: reqwest::Client,
     patience: Duration,
+    /// Hears of a request that takes long, once until there is an answer again.
+    tell: Option<fn(&str)>,
+    told: AtomicBool,
 }
+
+/// What each server's last attempt at a request came to, by its place among the servers.
+type Failures = Mutex<BTreeMap<usize, ClientError>>;
 
 struct Call<'a> {
     method: Method,
@@ -190,7 +199,12 @@ impl Client {
             .pool_idle_timeout(IDLE)
             .build()
             .map_err(|error| ClientError::Protocol(error.to_string()))?;
-        Ok(Self { servers, at: AtomicUsize::new(0), http, patience })
+        Ok(Self { servers, at: AtomicUsize::new(0), http, patience, tell: None, told: AtomicBool::new(false) })
+    }
+
+    /// Has `tell` told whom a request waits for and for how long, once it has waited for some seconds.
+    pub fn telling(self, tell: fn(&str)) -> Self {
+        Self { tell: Some(tell), ..self }
     }
 
     /// The servers, `http://host:port` each.
@@ -299,10 +313,40 @@ impl Client {
         })
     }
 
-    /// Tries until there is an answer that stands, or patience is over.
+    /// Tries until there is an answer that stands, or patience is over. If that takes a while, it is told.
     async fn answer(&self, call: &Call<'_>) -> Result<Bytes, ClientError> {
+        let failures = Failures::default();
+        let trying = self.try_all(call, &failures);
+        let Some(tell) = self.tell else { return trying.await };
+        tokio::pin!(trying);
+        let answer = match timeout(SILENCE + call.wait, &mut trying).await {
+            Ok(answer) => answer,
+            Err(_) => {
+                if !self.told.swap(true, Ordering::Relaxed) {
+                    tell(&self.silence(&failures.lock()));
+                }
+                trying.await
+            }
+        };
+        if answer.is_ok() {
+            self.told.store(false, Ordering::Relaxed);
+        }
+        answer
+    }
+
+    /// Of whom there is no answer yet, and why, as far as it is known.
+    fn silence(&self, failures: &BTreeMap<usize, ClientError>) -> String {
+        let of = |(at, server): (usize, &String)| match failures.get(&at) {
+            None => server.clone(),
+            Some(ClientError::Unreachable(why) | ClientError::Unknown(why)) => why.clone(),
+            Some(error) => format!("{server}: {error}"),
+        };
+        let whys: Vec<String> = self.servers.iter().enumerate().map(of).collect();
+        format!("no answer yet, trying for {} s: {}", self.patience.as_secs(), whys.join("; "))
+    }
+
+    async fn try_all(&self, call: &Call<'_>, failures: &Failures) -> Result<Bytes, ClientError> {
         let deadline = Instant::now() + self.patience;
-        let mut failures = BTreeMap::new();
         let mut lost = false;
         for tries in 1.. {
             let server = self.at.load(Ordering::Relaxed);
@@ -312,12 +356,12 @@ impl Client {
             };
             lost |= error.outcome() != WriteOutcome::None;
             let last = Instant::now() >= deadline;
-            if last || !repeat(call, &error) {
-                failures.insert(server, error.clone());
-                let error = if last { summary(failures, error) } else { error };
+            let repeat = repeat(call, &error);
+            failures.lock().insert(server, error.clone());
+            if last || !repeat {
+                let error = if last { summary(std::mem::take(&mut *failures.lock()), error) } else { error };
                 return Err(if lost && call.again != Again::Free { unknown(error) } else { error });
             }
-            failures.insert(server, error);
             // Others may have moved on already: then theirs is the next.
             let next = (server + 1) % self.servers.len();
             let _ = self.at.compare_exchange(server, next, Ordering::Relaxed, Ordering::Relaxed);

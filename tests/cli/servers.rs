@@ -1,8 +1,8 @@
 //! Servers that are wrong, away, or without a majority: what is said of each, with which status.
 
-use std::io::{BufRead, BufReader};
-use std::process::Stdio;
-use std::time::Instant;
+use std::io::{BufRead, BufReader, Read};
+use std::process::{ChildStderr, Stdio};
+use std::time::{Duration, Instant};
 
 use super::{Killed, status, stderr, stdout};
 use crate::support::{Cluster, PATIENCE, free_ports, pontoon, run};
@@ -30,6 +30,103 @@ async fn status_names_every_server_it_tried_and_says_that_it_tries() {
     let lines: Vec<&str> = said.lines().collect();
     assert!(lines.len() == 2 && lines[0].contains("trying for 2 s"), "{said}");
     assert!(lines.iter().all(|line| servers.iter().all(|server| line.contains(server))), "{said}");
+}
+
+/// A command that was started, and what it has said on stderr so far.
+struct Started {
+    process: Killed,
+    said: std::io::Lines<BufReader<ChildStderr>>,
+}
+
+impl Started {
+    fn new(args: &[&str], servers: &str) -> Self {
+        let mut command = pontoon();
+        command.args(args).args(["--server", servers]).stdin(Stdio::null());
+        let mut process = Killed(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap());
+        let said = BufReader::new(process.0.stderr.take().unwrap()).lines();
+        Self { process, said }
+    }
+
+    /// The next line; empty at the end.
+    fn line(&mut self) -> String {
+        tokio::task::block_in_place(|| self.said.next()).map(Result::unwrap).unwrap_or_default()
+    }
+
+    /// Its status and what it has printed.
+    fn end(mut self) -> (Option<i32>, String) {
+        let mut shown = String::new();
+        tokio::task::block_in_place(|| self.process.0.stdout.take().unwrap().read_to_string(&mut shown)).unwrap();
+        (self.process.0.wait().unwrap().code(), shown)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_waits_for_servers_is_told_which_and_for_how_long() {
+    let ports = free_ports(2);
+    let servers: Vec<String> = ports.iter().map(|port| format!("http://127.0.0.1:{port}")).collect();
+    let commands = [&["topic", "list"][..], &["topic", "create", "t"], &["consume", "t"], &["produce", "t"]];
+    // It is told long before patience is over, and told once.
+    let patient = commands.map(|args| Started::new(&[args, &["--patience", "600"]].concat(), &servers.join(",")));
+    let began = Instant::now();
+    for (mut started, args) in patient.into_iter().zip(commands) {
+        let line = started.line();
+        assert!(began.elapsed() < PATIENCE, "{args:?}: {line}");
+        assert!(line.contains("trying for 600 s") && servers.iter().all(|server| line.contains(server)), "{line}");
+    }
+    let hasty = commands.map(|args| Started::new(&[args, &["--patience", "6"]].concat(), &servers.join(",")));
+    for (mut started, args) in hasty.into_iter().zip(commands) {
+        let said: Vec<String> = (0..3).map(|_| started.line()).collect();
+        assert!(said[0].contains("trying for 6 s") && said[1].starts_with("pontoon: no server"), "{args:?}: {said:?}");
+        assert!(said[2].is_empty() && servers.iter().all(|server| said[1].contains(server)), "{args:?}: {said:?}");
+        assert_eq!(started.end(), (Some(3), String::new()), "{args:?}: {said:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_hangs_is_told_of_and_waited_for() {
+    let cluster = Cluster::start(1).await;
+    cluster.create_topic(1, "t", 1).await;
+    cluster.pause(1);
+    let mut listing = Started::new(&["topic", "list"], &cluster.servers());
+    let line = listing.line();
+    assert!(line.contains("trying for 60 s") && line.contains(&cluster.url(1)), "{line}");
+    cluster.resume(1);
+    let rest = listing.line();
+    let (status, shown) = listing.end();
+    assert!(status == Some(0) && shown.contains("t ") && rest.is_empty(), "{status:?}: {shown} {rest}");
+}
+
+/// How many fetches a broker has answered.
+async fn answered_fetches(cluster: &Cluster) -> u64 {
+    let text = cluster.http.get(format!("{}/metrics", cluster.url(1))).send().await.unwrap().text().await.unwrap();
+    let fetches =
+        |line: &&str| line.starts_with("pontoon_http_requests_total{") && line.contains("/records\",method=\"GET");
+    text.lines().filter(fetches).map(|line| line.rsplit_once(' ').unwrap().1.parse::<u64>().unwrap()).sum()
+}
+
+/// Waiting for records is no silence.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_follows_a_quiet_topic_is_told_nothing_until_its_server_is_gone() {
+    let mut cluster = Cluster::start(1).await;
+    cluster.create_topic(1, "t", 1).await;
+    let mut following = Started::new(&["consume", "t", "--follow", "--patience", "600"], &cluster.servers());
+    let mut printed = BufReader::new(following.process.0.stdout.take().unwrap()).lines();
+    // Each of these waits for longer than a request is tried without a word.
+    let deadline = Instant::now() + PATIENCE;
+    while answered_fetches(&cluster).await < 2 {
+        assert!(Instant::now() < deadline, "it does not ask");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    cluster.produce_text(1, "t", 0, "at last").await;
+    let line = tokio::task::block_in_place(|| printed.next()).unwrap().unwrap();
+    assert_eq!(line, "at last");
+    cluster.kill(1);
+    let said = following.line();
+    assert!(said.contains("refused") && said.contains("trying for 600 s"), "{said}");
+    cluster.restart(1).await;
+    cluster.produce_text(1, "t", 0, "again").await;
+    let line = tokio::task::block_in_place(|| printed.next()).unwrap().unwrap();
+    assert_eq!(line, "again");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
