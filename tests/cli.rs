@@ -11,6 +11,7 @@ use serde_json::Value;
 use crate::support::{Cluster, PATIENCE, free_ports, free_ports_in_a_row, pontoon, run};
 
 mod bench;
+mod contract;
 mod following;
 mod formats;
 mod servers;

@@ -9,10 +9,10 @@ use serde_json::{Value, json};
 
 use super::tails::Tail;
 use super::{fetch, produce, records_url, refusal, values};
-use crate::support::{Cluster, PATIENCE, read};
+use crate::support::{Cluster, Contract, PATIENCE, every_line_has_tests, read};
 
-/// What is promised, and the tests that show it. `every_line_names_tests_that_exist` holds the names to the sources.
-const CONTRACT: &[(&str, &[&str])] = &[
+/// What is promised, and the tests that show it. What the command line promises is in `tests/cli/contract.rs`.
+const CONTRACT: Contract = &[
     // Topics.
     ("POST /v1/topics: 201 with the description", &["topics_live_from_creation_to_deletion"]),
     ("defaults: one partition, min(3, brokers) replicas, no config", &["a_topic_has_defaults_that_suit_the_cluster"]),
@@ -215,7 +215,10 @@ const CONTRACT: &[(&str, &[&str])] = &[
     ),
     ("path segments are decoded once; %2F is refused", &["a_name_in_the_path_is_decoded_once"]),
     // Safe by default.
-    ("another address than loopback needs allow_insecure", &["starts_that_cannot_be_are_refused_with_the_key"]),
+    (
+        "another address than loopback needs allow_insecure, and warns",
+        &["starts_that_cannot_be_are_refused_with_the_key", "a_broker_that_anybody_can_reach_warns_on_stderr"],
+    ),
     ("a foreign Origin or Host is refused", &["a_foreign_page_or_name_is_refused_on_every_path_and_writes_nothing"]),
     // The cluster and its health.
     ("GET /v1/cluster, /v1/brokers: addresses, liveness, what each leads", &["cluster_and_brokers_are_described"]),
@@ -227,31 +230,37 @@ const CONTRACT: &[(&str, &[&str])] = &[
         &["metrics_have_one_prefix_and_no_label_that_grows_with_topics"],
     ),
     (
-        "GET /openapi.json: true to the above",
+        "GET /openapi.json: true to the above, answers",
         &["every_answer_is_one_that_the_document_lists", "nothing_is_served_that_is_not_in_the_document"],
+    ),
+    (
+        "GET /openapi.json: true to the above, requests",
+        &[
+            "every_parameter_takes_what_the_document_allows_and_nothing_else",
+            "every_body_may_be_what_the_document_allows_and_nothing_else",
+            "every_parameter_and_every_field_that_is_read_is_in_the_document",
+            "every_header_that_is_read_is_in_the_document",
+        ],
+    ),
+    // Groups.
+    (
+        "GET /v1/groups, GET and PUT /v1/groups/{g}/offsets",
+        &[
+            "the_lag_of_groups_is_told_by_status_and_by_the_metrics_of_their_coordinator",
+            "a_group_that_is_not_there_or_in_use_is_refused_by_its_code",
+            "offsets_go_a_minute_after_the_last_who_cared_for_them_whoever_coordinates",
+        ],
+    ),
+    // Peers.
+    (
+        "the peer handshake checks cluster id and protocol version",
+        &["who_speaks_another_version_or_is_of_another_cluster_is_turned_away_and_the_log_says_why"],
     ),
 ];
 
 #[test]
-fn every_line_names_tests_that_exist() {
-    let mut folders = vec![std::path::PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/tests"))];
-    let mut sources = String::new();
-    while let Some(folder) = folders.pop() {
-        for entry in std::fs::read_dir(folder).unwrap() {
-            let path = entry.unwrap().path();
-            match path.extension() {
-                _ if path.is_dir() => folders.push(path),
-                Some(extension) if extension == "rs" => sources.push_str(&std::fs::read_to_string(path).unwrap()),
-                _ => {}
-            }
-        }
-    }
-    for (promise, tests) in CONTRACT {
-        assert!(!tests.is_empty(), "{promise}: no test");
-        for test in *tests {
-            assert!(sources.contains(&format!("fn {test}()")), "{promise}: there is no test {test}");
-        }
-    }
+fn every_line_of_the_http_contract_names_tests_that_exist() {
+    every_line_has_tests(CONTRACT);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
