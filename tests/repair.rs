@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use crate::support::{Cluster, run};
 
+mod catalog;
 mod running;
 
 /// Files under a data directory whose path has this in it, sorted.

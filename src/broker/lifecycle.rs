@@ -40,8 +40,6 @@ const RETRY_WAIT: Duration = Duration::from_millis(500);
 const CATCH_UP_WAIT: Duration = Duration::from_millis(100);
 /// Longest that a broker which is otherwise ready waits for its peers' first words.
 const FIRST_WORDS_WAIT: Duration = Duration::from_secs(3);
-/// The catalog's log is cut behind a snapshot every so many entries.
-const SNAPSHOT_ENTRIES: u64 = 10_000;
 
 /// Groups that want a step, each once.
 #[derive(Default)]
@@ -238,7 +236,7 @@ impl Shared {
         if gone {
             self.routing.retain(|group| state.group(group).is_some());
         }
-        if self.catalog.wants_snapshot(SNAPSHOT_ENTRIES) {
+        if self.catalog.wants_snapshot(self.config.catalog_snapshot_entries) {
             self.work.add(CATALOG_GROUP);
         }
         self.routing.touch();

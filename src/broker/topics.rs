@@ -17,7 +17,7 @@ use super::{
 };
 use crate::catalog::command::PARTITIONS_MAX;
 use crate::catalog::names::{TOPIC_NAME_CHARS_MAX, check_topic_name};
-use crate::catalog::state::{PartitionRecord, ReplicaState, TopicId, TopicRecord};
+use crate::catalog::state::{CatalogState, PartitionRecord, ReplicaState, TopicId, TopicRecord};
 use crate::catalog::topic_config::{self, TopicConfig};
 use crate::controller::requests::{ControlAnswer, ControlRequest};
 use crate::controller::{Controller, placement};
@@ -538,11 +538,31 @@ impl Shared {
                 false => self.routing.damage(known.broker),
             },
         });
+        let mut brokers: Vec<_> = brokers.collect();
+        brokers.extend(self.damaged_stranger(&state));
         ClusterDescription {
             cluster_id: self.cluster_id(),
             controller: self.known_controller().map(|(broker, _)| broker),
-            brokers: brokers.collect(),
+            brokers,
         }
+    }
+
+    /// This broker, if what the catalog's copy here knows does not have it, and there is damage to tell of: the catalog may be what is
+    /// damaged.
+    fn damaged_stranger(&self, state: &CatalogState) -> Option<BrokerDescription> {
+        let damage = self.damage();
+        let stranger = !damage.is_empty() && !state.brokers().contains_key(&self.broker);
+        stranger.then(|| BrokerDescription {
+            broker_id: self.broker,
+            http_address: self.http_address.clone(),
+            kafka_address: self.kafka_address(),
+            peer_address: self.peer_address.clone(),
+            alive: true,
+            leads: 0,
+            replicas: 0,
+            lagging: 0,
+            damage,
+        })
     }
 }
 

@@ -69,6 +69,7 @@ keys! {
     "limits.body_timeout_ms", "30000", "Longest wait for a request's whole body." => |c, t| c.limits.body_timeout = millis(t)?;
     "limits.write_timeout_ms", "60000", "Longest that a client may leave an answer unread before its connection is closed." => |c, t| c.limits.write_timeout = millis(t)?;
     "retention.check_interval_ms", "30000", "How often each partition is looked at for records to let go and segments to close." => |c, t| c.retention_check_interval = millis(t)?;
+    "catalog.snapshot_entries", "10000", "The cluster's metadata (the catalog) is a log that is cut behind a snapshot every so many entries." => |c, t| c.catalog_snapshot_entries = at_least(t, 1)?;
     "metrics.partitions", "false", "`/metrics` shows each partition that the broker leads, too: thousands of them are many series." => |c, t| c.metrics_partitions = boolean(t)?;
     "metrics.groups_max", "500", "Most consumer groups that `/metrics` shows by name, those furthest behind first; with `metrics.partitions` also the most of their partitions." => |c, t| c.metrics_groups_max = number(t)?;
     "raft.journal_round_bytes_max", "4194304", "Most bytes of one journal round (one write, one fdatasync)." => |c, t| c.raft.journal_round_bytes_max = at_least(t, 4096)?;

@@ -140,6 +140,8 @@ pub struct Config {
     pub log: BTreeMap<String, String>,
     /// How often each partition is looked at for records to let go. Default: 30 s.
     pub retention_check_interval: Duration,
+    /// `catalog.snapshot_entries`: the catalog's log is cut behind a snapshot every so many entries. Default: 10,000.
+    pub catalog_snapshot_entries: u64,
     /// The replicated log's own limits.
     pub raft: RaftConfig,
 }
@@ -161,6 +163,7 @@ impl Config {
             limits: Limits::default(),
             log: BTreeMap::new(),
             retention_check_interval: Duration::from_secs(30),
+            catalog_snapshot_entries: 10_000,
             raft: RaftConfig::default(),
         }
     }

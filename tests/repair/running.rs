@@ -15,7 +15,7 @@ const NO_SCRUB: [&str; 1] = ["--set=raft.scrub_bytes_per_second=0"];
 const TRIMMED: [&str; 2] = ["--set=retention.check_interval_ms=50", "--set=raft.checkpoint_interval_ms=200"];
 
 /// Looks until it is so.
-async fn until(what: &str, cluster: &Cluster, broker: u32, mut so: impl AsyncFnMut() -> bool) {
+pub(super) async fn until(what: &str, cluster: &Cluster, broker: u32, mut so: impl AsyncFnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !so().await {
         assert!(Instant::now() < deadline, "{what}: {}", cluster.log(broker));

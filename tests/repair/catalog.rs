@@ -1,0 +1,185 @@
+//! What rots of the catalog itself: the snapshot behind which its log was cut. Beside it stand the same things in memory, in sled, and at
+//! the other brokers.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::running::until;
+use super::{cut, files, flip, sound, values};
+use crate::support::{Cluster, run};
+
+/// A snapshot soon, and found soon.
+const SETTINGS: [&str; 4] = [
+    "--set=catalog.snapshot_entries=20",
+    "--set=raft.checkpoint_interval_ms=200",
+    "--set=raft.scrub_interval_ms=300",
+    "--set=raft.scrub_bytes_per_second=1000000000",
+];
+/// Topics that are made at a time: more than enough entries for a snapshot.
+const TOPICS: usize = 12;
+
+/// The newest snapshot of a broker's replica of the catalog.
+fn snapshot(data: &Path) -> Option<PathBuf> {
+    let of_catalog = |path: &PathBuf| path.extension().is_none() && path.to_string_lossy().contains("/groups/0-");
+    files(data, "/snapshot-").into_iter().rfind(of_catalog)
+}
+
+fn name(path: &Path) -> &str {
+    path.file_name().unwrap().to_str().unwrap()
+}
+
+/// More topics, each with a record.
+async fn create_topics(cluster: &Cluster, id: u32, topics: &mut Vec<String>) {
+    for _ in 0..TOPICS {
+        let topic = format!("t{}", topics.len());
+        cluster.create_topic(id, &topic, 1).await;
+        cluster.produce_text(id, &topic, 0, &topic).await;
+        topics.push(topic);
+    }
+}
+
+/// Brokers whose catalogs begin behind a snapshot, and nothing older lies about.
+async fn cut_catalogs(count: u32) -> (Cluster, Vec<String>) {
+    let cluster = Cluster::start_with(count, &SETTINGS).await;
+    let mut topics = Vec::new();
+    create_topics(&cluster, 1, &mut topics).await;
+    for id in 1..=count {
+        let begins_later = async || {
+            let of_catalog = |path: &&PathBuf| path.to_string_lossy().contains("/groups/0-");
+            files(cluster.data_dir(id), "/snapshot-").iter().filter(of_catalog).count() == 1
+        };
+        until("no snapshot", &cluster, id, begins_later).await;
+    }
+    (cluster, topics)
+}
+
+/// Every topic is there, and what was written to it.
+async fn all_there(cluster: &Cluster, id: u32, topics: &[String]) {
+    let (_, list) = cluster.get(id, "/v1/topics").await;
+    assert_eq!(list["topics"].as_array().unwrap().len(), topics.len(), "{list}");
+    for topic in topics {
+        assert_eq!(values(&cluster.fetch_all(id, topic, 0).await), [topic.as_str()], "broker {id}");
+    }
+}
+
+/// Waits until `status` says this of a broker, or nothing of the kind.
+async fn status_says(cluster: &Cluster, id: u32, words: &str, says: bool) {
+    let line = async || {
+        let shown = run(&["status", "--server", &cluster.servers()], b"").await;
+        let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
+        shown.lines().any(|line| line.starts_with(&format!("! broker {id}: ")) && line.contains(words))
+    };
+    until("status", cluster, id, async || line().await == says).await;
+}
+
+async fn rotten_files(cluster: &Cluster, id: u32) -> String {
+    let text = cluster.http.get(format!("{}/metrics", cluster.url(id))).send().await.unwrap().text().await.unwrap();
+    let line = text.lines().find(|line| line.starts_with("pontoon_rotten_files{")).unwrap();
+    line.rsplit_once(' ').unwrap().1.to_owned()
+}
+
+async fn controller(cluster: &Cluster, id: u32) -> u32 {
+    cluster.get(id, "/v1/cluster").await.1["controller"].as_u64().unwrap() as u32
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_catalogs_snapshot_that_rots_under_running_brokers_is_named_and_made_anew() {
+    let (mut cluster, mut topics) = cut_catalogs(3).await;
+    let leads = controller(&cluster, 1).await;
+    let (follows, third) = (leads % 3 + 1, (leads + 1) % 3 + 1);
+    for (id, damage) in [(follows, cut as fn(&Path)), (leads, |path| flip(path, 40))] {
+        let rotten = snapshot(cluster.data_dir(id)).unwrap();
+        damage(&rotten);
+        let named = |log: String| log.lines().any(|line| line.contains("rotten file") && line.contains(name(&rotten)));
+        until("not found", &cluster, id, async || named(cluster.log(id))).await;
+        status_says(&cluster, id, name(&rotten), true).await;
+        assert_eq!(rotten_files(&cluster, id).await, "1", "broker {id}");
+    }
+    all_there(&cluster, follows, &topics).await;
+
+    // The third has nothing any more, and needs the one that is rotten.
+    cluster.kill(third);
+    fs::remove_dir_all(cluster.data_dir(third)).unwrap();
+    cluster.restart(third).await;
+    let log = [cluster.log(leads), cluster.log(follows)].concat();
+    assert!(log.contains("a rotten snapshot was made anew"), "{log}");
+    all_there(&cluster, third, &topics).await;
+
+    // The next ones take the places of both.
+    create_topics(&cluster, follows, &mut topics).await;
+    for id in [leads, follows] {
+        let whole = async || match snapshot(cluster.data_dir(id)) {
+            Some(newest) => sound(&newest).await,
+            None => false,
+        };
+        until("no sound one", &cluster, id, whole).await;
+        status_says(&cluster, id, "snapshot-", false).await;
+        assert_eq!(rotten_files(&cluster, id).await, "0", "broker {id}");
+    }
+    // And they hold all of it, for who has nothing but them.
+    for id in 1..=3 {
+        assert!(cluster.stop(id).success());
+        fs::remove_dir_all(cluster.data_dir(id).join("catalog")).unwrap();
+    }
+    cluster.restart_all(&[1, 2, 3]).await;
+    for id in 1..=3 {
+        all_there(&cluster, id, &topics).await;
+        assert!(!cluster.log(id).contains("replica lost"), "{}", cluster.log(id));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_catalogs_snapshot_that_rots_while_its_broker_is_stopped_costs_nothing() {
+    let (mut cluster, topics) = cut_catalogs(3).await;
+    let id = controller(&cluster, 1).await;
+    for damage in [|path: &Path| flip(path, 40), cut as fn(&Path)] {
+        assert!(cluster.stop(id).success());
+        let rotten = snapshot(cluster.data_dir(id)).unwrap();
+        damage(&rotten);
+        cluster.restart(id).await;
+        let told = |line: &str| line.contains("a rotten snapshot is not used") && line.contains(name(&rotten));
+        assert!(cluster.log(id).lines().any(told), "{}", cluster.log(id));
+        // Made anew from sled, at once.
+        assert!(sound(&snapshot(cluster.data_dir(id)).unwrap()).await);
+        all_there(&cluster, id, &topics).await;
+        assert!(!cluster.log(id).contains("replica lost"), "{}", cluster.log(id));
+    }
+    // With sled: the others have it, and what is rotten is kept for a person.
+    assert!(cluster.stop(id).success());
+    flip(&snapshot(cluster.data_dir(id)).unwrap(), 40);
+    files(cluster.data_dir(id), "/catalog/").iter().for_each(|file| fs::write(file, b"rot").unwrap());
+    cluster.restart(id).await;
+    all_there(&cluster, id, &topics).await;
+    assert!(cluster.log(id).contains("no snapshot covers the purged entries"), "{}", cluster.log(id));
+    status_says(&cluster, id, "kept of a rotten replica, to be looked at", true).await;
+}
+
+/// Nobody else has it: nothing is begun anew in its place, and nothing is thrown away.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_only_catalog_that_rots_with_its_cache_is_waited_for() {
+    let (mut cluster, _) = cut_catalogs(1).await;
+    assert!(cluster.stop(1).success());
+    let rotten = snapshot(cluster.data_dir(1)).unwrap();
+    flip(&rotten, 40);
+    files(cluster.data_dir(1), "/catalog/").iter().for_each(|file| fs::write(file, b"rot").unwrap());
+    cluster.spawn(1);
+    let says_why = async || {
+        let Ok(answer) = cluster.http.get(format!("{}/readyz", cluster.url(1))).send().await else { return false };
+        let ready = answer.status() == 200;
+        let body = answer.text().await.unwrap();
+        assert!(!ready, "{body}");
+        body.contains("this directory's copy of the catalog is lost")
+    };
+    until("it does not say why", &cluster, 1, says_why).await;
+    assert!(cluster.log(1).lines().any(|line| line.contains("replica lost") && line.contains(name(&rotten))));
+    let (status, refused) = cluster.get(1, "/v1/topics/t0").await;
+    assert_eq!((status.as_u16(), &refused["error"]), (503, &"NOT_READY".into()), "{refused}");
+    status_says(&cluster, 1, name(&rotten), true).await;
+    let text = cluster.http.get(format!("{}/metrics", cluster.url(1))).send().await.unwrap().text().await.unwrap();
+    for metric in ["pontoon_replicas_lost", "pontoon_replicas_corrupt"] {
+        assert!(text.contains(&format!("{metric}{{broker=\"1\"}} 1\n")), "{metric}: {text}");
+    }
+    let held = files(cluster.data_dir(1), "/groups/");
+    assert!(cluster.stop(1).success());
+    assert!(files(cluster.data_dir(1), "/groups/") == held && held.contains(&rotten), "{held:?}");
+}
