@@ -391,7 +391,9 @@ impl std::fmt::Debug for RealDisk {
 impl RealDisk {
     /// Occupies the closing thread until the sender is dropped.
     pub(super) fn block_closing_lane(&self, until_dropped: std::sync::mpsc::Receiver<()>) {
-        self.threads.closing.push(Box::new(move || drop(until_dropped.recv())));
+        self.threads.closing.push(Box::new(move || {
+            let _ = until_dropped.recv();
+        }));
     }
 
     /// Occupies a general thread until the sender is dropped.
