@@ -16,7 +16,7 @@ use serde_json::Value;
 use super::embed::embeddable;
 use crate::error::{Code, Error, Result};
 use crate::partition::Fetched;
-use crate::record_batch::{BatchError, BatchLimits, Headers, Record, RecordBatch};
+use crate::record_batch::{BatchError, Headers, Record, Records};
 
 /// 200 of a fetch, as a client reads it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -138,11 +138,8 @@ impl RecordsJson {
     }
 
     /// Writes one batch's records. Returns false once a limit is reached: then the rest is left out.
-    pub fn push(&mut self, batch: &Bytes) -> Result<bool> {
-        let records = RecordBatch::stored(batch.clone())
-            .and_then(|batch| batch.records(BatchLimits::default().decompressed_bytes_max))
-            .map_err(unreadable)?;
-        for record in records {
+    pub fn push(&mut self, records: std::result::Result<Records, BatchError>) -> Result<bool> {
+        for record in records.map_err(unreadable)? {
             let record = record.map_err(unreadable)?;
             if record.offset < self.start.0 {
                 continue;
@@ -260,7 +257,7 @@ fn write_headers(out: &mut Vec<u8>, headers: &Headers) -> std::io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record_batch::{Header, NewRecord, RecordBatchBuilder, stamp};
+    use crate::record_batch::{BatchLimits, Header, NewRecord, RecordBatch, RecordBatchBuilder, stamp};
 
     fn batch(base: u64, values: &[&str]) -> Bytes {
         let mut builder = RecordBatchBuilder::new(BatchLimits::default());
@@ -269,6 +266,10 @@ mod tests {
             builder.push(&NewRecord { timestamp: 7, value, ..NewRecord::default() }).unwrap();
         }
         stamped(base, builder)
+    }
+
+    fn records(batch: &Bytes) -> std::result::Result<Records, BatchError> {
+        RecordBatch::stored(batch.clone()).and_then(|batch| batch.records(1 << 20))
     }
 
     fn stamped(base: u64, builder: RecordBatchBuilder) -> Bytes {
@@ -294,7 +295,7 @@ mod tests {
 
     fn answer(start: u64, records_max: usize, bytes_max: usize, fetched: &Fetched) -> FetchAnswer {
         let mut json = RecordsJson::new(Offset(start), form(records_max, bytes_max));
-        let complete = fetched.batches.iter().all(|batch| json.push(batch).unwrap());
+        let complete = fetched.batches.iter().all(|batch| json.push(records(batch)).unwrap());
         let (head, records) = json.finish("t", 1, fetched, complete);
         serde_json::from_slice(&[head, records].concat()).unwrap()
     }
@@ -346,12 +347,12 @@ mod tests {
     #[test]
     fn a_stored_batch_that_cannot_be_read_is_not_served() {
         let mut json = RecordsJson::new(Offset(0), form(9, 9));
-        assert_eq!(json.push(&Bytes::from_static(b"short")).unwrap_err().code, Code::CorruptLog);
+        assert_eq!(json.push(records(&Bytes::from_static(b"short"))).unwrap_err().code, Code::CorruptLog);
     }
 
     fn written(values: ValueFormat, framing: Framing, of: &[&str]) -> (String, Offset) {
         let mut json = RecordsJson::new(Offset(4), RecordsForm { values, framing, ..form(9, 1 << 20) });
-        assert!(json.push(&batch(4, of)).unwrap());
+        assert!(json.push(records(&batch(4, of))).unwrap());
         let next = json.next_offset(None);
         (String::from_utf8(json.into_records().to_vec()).unwrap(), next)
     }

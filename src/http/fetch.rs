@@ -21,8 +21,9 @@ use crate::http::leader::{AtLeader, Passable, Repeat};
 use crate::http::refusal::Refusal;
 use crate::http::request::{Params, Target, accept};
 use crate::http::{Shared, tail};
+use crate::partition::aside::read_batch;
 use crate::partition::{Consistency, Fetch, FetchFrom, Fetched, Partition};
-use crate::record_batch::BatchHeader;
+use crate::record_batch::{BatchHeader, BatchLimits};
 
 const JSON: &str = "application/json";
 const LINES: &str = "application/x-ndjson";
@@ -242,7 +243,7 @@ impl FetchWork<'_> {
         let mut json = RecordsJson::new(fetched.start_offset, form);
         let mut complete = true;
         for batch in &fetched.batches {
-            if !json.push(batch)? {
+            if !write_down(&mut json, batch.clone()).await? {
                 complete = false;
                 break;
             }
@@ -262,6 +263,11 @@ impl FetchWork<'_> {
         ];
         Ok((headers, chunks(vec![head, records], permit)).into_response())
     }
+}
+
+/// Writes one batch's records down, aside if they are many bytes. Returns false once a limit is reached.
+pub(super) async fn write_down(json: &mut RecordsJson, batch: Bytes) -> Result<bool, Error> {
+    read_batch(batch, BatchLimits::default().decompressed_bytes_max, |records| json.push(records)).await
 }
 
 /// An answer whose cursor is in its headers.
@@ -305,6 +311,8 @@ fn chunks(parts: Vec<Bytes>, mut permit: OwnedSemaphorePermit) -> Body {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::partition::aside::testing::turns_beside;
+    use crate::record_batch::{NewRecord, RecordBatchBuilder};
 
     #[test]
     fn a_fetch_begins_where_it_says() {
@@ -332,5 +340,23 @@ mod tests {
         assert_eq!(budget.held(), 3, "what it does not take is free for others");
         assert_eq!(&axum::body::to_bytes(body, 10).await.unwrap()[..], b"abc");
         assert_eq!(budget.held(), 0);
+    }
+    /// A text of 15 MB is escaped for a while.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+    async fn others_have_their_turn_while_a_large_batch_is_written_down() {
+        let mut builder = RecordBatchBuilder::new(BatchLimits::default());
+        let record = NewRecord { value: Some(vec![b'x'; 1_000_000].into()), ..NewRecord::default() };
+        (0..15).for_each(|_| builder.push(&record).unwrap());
+        let batch = builder.build(None).unwrap().into_bytes();
+        let form =
+            RecordsForm { records_max: 9, bytes_max: usize::MAX, values: ValueFormat::Text, framing: Framing::Lines };
+        let mut json = RecordsJson::new(Offset(0), form);
+        let (turns, (complete, count)) = turns_beside(async move {
+            let complete = write_down(&mut json, batch).await;
+            (complete, json.count())
+        })
+        .await;
+        assert!(turns > 100, "{turns}");
+        assert_eq!((complete, count), (Ok(false), 9));
     }
 }

@@ -30,6 +30,7 @@ use crate::http::produce::{Produce, acks, each_record, to_new};
 use crate::http::refusal::Refusal;
 use crate::http::request::{BodyKind, Params, Target, TopicName, read_body};
 use crate::partition::Acks;
+use crate::partition::aside::aside_if_many;
 use crate::record_batch::{BatchError, RecordBatch, RecordBatchBuilder};
 
 /// Most records of one request: each has a result in the answer, which would otherwise outgrow the request.
@@ -53,7 +54,9 @@ pub(super) async fn produce(
     check_not_internal(&topic)?;
     let received = read_body(&parts.headers, body, &shared.limits, &shared.request_bytes).await?;
     let shape = broker.topic_shape(&topic, left(deadline)).await?;
-    let shares = divide(&received.bytes, kind, shape, &shared.turns.of(&topic), now_ms())?;
+    let turn = shared.turns.of(&topic);
+    let divide = || divide(&received.bytes, kind, shape, &turn, now_ms());
+    let shares = aside_if_many(received.bytes.len(), divide).await?;
     let sending = shares.into_iter().map(|share| share.send(&shared, &topic, acks, deadline));
     // All at once: a partition without a leader holds up no other. There are no more than the topic has partitions.
     answer(futures_util::future::join_all(sending).await, acks)

@@ -22,9 +22,10 @@ use crate::http::Shared;
 use crate::http::leader::{AtLeader, Passable, Repeat};
 use crate::http::refusal::Refusal;
 use crate::http::request::{BodyKind, Params, Target, number_header, read_body};
+use crate::partition::aside::{aside_if_many, check_batch};
 use crate::partition::{Acks, Partition};
 use crate::record_batch::{
-    BatchHeader, BatchLimits, Header, NewRecord, ProducerSequence, RecordBatch, RecordBatchBuilder,
+    Allowance, BatchHeader, BatchLimits, Header, NewRecord, ProducerSequence, RecordBatch, RecordBatchBuilder,
 };
 
 /// `POST /v1/topics/{t}/partitions/{p}/records`
@@ -100,18 +101,27 @@ impl<'a> Produce<'a> {
         Self { target, kind, body, producer: None, acks, if_match: None, batch: OnceLock::from(batch) }
     }
 
-    fn batch(&self, limits: &BatchLimits) -> Result<&RecordBatch, Refusal> {
+    async fn batch(&self, limits: &BatchLimits) -> Result<&RecordBatch, Refusal> {
         if let Some(batch) = self.batch.get() {
             return Ok(batch);
         }
-        let batch = make_batch(&self.body, self.kind, self.producer, limits, now_ms())?;
+        let batch = match self.kind {
+            BodyKind::Batch => {
+                let mut allowance = Allowance::new(limits.decompressed_bytes_max);
+                check_batch(self.body.clone(), limits, &mut allowance).await.map_err(Error::from)?
+            }
+            kind => {
+                let make = || make_batch(&self.body, kind, self.producer, limits, now_ms());
+                aside_if_many(self.body.len(), make).await?
+            }
+        };
         Ok(self.batch.get_or_init(|| batch))
     }
 }
 
 impl AtLeader for Produce<'_> {
     async fn run(&self, partition: &Partition, left: Duration) -> Result<Response, Refusal> {
-        let batch = self.batch(partition.limits())?;
+        let batch = self.batch(partition.limits()).await?;
         let stages = Stages::start();
         let produced = partition.produce_staged(batch.clone(), self.acks, self.if_match, left, &stages).await?;
         if self.acks == Acks::None {
@@ -140,7 +150,7 @@ fn server_timing(StageTimes { queue, journal, replicate }: StageTimes) -> String
     format!("queue;dur={:.3}, journal;dur={:.3}, replicate;dur={:.3}", ms(queue), ms(journal), ms(replicate))
 }
 
-/// Turns a body into one batch. Records without a timestamp get `now`.
+/// Turns a body of records into one batch. Those without a timestamp get `now`.
 fn make_batch(
     body: &Bytes,
     kind: BodyKind,
@@ -148,9 +158,6 @@ fn make_batch(
     limits: &BatchLimits,
     now: i64,
 ) -> Result<RecordBatch, Refusal> {
-    if kind == BodyKind::Batch {
-        return Ok(RecordBatch::check(body.clone(), limits).map_err(Error::from)?);
-    }
     let mut builder = RecordBatchBuilder::new(*limits);
     each_record(body, kind, &mut |record| builder.push(&to_new(body, record, now)).map_err(Error::from))?;
     Ok(builder.build(producer).map_err(Error::from)?)
@@ -233,15 +240,14 @@ mod tests {
     fn a_built_batch_passes_the_check_of_a_received_one() {
         let batch = make(BodyKind::Lines, "{\"value\":1}\n{\"key\":2,\"timestamp\":1}\n").unwrap();
         let bytes = batch.into_bytes();
-        make_batch(&bytes, BodyKind::Batch, None, &BatchLimits::default(), 0).unwrap();
+        RecordBatch::check(bytes, &BatchLimits::default()).unwrap();
     }
 
     #[test]
-    fn what_is_too_large_or_no_batch_is_refused_with_its_code() {
+    fn what_is_too_large_or_malformed_is_refused_with_its_code() {
         let limits = BatchLimits { record_bytes_max: 3, ..BatchLimits::default() };
         let refused = make_batch(&Bytes::from_static(b"four"), BodyKind::Text, None, &limits, 0);
         assert_eq!(code(refused), Code::RecordTooLarge);
-        assert_eq!(code(make(BodyKind::Batch, "not a batch")), Code::CorruptBatch);
         assert_eq!(code(make(BodyKind::Json, "{}")), Code::InvalidRequest);
     }
 

@@ -255,11 +255,11 @@ impl Source {
         // For the batches, and for their text, which is longer if they are compressed.
         let share = self.shared.tail_bytes.wait(announced + CHUNK_BYTES).await?;
         let batches = self.whole(answer, announced).await?;
-        self.write(next, end, values, batches, share)
+        self.write(next, end, values, batches, share).await
     }
 
     /// Writes batches down as events, as far as one chunk goes. The share goes with the text until it is sent.
-    fn write(
+    async fn write(
         &self,
         next: Offset,
         end: Option<Offset>,
@@ -272,7 +272,7 @@ impl Source {
         let mut complete = true;
         while complete && !batches.is_empty() {
             let batch = split_batch(&mut batches).ok_or_else(|| self.unreadable(&"a batch is cut short"))?;
-            complete = events.push(&batch)?;
+            complete = fetch::write_down(&mut events, batch).await?;
         }
         let next = events.next_offset(end.filter(|_| complete));
         let text = events.into_records();

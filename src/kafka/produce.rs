@@ -4,8 +4,8 @@
 //! share a frame are copied once each. Batches of a request, and of the requests behind it, are proposed in their order; so
 //! a leader that is still taking over refuses at once, lest a later batch overtake one that waits.
 //!
-//! Batches are checked on the worker thread that has the connection, decompressed one at a time. A request that takes long makes way for
-//! others between its batches; what comes behind it on its connection waits for its [`Turn`] to end.
+//! Batches are checked one at a time, large ones aside ([`crate::partition::aside`]). A request that takes long makes way for others between
+//! its batches; what comes behind it on its connection waits for its [`Turn`] to end.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,6 +23,7 @@ use super::messages::{
 use super::metadata::{Leaders, TopicName};
 use super::{Door, ErrorCode};
 use crate::broker::{Route, check_not_internal};
+use crate::partition::aside::check_batch;
 use crate::partition::{Acks, Partition};
 use crate::record_batch::{Allowance, BatchLimits, RecordBatch};
 
@@ -165,7 +166,7 @@ async fn check(
                 (None, Some(code)) => Err(code.into()),
                 (None, None) => {
                     let (sent, spent) = (records.len(), allowance.spent());
-                    let one = check_one(door, &name.name, index, records, &mut allowance);
+                    let one = check_one(door, &name.name, index, records, &mut allowance).await;
                     looked_at += sent + allowance.spent() - spent;
                     one
                 }
@@ -189,7 +190,7 @@ fn allowance(door: &Door) -> Allowance {
     Allowance::new(together.max(BatchLimits::default().decompressed_bytes_max))
 }
 
-fn check_one(
+async fn check_one(
     door: &Door,
     topic: &str,
     index: i32,
@@ -198,8 +199,8 @@ fn check_one(
 ) -> Result<(Arc<Partition>, RecordBatch), Refused> {
     check_not_internal(topic)?;
     let partition = leading(door, topic, index)?;
-    let batch = RecordBatch::check_within(records, partition.limits(), allowance)
-        .map_err(|error| Refused { code: ErrorCode::from(&error), message: Some(error.to_string()) })?;
+    let checked = check_batch(records, partition.limits(), allowance).await;
+    let batch = checked.map_err(|error| Refused { code: ErrorCode::from(&error), message: Some(error.to_string()) })?;
     Ok((partition, batch))
 }
 

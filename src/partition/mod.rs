@@ -3,11 +3,12 @@
 //! It knows batches and producers; it knows no HTTP, no Kafka, no catalog and no other partition. What is decided at append
 //! is in `append_state` (`producers` and `retention`, with `proposal` and `verdict`), seen by the raft crate through
 //! [`PartitionApplication`]; `append` waits for the ack level, `fetch` reads. Both go through [`ReplicatedLog`] and hold no
-//! state of their own.
+//! state of their own. [`aside`]: where large batches are checked and read.
 
 mod append;
 mod append_state;
 mod application;
+pub mod aside;
 mod fetch;
 mod instruments;
 mod observe;

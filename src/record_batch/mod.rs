@@ -59,8 +59,8 @@ pub struct BatchLimits {
     pub record_bytes_max: usize,
     /// Largest batch as it comes. Default: 16 MiB.
     pub batch_bytes_max: usize,
-    /// Most bytes its records may decompress to. They are held only while they are checked, by one batch per worker thread.
-    /// Default: 64 MiB.
+    /// Most bytes its records may decompress to. They are held only while they are checked, by few batches at a time (see
+    /// `partition::aside`). Default: 64 MiB.
     pub decompressed_bytes_max: usize,
 }
 
@@ -75,7 +75,7 @@ const DECODER_BYTES: usize = 64 << 10;
 
 /// What the batches of one request may still decompress to, together: each within its own limit, very many small ones could still keep
 /// a processor busy for very long.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Allowance {
     max: usize,
     left: usize,

@@ -7,9 +7,10 @@ use futures_util::poll;
 
 use super::*;
 use crate::kafka::connection::Turn;
+use crate::partition::aside::testing::turns_beside;
 
 /// The same batch, its records compressed.
-fn squeezed(plain: &Bytes) -> Bytes {
+pub(super) fn squeezed(plain: &Bytes) -> Bytes {
     let mut batch = plain[..61].to_vec();
     batch.extend(zstd::stream::encode_all(&plain[61..], 3).unwrap());
     batch[22] = 4;
@@ -21,7 +22,7 @@ fn squeezed(plain: &Bytes) -> Bytes {
 }
 
 /// A batch of so many records of a million zeros.
-fn zeros(records: usize) -> Bytes {
+pub(super) fn zeros(records: usize) -> Bytes {
     let mut builder = RecordBatchBuilder::new(BatchLimits { batch_bytes_max: 80 << 20, ..Default::default() });
     let record = NewRecord { value: Some(vec![0; 1_000_000].into()), ..Default::default() };
     (0..records).for_each(|_| builder.push(&record).unwrap());
@@ -29,7 +30,7 @@ fn zeros(records: usize) -> Bytes {
 }
 
 /// One batch for each partition, in this order.
-fn to_partitions(batches: impl IntoIterator<Item = (i32, Bytes)>) -> ProduceRequest {
+pub(super) fn to_partitions(batches: impl IntoIterator<Item = (i32, Bytes)>) -> ProduceRequest {
     let partition = |(index, batch)| ProducePartition { index, records: RecordData::some(vec![batch]) };
     let partitions = batches.into_iter().map(partition).collect();
     let topics = vec![ProduceTopic { name: "t".into(), partitions, ..Default::default() }];
@@ -230,6 +231,23 @@ async fn others_get_their_turn_between_the_batches_of_a_request() {
         let dispatch::Handled::Response(Response::Produce(answer)) = work.await else { panic!() };
         assert!(answer.topics[0].partitions.iter().all(|answer| answer.error_code == 0));
     }
+    house.close().await;
+}
+
+/// One batch may take as long as many: 64 MiB and more are seen to be in a few kilobytes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn others_have_their_turn_while_a_bomb_is_checked() {
+    let house = House::open().await;
+    house.topic("t", 1).await;
+    let (door, bomb) = (house.door(), squeezed(&zeros(70)));
+    let (turns, answered) = turns_beside(async move {
+        let (turn, _end) = Turn::begin();
+        crate::kafka::produce::produce(&door, to_partitions([(0, bomb)]), 9, turn).await
+    })
+    .await;
+    let dispatch::Handled::Response(Response::Produce(answer)) = answered else { panic!() };
+    assert_eq!(answer.topics[0].partitions[0].error_code, 10);
+    assert!(turns > 100, "{turns} turns beside a bomb");
     house.close().await;
 }
 
