@@ -73,6 +73,15 @@ impl Client {
     }
 }
 
+#[cfg(test)]
+impl Client {
+    /// One for what is called without a connection: it goes when it is told to.
+    pub(super) fn alone() -> (Self, watch::Sender<bool>) {
+        let (sender, gone) = watch::channel(false);
+        (Self { peer: SocketAddr::from(([127, 0, 0, 1], 1)), gone }, sender)
+    }
+}
+
 /// A request's turn, which it ends by dropping it: until then nothing behind it on its connection begins, even what may follow it.
 #[derive(Debug)]
 pub(super) struct Turn {

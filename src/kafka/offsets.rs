@@ -9,7 +9,10 @@ use std::time::Duration;
 
 use futures_util::{StreamExt, stream};
 use pontoon_raft::types::Offset;
+use tokio::task::yield_now;
 
+use super::connection::Client;
+use super::dispatch::Handled;
 use super::fetch::check_epoch;
 use super::messages::{
     EpochEndPartition, EpochEndTopic, LeaderEpochPartition, LeaderEpochTopic, ListOffsetsPartition, ListOffsetsRequest,
@@ -20,8 +23,8 @@ use super::metadata::epoch;
 use super::produce::leading;
 use super::{Door, ErrorCode};
 use crate::error::{Code, Error};
-use crate::partition::{Consistency, Fetch, FetchFrom, Fetched, Partition};
-use crate::record_batch::{BatchHeader, RecordBatch};
+use crate::partition::{Consistency, Fetch, FetchFrom, Partition, TimedRecord};
+use crate::record_batch::BatchHeader;
 
 const LATEST: i64 = -1;
 const EARLIEST: i64 = -2;
@@ -43,8 +46,15 @@ struct Found {
 
 const NOTHING: Found = Found { offset: -1, timestamp: -1, epoch: -1 };
 
+/// What is told of a partition, or what is left to do for it.
+enum Told {
+    Found(Found),
+    /// To be looked for by its time: the partition is known to be led here, and all that is committed to be seen.
+    Timed(Arc<Partition>),
+}
+
 /// ListOffsets.
-pub(super) async fn list(door: &Arc<Door>, request: ListOffsetsRequest) -> Response {
+pub(super) async fn list(door: &Arc<Door>, client: &Client, request: ListOffsetsRequest) -> Handled {
     let mut topics: Vec<ListedOffsetsTopic> = Vec::with_capacity(request.topics.len());
     let mut asked = Vec::new();
     for topic in request.topics {
@@ -60,42 +70,59 @@ pub(super) async fn list(door: &Arc<Door>, request: ListOffsetsRequest) -> Respo
         .map(|(at, asked)| (names[*at].as_str(), asked.partition))
         .filter(|place| !seen.insert(*place))
         .collect();
-    let list = |(at, asked): (usize, ListOffsetsPartition)| {
+    let one = |(at, asked): (usize, ListOffsetsPartition)| {
         let name = names[at].as_str();
         let twice = twice.contains(&(name, asked.partition));
         async move {
             // As Kafka has it. A short request must not ask for the same again and again: by time that is a look into a batch.
-            let found = if twice { Err(ErrorCode::InvalidRequest) } else { list_one(door, name, &asked).await };
-            (at, asked.partition, found)
+            let told = if twice { Err(ErrorCode::InvalidRequest) } else { tell(door, name, &asked).await };
+            (at, asked, told)
         }
     };
-    let mut answers = stream::iter(asked).map(list).buffered(SIDE_BY_SIDE);
-    while let Some((at, partition, found)) = answers.next().await {
+    let mut told = stream::iter(asked).map(one).buffered(SIDE_BY_SIDE);
+    while let Some((at, asked, told)) = told.next().await {
+        let found = match told {
+            Ok(Told::Found(found)) => Ok(found),
+            // One by one, as Kafka does: each is a look into a batch, and there is no end to how many a request may name. Others have their
+            // turn before each, and nobody looks on for a client that has gone.
+            Ok(Told::Timed(partition)) => {
+                yield_now().await;
+                tokio::select! {
+                    biased;
+                    () = client.gone() => return Handled::Silence,
+                    found = timed(&partition, asked.timestamp) => found.map_err(|error| ErrorCode::from(&error)),
+                }
+            }
+            Err(code) => Err(code),
+        };
         let code = found.as_ref().err().copied().unwrap_or(ErrorCode::None);
         let Found { offset, timestamp, epoch } = found.unwrap_or(NOTHING);
         topics[at].partitions.push(ListedOffsetsPartition {
-            partition,
+            partition: asked.partition,
             error_code: code.number(),
             timestamp,
             offset,
             leader_epoch: epoch,
         });
     }
-    Response::ListOffsets(ListOffsetsResponse { topics, ..Default::default() })
+    Response::ListOffsets(ListOffsetsResponse { topics, ..Default::default() }).into()
 }
 
-async fn list_one(door: &Door, topic: &str, asked: &ListOffsetsPartition) -> Result<Found, ErrorCode> {
-    let partition = leading(door, topic, asked.partition).map_err(|error| ErrorCode::from(&error))?;
+async fn tell(door: &Door, topic: &str, asked: &ListOffsetsPartition) -> Result<Told, ErrorCode> {
+    let failed = |error: Error| ErrorCode::from(&error);
+    let partition = leading(door, topic, asked.partition).map_err(failed)?;
     check_epoch(&partition, asked.current_leader_epoch)?;
-    let found = match asked.timestamp {
-        LATEST => latest(&partition).await,
-        EARLIEST | EARLIEST_LOCAL => earliest(&partition).await,
-        MAX_TIMESTAMP => max_timestamp(&partition).await,
-        LATEST_TIERED => Ok(NOTHING),
-        timestamp if timestamp >= 0 => by_time(&partition, timestamp).await,
+    Ok(Told::Found(match asked.timestamp {
+        LATEST => latest(&partition).await.map_err(failed)?,
+        EARLIEST | EARLIEST_LOCAL => earliest(&partition).await.map_err(failed)?,
+        LATEST_TIERED => NOTHING,
+        timestamp if timestamp >= 0 || timestamp == MAX_TIMESTAMP => {
+            // Linearizable: "there is none" claims an end.
+            partition.offsets(Consistency::Linearizable).await.map_err(failed)?;
+            return Ok(Told::Timed(partition));
+        }
         _ => return Err(ErrorCode::InvalidRequest),
-    };
-    found.map_err(|error| ErrorCode::from(&error))
+    }))
 }
 
 async fn latest(partition: &Partition) -> Result<Found, Error> {
@@ -113,14 +140,11 @@ async fn earliest(partition: &Partition) -> Result<Found, Error> {
     Ok(Found { offset: offset.0 as i64, timestamp: -1, epoch })
 }
 
-/// Reads one batch, if `from` is not the end.
-async fn read_one(partition: &Partition, from: Offset) -> Result<Fetched, Error> {
-    let from = FetchFrom::Offset(from);
-    partition.fetch(Fetch { from, bytes_max: 1, wait: Duration::ZERO, consistency: Consistency::Committed }).await
-}
-
+/// Reads the header of one batch, if `from` is not the end.
 async fn first_batch(partition: &Partition, from: Offset) -> Result<Option<BatchHeader>, Error> {
-    match read_one(partition, from).await {
+    let from = FetchFrom::Offset(from);
+    let fetch = Fetch { from, bytes_max: 1, wait: Duration::ZERO, consistency: Consistency::Committed };
+    match partition.fetch(fetch).await {
         Ok(fetched) => fetched.batches.first().map(|batch| Ok(BatchHeader::read(batch)?)).transpose(),
         // Retention took it meanwhile.
         Err(error) if error.code == Code::OffsetOutOfRange => Ok(None),
@@ -128,55 +152,17 @@ async fn first_batch(partition: &Partition, from: Offset) -> Result<Option<Batch
     }
 }
 
-/// The first record at or after a time; nothing if there is none.
-async fn by_time(partition: &Partition, timestamp: i64) -> Result<Found, Error> {
-    // Linearizable: "there is none" claims an end.
-    partition.offsets(Consistency::Linearizable).await?;
-    // Batches may be long, and are decompressed here: others have their turn before each.
-    tokio::task::yield_now().await;
-    let at = partition.offset_for_timestamp(timestamp).await?;
-    let fetched = match read_one(partition, at).await {
-        Ok(fetched) => fetched,
-        Err(error) if error.code == Code::OffsetOutOfRange => return Ok(NOTHING),
-        Err(error) => return Err(error),
+/// The first record at or after a time, or the first with the largest (KIP-734); nothing if there is none.
+async fn timed(partition: &Partition, timestamp: i64) -> Result<Found, Error> {
+    let found = match timestamp {
+        MAX_TIMESTAMP => partition.latest_record().await?,
+        timestamp => partition.record_at(timestamp).await?,
     };
-    let Some(batch) = fetched.batches.into_iter().next() else { return Ok(NOTHING) };
-    let batch = RecordBatch::stored(batch)?;
-    let epoch = batch.header().leader_epoch;
-    for record in batch.records(partition.limits().decompressed_bytes_max)? {
-        let record = record?;
-        if record.offset >= at.0 && record.timestamp >= timestamp {
-            return Ok(Found { offset: record.offset as i64, timestamp: record.timestamp, epoch });
-        }
-    }
-    Ok(NOTHING)
-}
-
-/// A record with the largest timestamp (KIP-734). The time index answers "is there a record at or after t", so the largest t
-/// is found by halving: 63 looks at most, for a question that tools ask now and then.
-async fn max_timestamp(partition: &Partition) -> Result<Found, Error> {
-    let mut best = by_time(partition, 0).await?;
-    let (mut low, mut high) = (best.timestamp.max(0), i64::MAX);
-    while best != NOTHING && low < high {
-        let middle = low + (high - low) / 2 + 1;
-        match by_time_committed(partition, middle).await? {
-            found if found == NOTHING => high = middle - 1,
-            found => {
-                low = found.timestamp.max(middle);
-                best = found;
-            }
-        }
-    }
-    Ok(best)
-}
-
-async fn by_time_committed(partition: &Partition, timestamp: i64) -> Result<Found, Error> {
-    let end = partition.offsets(Consistency::Committed).await?.high_watermark;
-    if partition.offset_for_timestamp(timestamp).await? >= end {
-        Ok(NOTHING)
-    } else {
-        by_time(partition, timestamp).await
-    }
+    Ok(found.map_or(NOTHING, |TimedRecord { offset, timestamp, leader_epoch }| Found {
+        offset: offset.0 as i64,
+        timestamp,
+        epoch: leader_epoch,
+    }))
 }
 
 /// OffsetForLeaderEpoch.

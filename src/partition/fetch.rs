@@ -15,9 +15,10 @@ use pontoon_raft::types::Offset;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::{Consistency, Fetch, FetchFrom, Fetched, MAJORITY_DEAD, Offsets, Partition, ReplicatedLog};
+use super::aside::read_batch;
+use super::{Consistency, Fetch, FetchFrom, Fetched, MAJORITY_DEAD, Offsets, Partition, ReplicatedLog, TimedRecord};
 use crate::error::{Code, Error, Result};
-use crate::record_batch::RecordBatch;
+use crate::record_batch::{BatchError, BatchHeader, Record};
 
 /// How long a leader tries to confirm that it leads. A cut-off one cannot, and its clients should look elsewhere.
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(5);
@@ -59,6 +60,20 @@ impl<L: ReplicatedLog> Partition<L> {
     /// For a linearizable answer call [`Self::offsets`] so before.
     pub async fn offset_for_timestamp(&self, timestamp: i64) -> Result<Offset> {
         Reading::begin(self, Consistency::Committed)?.resolve(FetchFrom::Timestamp(timestamp)).await
+    }
+
+    /// The first record at or after this time (ms), if there is one. Leader only. As above for a linearizable answer.
+    pub async fn record_at(&self, timestamp: i64) -> Result<Option<TimedRecord>> {
+        Ok(Reading::begin(self, Consistency::Committed)?.find_timestamp(timestamp).await?.ok())
+    }
+
+    /// The first of the records with the largest timestamp (KIP-734), if any has one. Leader only. As above.
+    pub async fn latest_record(&self) -> Result<Option<TimedRecord>> {
+        let mut reading = Reading::begin(self, Consistency::Committed)?;
+        match reading.largest_timestamp().await? {
+            Some(largest) => Ok(reading.find_timestamp(largest).await?.ok()),
+            None => Ok(None),
+        }
     }
 }
 
@@ -127,59 +142,126 @@ impl<'a, L: ReplicatedLog> Reading<'a, L> {
                 self.confirm_if_asked().await?;
                 Ok(self.high_watermark())
             }
-            FetchFrom::Timestamp(timestamp) => self.resolve_timestamp(timestamp).await,
+            FetchFrom::Timestamp(timestamp) => {
+                Ok(self.find_timestamp(timestamp).await?.map_or_else(|end| end, |found| found.offset))
+            }
         }
     }
 
-    /// The first record at or after `timestamp`; the high watermark, confirmed, if there is none.
-    async fn resolve_timestamp(&mut self, timestamp: i64) -> Result<Offset> {
+    /// The first record at or after `timestamp`. `Err`: there is none below the high watermark, which is this, confirmed if asked to be.
+    async fn find_timestamp(&mut self, timestamp: i64) -> Result<Result<TimedRecord, Offset>> {
         let mut from = Offset(0);
+        loop {
+            let frame = match self.first_frame(timestamp, &mut from).await? {
+                Ok(frame) => frame,
+                Err(end) => return Ok(Err(end)),
+            };
+            if let Some(found) = self.search_batch(&frame, timestamp, from).await? {
+                return Ok(Ok(found));
+            }
+            from = Offset(frame.header.next_offset());
+        }
+    }
+
+    /// The largest timestamp of all records, or one that is not larger and no record has; `None` if none has any. Each batch says its
+    /// own: only one that begins below the log start is looked into, for it may be of a record that has gone. The time index tells
+    /// whether there is anything at or after some time, so the largest is found by halving: 64 looks at most.
+    async fn largest_timestamp(&mut self) -> Result<Option<i64>> {
+        let Some(mut low) = self.largest_from(0).await? else { return Ok(None) };
+        let mut high = i64::MAX;
+        while low < high {
+            let middle = low + (high - low) / 2 + 1;
+            match self.largest_from(middle).await? {
+                Some(found) => low = found,
+                None => high = middle - 1,
+            }
+        }
+        Ok(Some(low))
+    }
+
+    /// The largest timestamp of the first batch that has one at or after `timestamp`.
+    async fn largest_from(&mut self, timestamp: i64) -> Result<Option<i64>> {
+        let mut from = Offset(0);
+        loop {
+            let Ok(frame) = self.first_frame(timestamp, &mut from).await? else { return Ok(None) };
+            let largest = if frame.header.base_offset >= from.0 {
+                Some(frame.header.max_timestamp)
+            } else {
+                let left = |record: &Record| record.offset >= from.0;
+                self.look_into(&frame, |records| records.filter(left).map(|record| record.timestamp).max()).await?
+            };
+            if let Some(largest) = largest.filter(|largest| *largest >= timestamp) {
+                return Ok(Some(largest));
+            }
+            from = Offset(frame.header.next_offset());
+        }
+    }
+
+    /// The first batch from `from` on that says that it has a record at or after `timestamp`; `from` rises to the log start. `Err`: there
+    /// is none below the high watermark, which is this, confirmed if asked to be.
+    async fn first_frame(&mut self, timestamp: i64, from: &mut Offset) -> Result<Result<Frame, Offset>> {
         loop {
             let limit = self.high_watermark();
             let log = &self.partition.log;
-            from = from.max(log.log_start_offset());
-            let found = log.offset_for_timestamp(timestamp, from, limit).await;
+            *from = (*from).max(log.log_start_offset());
+            let found = log.offset_for_timestamp(timestamp, *from, limit).await;
             let Some(at) = found.map_err(|error| self.read_error(error))? else {
                 if self.end_may_be_claimed {
-                    return Ok(limit);
+                    return Ok(Err(limit));
                 }
                 self.confirm().await?;
                 continue;
             };
             // The batch that holds the log start begins below it.
-            match log.read(at.max(from), limit, 1).await {
-                Ok(frames) => match self.search_batch(frames.into_iter().next(), timestamp, from)? {
-                    Ok(offset) => return Ok(offset),
-                    Err(next) => from = next,
-                },
+            match log.read(at.max(*from), limit, 1).await {
+                Ok(frames) => {
+                    let missing = || self.unreadable(&"a batch that the time index names is not there");
+                    return frames.into_iter().next().map(Ok).ok_or_else(missing);
+                }
                 // Retention took it between the two looks; the next finds a later one.
-                Err(ReadError::OutOfRange { .. }) if log.log_start_offset() > at.max(from) => {}
+                Err(ReadError::OutOfRange { .. }) if log.log_start_offset() > at.max(*from) => {}
                 Err(error) => return Err(self.read_error(error)),
             }
         }
     }
 
-    /// The exact record, at or behind `from`, in the batch whose max timestamp is at or after `timestamp`. `Err`: the record
-    /// that made it so lies before `from`, or there is none; where the next batch begins.
-    fn search_batch(&self, frame: Option<Frame>, timestamp: i64, from: Offset) -> Result<Result<Offset, Offset>> {
-        let unreadable = |why: &dyn std::fmt::Display| self.partition.error(Code::CorruptLog, why);
-        let frame = frame.ok_or_else(|| unreadable(&"a batch that the time index names is not there"))?;
-        let limit = self.partition.options.settings.limits.decompressed_bytes_max;
-        let batch = RecordBatch::stored(frame.payload).map_err(|error| unreadable(&error))?;
-        for record in batch.records(limit).map_err(|error| unreadable(&error))? {
-            let record = record.map_err(|error| unreadable(&error))?;
-            if record.timestamp >= timestamp && record.offset >= from.0 {
-                return Ok(Ok(Offset(record.offset)));
-            }
-        }
+    /// The exact record, at or behind `from`, in a batch whose max timestamp is at or after `timestamp`. `None`: the record that made
+    /// it so lies before `from`, or there is none.
+    async fn search_batch(&self, frame: &Frame, timestamp: i64, from: Offset) -> Result<Option<TimedRecord>> {
+        let wanted = |record: &Record| record.timestamp >= timestamp && record.offset >= from.0;
+        let found = self.look_into(frame, |mut records| Iterator::find(&mut records, wanted)).await?;
+        let (base_offset, max_timestamp) = (frame.header.base_offset, frame.header.max_timestamp);
         // 0 is also said of records that have no timestamps.
-        if frame.header.base_offset < from.0 || batch.header().max_timestamp == 0 {
-            return Ok(Err(Offset(frame.header.next_offset())));
+        if found.is_none() && base_offset >= from.0 && max_timestamp != 0 {
+            return Err(
+                self.unreadable(&format_args!("the batch at {base_offset} has no record at or after {timestamp}"))
+            );
         }
-        Err(unreadable(&format_args!(
-            "the batch at {} has no record at or after {timestamp}",
-            frame.header.base_offset
-        )))
+        let header = BatchHeader::read(&frame.payload).map_err(|error| self.unreadable(&error))?;
+        Ok(found.map(|record| TimedRecord {
+            offset: Offset(record.offset),
+            timestamp: record.timestamp,
+            leader_epoch: header.leader_epoch,
+        }))
+    }
+
+    /// Has `look` look at the records of a batch.
+    async fn look_into<T>(&self, frame: &Frame, look: impl FnOnce(&mut dyn Iterator<Item = Record>) -> T) -> Result<T> {
+        let limit = self.partition.options.settings.limits.decompressed_bytes_max;
+        let mut rotten = None;
+        let found = read_batch(frame.payload.clone(), limit, |records| {
+            let mut records = records?.map_while(|record| record.map_err(|error| rotten = Some(error)).ok());
+            Ok::<_, BatchError>(look(&mut records))
+        });
+        let found = found.await;
+        match rotten {
+            Some(error) => Err(self.unreadable(&error)),
+            None => found.map_err(|error| self.unreadable(&error)),
+        }
+    }
+
+    fn unreadable(&self, why: &dyn std::fmt::Display) -> Error {
+        self.partition.error(Code::CorruptLog, why)
     }
 
     /// The batches from `start` on, perhaps none. `exact`: refuse what is below the log start, do not begin there.

@@ -163,6 +163,17 @@ pub struct Settings {
     pub log_append_time: bool,
 }
 
+/// A record, as it is looked for by its time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TimedRecord {
+    /// Where it is.
+    pub offset: Offset,
+    /// Its timestamp, in ms.
+    pub timestamp: i64,
+    /// The leader epoch in which it was appended, as its batch says it.
+    pub leader_epoch: i32,
+}
+
 /// What a partition is told by the broker it is on.
 #[derive(Clone)]
 pub struct PartitionOptions {

@@ -34,6 +34,12 @@ const FIRST_BYTES: usize = 64 << 10;
 /// output is written, so the output limit bounds it.
 const ZSTD_WINDOW_LOG_MAX: u32 = 27;
 
+#[cfg(test)]
+thread_local! {
+    /// How often this thread has decompressed anything: for tests that look at who does how much at a time.
+    pub(crate) static DECOMPRESSED: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
+}
+
 impl Compression {
     /// From the three lowest bits of the attributes.
     pub(super) fn from_attributes(attributes: i16) -> Result<Self, BatchError> {
@@ -61,6 +67,8 @@ impl Compression {
     /// The plain bytes. Shares `bytes` when they are not compressed. `DecompressedTooLarge` as soon as more than
     /// `bytes_max` came out; no more than about twice that is ever held.
     pub(super) fn decompress(self, bytes: &Bytes, bytes_max: usize) -> Result<Bytes, BatchError> {
+        #[cfg(test)]
+        DECOMPRESSED.set(DECOMPRESSED.get() + usize::from(self != Self::None));
         let plain = match self {
             Self::None => return Ok(bytes.clone()),
             Self::Gzip => read_bounded(flate2::bufread::MultiGzDecoder::new(&bytes[..]), bytes_max),

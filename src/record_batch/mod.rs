@@ -36,6 +36,8 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 pub use builder::{NewRecord, ProducerSequence, RecordBatchBuilder};
 pub use compression::Compression;
+#[cfg(test)]
+pub(crate) use compression::DECOMPRESSED;
 pub use records::{Header, Headers, Record, Records};
 
 use crate::error::{Code, Error};

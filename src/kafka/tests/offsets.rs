@@ -1,6 +1,15 @@
 //! ListOffsets and OffsetForLeaderEpoch.
 
+use std::pin::pin;
+use std::task::Poll;
+
+use futures_util::poll;
+use tokio::task::yield_now;
+
+use super::produce::{squeezed, to_partitions, zeros};
 use super::*;
+use crate::kafka::{connection, offsets};
+use crate::record_batch::DECOMPRESSED;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn offsets_are_found_by_every_special_time_and_by_time() {
@@ -79,5 +88,50 @@ async fn offsets_of_many_partitions_are_listed_in_the_order_they_were_asked_for(
     };
     assert_eq!(found(0), asked.into_iter().map(of).collect::<Vec<_>>());
     assert_eq!((found(1), found(2), found(3)), (vec![(0, 3, -1)], vec![(0, 0, 0), (7, 3, -1)], vec![]));
+    house.close().await;
+}
+
+/// What is asked of every partition of "t".
+fn list_request(partitions: i32, timestamp: i64) -> ListOffsetsRequest {
+    let of = |partition| ListOffsetsPartition { partition, timestamp, ..Default::default() };
+    let topics = vec![ListOffsetsTopic { name: "t".into(), partitions: (0..partitions).map(of).collect() }];
+    ListOffsetsRequest { topics, ..Default::default() }
+}
+
+/// Each of many partitions takes a look into a batch that is compressed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_search_by_time_in_many_partitions_makes_way_after_each() {
+    const PARTITIONS: i32 = 40;
+    let house = House::open().await;
+    house.topic("t", PARTITIONS as u32).await;
+    let batch = squeezed(&zeros(1));
+    let request = Request::Produce(to_partitions((0..PARTITIONS).map(|index| (index, batch.clone()))));
+    let Response::Produce(produced) = house.client().await.call(request, 9).await else { panic!() };
+    assert!(produced.topics[0].partitions.iter().all(|answer| answer.error_code == 0), "{produced:?}");
+    let (door, (client, gone)) = (house.door(), connection::Client::alone());
+    for timestamp in [0, -3] {
+        let before = DECOMPRESSED.get();
+        let mut work = pin!(offsets::list(&door, &client, list_request(PARTITIONS, timestamp)));
+        let mut most = 0;
+        let answered = loop {
+            let seen = DECOMPRESSED.get();
+            let polled = poll!(&mut work);
+            most = most.max(DECOMPRESSED.get() - seen);
+            match polled {
+                Poll::Ready(answered) => break answered,
+                Poll::Pending => yield_now().await,
+            }
+        };
+        let dispatch::Handled::Response(Response::ListOffsets(answer)) = answered else { panic!() };
+        let found = |one: &ListedOffsetsPartition| (one.error_code, one.offset, one.timestamp) == (0, 0, 0);
+        assert!(answer.topics[0].partitions.iter().all(found), "{answer:?}");
+        assert_eq!((DECOMPRESSED.get() - before, most), (PARTITIONS as usize, 1), "looks in all, and at once");
+    }
+    // Whoever has gone is not looked on for.
+    gone.send_replace(true);
+    let before = DECOMPRESSED.get();
+    let left = offsets::list(&door, &client, list_request(PARTITIONS, 0)).await;
+    assert!(matches!(left, dispatch::Handled::Silence));
+    assert_eq!(DECOMPRESSED.get(), before);
     house.close().await;
 }

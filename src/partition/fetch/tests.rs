@@ -8,6 +8,7 @@ use futures_util::FutureExt;
 use super::*;
 use crate::error::WriteOutcome;
 use crate::partition::fake_log::{FakeLog, batch};
+use crate::record_batch::RecordBatch;
 
 fn fetch(from: FetchFrom) -> Fetch {
     Fetch { from, bytes_max: 1 << 20, wait: Duration::ZERO, consistency: Consistency::Committed }
@@ -275,6 +276,32 @@ async fn a_timestamp_finds_nothing_below_the_log_start() {
             let at = partition.offset_for_timestamp(timestamp).await.unwrap();
             assert_eq!(at, Offset(offset), "{timestamp} from {start}");
         }
+    }
+}
+
+/// Told by the batches' headers; but for the batch that holds the log start, whose largest may be of a record that is gone.
+#[tokio::test(start_paused = true)]
+async fn the_latest_record_is_the_first_with_the_largest_timestamp() {
+    /// The batches' timestamps, the log start, and what is found.
+    type Case = (&'static [&'static [i64]], u64, Option<(u64, i64)>);
+    let cases: [Case; 9] = [
+        (&[], 0, None),
+        (&[&[-1, -1]], 0, None),
+        (&[&[0]], 0, Some((0, 0))),
+        (&[&[5, 9, 7], &[9, 8]], 0, Some((1, 9))),
+        (&[&[5], &[i64::MAX, 1]], 0, Some((1, i64::MAX))),
+        (&[&[50, 10, 20], &[15, 40, 40]], 0, Some((0, 50))),
+        (&[&[50, 10, 20], &[15, 40, 40]], 1, Some((4, 40))),
+        (&[&[50, 10, 45], &[15, 40]], 1, Some((2, 45))),
+        (&[&[50, 10], &[-1]], 2, None),
+    ];
+    for (batches, start, found) in cases {
+        let log = FakeLog::new();
+        batches.iter().for_each(|timestamps| log.push(batch(timestamps, None)));
+        log.set(|state| state.log_start = start);
+        let latest = log.partition().latest_record().await.unwrap();
+        let latest = latest.map(|record| (record.offset.0, record.timestamp));
+        assert_eq!(latest, found, "{batches:?} from {start}");
     }
 }
 
