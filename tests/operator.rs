@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use reqwest::StatusCode;
 use rustix::process::{Pid, Signal, kill_process};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::support::{Cluster, PATIENCE, client, free_ports, free_ports_in_a_row, pontoon, read, run};
 
@@ -235,6 +235,43 @@ async fn a_leader_without_a_majority_refuses_and_is_told_of() {
     }
     cluster.restart(leader % 3 + 1).await;
     cluster.produce_text(leader, "t", 0, "after").await;
+}
+
+/// Whoever waits for an election that cannot succeed waits for ever: it is said what is missing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_partition_that_can_elect_nobody_says_what_is_missing() {
+    let mut cluster = Cluster::start(3).await;
+    cluster.create_topic(1, "t", 1).await;
+    let alone = json!({"name": "alone", "partitions": 1, "replicas": 1});
+    assert_eq!(cluster.post(1, "/v1/topics", alone).await.0, StatusCode::CREATED);
+    let holder = cluster.leader(1, "alone", 0).await;
+    cluster.produce_text(holder, "alone", 0, "the only copy").await;
+    let other = holder % 3 + 1;
+    cluster.kill(holder);
+    let words = format!("alone/0 has no leader: its only replica is on broker {holder}, which is dead: start it");
+    status_tells(&cluster.url(other), &words).await;
+    // It comes back with an empty disk.
+    std::fs::remove_dir_all(cluster.data_dir(holder)).unwrap();
+    cluster.restart(holder).await;
+    let words =
+        format!("alone/0 has no leader: its only replica, on broker {holder}, is lost, and with it the records");
+    status_tells(&cluster.servers(), &words).await;
+    let (status, refused) = cluster.get(other, "/v1/topics/alone/partitions/0/offsets?timeout_ms=100").await;
+    let why = refused["message"].as_str().unwrap();
+    assert!(status == 503 && why.contains("none can be elected: 0 of 1 replicas can vote"), "{status} {refused}");
+    let deadline = Instant::now() + PATIENCE;
+    while cluster.get(other, "/v1/topics/t").await.1["partitions"][0]["in_sync"].as_array().unwrap().len() < 3 {
+        assert!(Instant::now() < deadline, "the other topic's replica is not filled again");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    // The leader dies, and another: who is left cannot elect itself.
+    let leader = cluster.leader(other, "t", 0).await;
+    let (next, left) = (leader % 3 + 1, (leader + 1) % 3 + 1);
+    cluster.kill(leader);
+    cluster.kill(next);
+    let (low, high) = (leader.min(next), leader.max(next));
+    let words = format!("t/0 has no leader: only 1 of 3 replicas live; broker(s) {low}, {high} are needed");
+    status_tells(&cluster.url(left), &words).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -109,6 +109,10 @@ pub struct PartitionDescription {
     /// How many replicas more there are to be: a recovery left fewer than there were, and they wait for brokers.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub replicas_missing: u32,
+    /// The brokers whose replica is lost: its files are missing or unusable, or were on another disk. It votes no more; unless a majority
+    /// of the others is left to give the broker a new one, it never will.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub lost: Vec<BrokerId>,
     /// Whether it has a leader, and most of those who vote are alive: else nothing can be written.
     pub takes_writes: bool,
     /// The brokers whose replica is alive and not behind.

@@ -17,8 +17,9 @@ use super::{
 };
 use crate::catalog::command::PARTITIONS_MAX;
 use crate::catalog::names::{TOPIC_NAME_CHARS_MAX, check_topic_name};
-use crate::catalog::state::{CatalogState, PartitionRecord, ReplicaState, TopicId, TopicRecord};
+use crate::catalog::state::{CatalogState, PartitionRecord, ReplicaRecord, ReplicaState, TopicId, TopicRecord};
 use crate::catalog::topic_config::{self, TopicConfig};
+use crate::controller::repair::is_lost;
 use crate::controller::requests::{ControlAnswer, ControlRequest};
 use crate::controller::{Controller, placement};
 use crate::error::{Code, Error, Result};
@@ -264,7 +265,7 @@ impl Shared {
             );
             return Err(Error::new(Code::UnknownPartition, why));
         };
-        let no_leader = || Error::new(Code::NoLeader, format!("{topic}/{partition} has no leader at the moment"));
+        let no_leader = || self.no_leader(&state, topic, partition, found);
         // Before the catalog knows that the group was initialised it may still be made anew, records and all.
         if !found.initialised {
             return Err(no_leader());
@@ -275,6 +276,18 @@ impl Shared {
         let (leader, _) = self.leader(found).filter(|(leader, _)| *leader != self.broker).ok_or_else(no_leader)?;
         let http_address = state.brokers().get(&leader).map(|broker| broker.http_address.clone());
         Ok(Route::Remote { broker: leader, http_address: http_address.ok_or_else(no_leader)? })
+    }
+
+    /// Whether one will be elected at once, or what is missing for that.
+    fn no_leader(&self, state: &CatalogState, topic: &str, number: u32, partition: &PartitionRecord) -> Error {
+        let (all, lost) = (partition.replicas.len(), self.lost(state, partition));
+        let votes = |replica: &&ReplicaRecord| self.alive(replica.broker) && !lost.contains(&replica.broker);
+        let able = partition.replicas.iter().filter(votes).count();
+        let why = match able * 2 > all {
+            true => "at the moment".to_owned(),
+            false => format!("and none can be elected: {able} of {all} replicas can vote (`pontoon status` says why)"),
+        };
+        Error::new(Code::NoLeader, format!("{topic}/{number} has no leader {why}"))
     }
 
     /// Who leads a partition, and in which term: what its group here says, else what was claimed last. Nobody, if that
@@ -470,11 +483,18 @@ impl Shared {
             leader_epoch: leader.map_or(0, |(_, epoch)| epoch),
             replicas: record.replicas.iter().map(|replica| replica.broker).collect(),
             replicas_missing: self.catalog.state().replicas_wanted(record).saturating_sub(record.replicas.len() as u32),
+            lost: self.lost(&self.catalog.state(), record),
             in_sync: in_sync.into_iter().filter(|broker| self.alive(*broker)).collect(),
             lagging: behind.into_iter().map(|behind| self.lagging(record, behind)).collect(),
             log_start_offset,
             high_watermark,
         }
+    }
+
+    /// The brokers whose replica of a partition is lost, by the catalog.
+    fn lost(&self, state: &CatalogState, partition: &PartitionRecord) -> Vec<BrokerId> {
+        let lost = partition.replicas.iter().filter(|replica| is_lost(state, replica));
+        lost.map(|replica| replica.broker).collect()
     }
 
     /// Why a replica is behind, as far as is known here.

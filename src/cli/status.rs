@@ -210,17 +210,7 @@ fn trouble(topic: &str, partition: &PartitionDescription, alive: &BTreeMap<Broke
     let lives = |id: &BrokerId| alive.get(id).copied().unwrap_or(false);
     let (up, down): (Vec<BrokerId>, Vec<BrokerId>) = partition.replicas.iter().partition(|id| lives(id));
     if partition.leader.is_none() {
-        let why = if up.len() * 2 > partition.replicas.len() {
-            "an election is under way".into()
-        } else {
-            format!(
-                "only {} of {} replicas live; broker(s) {} are needed",
-                up.len(),
-                partition.replicas.len(),
-                list(&down)
-            )
-        };
-        return Some(format!("{name} has no leader: {why}"));
+        return Some(format!("{name} has no leader: {}", why_no_leader(partition, &up, &down)));
     }
     if !partition.takes_writes {
         let (live, all) = (up.len(), partition.replicas.len());
@@ -243,6 +233,35 @@ fn trouble(topic: &str, partition: &PartitionDescription, alive: &BTreeMap<Broke
             whys.join("; ")
         )
     })
+}
+
+/// An election needs most of the replicas: those on brokers that are up, but for the lost ones.
+fn why_no_leader(partition: &PartitionDescription, up: &[BrokerId], down: &[BrokerId]) -> String {
+    let (all, lost) = (partition.replicas.len(), &partition.lost);
+    let able = up.iter().filter(|broker| !lost.contains(broker)).count();
+    if able * 2 > all {
+        return "an election is under way".into();
+    }
+    let dead: Vec<BrokerId> = down.iter().filter(|broker| !lost.contains(broker)).copied().collect();
+    match (lost.as_slice(), dead.as_slice()) {
+        ([only], _) if all == 1 => format!(
+            "its only replica, on broker {only}, is lost, and with it the records; `pontoon topic delete` and `create` bring the topic \
+             back empty (docs/OPERATIONS.md)"
+        ),
+        (_, [only]) if all == 1 => format!("its only replica is on broker {only}, which is dead: start it"),
+        ([], dead) => format!("only {able} of {all} replicas live; broker(s) {} are needed", list(dead)),
+        (lost, []) => {
+            format!(
+                "the replicas on broker(s) {} are lost, and {able} of {all} are no majority (docs/OPERATIONS.md)",
+                list(lost)
+            )
+        }
+        (lost, dead) => format!(
+            "only {able} of {all} replicas live; broker(s) {} are needed, and the replicas on broker(s) {} are lost",
+            list(dead),
+            list(lost)
+        ),
+    }
 }
 
 fn list(ids: &[BrokerId]) -> String {
@@ -308,6 +327,7 @@ mod tests {
                 leader_epoch: 1,
                 replicas: [1, 2, 3].map(BrokerId).to_vec(),
                 replicas_missing: 0,
+                lost: Vec::new(),
                 takes_writes: leader.is_some() && in_sync.len() > 1,
                 in_sync: in_sync.iter().copied().map(BrokerId).collect(),
                 lagging: Vec::new(),
@@ -375,6 +395,28 @@ mod tests {
         assert!(seen([true; 3], None, &[]).contains("an election is under way"));
         let minority = seen([true, false, false], None, &[]);
         assert!(minority.contains("only 1 of 3 replicas live; broker(s) 2, 3 are needed"), "{minority}");
+        // Nobody is elected by those who have lost what they had, however alive their brokers are.
+        let told = |alive, replicas: &[u32], lost: &[u32]| {
+            let mut topic = topic(None, &[]);
+            topic.partitions[0].replicas = replicas.iter().copied().map(BrokerId).collect();
+            topic.partitions[0].lost = lost.iter().copied().map(BrokerId).collect();
+            troubles(&cluster(alive), &[topic]).pop().unwrap()
+        };
+        for (alive, replicas, lost, words) in [
+            ([true; 3], &[2][..], &[2][..], "its only replica, on broker 2, is lost, and with it the records"),
+            ([true, false, true], &[2], &[], "its only replica is on broker 2, which is dead: start it"),
+            ([true; 3], &[1, 2, 3], &[2], "an election is under way"),
+            ([true; 3], &[1, 2, 3], &[1, 2], "on broker(s) 1, 2 are lost, and 1 of 3 are no majority"),
+            (
+                [true, false, true],
+                &[1, 2, 3],
+                &[3],
+                "only 1 of 3 replicas live; broker(s) 2 are needed, and the replicas on broker(s) 3 are lost",
+            ),
+        ] {
+            let told = told(alive, replicas, lost);
+            assert!(told.starts_with("orders/3 has no leader: ") && told.contains(words), "{words}: {told}");
+        }
         let led = seen([true, false, false], Some(1), &[1]);
         assert!(led.contains("takes no writes: only 1 of 3 replicas live; broker(s) 2, 3 are needed"), "{led}");
     }
