@@ -1,13 +1,13 @@
-//! Kafka clients and a cluster of real brokers: what holds from one broker to the next, and over a restart.
+//! Kafka clients and a cluster of real brokers: what holds from one broker to the next, over a restart, and without a majority.
 
-use pontoon::kafka::messages::{
-    CreatableTopic, CreateTopicsRequest, DeleteRecordsPartition, DeleteRecordsRequest, DeleteRecordsTopic,
-    LeaderEpochPartition, LeaderEpochTopic, MetadataRequest, MetadataTopicName, OffsetForLeaderEpochRequest, Request,
-    Response,
-};
+use std::time::{Duration, Instant};
+
+use futures_util::future::join_all;
+use pontoon::kafka::messages::*;
+use tokio::net::TcpStream;
 
 use crate::kafka_hostile::{Client, batch};
-use crate::support::Cluster;
+use crate::support::{Cluster, PATIENCE};
 
 /// Of a topic that one broker says it has created the others know the leaders, too, whenever they are asked.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -63,4 +63,106 @@ async fn an_epoch_of_which_no_record_is_left_ends_where_the_log_begins() {
     let Response::OffsetForLeaderEpoch(found) = client.call(request, 3).await else { panic!() };
     let found = &found.topics[0].partitions[0];
     assert_eq!((found.error_code, found.leader_epoch, found.end_offset), (0, 1, 3));
+}
+
+/// Since it was last heard of topics may have been made, and others have gone. Who asks is to ask another, or again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broker_with_an_old_catalog_and_no_controller_does_not_say_which_topics_there_are() {
+    let mut cluster = Cluster::start(3).await;
+    cluster.create_topic(1, "t", 1).await;
+    cluster.stop(1);
+    cluster.kill(2);
+    cluster.kill(3);
+    cluster.spawn(1);
+    let deadline = Instant::now() + PATIENCE;
+    while TcpStream::connect(cluster.kafka_address(1)).await.is_err() || !cluster.log(1).contains("started") {
+        assert!(Instant::now() < deadline, "{}", cluster.log(1));
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    // It has its old catalog: it knows itself, and says of one topic that it cannot say.
+    let mut client = Client::connect_to(&cluster, 1).await;
+    let named = Some(vec![MetadataTopicName { name: Some("t".into()), ..Default::default() }]);
+    let request = Request::Metadata(MetadataRequest { topics: named, ..Default::default() });
+    let Response::Metadata(told) = client.call(request, 9).await else { panic!() };
+    let brokers: Vec<i32> = told.brokers.iter().map(|broker| broker.node_id).collect();
+    assert_eq!((brokers, told.topics[0].error_code), (vec![1], 5), "{told:?}");
+    let all = Request::Metadata(MetadataRequest { topics: None, ..Default::default() });
+    for version in [1, 9, 12] {
+        let mut client = Client::connect_to(&cluster, 1).await;
+        client.send(&all, version).await;
+        let told = client.receive(all.api(), version).await;
+        assert!(told.is_none(), "version {version} is answered with {told:?}");
+    }
+    assert!(cluster.log(1).contains("this broker does not know the cluster yet"), "{}", cluster.log(1));
+}
+
+/// Four requests that a leader has to ask its followers for, each of many partitions. They have frozen, and the leader does not know it: it
+/// asks in vain for five seconds. Of all partitions at a time; clients do not wait for minutes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn partitions_whose_followers_are_silent_are_waited_for_side_by_side() {
+    const PARTITIONS: i32 = 8;
+    let cluster = Cluster::start_with(3, &["--set=raft.silence_max_ms=600000"]).await;
+    let assignment = |partition_index| ReplicaAssignment { partition_index, broker_ids: vec![1, 2, 3] };
+    let topic = CreatableTopic {
+        name: "t".into(),
+        num_partitions: -1,
+        replication_factor: -1,
+        assignments: (0..PARTITIONS).map(assignment).collect(),
+        ..Default::default()
+    };
+    let create = CreateTopicsRequest { topics: vec![topic], timeout_ms: 30_000, validate_only: false };
+    let mut client = Client::connect_to(&cluster, 1).await;
+    let Response::CreateTopics(created) = client.call(Request::CreateTopics(create), 5).await else { panic!() };
+    assert_eq!(created.topics[0].error_code, 0, "{created:?}");
+    for partition in 0..PARTITIONS {
+        assert_eq!(cluster.leader(1, "t", partition as u32).await, 1);
+        assert_eq!(client.produce(partition, batch(b"x".to_vec())).await, (0, 0));
+    }
+    cluster.pause(2);
+    cluster.pause(3);
+    let all = || 0..PARTITIONS;
+    let latest = |partition| ListOffsetsPartition { partition, timestamp: -1, ..Default::default() };
+    let epoch = |partition| LeaderEpochPartition { partition, leader_epoch: 1, ..Default::default() };
+    let ahead = |partition| FetchPartition { partition, fetch_offset: 9, ..Default::default() };
+    let delete = |partition| DeleteRecordsPartition { partition, offset: 1 };
+    let name = || String::from("t");
+    let requests = [
+        Request::ListOffsets(ListOffsetsRequest {
+            topics: vec![ListOffsetsTopic { name: name(), partitions: all().map(latest).collect() }],
+            ..Default::default()
+        }),
+        Request::OffsetForLeaderEpoch(OffsetForLeaderEpochRequest {
+            topics: vec![LeaderEpochTopic { topic: name(), partitions: all().map(epoch).collect() }],
+            ..Default::default()
+        }),
+        Request::Fetch(FetchRequest {
+            max_wait_ms: 100,
+            max_bytes: 1 << 20,
+            topics: vec![FetchTopic { topic: name(), partitions: all().map(ahead).collect(), ..Default::default() }],
+            ..Default::default()
+        }),
+        Request::DeleteRecords(DeleteRecordsRequest {
+            topics: vec![DeleteRecordsTopic { name: name(), partitions: all().map(delete).collect() }],
+            timeout_ms: 5000,
+        }),
+    ];
+    let asked = requests.into_iter().zip([7, 3, 11, 2]).map(async |(request, version)| {
+        let mut client = Client::connect_to(&cluster, 1).await;
+        let began = Instant::now();
+        let codes: Vec<i16> = match client.call(request.clone(), version).await {
+            Response::ListOffsets(told) => told.topics[0].partitions.iter().map(|one| one.error_code).collect(),
+            Response::OffsetForLeaderEpoch(told) => {
+                told.topics[0].partitions.iter().map(|one| one.error_code).collect()
+            }
+            Response::Fetch(told) => told.topics[0].partitions.iter().map(|one| one.error_code).collect(),
+            Response::DeleteRecords(told) => told.topics[0].partitions.iter().map(|one| one.error_code).collect(),
+            other => panic!("{other:?}"),
+        };
+        (request.api().name, began.elapsed(), codes)
+    });
+    for (api, took, codes) in join_all(asked).await {
+        assert!(codes.len() == PARTITIONS as usize && !codes.contains(&0), "{api}: {codes:?}");
+        // One after the other they would take forty.
+        assert!((4..20).contains(&took.as_secs()), "{api} took {took:?}");
+    }
 }

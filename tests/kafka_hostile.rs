@@ -41,13 +41,13 @@ impl Client {
         Self { stream: socket.connect(cluster.kafka_address(1).parse().unwrap()).await.unwrap(), next: 0 }
     }
 
-    async fn send(&mut self, request: &Request, version: i16) {
+    pub async fn send(&mut self, request: &Request, version: i16) {
         self.next += 1;
         self.stream.write_all(&frame(request, version, self.next)).await.unwrap();
     }
 
     /// `None`: the connection is closed.
-    async fn receive(&mut self, api: &Api, version: i16) -> Option<Response> {
+    pub async fn receive(&mut self, api: &Api, version: i16) -> Option<Response> {
         let read = async {
             let length = self.stream.read_i32().await.ok()?;
             let mut bytes = vec![0; length as usize];
