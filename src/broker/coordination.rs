@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::shared::Shared;
 use super::{Broker, Route, TopicDescription, TopicSpec};
-use crate::coordinator::{Coordinator, Home, OFFSETS_TOPIC, OffsetsRetention};
+use crate::coordinator::{Coordinator, GroupSettings, Home, OFFSETS_TOPIC};
 use crate::error::{Code, Error, Result};
 use crate::partition::Partition;
 
@@ -44,9 +44,14 @@ pub fn check_not_internal(topic: &str) -> Result<()> {
 
 /// A coordinator for a broker.
 pub(super) fn coordinator(shared: &Arc<Shared>) -> Coordinator {
-    let config = &shared.config.kafka;
-    let (kept, check_interval) = (config.offsets_retention, config.offsets_retention_check_interval);
-    Coordinator::new(Arc::new(Groups(Arc::downgrade(shared))), OffsetsRetention { kept, check_interval })
+    let (kafka, limits) = (&shared.config.kafka, &shared.config.limits);
+    let settings = GroupSettings {
+        offsets_retention: kafka.offsets_retention,
+        expiry_interval: kafka.offsets_retention_check_interval,
+        members_max: kafka.group_members_max,
+        bytes_max: limits.groups_bytes_max,
+    };
+    Coordinator::new(Arc::new(Groups(Arc::downgrade(shared))), settings)
 }
 
 impl Broker {

@@ -58,6 +58,7 @@ keys! {
     "offsets.topic.num.partitions", "16", "Over how many partitions consumer groups are spread; fixed when the first group is made." => |c, t| c.kafka.offsets_partitions = at_least(t, 1)?;
     "offsets.retention.minutes", "10080", "How long committed offsets of a consumer group without members are kept." => |c, t| c.kafka.offsets_retention = Duration::from_secs(60 * at_least::<u64>(t, 1)?.min(u64::from(u32::MAX)));
     "offsets.retention.check.interval.ms", "60000", "How often committed offsets that are older than that are looked for." => |c, t| c.kafka.offsets_retention_check_interval = millis(t)?;
+    "group.max.size", "2000", "Most members of a consumer group, those who are about to join among them." => |c, t| c.kafka.group_members_max = at_least(t, 1)?;
     "peer.listen", "127.0.0.1:7090", "Where other brokers are served. Unless set: this broker's address in `bootstrap`." => |c, t| c.peer.listen = address(t)?;
     "peer.advertised", "", "The peer address that other brokers are told. Unless set: `peer.listen`." => |c, t| c.peer.advertised = Some(address(t)?);
     "limits.record_bytes_max", "1048588", "Largest record: key, value and headers together. A topic's `max.message.bytes` takes its place." => |c, t| c.limits.record_bytes_max = at_least(t, 1)?;
@@ -68,6 +69,7 @@ keys! {
     "limits.header_timeout_ms", "60000", "Longest wait for a request's head, also on an idle connection." => |c, t| c.limits.header_timeout = millis(t)?;
     "limits.body_timeout_ms", "30000", "Longest wait for a request's whole body." => |c, t| c.limits.body_timeout = millis(t)?;
     "limits.write_timeout_ms", "60000", "Longest that a client may leave an answer unread before its connection is closed." => |c, t| c.limits.write_timeout = millis(t)?;
+    "limits.groups_bytes_max", "67108864", "Most bytes of the consumer groups of each partition of `__consumer_offsets`: names, members, committed offsets, and some for each. What would make them more is refused." => |c, t| c.limits.groups_bytes_max = at_least(t, 1 << 16)?;
     "retention.check_interval_ms", "30000", "How often each partition is looked at for records to let go and segments to close." => |c, t| c.retention_check_interval = millis(t)?;
     "catalog.snapshot_entries", "10000", "The cluster's metadata (the catalog) is a log that is cut behind a snapshot every so many entries." => |c, t| c.catalog_snapshot_entries = at_least(t, 1)?;
     "metrics.partitions", "false", "`/metrics` shows each partition that the broker leads, too: thousands of them are many series." => |c, t| c.metrics_partitions = boolean(t)?;

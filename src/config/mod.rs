@@ -51,6 +51,8 @@ pub struct Limits {
     pub body_timeout: Duration,
     /// Longest that a client may leave an answer unread before its connection is closed. Default: 60 s.
     pub write_timeout: Duration,
+    /// Most bytes of the consumer groups of one partition of their topic: what they were told, and some for each thing. Default: 64 MiB.
+    pub groups_bytes_max: usize,
 }
 
 impl Default for Limits {
@@ -64,6 +66,7 @@ impl Default for Limits {
             header_timeout: Duration::from_secs(60),
             body_timeout: Duration::from_secs(30),
             write_timeout: Duration::from_secs(60),
+            groups_bytes_max: 64 << 20,
         }
     }
 }
@@ -86,6 +89,8 @@ pub struct KafkaConfig {
     pub offsets_retention: Duration,
     /// `offsets.retention.check.interval.ms`: how often those that are older are looked for. Default: a minute.
     pub offsets_retention_check_interval: Duration,
+    /// `group.max.size`: most members of a consumer group, those who are about to join among them. Default: 2000.
+    pub group_members_max: usize,
     /// A connection on which nothing is asked for so long is closed. Default: 10 min.
     pub idle_timeout: Duration,
     /// Most requests of one connection being worked on or waiting to be. Default: 16.
@@ -104,6 +109,7 @@ impl Default for KafkaConfig {
             offsets_partitions: 16,
             offsets_retention: Duration::from_secs(7 * 24 * 3600),
             offsets_retention_check_interval: Duration::from_secs(60),
+            group_members_max: 2000,
             idle_timeout: Duration::from_secs(600),
             inflight_requests_max: 16,
             request_bytes_max: 100 << 20,

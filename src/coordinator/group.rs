@@ -29,11 +29,11 @@ use super::entry::{CommittedOffset, Entry, GroupRecord, StoredGroup};
 use super::{GroupDescription, GroupError, GroupProgress, GroupState, Leaving, MemberDescription};
 use member::{Member, Stale};
 
-/// Most members of a group.
-const MEMBERS_MAX: usize = 2000;
 /// Most bytes of what all members of a group say of themselves, and of what they are assigned: a generation stands in the log as one
 /// entry, and one that the log does not take would end the other groups' coordinator too.
 const GROUP_BYTES_MAX: usize = 8 << 20;
+/// What each thing that is remembered takes besides what was told of it, in bytes, about.
+const THING_BYTES: usize = 512;
 /// Most protocols that a member may know. Clients know two or three.
 const PROTOCOLS_MAX: usize = 32;
 /// How long a group that was empty waits for more members before its first generation.
@@ -64,6 +64,8 @@ impl Outbox {
 /// See the module's header.
 pub(super) struct Group {
     name: String,
+    /// Most members, promised ones among them.
+    members_max: usize,
     state: GroupState,
     generation: i32,
     protocol_type: String,
@@ -76,6 +78,10 @@ pub(super) struct Group {
     not_before: Option<Instant>,
     phase_deadline: Option<Instant>,
     offsets: BTreeMap<(String, u32), CommittedOffset>,
+    /// Bytes of the offsets.
+    offset_bytes: usize,
+    /// Bytes of the group as its shard has counted them last.
+    pub(super) counted_bytes: usize,
     /// When the group was last known to have members, in ms since 1970.
     active_ms: i64,
     /// Whether there is anything of it in the log.
@@ -85,9 +91,10 @@ pub(super) struct Group {
 }
 
 impl Group {
-    pub(super) fn new(name: &str) -> Self {
+    pub(super) fn new(name: &str, members_max: usize) -> Self {
         Self {
             name: name.to_owned(),
+            members_max,
             state: GroupState::Empty,
             generation: 0,
             protocol_type: String::new(),
@@ -98,6 +105,8 @@ impl Group {
             not_before: None,
             phase_deadline: None,
             offsets: BTreeMap::new(),
+            offset_bytes: 0,
+            counted_bytes: 0,
             active_ms: 0,
             stored: false,
             last: None,
@@ -105,8 +114,9 @@ impl Group {
     }
 
     /// As the log tells it. Members have a whole session timeout from now to be heard of.
-    pub(super) fn restore(name: &str, stored: StoredGroup, now: Instant) -> Self {
-        let mut group = Self { offsets: stored.offsets, stored: true, ..Self::new(name) };
+    pub(super) fn restore(name: &str, members_max: usize, stored: StoredGroup, now: Instant) -> Self {
+        let mut group = Self { stored: true, ..Self::new(name, members_max) };
+        group.take_offsets(stored.offsets.into_values());
         let Some(record) = stored.record else { return group };
         group.last = Some(record.clone());
         for member in record.members {
@@ -148,6 +158,14 @@ impl Group {
             entries.push(Entry::Committed(self.offsets.values().cloned().collect()));
         }
         entries
+    }
+
+    /// How many bytes it takes: what was told of it, and some for each thing.
+    pub(super) fn bytes(&self) -> usize {
+        let members: usize = self.members.values().map(|member| THING_BYTES + member.all_bytes()).sum();
+        let promised: usize = self.promised.keys().map(|id| THING_BYTES + id.len()).sum();
+        // The name stands in its shard's tables too.
+        THING_BYTES + 4 * self.name.len() + members + promised + self.offset_bytes
     }
 
     /// How many things there are to remember of it.

@@ -43,15 +43,6 @@ const COMMIT_BYTES_MAX: usize = 8 << 20;
 /// Longest name of a group, in bytes.
 const NAME_BYTES_MAX: usize = 4096;
 
-/// How long committed offsets of a group without members are kept.
-#[derive(Clone, Copy, Debug)]
-pub struct OffsetsRetention {
-    /// Since the group's last member went, and since they were committed.
-    pub kept: Duration,
-    /// How often those that are older are looked for.
-    pub check_interval: Duration,
-}
-
 /// What the coordinator sees of its broker.
 pub trait Home: Send + std::marker::Sync + 'static {
     /// This partition of [`OFFSETS_TOPIC`], if its replica here leads and is able to take writes.
@@ -93,9 +84,12 @@ pub enum GroupError {
     /// Another process has the place of this static member.
     #[error("another process has this group instance id")]
     FencedInstance,
-    /// Too many members.
+    /// Too many members, or too many bytes of what they say of themselves.
     #[error("the group is full")]
     Full,
+    /// The groups that share its shard take all the bytes that they may.
+    #[error("the coordinator has no room for more: its groups take the bytes that they may (limits.groups_bytes_max)")]
+    NoRoom,
     /// Out of bounds.
     #[error("a session timeout is between 1 s and 30 min")]
     InvalidSessionTimeout,
@@ -295,10 +289,23 @@ pub type Partitions = Vec<(String, Vec<u32>)>;
 
 type Answer<T> = Result<T, GroupError>;
 
+/// What is set for groups.
+#[derive(Clone, Copy, Debug)]
+pub struct GroupSettings {
+    /// How long committed offsets of a group without members are kept.
+    pub offsets_retention: Duration,
+    /// How often those that are older are looked for.
+    pub expiry_interval: Duration,
+    /// Most members of a group.
+    pub members_max: usize,
+    /// Most bytes of all groups of a shard.
+    pub bytes_max: usize,
+}
+
 /// This broker's coordinator.
 pub struct Coordinator {
     home: Arc<dyn Home>,
-    offsets_retention: OffsetsRetention,
+    settings: GroupSettings,
     shards: Mutex<BTreeMap<u32, Handle>>,
 }
 
@@ -310,8 +317,8 @@ struct Handle {
 
 impl Coordinator {
     /// For a broker.
-    pub fn new(home: Arc<dyn Home>, offsets_retention: OffsetsRetention) -> Self {
-        Self { home, offsets_retention, shards: Mutex::default() }
+    pub fn new(home: Arc<dyn Home>, settings: GroupSettings) -> Self {
+        Self { home, settings, shards: Mutex::default() }
     }
 
     /// The partition whose leader coordinates a group; `None` while the topic is not there.
@@ -432,7 +439,7 @@ impl Coordinator {
             Some(shard) if shard.epoch > epoch => return Err(GroupError::NotCoordinator),
             _ => {
                 let (requests, queue) = mpsc::channel(QUEUE);
-                tokio::spawn(Shard::run(led, epoch, self.offsets_retention, queue));
+                tokio::spawn(Shard::run(led, epoch, self.settings, queue));
                 shards.insert(partition, Handle { epoch, requests: requests.clone() });
                 requests
             }

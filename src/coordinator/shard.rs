@@ -10,6 +10,9 @@
 //! doubtful ground.
 //!
 //! The log is kept short: when most of it is overwritten, all groups are written once more and the log starts there.
+//!
+//! Clients make groups, as many as they like: all of them together may take so many bytes. At that point nobody is refused what makes
+//! them no larger, so that who is there can go on.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -23,7 +26,7 @@ use tokio::time::{Instant, sleep_until};
 use super::entry::{self, CommittedOffset, Entry, StoredGroup};
 use super::group::{Group, Outbox, Reply};
 use super::{
-    GroupDescription, GroupError, GroupProgress, Join, Joined, Leaving, OffsetsRetention, Partitions, Speaker, Sync,
+    GroupDescription, GroupError, GroupProgress, GroupSettings, Join, Joined, Leaving, Partitions, Speaker, Sync,
     Synced,
 };
 use crate::clock::now_ms;
@@ -39,6 +42,10 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 const LOAD_BYTES: usize = 4 << 20;
 /// Between two attempts at loading.
 const LOAD_PAUSE: Duration = Duration::from_secs(2);
+/// How often it is said that there is no room for more.
+const FULL_AGAIN: Duration = Duration::from_secs(60);
+/// How long a group is kept that has neither members nor offsets, at most: Kafka looks for such every ten minutes.
+const EMPTY_GROUP_KEPT: Duration = Duration::from_secs(600);
 /// The log is rewritten when it has this many entries more than [`REWRITE_RATIO`] times what there is to remember.
 const REWRITE_SLACK: u64 = 10_000;
 const REWRITE_RATIO: u64 = 4;
@@ -73,13 +80,17 @@ pub(super) enum Request {
 pub(super) struct Shard {
     partition: Arc<Partition>,
     epoch: u64,
-    offsets_retention: OffsetsRetention,
+    settings: GroupSettings,
     /// Where the next batch must come to stand.
     end: Offset,
     /// Bytes of the log, and of it when it was last rewritten.
     bytes: u64,
     rewritten_bytes: u64,
     groups: BTreeMap<String, Group>,
+    /// Bytes of all groups.
+    group_bytes: usize,
+    /// When it was last said that there is no room.
+    said_full: Option<Instant>,
     /// When each group wants to be looked at.
     deadlines: BTreeMap<String, Instant>,
     out: Outbox,
@@ -93,22 +104,24 @@ impl Shard {
     pub(super) async fn run(
         partition: Arc<Partition>,
         epoch: u64,
-        offsets_retention: OffsetsRetention,
+        settings: GroupSettings,
         mut queue: mpsc::Receiver<Request>,
     ) {
         let mut follow = partition.follow();
         let shard = Self {
             partition,
             epoch,
-            offsets_retention,
+            settings,
             end: Offset(0),
             bytes: 0,
             rewritten_bytes: 0,
             groups: BTreeMap::new(),
+            group_bytes: 0,
+            said_full: None,
             deadlines: BTreeMap::new(),
             out: Outbox::default(),
             must_confirm: false,
-            next_expiry: Instant::now() + offsets_retention.check_interval,
+            next_expiry: Instant::now() + settings.expiry_interval,
         };
         let mut shard = match shard.load().await {
             Ok(shard) => shard,
@@ -167,7 +180,7 @@ impl Shard {
         self.end = at;
         let now = Instant::now();
         for (name, group) in stored {
-            self.groups.insert(name.clone(), Group::restore(&name, group, now));
+            self.groups.insert(name.clone(), Group::restore(&name, self.settings.members_max, group, now));
             self.schedule(&name);
         }
         let told =
@@ -182,92 +195,141 @@ impl Shard {
         self.deadlines.values().copied().chain([self.next_expiry]).min().unwrap_or(self.next_expiry)
     }
 
+    /// What there is to note of a group that may have changed: when it wants to be looked at, and how many bytes it takes.
     fn schedule(&mut self, name: &str) {
-        match self.groups.get(name) {
-            Some(group) if group.is_nothing() => {
-                self.groups.remove(name);
-                self.deadlines.remove(name);
-            }
-            Some(group) => match group.next_deadline() {
-                Some(at) => drop(self.deadlines.insert(name.to_owned(), at)),
-                None => drop(self.deadlines.remove(name)),
-            },
+        let Some(group) = self.groups.get_mut(name) else { return };
+        if group.is_nothing() {
+            return self.forget(name);
+        }
+        let bytes = group.bytes();
+        self.group_bytes = self.group_bytes - group.counted_bytes + bytes;
+        group.counted_bytes = bytes;
+        match group.next_deadline() {
+            Some(at) => drop(self.deadlines.insert(name.to_owned(), at)),
             None => drop(self.deadlines.remove(name)),
         }
     }
 
+    fn forget(&mut self, name: &str) {
+        self.group_bytes -= self.groups.remove(name).map_or(0, |group| group.counted_bytes);
+        self.deadlines.remove(name);
+    }
+
+    /// The group of this name, which may be a new one, and where its answers go.
+    fn group(&mut self, name: &str) -> (&mut Group, &mut Outbox) {
+        let new = || Group::new(name, self.settings.members_max);
+        (self.groups.entry(name.to_owned()).or_insert_with(new), &mut self.out)
+    }
+
+    /// `NoRoom` if groups may not grow by so many bytes.
+    fn check_room(&mut self, growth: usize, now: Instant) -> Result<(), GroupError> {
+        let (bytes, max) = (self.group_bytes, self.settings.bytes_max);
+        if growth == 0 || bytes + growth <= max {
+            return Ok(());
+        }
+        if self.said_full.is_none_or(|said| now.duration_since(said) >= FULL_AGAIN) {
+            self.said_full = Some(now);
+            let groups = self.groups.len();
+            tracing::warn!(groups, bytes, max, "consumer groups may not grow: limits.groups_bytes_max");
+        }
+        Err(GroupError::NoRoom)
+    }
+
     fn take(&mut self, request: Request, now: Instant) {
-        let out = &mut self.out;
         let name = match request {
             Request::Join(name, join, reply) => {
-                self.groups.entry(name.clone()).or_insert_with(|| Group::new(&name)).join(*join, reply, now, out);
+                let growth = self.group(&name).0.growth_by_join(&join);
+                match self.check_room(growth, now) {
+                    Ok(()) => {
+                        let (group, out) = self.group(&name);
+                        group.join(*join, reply, now, out);
+                    }
+                    Err(error) => self.out.answer(reply, Err(error)),
+                }
                 name
             }
             Request::Commit(name, speaker, offsets, reply) => {
-                if speaker.generation >= 0 && !self.groups.contains_key(&name) {
-                    // A generation of a group that is not there any more.
-                    return out.answer(reply, Err(GroupError::IllegalGeneration));
-                }
-                let group = self.groups.entry(name.clone()).or_insert_with(|| Group::new(&name));
-                let by = (speaker.member_id.as_str(), speaker.instance_id.as_deref(), speaker.generation);
-                let done = group.commit(by, offsets, now, out);
-                out.answer(reply, done);
+                let done = self.commit(&name, &speaker, offsets, now);
+                self.out.answer(reply, done);
                 name
             }
             Request::Sync(name, sync, reply) => {
-                match self.groups.get_mut(&name) {
-                    Some(group) => group.sync(*sync, reply, now, out),
-                    None => out.answer(reply, Err(GroupError::UnknownMember)),
+                let growth = self.groups.get(&name).map_or(0, |group| group.growth_by_sync(&sync));
+                match self.check_room(growth, now) {
+                    Ok(()) => match self.groups.get_mut(&name) {
+                        Some(group) => group.sync(*sync, reply, now, &mut self.out),
+                        None => self.out.answer(reply, Err(GroupError::UnknownMember)),
+                    },
+                    Err(error) => self.out.answer(reply, Err(error)),
                 }
                 name
             }
             Request::Heartbeat(name, Speaker { member_id, instance_id, generation }, reply) => {
                 let group = self.groups.get_mut(&name).ok_or(GroupError::UnknownMember);
                 let alive = group.and_then(|g| g.heartbeat(&member_id, instance_id.as_deref(), generation, now));
-                out.answer(reply, alive);
+                self.out.answer(reply, alive);
                 name
             }
             Request::Leave(name, leaving, reply) => {
                 let results = leaving.iter().map(|leaving| match self.groups.get_mut(&name) {
-                    Some(group) => group.leave(leaving, now, out),
+                    Some(group) => group.leave(leaving, now, &mut self.out),
                     None => Err(GroupError::UnknownMember),
                 });
                 let results = results.collect();
-                out.answer(reply, Ok(results));
+                self.out.answer(reply, Ok(results));
                 name
             }
             Request::Committed(name, partitions, reply) => {
                 self.must_confirm = true;
                 let committed = self.groups.get(&name).map(|group| group.committed(partitions.as_deref()));
-                return out.answer(reply, Ok(committed.unwrap_or_default()));
+                return self.out.answer(reply, Ok(committed.unwrap_or_default()));
             }
             Request::RemoveOffsets(name, partitions, reply) => {
                 let group = self.groups.get_mut(&name).ok_or(GroupError::NotFound);
-                let done = group.map(|group| group.remove_offsets(&partitions, out));
-                return out.answer(reply, done);
+                let done = group.map(|group| group.remove_offsets(&partitions, &mut self.out));
+                self.out.answer(reply, done);
+                name
             }
             Request::Describe(name, reply) => {
                 let described = self.groups.get(&name).map(Group::describe).ok_or(GroupError::NotFound);
-                return out.answer(reply, described);
+                return self.out.answer(reply, described);
             }
             Request::Delete(name, reply) => {
-                let done = self.groups.get(&name).ok_or(GroupError::NotFound).and_then(|group| group.delete(out));
+                let group = self.groups.get(&name).ok_or(GroupError::NotFound);
+                let done = group.and_then(|group| group.delete(&mut self.out));
                 if done.is_ok() {
-                    self.groups.remove(&name);
+                    self.forget(&name);
                 }
-                out.answer(reply, done);
-                name
+                return self.out.answer(reply, done);
             }
             Request::List(reply) => {
                 let groups = self.groups.values().map(Group::describe).collect();
-                return out.answer(reply, Ok(groups));
+                return self.out.answer(reply, Ok(groups));
             }
             Request::Progress(reply) => {
                 let groups = self.groups.values().map(Group::progress).collect();
-                return out.answer(reply, Ok(groups));
+                return self.out.answer(reply, Ok(groups));
             }
         };
         self.schedule(&name);
+    }
+
+    fn commit(
+        &mut self,
+        name: &str,
+        speaker: &Speaker,
+        offsets: Vec<CommittedOffset>,
+        now: Instant,
+    ) -> Result<(), GroupError> {
+        if speaker.generation >= 0 && !self.groups.contains_key(name) {
+            // A generation of a group that is not there any more.
+            return Err(GroupError::IllegalGeneration);
+        }
+        let growth = self.group(name).0.growth_by_commit(&offsets);
+        self.check_room(growth, now)?;
+        let by = (speaker.member_id.as_str(), speaker.instance_id.as_deref(), speaker.generation);
+        let (group, out) = self.group(name);
+        group.commit(by, offsets, now, out)
     }
 
     fn tick(&mut self, now: Instant) {
@@ -280,14 +342,20 @@ impl Shard {
             self.schedule(&name);
         }
         if self.next_expiry <= now {
-            self.next_expiry = now + self.offsets_retention.check_interval;
-            let kept = i64::try_from(self.offsets_retention.kept.as_millis()).unwrap_or(i64::MAX);
-            let before = now_ms().saturating_sub(kept);
-            let out = &mut self.out;
-            let expired = |(name, group): (&String, &mut Group)| group.expire(before, out).then(|| name.clone());
-            let expired: Vec<String> = self.groups.iter_mut().filter_map(expired).collect();
-            for name in expired {
-                self.groups.remove(&name);
+            self.next_expiry = now + self.settings.expiry_interval;
+            self.expire();
+        }
+    }
+
+    /// Forgets what nobody has cared for so long.
+    fn expire(&mut self) {
+        let before = |kept: Duration| now_ms().saturating_sub(i64::try_from(kept.as_millis()).unwrap_or(i64::MAX));
+        let (offsets, empty) = (before(self.settings.offsets_retention), before(EMPTY_GROUP_KEPT));
+        for name in self.groups.keys().cloned().collect::<Vec<_>>() {
+            let gone = self.groups.get_mut(&name).is_some_and(|group| group.expire(offsets, empty, &mut self.out));
+            if gone {
+                self.forget(&name);
+            } else {
                 self.schedule(&name);
             }
         }

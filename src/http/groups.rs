@@ -285,6 +285,7 @@ fn refusal(group: &str, error: &GroupError) -> Error {
         GroupError::InvalidGroup
         | GroupError::InconsistentProtocol
         | GroupError::Full
+        | GroupError::NoRoom
         | GroupError::InvalidSessionTimeout
         | GroupError::MetadataTooLarge => Code::InvalidRequest,
     };

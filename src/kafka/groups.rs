@@ -37,7 +37,7 @@ impl From<&GroupError> for ErrorCode {
             GroupError::InconsistentProtocol => Self::InconsistentGroupProtocol,
             GroupError::MemberIdRequired(_) => Self::MemberIdRequired,
             GroupError::FencedInstance => Self::FencedInstanceId,
-            GroupError::Full => Self::GroupMaxSizeReached,
+            GroupError::Full | GroupError::NoRoom => Self::GroupMaxSizeReached,
             GroupError::InvalidSessionTimeout => Self::InvalidSessionTimeout,
             GroupError::NonEmpty => Self::NonEmptyGroup,
             GroupError::NotFound => Self::GroupIdNotFound,
@@ -315,7 +315,11 @@ pub(super) async fn commit(door: &Arc<Door>, request: OffsetCommitRequest) -> Re
         instance_id: request.group_instance_id,
         generation: request.generation_id,
     };
-    let failed = code(&door.broker.groups().commit(&request.group_id, speaker, offsets).await);
+    let failed = match door.broker.groups().commit(&request.group_id, speaker, offsets).await {
+        // Those who commit do not know the other code.
+        Err(GroupError::NoRoom) => ErrorCode::InvalidCommitOffsetSize.number(),
+        done => code(&done),
+    };
     for partition in topics.iter_mut().flat_map(|topic| &mut topic.partitions) {
         if partition.error_code == 0 {
             partition.error_code = failed;

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::member::{Member, Stale, new_member_id, protocol_bytes};
-use super::{GROUP_BYTES_MAX, Group, MEMBERS_MAX, Outbox, PROTOCOLS_MAX, Reply};
+use super::{GROUP_BYTES_MAX, Group, Outbox, PROTOCOLS_MAX, Reply, THING_BYTES};
 use crate::coordinator::{GroupError, GroupState, Join, Joined, JoinedMember, consumer_protocol};
 
 impl Join {
@@ -62,10 +62,22 @@ impl Group {
         Ok(())
     }
 
+    /// By how many bytes a member makes the group larger, or may once it keeps what it is promised.
+    pub(in crate::coordinator) fn growth_by_join(&self, join: &Join) -> usize {
+        let instance = join.instance_id.as_deref().and_then(|instance| self.of_instance(instance));
+        let known = self.members.get(instance.unwrap_or(&join.member_id));
+        let has = match known {
+            Some(member) => THING_BYTES + member.bytes(),
+            None if self.promised.contains_key(&join.member_id) => THING_BYTES + join.member_id.len(),
+            None => 0,
+        };
+        (THING_BYTES + join.bytes()).saturating_sub(has)
+    }
+
     /// Whether it is a member, or was promised to become one, or there is room for one more.
     fn has_place_for(&self, join: &Join) -> bool {
         let instance = join.instance_id.as_deref();
-        self.members.len() + self.promised.len() < MEMBERS_MAX
+        self.members.len() + self.promised.len() < self.members_max
             || self.members.contains_key(&join.member_id)
             || self.promised.contains_key(&join.member_id)
             || instance.is_some_and(|instance| self.of_instance(instance).is_some())

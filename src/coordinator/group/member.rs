@@ -63,6 +63,11 @@ impl Member {
         2 * self.client_id.len() + self.client_host.len() + 2 * instance + protocol_bytes(&self.protocols)
     }
 
+    /// The same, and of what it was assigned.
+    pub(super) fn all_bytes(&self) -> usize {
+        self.bytes() + self.assignment.len()
+    }
+
     /// Something was heard of it.
     pub(super) fn heard(&mut self, now: Instant) {
         self.deadline = now + self.session_timeout;

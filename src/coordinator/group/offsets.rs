@@ -4,12 +4,36 @@ use std::collections::BTreeSet;
 
 use tokio::time::Instant;
 
-use super::{Group, Outbox};
+use super::{Group, Outbox, THING_BYTES};
 use crate::clock::now_ms;
 use crate::coordinator::entry::{CommittedOffset, Entry};
 use crate::coordinator::{GroupError, GroupState, consumer_protocol};
 
+/// Bytes of a committed offset.
+fn bytes(offset: &CommittedOffset) -> usize {
+    // Its topic stands in its key too.
+    THING_BYTES + 2 * offset.topic.len() + offset.metadata.len()
+}
+
 impl Group {
+    /// Takes offsets in.
+    pub(super) fn take_offsets(&mut self, offsets: impl IntoIterator<Item = CommittedOffset>) {
+        for offset in offsets {
+            self.offset_bytes += bytes(&offset);
+            if let Some(old) = self.offsets.insert((offset.topic.clone(), offset.partition), offset) {
+                self.offset_bytes -= bytes(&old);
+            }
+        }
+    }
+
+    /// By how many bytes a commit makes the group larger.
+    pub(in crate::coordinator) fn growth_by_commit(&self, offsets: &[CommittedOffset]) -> usize {
+        let old = |offset: &CommittedOffset| self.offsets.get(&(offset.topic.clone(), offset.partition)).map(bytes);
+        let (new, old) =
+            offsets.iter().fold((0, 0), |(all, gone), offset| (all + bytes(offset), gone + old(offset).unwrap_or(0)));
+        new.saturating_sub(old)
+    }
+
     /// Commits offsets: as a member of the present generation, or from outside (`generation` -1) while there are no members. Who reads
     /// by assignment comes from outside, whatever it calls itself: it may have an instance id without ever having joined.
     pub(in crate::coordinator) fn commit(
@@ -35,10 +59,14 @@ impl Group {
         } else {
             return Err(GroupError::UnknownMember);
         }
+        if offsets.is_empty() {
+            // Nothing to remember, nor a group that was not there.
+            return Ok(());
+        }
         self.active_ms = now_ms();
         self.stored = true;
         out.entries.push((self.name.clone(), Entry::Committed(offsets.clone())));
-        self.offsets.extend(offsets.into_iter().map(|offset| ((offset.topic.clone(), offset.partition), offset)));
+        self.take_offsets(offsets);
         Ok(())
     }
 
@@ -70,13 +98,7 @@ impl Group {
         partitions: &[(String, Vec<u32>)],
         out: &mut Outbox,
     ) -> Vec<Result<(), GroupError>> {
-        let subscriptions = self.members.values().map(|member| {
-            let topics = consumer_protocol::subscribed_topics(&member.metadata(self.protocol.as_deref()));
-            // Members of another kind than consumers, or who cannot be read, might want any.
-            topics.filter(|_| self.protocol_type == consumer_protocol::CONSUMER)
-        });
-        let subscribed: Option<BTreeSet<String>> =
-            subscriptions.collect::<Option<Vec<_>>>().map(|topics| topics.into_iter().flatten().collect());
+        let subscribed = self.subscribed();
         let is_subscribed = |topic: &str| match &subscribed {
             Some(topics) => topics.contains(topic),
             None => true,
@@ -92,29 +114,43 @@ impl Group {
         results
     }
 
+    /// The topics that its members want. `None`: of members of another kind than consumers, or who cannot be read, nobody knows.
+    fn subscribed(&self) -> Option<BTreeSet<String>> {
+        let subscriptions = self.members.values().map(|member| {
+            let topics = consumer_protocol::subscribed_topics(&member.metadata(self.protocol.as_deref()));
+            topics.filter(|_| self.protocol_type == consumer_protocol::CONSUMER)
+        });
+        subscriptions.collect::<Option<Vec<_>>>().map(|topics| topics.into_iter().flatten().collect())
+    }
+
     fn drop_offsets(&mut self, partitions: Vec<(String, u32)>, out: &mut Outbox) {
         if !partitions.is_empty() {
-            partitions.iter().for_each(|partition| drop(self.offsets.remove(partition)));
+            for partition in &partitions {
+                self.offset_bytes -= self.offsets.remove(partition).map_or(0, |old| bytes(&old));
+            }
             out.entries.push((self.name.clone(), Entry::OffsetsRemoved(partitions)));
         }
     }
 
-    /// Drops offsets that nobody has cared for since `before_ms`. Returns whether the group can be forgotten altogether.
-    pub(in crate::coordinator) fn expire(&mut self, before_ms: i64, out: &mut Outbox) -> bool {
-        if self.state != GroupState::Empty || !self.promised.is_empty() {
-            return false;
-        }
-        if self.active_ms < before_ms {
-            let old = |offset: &&CommittedOffset| offset.time_ms < before_ms;
+    /// Drops offsets that nobody has cared for since `before_ms`: of a group without members, and of topics that no member wants (KIP-211;
+    /// most are of topics that were deleted). Returns whether the group can be forgotten altogether: it has had neither members nor
+    /// offsets since `empty_before_ms`.
+    pub(in crate::coordinator) fn expire(&mut self, before_ms: i64, empty_before_ms: i64, out: &mut Outbox) -> bool {
+        let wanted = match self.state {
+            GroupState::Empty if self.promised.is_empty() && self.active_ms < before_ms => Some(BTreeSet::new()),
+            GroupState::Stable => self.subscribed(),
+            _ => None,
+        };
+        if let Some(wanted) = wanted {
+            let old = |offset: &&CommittedOffset| offset.time_ms < before_ms && !wanted.contains(&offset.topic);
             let old = self.offsets.values().filter(old).map(|offset| (offset.topic.clone(), offset.partition));
             self.drop_offsets(old.collect(), out);
         }
-        if !self.offsets.is_empty() || self.stored && self.active_ms >= before_ms {
-            return false;
-        }
-        if self.stored {
+        let nobody = self.state == GroupState::Empty && self.promised.is_empty() && self.offsets.is_empty();
+        let gone = nobody && self.active_ms < before_ms.max(empty_before_ms);
+        if gone && self.stored {
             out.entries.push((self.name.clone(), Entry::GroupRemoved));
         }
-        true
+        gone
     }
 }

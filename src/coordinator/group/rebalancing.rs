@@ -152,6 +152,15 @@ impl Group {
         }
     }
 
+    /// By how many bytes assignments make the group larger.
+    pub(in crate::coordinator) fn growth_by_sync(&self, sync: &Sync) -> usize {
+        if sync.assignments.is_empty() {
+            return 0;
+        }
+        let assigned: usize = sync.assignments.iter().map(|(_, assignment)| assignment.len()).sum();
+        assigned.saturating_sub(self.members.values().map(|member| member.assignment.len()).sum())
+    }
+
     fn synced(&self, id: &str) -> Synced {
         Synced {
             protocol_type: self.protocol_type.clone(),

@@ -9,6 +9,7 @@ use crate::coordinator::{Join, Joined, Sync, Synced};
 
 const SESSION: Duration = Duration::from_secs(10);
 const REBALANCE: Duration = Duration::from_secs(60);
+const MEMBERS_MAX: usize = 50;
 
 /// A group, the time, and what has been written of it.
 struct Story {
@@ -20,7 +21,7 @@ struct Story {
 
 impl Story {
     fn new() -> Self {
-        Self { group: Group::new("g"), now: Instant::now(), out: Outbox::default(), log: Vec::new() }
+        Self { group: Group::new("g", MEMBERS_MAX), now: Instant::now(), out: Outbox::default(), log: Vec::new() }
     }
 
     /// The round ends: entries are in the log, answers go out.
@@ -121,7 +122,7 @@ fn a_group_comes_back_from_the_log_as_its_last_generation_was() {
     let mut third = story.ask_join("", |_| {}); // A rebalance that the failover interrupts.
     let mut stored = BTreeMap::new();
     story.log.into_iter().for_each(|entry| super::super::entry::apply(&mut stored, "g".to_owned(), entry));
-    let group = Group::restore("g", stored.remove("g").unwrap(), story.now);
+    let group = Group::restore("g", MEMBERS_MAX, stored.remove("g").unwrap(), story.now);
     let mut story = Story { group, now: story.now, out: Outbox::default(), log: Vec::new() };
     assert!(third.try_recv().is_err());
     assert_eq!((story.group.state, story.group.generation), (GroupState::Stable, 1));
@@ -345,14 +346,94 @@ fn offsets_expire_only_where_nobody_is() {
     let (mut story, leader, _) = Story::stable();
     let (now, far) = (story.now, crate::clock::now_ms() + 1_000_000);
     story.group.commit((&leader.member_id, None, 1), vec![offset(0, 5)], now, &mut story.out).unwrap();
-    assert!(!story.group.expire(far, &mut story.out));
+    assert!(!story.group.expire(far, far, &mut story.out));
     assert_eq!(story.group.committed(None).len(), 1);
     story.pass(SESSION);
-    assert!(!story.group.expire(0, &mut story.out));
+    assert!(!story.group.expire(0, 0, &mut story.out));
     assert_eq!(story.group.committed(None).len(), 1);
-    assert!(story.group.expire(far, &mut story.out));
+    assert!(story.group.expire(far, far, &mut story.out));
     story.settle();
     assert!(matches!(&story.log[story.log.len() - 2..], [Entry::OffsetsRemoved(_), Entry::GroupRemoved]));
+}
+
+/// A group that reads whatever is there, while topics come and go, must not remember them all for ever.
+#[test]
+fn offsets_of_topics_that_no_member_wants_expire_too() {
+    let mut story = Story::new();
+    let mut joined = story.ask_join("", |join| {
+        join.protocols = vec![("range".to_owned(), subscription("t", 0))];
+    });
+    story.pass(FIRST_REBALANCE_DELAY);
+    let joined = take(&mut joined).unwrap();
+    let of = |topic: &str| CommittedOffset { topic: topic.to_owned(), ..offset(0, 5) };
+    let commit = |story: &mut Story| {
+        let (by, now) = ((joined.member_id.as_str(), None, 1), story.now);
+        story.group.commit(by, vec![of("t"), of("gone")], now, &mut story.out)
+    };
+    take(&mut story.ask_sync(&joined, &[(&joined.member_id, b"A")])).unwrap();
+    commit(&mut story).unwrap();
+    assert!(!story.group.expire(0, 0, &mut story.out));
+    assert_eq!(story.group.committed(None).len(), 2, "they are not old");
+    let far = super::super::now_ms() + 1_000_000;
+    assert!(!story.group.expire(far, far, &mut story.out));
+    let topics: Vec<String> = story.group.committed(None).into_iter().map(|offset| offset.topic).collect();
+    assert_eq!(topics, ["t"]);
+    story.settle();
+    assert_eq!(story.log.last(), Some(&Entry::OffsetsRemoved(vec![("gone".to_owned(), 0)])));
+}
+
+#[test]
+fn a_group_that_never_had_an_offset_goes_by_itself() {
+    let (mut story, ..) = Story::stable();
+    story.pass(SESSION);
+    assert_eq!(story.group.state, GroupState::Empty);
+    assert!(!story.group.expire(0, 0, &mut story.out), "not at once");
+    // Long before offsets would.
+    assert!(story.group.expire(0, super::super::now_ms() + 1, &mut story.out));
+    story.settle();
+    assert_eq!(story.log.last(), Some(&Entry::GroupRemoved));
+}
+
+#[test]
+fn a_commit_of_nothing_makes_no_group() {
+    let mut story = Story::new();
+    let now = story.now;
+    assert_eq!(story.group.commit(("", None, -1), Vec::new(), now, &mut story.out), Ok(()));
+    story.settle();
+    assert!(story.group.is_nothing() && story.log.is_empty());
+}
+
+#[test]
+fn the_bytes_of_a_group_are_those_of_what_is_in_it() {
+    let (mut story, leader, other) = Story::stable();
+    let before = story.group.bytes();
+    let now = story.now;
+    let long = |bytes: usize| vec![CommittedOffset { metadata: "m".repeat(bytes), ..offset(0, 5) }, offset(1, 5)];
+    let by = (leader.member_id.as_str(), None, 1);
+    for bytes in [0, 1000, 10] {
+        let growth = story.group.growth_by_commit(&long(bytes));
+        let was = story.group.bytes();
+        story.group.commit(by, long(bytes), now, &mut story.out).unwrap();
+        assert_eq!(growth, story.group.bytes().saturating_sub(was), "{bytes} bytes of metadata");
+    }
+    assert_eq!(story.group.growth_by_commit(&long(10)), 0, "what is there is no more than it was");
+    assert_eq!(story.group.bytes(), before + 2 * (THING_BYTES + 2) + 10);
+    let mut stored = BTreeMap::new();
+    story.settle();
+    story.log.iter().for_each(|entry| super::super::entry::apply(&mut stored, "g".to_owned(), entry.clone()));
+    let restored = Group::restore("g", MEMBERS_MAX, stored.remove("g").unwrap(), now);
+    assert_eq!(restored.bytes(), story.group.bytes());
+    // Members: what they say, and what they are assigned.
+    let same = Join { member_id: other.member_id.clone(), ..Join::default() };
+    assert_eq!(story.group.growth_by_join(&same), 0);
+    let more = vec![(other.member_id, Bytes::from(vec![0; 100]))];
+    assert_eq!(story.group.growth_by_sync(&Sync { assignments: more, ..Sync::default() }), 98, "besides A and B");
+    drop(story.ask_join("", |join| join.id_required = true));
+    let promised = story.group.promised.keys().next().unwrap().clone();
+    assert_eq!(story.group.bytes(), restored.bytes() + THING_BYTES + promised.len());
+    story.pass(SESSION);
+    story.group.expire(i64::MAX, 0, &mut story.out);
+    assert_eq!(story.group.bytes(), THING_BYTES + 4);
 }
 
 #[test]

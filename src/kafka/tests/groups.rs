@@ -289,3 +289,84 @@ async fn what_holds_the_groups_is_not_for_clients_to_change() {
     assert_eq!(house.broker.topic(OFFSETS_TOPIC).unwrap().config["retention.ms"], "-1");
     house.close().await;
 }
+
+/// Groups are made by whoever names one. They may take so many bytes together; who is there goes on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn groups_grow_to_so_many_bytes_and_no_further() {
+    const ROOM: usize = 1 << 16;
+    let house = House::open_with(|config| {
+        config.kafka.offsets_partitions = 1;
+        config.limits.groups_bytes_max = ROOM;
+    })
+    .await;
+    house.topic("t", 1).await;
+    let (mut client, mut stranger) = (house.client().await, house.client().await);
+    client.find_coordinator("g").await;
+    let mut member = Member { client: &mut client, id: String::new(), generation: -1 };
+    member.join().await;
+    assert_eq!(member.commit("t", 1).await, 0);
+    // Ever new names, each with an offset and a long word about it.
+    let mut commit = async |number: usize| {
+        let metadata = Some("x".repeat(1000));
+        let partition = OffsetCommitPartition { offset: 1, metadata, ..Default::default() };
+        let request = OffsetCommitRequest {
+            group_id: format!("group-{number}"),
+            generation_id: -1,
+            topics: vec![OffsetCommitTopic { name: "t".into(), partitions: vec![partition] }],
+            ..Default::default()
+        };
+        let Response::OffsetCommit(response) = stranger.call(Request::OffsetCommit(request), 8).await else { panic!() };
+        response.topics[0].partitions[0].error_code
+    };
+    let mut taken = 0;
+    let refused = loop {
+        match commit(taken).await {
+            0 => taken += 1,
+            refused => break refused,
+        }
+        assert!(taken < ROOM / 1000, "{taken} groups of more than 1000 bytes");
+    };
+    assert!((refused, taken > 10) == (28, true), "error {refused} behind {taken} groups");
+    // What is no larger than it was is taken, and who leaves makes room for others; not so who comes.
+    assert_eq!((commit(0).await, member.commit("t", 2).await, member.heartbeat().await), (0, 0, 0));
+    let join = JoinGroupRequest {
+        group_id: "late".into(),
+        session_timeout_ms: 10_000,
+        protocol_type: "consumer".into(),
+        protocols: vec![JoinGroupProtocol { name: "range".into(), metadata: vec![0; 2000].into() }],
+        ..Default::default()
+    };
+    let Response::JoinGroup(late) = member.client.call(Request::JoinGroup(join), 5).await else { panic!() };
+    assert_eq!(late.error_code, 81);
+    let names = || house.broker.groups().list();
+    assert_eq!(names().await.unwrap().len(), taken + 1, "nothing is kept of those who were refused");
+    // A coordinator that reads the log counts the same.
+    let crate::broker::Route::Local(log) = house.broker.route(crate::coordinator::OFFSETS_TOPIC, 0).unwrap() else {
+        panic!()
+    };
+    log.produce(another_groups_end(log.limits()), crate::partition::Acks::All, None, PATIENCE).await.unwrap();
+    assert_eq!(commit(0).await, 16, "it reads the log anew");
+    assert_eq!((commit(0).await, commit(taken).await), (0, 28));
+    for number in 0..3 {
+        house.broker.groups().delete(&format!("group-{number}")).await.unwrap();
+    }
+    assert_eq!(commit(taken).await, 0);
+    house.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_group_has_as_many_members_as_it_may_and_no_more() {
+    let house = House::open_with(|config| {
+        config.kafka.offsets_partitions = 1;
+        config.kafka.group_members_max = 1;
+    })
+    .await;
+    let (mut one, mut two) = (house.client().await, house.client().await);
+    one.find_coordinator("g").await;
+    let mut one = Member { client: &mut one, id: String::new(), generation: -1 };
+    let two = Member { client: &mut two, id: String::new(), generation: -1 };
+    one.join().await;
+    let Response::JoinGroup(refused) = two.client.call(two.join_request(), 5).await else { panic!() };
+    assert_eq!((refused.error_code, one.heartbeat().await), (81, 0));
+    house.close().await;
+}
