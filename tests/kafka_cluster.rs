@@ -96,27 +96,31 @@ async fn a_broker_with_an_old_catalog_and_no_controller_does_not_say_which_topic
     assert!(cluster.log(1).contains("this broker does not know the cluster yet"), "{}", cluster.log(1));
 }
 
-/// Four requests that a leader has to ask its followers for, each of many partitions. They have frozen, and the leader does not know it: it
+/// Four requests that a leader has to ask its followers for, each of many partitions, also of several topics. They have frozen, and the leader does not know it: it
 /// asks in vain for five seconds. Of all partitions at a time; clients do not wait for minutes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn partitions_whose_followers_are_silent_are_waited_for_side_by_side() {
-    const PARTITIONS: i32 = 8;
+    const PARTITIONS: i32 = 4;
+    const TOPICS: [&str; 3] = ["t", "u", "v"];
     let cluster = Cluster::start_with(3, &["--set=raft.silence_max_ms=600000"]).await;
     let assignment = |partition_index| ReplicaAssignment { partition_index, broker_ids: vec![1, 2, 3] };
-    let topic = CreatableTopic {
-        name: "t".into(),
+    let topic = |name: &str| CreatableTopic {
+        name: name.into(),
         num_partitions: -1,
         replication_factor: -1,
         assignments: (0..PARTITIONS).map(assignment).collect(),
         ..Default::default()
     };
-    let create = CreateTopicsRequest { topics: vec![topic], timeout_ms: 30_000, validate_only: false };
+    let topics = TOPICS.into_iter().map(topic).collect();
+    let create = CreateTopicsRequest { topics, timeout_ms: 30_000, validate_only: false };
     let mut client = Client::connect_to(&cluster, 1).await;
     let Response::CreateTopics(created) = client.call(Request::CreateTopics(create), 5).await else { panic!() };
-    assert_eq!(created.topics[0].error_code, 0, "{created:?}");
-    for partition in 0..PARTITIONS {
-        assert_eq!(cluster.leader(1, "t", partition as u32).await, 1);
-        assert_eq!(client.produce(partition, batch(b"x".to_vec())).await, (0, 0));
+    assert!(created.topics.iter().all(|topic| topic.error_code == 0), "{created:?}");
+    for name in TOPICS {
+        for partition in 0..PARTITIONS as u32 {
+            assert_eq!(cluster.leader(1, name, partition).await, 1);
+            cluster.produce_text(1, name, partition, "x").await;
+        }
     }
     cluster.pause(2);
     cluster.pause(3);
@@ -125,44 +129,102 @@ async fn partitions_whose_followers_are_silent_are_waited_for_side_by_side() {
     let epoch = |partition| LeaderEpochPartition { partition, leader_epoch: 1, ..Default::default() };
     let ahead = |partition| FetchPartition { partition, fetch_offset: 9, ..Default::default() };
     let delete = |partition| DeleteRecordsPartition { partition, offset: 1 };
-    let name = || String::from("t");
+    fn of_each<T>(topic: impl Fn(String) -> T) -> Vec<T> {
+        TOPICS.iter().map(|name| topic((*name).to_owned())).collect()
+    }
     let requests = [
         Request::ListOffsets(ListOffsetsRequest {
-            topics: vec![ListOffsetsTopic { name: name(), partitions: all().map(latest).collect() }],
+            topics: of_each(|name| ListOffsetsTopic { name, partitions: all().map(latest).collect() }),
             ..Default::default()
         }),
         Request::OffsetForLeaderEpoch(OffsetForLeaderEpochRequest {
-            topics: vec![LeaderEpochTopic { topic: name(), partitions: all().map(epoch).collect() }],
+            topics: of_each(|topic| LeaderEpochTopic { topic, partitions: all().map(epoch).collect() }),
             ..Default::default()
         }),
         Request::Fetch(FetchRequest {
             max_wait_ms: 100,
             max_bytes: 1 << 20,
-            topics: vec![FetchTopic { topic: name(), partitions: all().map(ahead).collect(), ..Default::default() }],
+            topics: of_each(|topic| {
+                let partitions = all().map(ahead).collect();
+                FetchTopic { topic, partitions, ..Default::default() }
+            }),
             ..Default::default()
         }),
         Request::DeleteRecords(DeleteRecordsRequest {
-            topics: vec![DeleteRecordsTopic { name: name(), partitions: all().map(delete).collect() }],
+            topics: of_each(|name| DeleteRecordsTopic { name, partitions: all().map(delete).collect() }),
             timeout_ms: 5000,
         }),
     ];
     let asked = requests.into_iter().zip([7, 3, 11, 2]).map(async |(request, version)| {
         let mut client = Client::connect_to(&cluster, 1).await;
         let began = Instant::now();
+        macro_rules! codes {
+            ($told:ident) => {
+                $told.topics.iter().flat_map(|topic| &topic.partitions).map(|one| one.error_code).collect()
+            };
+        }
         let codes: Vec<i16> = match client.call(request.clone(), version).await {
-            Response::ListOffsets(told) => told.topics[0].partitions.iter().map(|one| one.error_code).collect(),
-            Response::OffsetForLeaderEpoch(told) => {
-                told.topics[0].partitions.iter().map(|one| one.error_code).collect()
-            }
-            Response::Fetch(told) => told.topics[0].partitions.iter().map(|one| one.error_code).collect(),
-            Response::DeleteRecords(told) => told.topics[0].partitions.iter().map(|one| one.error_code).collect(),
+            Response::ListOffsets(told) => codes!(told),
+            Response::OffsetForLeaderEpoch(told) => codes!(told),
+            Response::Fetch(told) => codes!(told),
+            Response::DeleteRecords(told) => codes!(told),
             other => panic!("{other:?}"),
         };
         (request.api().name, began.elapsed(), codes)
     });
     for (api, took, codes) in join_all(asked).await {
-        assert!(codes.len() == PARTITIONS as usize && !codes.contains(&0), "{api}: {codes:?}");
-        // One after the other they would take forty.
-        assert!((4..20).contains(&took.as_secs()), "{api} took {took:?}");
+        assert!(codes.len() == PARTITIONS as usize * TOPICS.len() && !codes.contains(&0), "{api}: {codes:?}");
+        // One after the other they would take a minute, topic by topic fifteen seconds.
+        assert!((4..11).contains(&took.as_secs()), "{api} took {took:?}");
+    }
+}
+
+/// Without a controller every one of them takes all the time that it has; a client gives the request that much, not each.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_time_of_a_request_is_for_all_the_topics_that_it_names() {
+    const TIMEOUT: Duration = Duration::from_secs(3);
+    let mut cluster = Cluster::start_with(3, &["--set=auto.create.topics.enable=true"]).await;
+    let names: Vec<String> = (0..8).map(|number| format!("t-{number}")).collect();
+    for name in &names {
+        cluster.create_topic(1, name, 1).await;
+    }
+    cluster.kill(2);
+    cluster.kill(3);
+    let deadline = Instant::now() + PATIENCE;
+    while !cluster.get(1, "/v1/cluster").await.1["controller"].is_null() {
+        assert!(Instant::now() < deadline, "{}", cluster.log(1));
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let mut client = Client::connect_to(&cluster, 1).await;
+    let timeout_ms = TIMEOUT.as_millis() as i32;
+    let topic = |name: &String| CreatableTopic {
+        name: format!("new-{name}"),
+        num_partitions: 1,
+        replication_factor: 1,
+        ..Default::default()
+    };
+    let create = CreateTopicsRequest { topics: names.iter().map(topic).collect(), timeout_ms, validate_only: false };
+    let delete = DeleteTopicsRequest { topic_names: names.clone(), timeout_ms, ..Default::default() };
+    let more = |name: &String| MorePartitions { name: name.clone(), count: 2, assignments: None };
+    let grow = CreatePartitionsRequest { topics: names.iter().map(more).collect(), timeout_ms, validate_only: false };
+    let asked = |name: &String| MetadataTopicName { name: Some(format!("new-{name}")), ..Default::default() };
+    let topics = Some(names.iter().map(asked).collect());
+    let metadata = MetadataRequest { topics, allow_auto_topic_creation: true, ..Default::default() };
+    for (request, version) in [
+        (Request::CreateTopics(create), 5),
+        (Request::DeleteTopics(delete), 5),
+        (Request::CreatePartitions(grow), 1),
+        (Request::Metadata(metadata), 9),
+    ] {
+        let began = Instant::now();
+        let codes: Vec<i16> = match client.call(request.clone(), version).await {
+            Response::CreateTopics(told) => told.topics.iter().map(|one| one.error_code).collect(),
+            Response::DeleteTopics(told) => told.topics.iter().map(|one| one.error_code).collect(),
+            Response::CreatePartitions(told) => told.results.iter().map(|one| one.error_code).collect(),
+            Response::Metadata(told) => told.topics.iter().map(|one| one.error_code).collect(),
+            other => panic!("{other:?}"),
+        };
+        assert!(codes.len() == names.len() && !codes.contains(&0), "{request:?}: {codes:?}");
+        assert!(began.elapsed() < 4 * TIMEOUT, "{}: {:?} for {TIMEOUT:?}", request.api().name, began.elapsed());
     }
 }

@@ -10,7 +10,7 @@ use super::messages::{
     DescribeConfigsResource, DescribeConfigsResponse, DescribeConfigsResult, DescribedConfig,
     IncrementalAlterConfigsRequest, IncrementalAlterConfigsResponse, Response,
 };
-use super::topics::{Refused, named_twice};
+use super::topics::{Refused, Time, named_twice};
 use super::{Door, ErrorCode, promises};
 use crate::broker::ConfigEntry;
 
@@ -30,7 +30,7 @@ const KIND_INT: i8 = 3;
 const KIND_LONG: i8 = 5;
 const KIND_LIST: i8 = 7;
 
-/// Longest that a change may take.
+/// Longest that the changes of a request may take.
 const TIMEOUT: Duration = Duration::from_secs(30);
 /// How a value is changed incrementally; the last two are for lists.
 const SET: i8 = 0;
@@ -189,6 +189,7 @@ fn no_value(key: &str) -> Refused {
 /// AlterConfigs: what is not named goes back to its default.
 pub(super) async fn alter(door: &Arc<Door>, request: AlterConfigsRequest) -> Response {
     let mut responses = Vec::with_capacity(request.resources.len());
+    let time = Time::of(TIMEOUT);
     let twice = resources_named_twice(request.resources.iter().map(|one| (one.resource_type, &one.resource_name)));
     for resource in request.resources {
         let name = resource.resource_name;
@@ -203,7 +204,7 @@ pub(super) async fn alter(door: &Arc<Door>, request: AlterConfigsRequest) -> Res
             Some(key) => Err(no_value(&key)),
             None => twice.refuse(resource.resource_type, &name, changes),
         };
-        responses.push(alter_one(door, resource.resource_type, name, changes, request.validate_only).await);
+        responses.push(alter_one(door, resource.resource_type, name, changes, request.validate_only, &time).await);
     }
     Response::AlterConfigs(AlterConfigsResponse { responses, ..Default::default() })
 }
@@ -211,6 +212,7 @@ pub(super) async fn alter(door: &Arc<Door>, request: AlterConfigsRequest) -> Res
 /// IncrementalAlterConfigs: only what is named changes.
 pub(super) async fn alter_incrementally(door: &Arc<Door>, request: IncrementalAlterConfigsRequest) -> Response {
     let mut responses = Vec::with_capacity(request.resources.len());
+    let time = Time::of(TIMEOUT);
     let twice = resources_named_twice(request.resources.iter().map(|one| (one.resource_type, &one.resource_name)));
     for resource in request.resources {
         let keys_twice = named_twice(resource.configs.iter().map(|change| change.name.as_str()));
@@ -221,7 +223,7 @@ pub(super) async fn alter_incrementally(door: &Arc<Door>, request: IncrementalAl
         };
         let changes = twice.refuse(resource.resource_type, &resource.resource_name, changes);
         let (kind, name) = (resource.resource_type, resource.resource_name);
-        responses.push(alter_one(door, kind, name, changes, request.validate_only).await);
+        responses.push(alter_one(door, kind, name, changes, request.validate_only, &time).await);
     }
     Response::IncrementalAlterConfigs(IncrementalAlterConfigsResponse { responses, ..Default::default() })
 }
@@ -258,6 +260,7 @@ async fn alter_one(
     resource_name: String,
     changes: Result<Changes, Refused>,
     validate_only: bool,
+    time: &Time,
 ) -> AlteredResource {
     let done = async {
         if resource_type != TOPIC {
@@ -272,7 +275,7 @@ async fn alter_one(
         }
         door.broker.check_topic_changes(&resource_name, &changes)?;
         if !validate_only && !changes.is_empty() {
-            door.broker.alter_topic(&resource_name, None, changes, TIMEOUT).await?;
+            door.broker.alter_topic(&resource_name, None, changes, time.left()).await?;
         }
         Ok(())
     };

@@ -19,6 +19,7 @@ use super::messages::{
     DescribeClusterRequest, DescribeClusterResponse, DescribedBroker, LeaderIdAndEpoch, MetadataBroker,
     MetadataPartition, MetadataRequest, MetadataResponse, MetadataTopic, MetadataTopicName, NodeEndpoint, Response,
 };
+use super::topics::Time;
 use super::wire::Uuid;
 use super::{Door, ErrorCode};
 use crate::broker::{TopicDescription, TopicSpec, check_name};
@@ -26,7 +27,7 @@ use crate::config::{host_of, port_of};
 use crate::coordinator::OFFSETS_TOPIC;
 use crate::error::{Code, Error};
 
-/// Longest that a client waits for a topic that its asking for creates.
+/// Longest that a client waits for the topics that its asking for creates.
 const AUTO_CREATE_TIMEOUT: Duration = Duration::from_secs(5);
 /// The first version of Metadata in which a topic may have no name: of one that was asked for by an id that nobody knows.
 const NAMELESS_VERSION: i16 = 12;
@@ -178,8 +179,10 @@ pub(super) async fn metadata(door: &Arc<Door>, request: MetadataRequest, version
             let mut seen = BTreeSet::new();
             // A name counts for more than an id.
             let known_by = |topic: &MetadataTopicName| topic.name.clone().ok_or(topic.topic_id);
+            let time = Time::of(AUTO_CREATE_TIMEOUT);
+            let may_create = request.allow_auto_topic_creation && door.config.auto_create_topics;
             for topic in wanted.into_iter().filter(|topic| seen.insert(known_by(topic))) {
-                topics.push(wanted_topic(door, topic, request.allow_auto_topic_creation).await);
+                topics.push(wanted_topic(door, topic, may_create.then_some(&time)).await);
             }
         }
         None => {
@@ -224,11 +227,11 @@ fn nothing_to_tell(why: &str) -> Handled {
     Handled::Close(format!("this broker does not know the cluster yet: {why}"))
 }
 
-/// One topic that was asked for; `Err` is what to say if it is not there.
+/// One topic that was asked for, created in this time if it may be; `Err` is what to say if it is not there.
 async fn wanted_topic(
     door: &Arc<Door>,
     wanted: MetadataTopicName,
-    may_create: bool,
+    creation: Option<&Time>,
 ) -> Result<TopicDescription, MetadataTopic> {
     let missing = |code: ErrorCode, name: Option<String>| MetadataTopic {
         error_code: code.number(),
@@ -243,11 +246,11 @@ async fn wanted_topic(
         });
     };
     let found = match door.broker.topic(&name) {
-        Err(error) if error.code == Code::UnknownTopic => match check_name(&name) {
+        Err(error) if error.code == Code::UnknownTopic => match (check_name(&name), creation) {
             // Producers wait for a topic that is not there, and are told at once of one that never will be.
-            Err(illegal) => Err(illegal),
-            Ok(()) if may_create && door.config.auto_create_topics => auto_create(door, &name).await,
-            Ok(()) => Err(error),
+            (Err(illegal), _) => Err(illegal),
+            (Ok(()), Some(time)) => auto_create(door, &name, time.left()).await,
+            (Ok(()), None) => Err(error),
         },
         found => found,
     };
@@ -260,9 +263,9 @@ async fn wanted_topic(
     })
 }
 
-async fn auto_create(door: &Arc<Door>, name: &str) -> Result<TopicDescription, Error> {
+async fn auto_create(door: &Arc<Door>, name: &str, timeout: Duration) -> Result<TopicDescription, Error> {
     if name == OFFSETS_TOPIC {
-        return door.broker.ensure_offsets_topic(AUTO_CREATE_TIMEOUT).await;
+        return door.broker.ensure_offsets_topic(timeout).await;
     }
     let spec = TopicSpec {
         name: name.to_owned(),
@@ -271,7 +274,7 @@ async fn auto_create(door: &Arc<Door>, name: &str) -> Result<TopicDescription, E
         assignment: None,
         config: BTreeMap::new(),
     };
-    match door.broker.create_topic(spec, AUTO_CREATE_TIMEOUT).await {
+    match door.broker.create_topic(spec, timeout).await {
         // Somebody else was quicker.
         Err(error) if error.code == Code::TopicExists => door.broker.topic(name),
         created => {

@@ -167,18 +167,22 @@ async fn timed(partition: &Partition, timestamp: i64) -> Result<Found, Error> {
 
 /// OffsetForLeaderEpoch.
 pub(super) async fn for_leader_epoch(door: &Arc<Door>, request: OffsetForLeaderEpochRequest) -> Response {
-    let mut topics = Vec::with_capacity(request.topics.len());
+    let (mut topics, mut asked) = (Vec::with_capacity(request.topics.len()), Vec::new());
     for LeaderEpochTopic { topic, partitions } in request.topics {
-        // Side by side, as above.
-        let name = topic.as_str();
-        let ends = stream::iter(partitions).map(|asked| async move {
-            let found = epoch_end(door, name, &asked).await;
-            let code = found.as_ref().err().copied().unwrap_or(ErrorCode::None);
-            let (leader_epoch, end_offset) = found.unwrap_or((-1, -1));
-            EpochEndPartition { error_code: code.number(), partition: asked.partition, leader_epoch, end_offset }
-        });
-        let partitions = ends.buffered(SIDE_BY_SIDE).collect().await;
-        topics.push(EpochEndTopic { topic, partitions });
+        let name: Arc<str> = topic.as_str().into();
+        asked.extend(partitions.into_iter().map(|partition| (topics.len(), Arc::clone(&name), partition)));
+        topics.push(EpochEndTopic { topic, partitions: Vec::new() });
+    }
+    // Side by side, as above.
+    let ends = stream::iter(asked).map(|(at, name, asked)| async move {
+        let found = epoch_end(door, &name, &asked).await;
+        let code = found.as_ref().err().copied().unwrap_or(ErrorCode::None);
+        let (leader_epoch, end_offset) = found.unwrap_or((-1, -1));
+        (at, EpochEndPartition { error_code: code.number(), partition: asked.partition, leader_epoch, end_offset })
+    });
+    let mut ends = ends.buffered(SIDE_BY_SIDE);
+    while let Some((at, end)) = ends.next().await {
+        topics[at].partitions.push(end);
     }
     Response::OffsetForLeaderEpoch(OffsetForLeaderEpochResponse { topics, ..Default::default() })
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use futures_util::{StreamExt, stream};
 use pontoon_raft::types::{BrokerId, Offset};
+use tokio::time::Instant;
 
 use super::messages::{
     CreatableTopic, CreatePartitionsRequest, CreatePartitionsResponse, CreateTopicsRequest, CreateTopicsResponse,
@@ -25,6 +26,8 @@ use crate::error::{Code, Error};
 
 /// Longest that such a request may take, whatever it asks for.
 const TIMEOUT_MAX: Duration = Duration::from_secs(120);
+/// Least time that each has of what a request names, unless the request gives it less.
+const EACH_MIN: Duration = Duration::from_millis(100);
 /// Least time that a partition has for moving its log start.
 const DELETE_RECORDS_MIN: Duration = Duration::from_secs(2);
 
@@ -47,6 +50,23 @@ pub(super) fn timeout(ms: i32) -> Duration {
     Duration::from_millis(ms.max(1) as u64).min(TIMEOUT_MAX)
 }
 
+/// The time of a request, for all that it names together: without a controller each would take all of it.
+pub(super) struct Time {
+    deadline: Instant,
+    each_min: Duration,
+}
+
+impl Time {
+    pub(super) fn of(timeout: Duration) -> Self {
+        Self { deadline: Instant::now() + timeout, each_min: timeout.min(EACH_MIN) }
+    }
+
+    /// What the next one has.
+    pub(super) fn left(&self) -> Duration {
+        self.deadline.saturating_duration_since(Instant::now()).max(self.each_min)
+    }
+}
+
 /// What is named more than once. What a request means by that nobody knows.
 pub(super) fn named_twice<'a>(names: impl Iterator<Item = &'a str>) -> BTreeSet<String> {
     let mut seen = BTreeSet::new();
@@ -57,6 +77,7 @@ pub(super) fn named_twice<'a>(names: impl Iterator<Item = &'a str>) -> BTreeSet<
 pub(super) async fn create(door: &Arc<Door>, request: CreateTopicsRequest) -> Response {
     let twice = named_twice(request.topics.iter().map(|topic| topic.name.as_str()));
     let (mut topics, mut answered) = (Vec::new(), BTreeSet::new());
+    let time = Time::of(timeout(request.timeout_ms));
     for topic in request.topics {
         let name = topic.name.clone();
         if !answered.insert(name.clone()) {
@@ -65,7 +86,7 @@ pub(super) async fn create(door: &Arc<Door>, request: CreateTopicsRequest) -> Re
         let created = if twice.contains(&name) {
             Err(Refused(ErrorCode::InvalidRequest, "the topic is named twice".to_owned()))
         } else {
-            create_one(door, topic, timeout(request.timeout_ms), request.validate_only).await
+            create_one(door, topic, time.left(), request.validate_only).await
         };
         topics.push(created.unwrap_or_else(|Refused(code, message)| CreatedTopic {
             name,
@@ -196,8 +217,9 @@ pub(super) async fn delete(door: &Arc<Door>, request: DeleteTopicsRequest, versi
         _ => request.topics,
     };
     let mut topics = Vec::with_capacity(wanted.len());
+    let time = Time::of(timeout(request.timeout_ms));
     for DeletableTopic { name, topic_id } in wanted {
-        topics.push(match delete_one(door, name.clone(), topic_id, timeout(request.timeout_ms)).await {
+        topics.push(match delete_one(door, name.clone(), topic_id, time.left()).await {
             Ok((name, topic_id)) => DeletedTopic { name: Some(name), topic_id, ..Default::default() },
             Err(Refused(code, message)) => {
                 DeletedTopic { name, topic_id, error_code: code.number(), error_message: Some(message) }
@@ -228,12 +250,13 @@ async fn delete_one(
 /// CreatePartitions.
 pub(super) async fn create_partitions(door: &Arc<Door>, request: CreatePartitionsRequest) -> Response {
     let mut results = Vec::with_capacity(request.topics.len());
+    let time = Time::of(timeout(request.timeout_ms));
     let twice = named_twice(request.topics.iter().map(|topic| topic.name.as_str()));
     for topic in request.topics {
         let name = topic.name.clone();
         let done = match twice.contains(&name) {
             true => Err(Refused(ErrorCode::InvalidRequest, "the topic is named twice".to_owned())),
-            false => more_partitions(door, topic, timeout(request.timeout_ms), request.validate_only).await,
+            false => more_partitions(door, topic, time.left(), request.validate_only).await,
         };
         results.push(match done {
             Ok(()) => MorePartitionsResult { name, ..Default::default() },
@@ -278,22 +301,27 @@ async fn more_partitions(
 pub(super) async fn delete_records(door: &Arc<Door>, request: DeleteRecordsRequest) -> Response {
     // Who gives no time at all still wants to know: a log start moves by a commit, and that takes a moment here.
     let limit = timeout(request.timeout_ms).max(DELETE_RECORDS_MIN);
-    let mut topics = Vec::with_capacity(request.topics.len());
+    let (mut topics, mut asked) = (Vec::with_capacity(request.topics.len()), Vec::new());
     for DeleteRecordsTopic { name, partitions } in request.topics {
-        // Side by side: each may take all the time there is.
-        let topic = name.as_str();
-        let done = stream::iter(partitions).map(|DeleteRecordsPartition { partition, offset }| async move {
-            match delete_records_of(door, topic, partition, offset, limit).await {
-                Ok(start) => DeletedRecordsPartition { partition, low_watermark: start, error_code: 0 },
-                Err(error) => DeletedRecordsPartition {
-                    partition,
-                    error_code: ErrorCode::from(&error).number(),
-                    ..Default::default()
-                },
-            }
-        });
-        let partitions = done.buffered(SIDE_BY_SIDE).collect().await;
-        topics.push(DeletedRecordsTopic { name, partitions });
+        let topic: Arc<str> = name.as_str().into();
+        asked.extend(partitions.into_iter().map(|partition| (topics.len(), Arc::clone(&topic), partition)));
+        topics.push(DeletedRecordsTopic { name, partitions: Vec::new() });
+    }
+    // Side by side: each may take all the time there is.
+    let done = stream::iter(asked).map(|(at, topic, DeleteRecordsPartition { partition, offset })| async move {
+        let done = match delete_records_of(door, &topic, partition, offset, limit).await {
+            Ok(start) => DeletedRecordsPartition { partition, low_watermark: start, error_code: 0 },
+            Err(error) => DeletedRecordsPartition {
+                partition,
+                error_code: ErrorCode::from(&error).number(),
+                ..Default::default()
+            },
+        };
+        (at, done)
+    });
+    let mut done = done.buffered(SIDE_BY_SIDE);
+    while let Some((at, partition)) = done.next().await {
+        topics[at].partitions.push(partition);
     }
     Response::DeleteRecords(DeleteRecordsResponse { topics, ..Default::default() })
 }
