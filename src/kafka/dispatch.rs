@@ -13,7 +13,7 @@ use tracing::trace;
 use super::connection::{Client, Turn};
 use super::messages::{APIS, Api, ApiVersion, ApiVersionsResponse, Request, Response};
 use super::wire::{Field, Malformed, Reader, Writer};
-use super::{Door, ErrorCode, configs, fetch, groups, metadata, offsets, produce, topics};
+use super::{Door, ErrorCode, configs, fetch, group_offsets, groups, metadata, offsets, produce, topics};
 
 const API_VERSIONS: i16 = 18;
 
@@ -159,8 +159,8 @@ async fn route(door: &Arc<Door>, client: &Client, header: &Header, request: Requ
         Request::Fetch(request) => fetch::fetch(door, client, request, version).await,
         Request::ListOffsets(request) => offsets::list(door, client, request).await,
         Request::Metadata(request) => metadata::metadata(door, request, version).await,
-        Request::OffsetCommit(request) => groups::commit(door, request).await.into(),
-        Request::OffsetFetch(request) => groups::fetch(door, request, version).await.into(),
+        Request::OffsetCommit(request) => group_offsets::commit(door, request).await.into(),
+        Request::OffsetFetch(request) => group_offsets::fetch(door, request, version).await.into(),
         Request::FindCoordinator(request) => groups::find_coordinator(door, request, version).await.into(),
         Request::JoinGroup(request) => groups::join(door, client, header.client_id.clone(), request, version).await,
         Request::Heartbeat(request) => groups::heartbeat(door, request).await.into(),
@@ -169,7 +169,7 @@ async fn route(door: &Arc<Door>, client: &Client, header: &Header, request: Requ
         Request::DescribeGroups(request) => groups::describe(door, request).await.into(),
         Request::ListGroups(request) => groups::list(door, request).await.into(),
         Request::DeleteGroups(request) => groups::delete(door, request).await.into(),
-        Request::OffsetDelete(request) => groups::delete_offsets(door, request).await.into(),
+        Request::OffsetDelete(request) => group_offsets::delete_offsets(door, request).await.into(),
         Request::AlterConfigs(request) => configs::alter(door, request).await.into(),
         Request::IncrementalAlterConfigs(request) => configs::alter_incrementally(door, request).await.into(),
         Request::DeleteRecords(request) => topics::delete_records(door, request).await.into(),

@@ -6,7 +6,7 @@
 //! - [`wire`]: primitive types, bounded. [`messages`]: the APIs, field by field. `error_code`: errors as numbers.
 //! - `connection`: limits, the order of answers. `frames`: bytes off a socket. `budget`: room for bytes. `dispatch`: from a request to
 //!   its handler.
-//! - `produce`, `fetch`, `offsets`, `metadata`, `topics`, `configs`, `groups`: the handlers.
+//! - `produce`, `fetch`, `offsets`, `metadata`, `topics`, `configs`, `groups`, `group_offsets`: the handlers.
 
 mod budget;
 mod configs;
@@ -15,6 +15,7 @@ mod dispatch;
 mod error_code;
 mod fetch;
 mod frames;
+mod group_offsets;
 mod groups;
 pub mod messages;
 mod metadata;
