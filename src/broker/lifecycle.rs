@@ -12,14 +12,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use parking_lot::Mutex;
 use pontoon_raft::raft_group::{GroupStatus, RaftGroup};
 use pontoon_raft::raft_groups::GroupEvent;
 use pontoon_raft::transport::Liveness;
 use pontoon_raft::types::{GroupId, ReplicaHome, ReplicaId};
 use pontoon_raft::vital::vital;
 use tokio::sync::broadcast::error::RecvError;
-use tokio::sync::{Notify, broadcast, watch};
+use tokio::sync::{broadcast, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
 
@@ -40,42 +39,6 @@ const RETRY_WAIT: Duration = Duration::from_millis(500);
 const CATCH_UP_WAIT: Duration = Duration::from_millis(100);
 /// Longest that a broker which is otherwise ready waits for its peers' first words.
 const FIRST_WORDS_WAIT: Duration = Duration::from_secs(3);
-
-/// Groups that want a step, each once.
-#[derive(Default)]
-pub(super) struct Work {
-    due: Mutex<BTreeMap<GroupId, Instant>>,
-    wake: Notify,
-}
-
-impl Work {
-    /// This group wants a step now.
-    pub(super) fn add(&self, group: GroupId) {
-        self.add_at(group, Instant::now());
-    }
-
-    fn add_at(&self, group: GroupId, at: Instant) {
-        let mut due = self.due.lock();
-        let entry = due.entry(group).or_insert(at);
-        *entry = at.min(*entry);
-        drop(due);
-        self.wake.notify_one();
-    }
-
-    /// A group whose time has come and that is not among `busy`.
-    fn take(&self, busy: &BTreeSet<GroupId>) -> Option<GroupId> {
-        let now = Instant::now();
-        let mut due = self.due.lock();
-        let group = due.iter().find(|(group, at)| **at <= now && !busy.contains(group)).map(|(group, _)| *group)?;
-        due.remove(&group);
-        Some(group)
-    }
-
-    /// When the next group's time comes.
-    fn next(&self, busy: &BTreeSet<GroupId>) -> Option<Instant> {
-        self.due.lock().iter().filter(|(group, _)| !busy.contains(group)).map(|(_, at)| *at).min()
-    }
-}
 
 /// When a group wants its next step.
 #[derive(Debug, PartialEq, Eq)]
@@ -502,26 +465,4 @@ fn votes_with_the_given_up(state: &CatalogState, local: &RaftGroup) -> bool {
     let Some(recovery) = state.recovery(local.group()) else { return false };
     let given_up = |voter: &ReplicaId| *voter < recovery.below && *voter != recovery.survivor;
     recovery.survivor == local.replica() && local.log().voters().keys().any(given_up)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test(start_paused = true)]
-    async fn a_group_waits_its_turn_and_is_taken_once() {
-        let work = Work::default();
-        let busy = BTreeSet::from([GroupId(2)]);
-        work.add(GroupId(1));
-        work.add(GroupId(1));
-        work.add(GroupId(2));
-        work.add_at(GroupId(3), Instant::now() + Duration::from_secs(5));
-        assert_eq!(work.take(&busy), Some(GroupId(1)));
-        assert_eq!(work.take(&busy), None, "2 is busy, 3 is not due");
-        assert_eq!(work.next(&busy), Some(Instant::now() + Duration::from_secs(5)));
-        assert_eq!(work.take(&BTreeSet::new()), Some(GroupId(2)));
-        work.add(GroupId(3));
-        work.add_at(GroupId(3), Instant::now() + Duration::from_secs(9));
-        assert_eq!(work.take(&busy), Some(GroupId(3)), "the earlier time counts");
-    }
 }

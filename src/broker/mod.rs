@@ -1,6 +1,6 @@
 //! The broker: which partition, which leader, is it allowed. What `http` (and later `kafka`) call, and all they call.
 //!
-//! - `bootstrap`: becoming part of a cluster. `lifecycle`, `membership`: making this directory what the catalog says.
+//! - `bootstrap`: becoming part of a cluster. `lifecycle`, `work`, `membership`: making this directory what the catalog says.
 //! - `routing`, `summary`: who leads what. `leadership`: giving leaderships back. `topics`: what clients ask for.
 //! - [`recover`]: offline, from one survivor. `coordination`: consumer groups. `control`: asking the controller. `peer`: the calls between brokers. `start`: opening and closing all of it.
 //!
@@ -38,6 +38,7 @@ mod shared;
 mod start;
 mod summary;
 mod topics;
+mod work;
 
 pub use coordination::check_not_internal;
 use shared::{Progress, Shared};

@@ -12,11 +12,11 @@ use pontoon_raft::types::{BrokerId, DirectoryId};
 use tokio::sync::{Notify, Semaphore, watch};
 
 use super::control::Reports;
-use super::lifecycle::Work;
 use super::observe::BrokerInstruments;
 use super::peer::Hello;
 use super::routing::Routing;
 use super::topics::ProducerIds;
+use super::work::Work;
 use crate::catalog::Catalog;
 use crate::config::Config;
 use crate::controller::{CATALOG_GROUP, Controller};
