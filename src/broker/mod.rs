@@ -1,7 +1,7 @@
 //! The broker: which partition, which leader, is it allowed. What `http` (and later `kafka`) call, and all they call.
 //!
 //! - `bootstrap`: becoming part of a cluster. `lifecycle`, `work`, `membership`: making this directory what the catalog says.
-//! - `routing`, `summary`: who leads what. `leadership`: giving leaderships back. `topics`: what clients ask for.
+//! - `routing`, `summary`: who leads what. `leadership`: giving leaderships back. `topics`, `describe`: what clients ask for.
 //! - [`recover`]: offline, from one survivor. `coordination`: consumer groups. `control`: asking the controller. `peer`: the calls between brokers. `start`: opening and closing all of it.
 //!
 //! It knows no HTTP, no segment and no openraft; what a record is it leaves to [`crate::partition`].
@@ -25,6 +25,7 @@ use crate::record_batch::BatchLimits;
 mod bootstrap;
 mod control;
 mod coordination;
+mod describe;
 mod group_lag;
 mod leadership;
 mod lifecycle;

@@ -1,25 +1,18 @@
-//! Topics and producers as clients ask for them: created, changed, deleted, described.
-//!
-//! Changes go to the controller; descriptions come from the catalog's copy here and from what leaders claim.
+//! Topics and producers as clients ask for them: created, changed, deleted, found. What they look like is `describe`'s.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use pontoon_raft::types::{BrokerId, Offset};
+use pontoon_raft::types::BrokerId;
 use tokio::time::{Instant, timeout_at};
 
 use super::routing::Hosted;
 use super::shared::{Progress, Shared};
-use super::summary::Behind;
-use super::{
-    BrokerDescription, ClusterDescription, ConfigEntry, LagReason, LaggingReplica, PartitionDescription, Route,
-    TopicDescription, TopicShape, TopicSpec,
-};
+use super::{Route, TopicDescription, TopicShape, TopicSpec};
 use crate::catalog::command::PARTITIONS_MAX;
 use crate::catalog::names::{TOPIC_NAME_CHARS_MAX, check_topic_name};
-use crate::catalog::state::{CatalogState, PartitionRecord, ReplicaRecord, ReplicaState, TopicId, TopicRecord};
-use crate::catalog::topic_config::{self, TopicConfig};
-use crate::controller::repair::is_lost;
+use crate::catalog::state::{CatalogState, PartitionRecord, ReplicaRecord, TopicId, TopicRecord};
+use crate::catalog::topic_config;
 use crate::controller::requests::{ControlAnswer, ControlRequest};
 use crate::controller::{Controller, placement};
 use crate::error::{Code, Error, Result};
@@ -53,7 +46,7 @@ impl ProducerIds {
 impl Shared {
     /// `NOT_READY` unless the catalog's copy here is at least as new as this process: an older one does not know what
     /// there is.
-    fn check_registered(&self) -> Result<()> {
+    pub(super) fn check_registered(&self) -> Result<()> {
         match &*self.progress.borrow() {
             Progress::Registered | Progress::Ready => Ok(()),
             Progress::Stopping => Err(Error::new(Code::NotReady, "the broker is stopping")),
@@ -292,7 +285,7 @@ impl Shared {
 
     /// Who leads a partition, and in which term: what its group here says, else what was claimed last. Nobody, if that
     /// broker is dead.
-    fn leader(&self, partition: &PartitionRecord) -> Option<(BrokerId, u64)> {
+    pub(super) fn leader(&self, partition: &PartitionRecord) -> Option<(BrokerId, u64)> {
         let here = self.routing.hosted(partition.group).and_then(|hosted| *hosted.leader.borrow());
         let here = here.map(|leader| (leader.broker, leader.term));
         let claimed = self.routing.claim(partition.group).map(|claim| (claim.broker, claim.epoch));
@@ -395,195 +388,6 @@ impl Shared {
             }
         }
     }
-
-    pub(super) fn topics(&self) -> Vec<TopicDescription> {
-        let state = self.catalog.state();
-        let mut topics: Vec<_> = state.topics().values().map(|topic| self.describe(topic)).collect();
-        topics.sort_by(|a, b| a.name.cmp(&b.name));
-        topics
-    }
-
-    pub(super) fn topic(&self, name: &str) -> Result<TopicDescription> {
-        self.check_registered()?;
-        let state = self.catalog.state();
-        state.topic(name).map(|topic| self.describe(topic)).ok_or_else(|| unknown_topic(name))
-    }
-
-    pub(super) fn topic_by_id(&self, topic_id: u128) -> Result<TopicDescription> {
-        self.check_registered()?;
-        let state = self.catalog.state();
-        let topic = state.topics().get(&TopicId(topic_id));
-        topic
-            .map(|topic| self.describe(topic))
-            .ok_or_else(|| Error::new(Code::UnknownTopic, format!("there is no topic of id {}", TopicId(topic_id))))
-    }
-
-    pub(super) fn topic_config_entries(&self, name: &str) -> Result<Vec<ConfigEntry>> {
-        self.check_registered()?;
-        let state = self.catalog.state();
-        let topic = state.topic(name).ok_or_else(|| unknown_topic(name))?;
-        let entry = |(key, built_in)| ConfigEntry {
-            name: key,
-            topic: topic.config.get(key).cloned(),
-            broker: self.config.log.get(key).cloned(),
-            built_in,
-        };
-        Ok(topic_config::keys().map(entry).collect())
-    }
-
-    /// How many replicas the partition with the fewest has, or is to get back.
-    pub(super) fn fewest_replicas(&self, name: &str) -> Result<u32> {
-        self.check_registered()?;
-        let state = self.catalog.state();
-        let topic = state.topic(name).ok_or_else(|| unknown_topic(name))?;
-        let replicas = topic.partitions.iter().map(|record| state.replicas_wanted(record));
-        Ok(replicas.min().unwrap_or(1))
-    }
-
-    pub(super) fn topic_config(&self, name: &str) -> Result<TopicConfig> {
-        self.check_registered()?;
-        let state = self.catalog.state();
-        let topic = state.topic(name).ok_or_else(|| unknown_topic(name))?;
-        Ok(TopicConfig::resolve(&topic.config, &self.config.log))
-    }
-
-    fn describe(&self, topic: &TopicRecord) -> TopicDescription {
-        let partitions = (0..).zip(&topic.partitions).map(|(number, record)| self.describe_partition(number, record));
-        TopicDescription {
-            name: topic.name.clone(),
-            topic_id: topic.id.to_string(),
-            config: topic.config.clone(),
-            partitions: partitions.collect(),
-        }
-    }
-
-    fn describe_partition(&self, partition: u32, record: &PartitionRecord) -> PartitionDescription {
-        let leader = self.leader(record);
-        let claim = self.routing.claim(record.group);
-        let (mut log_start_offset, mut high_watermark) =
-            claim.as_ref().map_or((Offset(0), Offset(0)), |claim| (claim.log_start_offset, claim.high_watermark));
-        if let Some(hosted) = self.routing.hosted(record.group) {
-            // What is committed here is committed; the leader's claim may be a second old.
-            let log = hosted.group.log();
-            high_watermark = high_watermark.max(log.high_watermark());
-            if leader.is_some_and(|(leader, _)| leader == self.broker) || claim.is_none() {
-                log_start_offset = log.log_start_offset();
-            }
-        }
-        let majority = match self.routing.hosted(record.group).filter(|hosted| hosted.leads()) {
-            Some(hosted) => hosted.group.may_have_majority(),
-            // One that was just elected may not have said anything of it yet.
-            None => claim.as_ref().is_none_or(|claim| claim.majority),
-        };
-        let (in_sync, behind) = claim.map(|claim| (claim.in_sync, claim.behind)).unwrap_or_default();
-        PartitionDescription {
-            takes_writes: leader.is_some() && majority,
-            partition,
-            leader: leader.map(|(broker, _)| broker),
-            leader_epoch: leader.map_or(0, |(_, epoch)| epoch),
-            replicas: record.replicas.iter().map(|replica| replica.broker).collect(),
-            replicas_missing: self.catalog.state().replicas_wanted(record).saturating_sub(record.replicas.len() as u32),
-            lost: self.lost(&self.catalog.state(), record),
-            in_sync: in_sync.into_iter().filter(|broker| self.alive(*broker)).collect(),
-            lagging: behind.into_iter().map(|behind| self.lagging(record, behind)).collect(),
-            log_start_offset,
-            high_watermark,
-        }
-    }
-
-    /// The brokers whose replica of a partition is lost, by the catalog.
-    fn lost(&self, state: &CatalogState, partition: &PartitionRecord) -> Vec<BrokerId> {
-        let lost = partition.replicas.iter().filter(|replica| is_lost(state, replica));
-        lost.map(|replica| replica.broker).collect()
-    }
-
-    /// Why a replica is behind, as far as is known here.
-    fn lagging(&self, partition: &PartitionRecord, behind: Behind) -> LaggingReplica {
-        let record = partition.on(behind.broker);
-        let reason = match record.map(|record| record.state) {
-            _ if !self.alive(behind.broker) => LagReason::Dead,
-            Some(ReplicaState::Lost) => LagReason::Lost,
-            Some(ReplicaState::New) => LagReason::New,
-            _ if behind.moves => LagReason::CatchingUp,
-            _ => LagReason::Stalled,
-        };
-        let (records, bytes) = behind.lag.unzip();
-        LaggingReplica { broker: behind.broker, records, bytes, reason }
-    }
-
-    fn kafka_address_of(&self, broker: BrokerId) -> Option<String> {
-        match broker == self.broker {
-            true => self.kafka_address(),
-            false => self.routing.kafka_address(broker),
-        }
-    }
-
-    pub(super) fn kafka_addresses(&self) -> Vec<(BrokerId, String)> {
-        let state = self.catalog.state();
-        let living = state.brokers().keys().filter(|broker| self.alive(**broker));
-        living.filter_map(|broker| Some((*broker, self.kafka_address_of(*broker)?))).collect()
-    }
-
-    pub(super) fn cluster_id(&self) -> String {
-        self.store.cluster().map(|cluster| format!("{:032x}", cluster.0)).unwrap_or_default()
-    }
-
-    pub(super) fn leader_of(&self, topic: &str, partition: u32) -> Option<(BrokerId, u64)> {
-        let state = self.catalog.state();
-        self.leader(state.topic(topic)?.partitions.get(partition as usize)?)
-    }
-
-    pub(super) fn cluster(&self) -> ClusterDescription {
-        let state = self.catalog.state();
-        let leads = self.routing.claims_by_broker();
-        let placed = || {
-            let partitions = state.topics().values().flat_map(|topic| &topic.partitions);
-            partitions.flat_map(|partition| partition.replicas.iter().map(|replica| (partition.group, replica.broker)))
-        };
-        let lagging = self.routing.lagging_by_broker(placed());
-        let mut replicas = BTreeMap::<_, u32>::new();
-        placed().for_each(|(_, broker)| *replicas.entry(broker).or_default() += 1);
-        let count = |counts: &BTreeMap<BrokerId, u32>, broker| counts.get(&broker).copied().unwrap_or(0);
-        let brokers = state.brokers().values().map(|known| BrokerDescription {
-            broker_id: known.broker,
-            http_address: known.http_address.clone(),
-            kafka_address: self.kafka_address_of(known.broker),
-            peer_address: known.peer_address.clone(),
-            alive: self.alive(known.broker),
-            leads: count(&leads, known.broker),
-            replicas: count(&replicas, known.broker),
-            lagging: count(&lagging, known.broker),
-            damage: match known.broker == self.broker {
-                true => self.damage(),
-                false => self.routing.damage(known.broker),
-            },
-        });
-        let mut brokers: Vec<_> = brokers.collect();
-        brokers.extend(self.damaged_stranger(&state));
-        ClusterDescription {
-            cluster_id: self.cluster_id(),
-            controller: self.known_controller().map(|(broker, _)| broker),
-            brokers,
-        }
-    }
-
-    /// This broker, if what the catalog's copy here knows does not have it, and there is damage to tell of: the catalog may be what is
-    /// damaged.
-    fn damaged_stranger(&self, state: &CatalogState) -> Option<BrokerDescription> {
-        let damage = self.damage();
-        let stranger = !damage.is_empty() && !state.brokers().contains_key(&self.broker);
-        stranger.then(|| BrokerDescription {
-            broker_id: self.broker,
-            http_address: self.http_address.clone(),
-            kafka_address: self.kafka_address(),
-            peer_address: self.peer_address.clone(),
-            alive: true,
-            leads: 0,
-            replicas: 0,
-            lagging: 0,
-            damage,
-        })
-    }
 }
 
 /// Checks keys and values of a change; `None` resets a key.
@@ -619,7 +423,7 @@ pub fn check_name(name: &str) -> Result<()> {
 }
 
 /// Of a name that is longer than any, the beginning.
-fn unknown_topic(name: &str) -> Error {
+pub(super) fn unknown_topic(name: &str) -> Error {
     let shown: String = name.chars().take(TOPIC_NAME_CHARS_MAX).collect();
     Error::new(Code::UnknownTopic, format!("there is no topic {shown:?}"))
 }
