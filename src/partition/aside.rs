@@ -1,7 +1,7 @@
 //! What keeps a processor busy for long is done aside: large batches are checked and read, decompressed above all, without keeping those
 //! waiting who share the request's worker thread.
 //!
-//! 64 MiB, which a batch of a few kilobytes may come to, take a tenth of a second and more: heartbeats, elections and everybody's
+//! 64 MiB, which a batch of a few kilobytes may come to, take tens of milliseconds and more: heartbeats, elections and everybody's
 //! requests would stand still for so long, as often as somebody likes. So the thread's other tasks are handed to another thread meanwhile.
 //! Only so many are aside at a time, in the order in which they came: each may hold what its batch decompresses to, and half of the
 //! processors stay with everybody else. Small batches, nearly all of them, are worked on where they are: aside costs more than they do.
