@@ -168,6 +168,11 @@ impl Recorder {
         files.note("the timeline", written);
     }
 
+    /// A broker, or all of them together, did what it never may.
+    pub fn accuse(&self, broker: &str, what: String) {
+        self.tell(|time_ns| Entry::Accused { time_ns, broker: broker.to_owned(), what });
+    }
+
     /// How operations ended so far.
     pub fn tally(&self) -> Tally {
         self.files.lock().tally

@@ -111,7 +111,7 @@ async fn play(
     let mut cluster = Cluster::create(plan.nodes, &plan.binary, dir, tuning).await?;
     form(&mut cluster, plan).await?;
     let values = Values::new(plan.places().len());
-    let http = HttpConnector::new(Cluster::urls(plan.nodes), plan.places(), record_bytes);
+    let http = HttpConnector::new(Cluster::urls(plan.nodes), plan.places(), record_bytes, recorder.clone());
     let kafka =
         KafkaConnector::new(Cluster::kafka_addresses(plan.nodes), plan.places(), record_bytes, recorder.clone());
     let connector = AnyConnector::new(plan.client, http, kafka);

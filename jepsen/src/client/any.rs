@@ -146,9 +146,9 @@ mod tests {
 
     #[test]
     fn mixed_clients_are_of_both_kinds() {
-        let http = HttpConnector::new(Vec::new(), Vec::new(), |_| 0);
         let dir = tempfile::tempdir().unwrap();
         let recorder = Arc::new(crate::recorder::Recorder::begin(dir.path()).unwrap());
+        let http = HttpConnector::new(Vec::new(), Vec::new(), |_| 0, recorder.clone());
         let kafka = KafkaConnector::new(Vec::new(), Vec::new(), |_| 0, recorder);
         for (kind, expected) in [(ClientKind::Http, 0), (ClientKind::Kafka, 10), (ClientKind::Mixed, 5)] {
             let connector = AnyConnector::new(kind, http.clone(), kafka.clone());

@@ -11,8 +11,9 @@ use std::time::{Duration, Instant};
 use serde::Deserialize;
 use serde_json::json;
 
-use super::{Client, Connector, Fetched, Sent, payload};
+use super::{CLIENTS, Client, Connector, Fetched, Sent, payload};
 use crate::history::{Key, Offset, Value};
+use crate::recorder::Recorder;
 
 /// How long a connection may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(1500);
@@ -28,6 +29,11 @@ const RETRY_PAUSE: Duration = Duration::from_millis(100);
 const RECORDS_MAX: usize = 500;
 /// How much of a text goes into an error.
 const EXCERPT: usize = 160;
+
+/// What a producer is told that is not known, or not as it should be. One that has sent everything in order, and each batch again until it
+/// knew, is never told so: refusals are committed like records (rule O5), the table of producers survives whatever a majority of the
+/// disks does, and no run has so many producers that one in use is dropped. Only disks that lie, all of them, explain it.
+pub const PRODUCER_IS_LOST: [&str; 3] = ["UNKNOWN_PRODUCER", "OUT_OF_ORDER_SEQUENCE", "PRODUCER_FENCED"];
 
 /// Where each key's partition is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,12 +56,14 @@ struct Shared {
     places: Vec<Place>,
     /// How large records are made, by their value.
     sizes: fn(Value) -> usize,
+    /// Hears of what no broker may do.
+    recorder: Arc<Recorder>,
 }
 
 impl HttpConnector {
     /// For these brokers; `places` is indexed by key.
-    pub fn new(brokers: Vec<String>, places: Vec<Place>, sizes: fn(Value) -> usize) -> Self {
-        Self { shared: Arc::new(Shared { brokers, places, sizes }) }
+    pub fn new(brokers: Vec<String>, places: Vec<Place>, sizes: fn(Value) -> usize, recorder: Arc<Recorder>) -> Self {
+        Self { shared: Arc::new(Shared { brokers, places, sizes, recorder }) }
     }
 }
 
@@ -134,6 +142,15 @@ struct NewProducer {
     producer_epoch: i64,
 }
 
+/// A request that did not work.
+#[derive(Debug)]
+struct Trouble {
+    /// What became of it.
+    outcome: Sent,
+    /// The broker's word for it; empty if there is none.
+    code: String,
+}
+
 impl HttpClient {
     fn url(&self, path: &str) -> String {
         format!("{}{path}", self.shared.brokers[self.broker])
@@ -144,24 +161,26 @@ impl HttpClient {
         Ok(self.url(&format!("/v1/topics/{}/partitions/{}/records", place.topic, place.partition)))
     }
 
-    /// Sends a request; the body's text if it worked, else what became of it.
-    async fn ask(request: reqwest::RequestBuilder) -> Result<String, Sent> {
+    /// Sends a request; the body's text if it worked.
+    async fn ask(request: reqwest::RequestBuilder) -> Result<String, Trouble> {
+        let trouble = |outcome| Trouble { outcome, code: String::new() };
         let unknown = |error: reqwest::Error| match error.is_connect() {
-            true => Sent::Failed(format!("no connection: {error:?}")),
-            false => Sent::Unknown(format!("{error:?}")),
+            true => trouble(Sent::Failed(format!("no connection: {error:?}"))),
+            false => trouble(Sent::Unknown(format!("{error:?}"))),
         };
         let answer = request.send().await.map_err(unknown)?;
         let status = answer.status();
-        let body = answer.text().await.map_err(|error| Sent::Unknown(format!("{status}: {error:?}")))?;
+        let body = answer.text().await.map_err(|error| trouble(Sent::Unknown(format!("{status}: {error:?}"))))?;
         if status.is_success() {
             return Ok(body);
         }
         match serde_json::from_str::<Refusal>(&body) {
-            Ok(refusal) => {
-                let text = format!("{status} {} {}", refusal.error, excerpt(&refusal.message));
-                Err(if refusal.outcome == "none" { Sent::Failed(text) } else { Sent::Unknown(text) })
+            Ok(Refusal { error: code, message, outcome }) => {
+                let text = format!("{status} {code} {}", excerpt(&message));
+                let outcome = if outcome == "none" { Sent::Failed(text) } else { Sent::Unknown(text) };
+                Err(Trouble { outcome, code })
             }
-            Err(_) => Err(Sent::Unknown(format!("{status} {}", excerpt(&body)))),
+            Err(_) => Err(trouble(Sent::Unknown(format!("{status} {}", excerpt(&body))))),
         }
     }
 
@@ -170,14 +189,14 @@ impl HttpClient {
         let request = self.http.post(self.url("/v1/producers"));
         let Some(producer) = &mut self.idempotent else { return Ok(None) };
         if producer.identity.is_none() {
-            let body = Self::ask(request).await.map_err(|why| format!("no producer id: {why:?}"))?;
+            let body = Self::ask(request).await.map_err(|why| format!("no producer id: {:?}", why.outcome))?;
             let new: NewProducer = serde_json::from_str(&body).map_err(|error| format!("{error}: {body}"))?;
             producer.identity = Some((new.producer_id, new.producer_epoch));
         }
         Ok(producer.identity)
     }
 
-    async fn attempt(&self, key: Key, body: &str, headers: &[(&'static str, String)], count: u64) -> Sent {
+    async fn attempt(&mut self, key: Key, body: &str, headers: &[(&'static str, String)], count: u64) -> Sent {
         let url = match self.records_url(key) {
             Ok(url) => url,
             Err(why) => return Sent::Failed(why),
@@ -190,12 +209,48 @@ impl HttpClient {
         }
         let body = match Self::ask(request).await {
             Ok(body) => body,
-            Err(outcome) => return outcome,
+            Err(trouble) => {
+                self.note_lost(key, &trouble);
+                return trouble.outcome;
+            }
         };
         match serde_json::from_str::<Produced>(&body) {
             Ok(at) if at.last_offset.checked_sub(at.base_offset) == Some(count - 1) => Sent::At(Offset(at.base_offset)),
             _ => Sent::Unknown(format!("an answer that makes no sense: {}", excerpt(&body))),
         }
+    }
+
+    /// A producer that is lost accuses, once, and begins anew under another id.
+    fn note_lost(&mut self, key: Key, trouble: &Trouble) {
+        let Some(producer) = self.idempotent.as_mut().filter(|_| PRODUCER_IS_LOST.contains(&trouble.code.as_str()))
+        else {
+            return;
+        };
+        if let Producer { identity: Some((id, _)), next } = std::mem::take(producer) {
+            let next = next.get(&key).copied().unwrap_or(0);
+            let what =
+                format!("producer {id}, whose next sequence of key {} is {next}, is told {:?}", key.0, trouble.outcome);
+            self.shared.recorder.accuse(CLIENTS, what);
+        }
+    }
+
+    /// What an answer holds. Contents that are no value of ours accuse: nobody sent them.
+    fn unpack(&self, key: Key, answer: FetchAnswer) -> Fetched {
+        let mut foreign = Vec::new();
+        let mut records = Vec::with_capacity(answer.records.len());
+        for record in answer.records {
+            let value = record.value.as_deref().and_then(payload::value).unwrap_or_else(|| {
+                let found = record.value.or(record.value_base64).unwrap_or_else(|| "null".to_owned());
+                foreign.push(format!("offset {} holds {}", record.offset, excerpt(&found)));
+                // One that nobody sends, another at each offset.
+                Value(-1 - i64::try_from(record.offset).unwrap_or(i64::MAX - 1))
+            });
+            records.push((Offset(record.offset), value));
+        }
+        for what in &foreign {
+            self.shared.recorder.accuse(CLIENTS, format!("key {} is served with what nobody sent: {what}", key.0));
+        }
+        Fetched { records, next: Offset(answer.next_offset), end: Offset(answer.high_watermark), foreign }
     }
 }
 
@@ -247,24 +302,13 @@ impl Client for HttpClient {
         let from = from.map_or("earliest".to_owned(), |offset| offset.0.to_string());
         let consistency = if linearizable { "linearizable" } else { "committed" };
         let url = format!("{url}?offset={from}&max_records={RECORDS_MAX}&consistency={consistency}");
-        let body = Self::ask(self.http.get(url)).await.map_err(|why| match why {
+        let body = Self::ask(self.http.get(url)).await.map_err(|why| match why.outcome {
             Sent::Failed(why) | Sent::Unknown(why) => why,
             Sent::At(_) => "an append".to_owned(),
         })?;
         let answer: FetchAnswer =
             serde_json::from_str(&body).map_err(|error| format!("{error}: {}", excerpt(&body)))?;
-        let mut foreign = Vec::new();
-        let mut records = Vec::with_capacity(answer.records.len());
-        for record in answer.records {
-            let value = record.value.as_deref().and_then(payload::value).unwrap_or_else(|| {
-                let found = record.value.or(record.value_base64).unwrap_or_else(|| "null".to_owned());
-                foreign.push(format!("offset {} holds {}", record.offset, excerpt(&found)));
-                // One that nobody sends, another at each offset.
-                Value(-1 - i64::try_from(record.offset).unwrap_or(i64::MAX - 1))
-            });
-            records.push((Offset(record.offset), value));
-        }
-        Ok(Fetched { records, next: Offset(answer.next_offset), end: Offset(answer.high_watermark), foreign })
+        Ok(self.unpack(key, answer))
     }
 
     fn use_broker(&mut self, broker: usize) {
@@ -274,4 +318,53 @@ impl Client for HttpClient {
 
 fn excerpt(text: &str) -> String {
     text.chars().take(EXCERPT).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::Accusations;
+
+    fn client(accusations: &Accusations) -> HttpClient {
+        let connector =
+            HttpConnector::new(vec!["http://nowhere".to_owned()], Vec::new(), |_| 0, accusations.recorder());
+        connector.connect(0, true)
+    }
+
+    #[test]
+    fn contents_that_nobody_sent_accuse() {
+        let accusations = Accusations::new();
+        let client = client(&accusations);
+        let unpack = |value: &str| {
+            let body = json!({ "high_watermark": 8, "next_offset": 8, "records": [{ "offset": 7, "value": value }] });
+            client.unpack(Key(3), serde_json::from_value(body).unwrap())
+        };
+        assert_eq!(unpack(&payload::text(Value(5), 9)).records, [(Offset(7), Value(5))]);
+        assert_eq!(accusations.told(), Vec::<String>::new());
+        assert_eq!(unpack("5:9:5.5.5.5.4").records, [(Offset(7), Value(-8))]);
+        assert_eq!(
+            accusations.told(),
+            ["clients: key 3 is served with what nobody sent: offset 7 holds 5:9:5.5.5.5.4"]
+        );
+    }
+
+    #[test]
+    fn a_producer_that_did_all_as_it_should_and_is_unknown_accuses_once() {
+        let accusations = Accusations::new();
+        let mut client = client(&accusations);
+        let told = |code: &str| Trouble { outcome: Sent::Failed("409".to_owned()), code: code.to_owned() };
+        let known = || Some(Producer { identity: Some((17, 0)), next: BTreeMap::from([(Key(1), 4)]) });
+        client.idempotent = known();
+        client.note_lost(Key(1), &told("NO_LEADER"));
+        assert_eq!(accusations.told(), Vec::<String>::new());
+        for code in PRODUCER_IS_LOST {
+            client.idempotent = known();
+            client.note_lost(Key(1), &told(code));
+            // It has no identity any more: what is still on its way says nothing new.
+            client.note_lost(Key(1), &told(code));
+        }
+        let found = accusations.told();
+        assert_eq!(found.len(), 3, "{found:?}");
+        assert!(found[0].contains("producer 17, whose next sequence of key 1 is 4, is told"), "{found:?}");
+    }
 }

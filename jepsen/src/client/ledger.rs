@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
+use super::CLIENTS;
 use crate::history::{Key, Kind, Offset, Process};
 use crate::recorder::Recorder;
 use crate::registers::{Deed, Register};
@@ -69,6 +70,11 @@ impl Ledger {
     /// Empty.
     pub fn new(recorder: Arc<Recorder>) -> Self {
         Self { recorder, kept: Mutex::default() }
+    }
+
+    /// A client was told what no broker may tell.
+    pub fn accuse(&self, what: String) {
+        self.recorder.accuse(CLIENTS, what);
     }
 
     /// Nanoseconds since the run began.

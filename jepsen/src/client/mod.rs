@@ -1,8 +1,9 @@
 //! What a workload needs of a client: to append, to fetch, and to know what became of it.
 //!
 //! The trait is all that the workloads know; HTTP is behind it in [`http`], Kafka's protocol in [`kafka`], and [`any`] is either. A client
-//! never decides what goes into the history: it says what it was told, and how sure that is. [`ledger`] keeps what members of
-//! consumer groups were told, beside the history.
+//! never decides what goes into the history: it says what it was told, and how sure that is. What no broker may tell anybody (bytes that
+//! nobody sent, a wrong checksum, that a producer is unknown that did all as it should) it tells the timeline at once: in the history that
+//! would be one more operation that did not work. [`ledger`] keeps what members of consumer groups were told, beside the history.
 
 pub mod any;
 pub mod http;
@@ -13,6 +14,9 @@ pub mod payload;
 use std::future::Future;
 
 use crate::history::{Key, Offset, Records, Value};
+
+/// Whom clients accuse when they cannot tell which broker it was.
+pub const CLIENTS: &str = "clients";
 
 /// What became of a request that changes something.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -9,11 +9,15 @@ mod story;
 pub(crate) use generate::Generator;
 pub(crate) use story::Story;
 
+use std::sync::Arc;
+
 use crate::checkers::analysis::Analysis;
 use crate::checkers::workloads::Workload;
 use crate::checkers::{self, Anomaly, Findings};
 use crate::history::History;
-use crate::timeline::Fault;
+use crate::recorder::Recorder;
+use crate::run_dir::TIMELINE_JSONL;
+use crate::timeline::{Fault, Timeline};
 
 /// A correct history of single sends and polls.
 pub(crate) fn simple_log(seed: u64) -> History {
@@ -43,6 +47,31 @@ pub(crate) fn found_names(history: &History) -> Vec<String> {
     let mut names: Vec<String> = found.map(|outcome| outcome.anomaly.name().to_owned()).collect();
     names.sort();
     names
+}
+
+/// Whoever is accused in the timeline of a run that is being recorded.
+pub(crate) struct Accusations {
+    dir: tempfile::TempDir,
+    recorder: Arc<Recorder>,
+}
+
+impl Accusations {
+    pub(crate) fn new() -> Self {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let recorder = Arc::new(Recorder::begin(dir.path()).expect("a run's files"));
+        Self { dir, recorder }
+    }
+
+    pub(crate) fn recorder(&self) -> Arc<Recorder> {
+        self.recorder.clone()
+    }
+
+    /// All accusations so far.
+    pub(crate) fn told(&self) -> Vec<String> {
+        let file = std::fs::File::open(self.dir.path().join(TIMELINE_JSONL)).expect("a timeline");
+        let timeline = Timeline::read(std::io::BufReader::new(file)).expect("a timeline");
+        timeline.accusations.into_iter().map(|(_, what)| what).collect()
+    }
 }
 
 /// A fault that happened, ended at 1 ns and healed.

@@ -22,6 +22,7 @@ use serde_json::json;
 use tokio::sync::watch;
 
 use super::http::{Answer, ask};
+use crate::client::http::PRODUCER_IS_LOST;
 use crate::random::Random;
 use crate::recorder::Recorder;
 use crate::timeline::Entry;
@@ -403,7 +404,7 @@ impl Writer {
                 }
                 return Sent::At(told.base_offset);
             }
-            if ["UNKNOWN_PRODUCER", "OUT_OF_ORDER_SEQUENCE", "PRODUCER_FENCED"].contains(&answer.code().as_str()) {
+            if PRODUCER_IS_LOST.contains(&answer.code().as_str()) {
                 self.client.accuse(format!(
                     "producer {} sends what follows, or again what it sent last (sequence {sequence}), and is told {}",
                     producer.id,

@@ -15,6 +15,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use kafka_protocol::messages::fetch_request::{FetchPartition, FetchTopic};
 use kafka_protocol::messages::list_offsets_request::{ListOffsetsPartition, ListOffsetsTopic};
 use kafka_protocol::messages::produce_request::{PartitionProduceData, TopicProduceData};
@@ -27,7 +28,7 @@ use self::group::{Member, NotCommitted};
 use super::http::Place;
 use super::ledger::Ledger;
 use super::{Client, Connector, Fetched, FromGroup, Sent};
-use crate::history::{Key, Offset, Value};
+use crate::history::{Key, Offset, Records, Value};
 use crate::recorder::Recorder;
 
 /// How long the broker may wait for a majority.
@@ -196,15 +197,33 @@ impl KafkaClient {
         }
         self.brokers.forget(key);
         let why = format!("error {} {}", found.error_code, found.error_message.as_deref().unwrap_or_default());
-        if code::PRODUCER_IS_LOST.contains(&found.error_code)
-            && let Some(producer) = &mut self.idempotent
-        {
-            producer.identity = None;
-        }
+        self.note_lost(key, found.error_code, &why);
         match code::NOTHING_WRITTEN.contains(&found.error_code) {
             true => Sent::Failed(why),
             false => Sent::Unknown(why),
         }
+    }
+
+    /// A producer that is lost accuses, once, and begins anew under another id: see [`super::http::PRODUCER_IS_LOST`].
+    fn note_lost(&mut self, key: Key, error: i16, why: &str) {
+        let Some(producer) = self.idempotent.as_mut().filter(|_| code::PRODUCER_IS_LOST.contains(&error)) else {
+            return;
+        };
+        if let Some((id, _)) = producer.identity.take() {
+            let next = producer.next.get(&key).copied().unwrap_or(0);
+            self.shared
+                .ledger
+                .accuse(format!("producer {id}, whose next sequence of key {} is {next}, is told {why}", key.0));
+        }
+    }
+
+    /// The values of batches. A checksum that is wrong, and contents that are no value of ours, accuse: nobody sent them.
+    fn unpack(&self, key: Key, bytes: Bytes, from: Offset) -> Result<(Records, Vec<String>), String> {
+        let accuse =
+            |what: &str| self.shared.ledger.accuse(format!("key {} is served with what nobody sent: {what}", key.0));
+        let (records, foreign) = batch::decode(bytes, from).inspect_err(|why| accuse(why))?;
+        foreign.iter().for_each(|what| accuse(what));
+        Ok((records, foreign))
     }
 
     /// An offset by one of Kafka's special times.
@@ -331,7 +350,7 @@ impl Client for KafkaClient {
         if found.error_code != 0 {
             return Err(self.lost(key, format!("error {}", found.error_code)));
         }
-        let (records, foreign) = batch::decode(found.records.unwrap_or_default(), from)?;
+        let (records, foreign) = self.unpack(key, found.records.unwrap_or_default(), from)?;
         let next = records.last().map_or(from, |(offset, _)| Offset(offset.0 + 1));
         let high_watermark = u64::try_from(found.high_watermark).map_err(|_| "no high watermark")?;
         Ok(Fetched { records, next, end: end.unwrap_or(Offset(high_watermark)), foreign })
@@ -362,6 +381,7 @@ impl Client for KafkaClient {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::Accusations;
 
     #[test]
     fn an_error_that_leaves_it_open_is_never_taken_for_a_refusal() {
@@ -370,6 +390,43 @@ mod tests {
         }
         assert!(code::PRODUCER_IS_LOST.iter().all(|lost| code::NOTHING_WRITTEN.contains(lost)));
         assert!(code::NOTHING_WRITTEN.contains(&6), "NOT_LEADER_OR_FOLLOWER");
+    }
+
+    fn client(accusations: &Accusations) -> KafkaClient {
+        KafkaConnector::new(Vec::new(), Vec::new(), |_| 0, accusations.recorder()).connect(0, true)
+    }
+
+    #[test]
+    fn a_wrong_checksum_and_contents_that_nobody_sent_accuse() {
+        let accusations = Accusations::new();
+        let client = client(&accusations);
+        let unpack = |bytes: Vec<u8>| client.unpack(Key(2), bytes.into(), Offset(0));
+        let good = batch::encode(&[Value(1)], |_| 20, None).unwrap().to_vec();
+        assert_eq!(unpack(good.clone()).unwrap().0, [(Offset(0), Value(1))]);
+        assert_eq!(accusations.told(), Vec::<String>::new());
+        let (mut rotten, last) = (good, 8);
+        let at = rotten.len() - last;
+        rotten[at] ^= 1;
+        assert!(unpack(rotten).is_err());
+        assert!(unpack(b"no batch at all".to_vec()).is_err());
+        let found = accusations.told();
+        assert!(
+            found.len() == 2 && found[0].starts_with("clients: key 2 is served with what nobody sent: "),
+            "{found:?}"
+        );
+    }
+
+    #[test]
+    fn a_producer_that_did_all_as_it_should_and_is_unknown_accuses_once() {
+        let accusations = Accusations::new();
+        let mut client = client(&accusations);
+        for (error, expected) in [(6, 0), (45, 1), (47, 2), (59, 3)] {
+            client.idempotent = Some(Producer { identity: Some((17, 0)), next: BTreeMap::from([(Key(1), 4)]) });
+            client.note_lost(Key(1), error, "error");
+            client.note_lost(Key(1), error, "error");
+            assert_eq!(accusations.told().len(), expected);
+        }
+        assert!(accusations.told()[0].contains("producer 17, whose next sequence of key 1 is 4"));
     }
 
     #[test]
