@@ -233,7 +233,7 @@ fn inside(dir: &Path, err: &mut impl Write) -> u8 {
 
 fn one_run(args: &RunArgs, out: &mut impl Write, err: &mut impl Write) -> Result<u8, Failure> {
     let mut plan = args.plan(PathBuf::new());
-    plan.kinds().map_err(Failure::Usage)?;
+    plan.schedule().map_err(Failure::Usage)?;
     if plan.workload == Workload::SingleSubscribe && !plan.client.can_subscribe() {
         return Err(Failure::Usage("only Kafka clients can subscribe: --client kafka or mixed".to_owned()));
     }
@@ -288,6 +288,7 @@ fn campaign(
             break;
         }
         let (plan, folder) = (course.plan(number), campaign::folder(dir, number));
+        plan.schedule().map_err(Failure::Usage)?;
         start::check_machine(&plan)?;
         let run_dir = dir.join(&folder);
         let _ = writeln!(err, "== run {number}: {}, seed {}, in {}", plan.name, plan.seed, run_dir.display());

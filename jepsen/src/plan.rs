@@ -77,9 +77,12 @@ impl Plan {
         Random::new(self.seed ^ part.wrapping_mul(0xA076_1D64_78BD_642F))
     }
 
-    /// What happens when.
+    /// What happens when; nothing is drawn for a scenario, which is played. The error says why there can be no such run.
     pub fn schedule(&self) -> Result<Vec<Period>, String> {
-        Ok(schedule::draw(&self.kinds()?, Duration::from_secs(self.time_s), &mut self.random(1)))
+        if self.scenario()?.is_some() {
+            return Ok(Vec::new());
+        }
+        schedule::draw(&self.kinds()?, Duration::from_secs(self.time_s), &mut self.random(1))
     }
 
     /// Topics with their partitions and replicas: on five hosts one that lies on all of them and one on three.
@@ -128,10 +131,9 @@ impl Plan {
         reserves.iter().chain(of_run).map(|setting| (*setting).to_owned()).collect()
     }
 
-    /// What judging must know: of the faults those that the schedule has.
+    /// What judging must know: of the faults all that were chosen, whether the schedule found a place for them or not.
     pub fn info(&self) -> Result<RunInfo, String> {
-        let mut planned: Vec<&str> =
-            self.schedule()?.iter().flat_map(|period| &period.faults).map(|kind| kind.name()).collect();
+        let mut planned: Vec<&str> = self.kinds()?.iter().map(|kind| kind.name()).collect();
         planned.sort_unstable();
         planned.dedup();
         Ok(RunInfo {
@@ -164,6 +166,7 @@ impl Plan {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::nemesis::kind::KINDS;
 
     fn plan(nodes: usize, faults: &str) -> Plan {
         Plan {
@@ -188,9 +191,20 @@ mod tests {
         plan.save(dir.path()).unwrap();
         assert_eq!(Plan::load(dir.path()).unwrap(), plan);
         let info = plan.info().unwrap();
-        assert!(info.faults_planned.contains(&"power-all".to_owned()));
+        assert_eq!(info.faults_planned.len(), KINDS.len());
         let saved: RunInfo = serde_json::from_slice(&std::fs::read(dir.path().join(RUN_JSON)).unwrap()).unwrap();
         assert_eq!(saved, info);
+    }
+
+    #[test]
+    fn a_run_of_all_faults_takes_five_minutes_and_one_of_a_minute_is_refused() {
+        let plan = plan(5, "all");
+        let scheduled = plan.schedule().unwrap();
+        assert!(KINDS.iter().all(|row| scheduled.iter().any(|period| period.faults.contains(&row.kind))));
+        assert!(Plan { time_s: 60, ..plan.clone() }.schedule().is_err());
+        let scenario = Plan { time_s: 1, scenario: Some("crash-apply".to_owned()), ..plan };
+        assert_eq!(scenario.schedule().unwrap(), []);
+        assert_eq!(scenario.info().unwrap().faults_planned.len(), scenario.kinds().unwrap().len());
     }
 
     #[test]

@@ -117,8 +117,16 @@ fn a_run_that_proves_nothing_exits_with_3() {
 #[test]
 fn usage_errors_exit_with_2() {
     let nowhere: PathBuf = tempfile::tempdir().unwrap().path().join("nowhere");
-    let cases: [&[&str]; 5] =
-        [&[], &["--replay"], &["--fly"], &["--replay", "x", "list"], &["--replay", nowhere.to_str().unwrap()]];
+    let nowhere = nowhere.to_str().unwrap();
+    let cases: [&[&str]; 6] = [
+        &[],
+        &["--replay"],
+        &["--fly"],
+        &["--replay", "x", "list"],
+        &["--replay", nowhere],
+        // No time for each fault to happen.
+        &["--nodes", "3", "--time", "60", "--seed", "1", "--nemesis", "all", "--out", nowhere],
+    ];
     for args in cases {
         let output = binary(args);
         assert_eq!(output.status.code(), Some(2), "{args:?}");

@@ -1,8 +1,10 @@
 //! Which faults happen together, and in which order: drawn from the seed before the run begins.
 //!
-//! A run is a row of periods. In a quarter of them nothing happens (as in Jepsen's own suites); in the others one to three faults of
-//! different classes. Kinds come from a shuffled deck, so that each chosen one happens before any happens twice.
+//! A run is a row of periods. In a quarter of them nothing happens (as in Jepsen's own suites), as long as there is time for that; in the
+//! others one to three faults of different classes. Kinds come from a shuffled deck, so that each chosen one happens before any happens
+//! twice. A run that is too short for all of them is refused.
 
+use std::cmp::Reverse;
 use std::time::Duration;
 
 use super::kind::{Class, Kind};
@@ -22,32 +24,59 @@ pub struct Period {
     pub rest: Duration,
 }
 
-/// Draws the periods of a run of this length. Kinds that do not fit in are not in any of them.
-pub fn draw(kinds: &[Kind], time: Duration, random: &mut Random) -> Vec<Period> {
+/// Draws the periods of a run of this length; each kind is in one of them at least. The error says that there is no time for that.
+pub fn draw(kinds: &[Kind], time: Duration, random: &mut Random) -> Result<Vec<Period>, String> {
     if kinds.is_empty() {
         let rest = time;
-        return vec![Period { faults: Vec::new(), hold: Duration::ZERO, rest }];
+        return Ok(vec![Period { faults: Vec::new(), hold: Duration::ZERO, rest }]);
     }
     let count = (time.as_secs() / PERIOD.as_secs()).max(1) as usize;
-    let mut deck: Vec<Kind> = Vec::new();
-    let mut fresh = kinds.len();
+    let needed = periods_needed(kinds);
+    if needed > count {
+        let (kinds, time_s) = (kinds.len(), needed as u64 * PERIOD.as_secs());
+        return Err(format!("{kinds} kinds of faults take {time_s} s at least: more --time, or fewer in --nemesis"));
+    }
+    let mut deck = kinds.to_vec();
+    random.shuffle(&mut deck);
+    let mut fresh = true;
     let mut periods = Vec::with_capacity(count);
     for left in (1..=count).rev() {
         if deck.is_empty() {
+            fresh = false;
             deck = kinds.to_vec();
             random.shuffle(&mut deck);
         }
-        // As many as it takes for each kind to have its turn.
-        let needed = fresh.div_ceil(left);
-        let quiet = fresh < left && random.percent(25);
-        let wanted = if quiet { 0 } else { needed.max(1 + random.below(2)).min(3) };
-        let faults = take(&mut deck, wanted);
-        fresh = fresh.saturating_sub(faults.len());
+        // From here on each period must bring those that are left one step nearer to the end of the deck.
+        let tight = fresh && periods_needed(&deck) == left;
+        let faults = if tight {
+            longest_class_first(&mut deck);
+            take(&mut deck, 3)
+        } else if random.percent(25) {
+            Vec::new()
+        } else {
+            take(&mut deck, 1 + random.below(2))
+        };
         let hold = Duration::from_millis(random.between(3_000, 7_000));
         let rest = Duration::from_millis(random.between(500, 3_000));
         periods.push(Period { faults, hold, rest });
     }
-    periods
+    Ok(periods)
+}
+
+/// How many of these are of a class, but for those that stand alone.
+fn of_class(kinds: &[Kind], class: Class) -> usize {
+    kinds.iter().filter(|kind| !kind.takes_all() && kind.class() == class).count()
+}
+
+/// In how many periods all of these can have their turn: at most one of each class at a time.
+fn periods_needed(kinds: &[Kind]) -> usize {
+    let longest = kinds.iter().map(|kind| of_class(kinds, kind.class())).max().unwrap_or(0);
+    longest + kinds.iter().filter(|kind| kind.takes_all()).count()
+}
+
+fn longest_class_first(deck: &mut [Kind]) {
+    let all = deck.to_vec();
+    deck.sort_by_key(|kind| (kind.takes_all(), Reverse(of_class(&all, kind.class()))));
 }
 
 /// Takes so many kinds that go together from the deck, the first in any case.
@@ -79,12 +108,20 @@ mod tests {
     }
 
     #[test]
-    fn in_time_every_kind_has_its_turn() {
+    fn every_kind_has_its_turn_or_the_run_is_refused() {
+        let shortest = periods_needed(&all()) as u64 * PERIOD.as_secs();
+        assert!(shortest < 300, "{shortest}");
         for seed in 0..50 {
-            let periods = draw(&all(), Duration::from_secs(480), &mut Random::new(seed));
-            for kind in all() {
-                assert!(periods.iter().any(|period| period.faults.contains(&kind)), "seed {seed}: {}", kind.name());
+            for time_s in [shortest, 300, 480] {
+                let periods = draw(&all(), Duration::from_secs(time_s), &mut Random::new(seed)).unwrap();
+                assert_eq!(periods.len() as u64, time_s / PERIOD.as_secs());
+                for kind in all() {
+                    let turns = periods.iter().filter(|period| period.faults.contains(&kind)).count();
+                    assert!(turns > 0, "seed {seed}, {time_s} s: {}", kind.name());
+                }
             }
+            let refused = draw(&all(), Duration::from_secs(shortest - 1), &mut Random::new(seed)).unwrap_err();
+            assert!(refused.contains(&format!("take {shortest} s at least")), "{refused}");
         }
     }
 
@@ -92,7 +129,7 @@ mod tests {
     fn faults_of_a_period_go_together_and_some_periods_are_quiet() {
         let mut quiet = 0;
         for seed in 0..50 {
-            for period in draw(&all(), Duration::from_secs(900), &mut Random::new(seed)) {
+            for period in draw(&all(), Duration::from_secs(900), &mut Random::new(seed)).unwrap() {
                 quiet += usize::from(period.faults.is_empty());
                 let mut classes: Vec<Class> = period.faults.iter().map(|kind| kind.class()).collect();
                 classes.dedup();
@@ -105,14 +142,14 @@ mod tests {
 
     #[test]
     fn a_seed_is_one_schedule() {
-        let draw = |seed| draw(&all(), Duration::from_secs(300), &mut Random::new(seed));
+        let draw = |seed| draw(&all(), Duration::from_secs(300), &mut Random::new(seed)).unwrap();
         assert_eq!(draw(7), draw(7));
         assert_ne!(draw(7), draw(8));
     }
 
     #[test]
     fn without_kinds_nothing_happens() {
-        let periods = draw(&kind::parse("none").unwrap(), Duration::from_secs(9), &mut Random::new(1));
+        let periods = draw(&kind::parse("none").unwrap(), Duration::from_secs(9), &mut Random::new(1)).unwrap();
         assert_eq!((periods.len(), periods[0].faults.len(), periods[0].rest), (1, 0, Duration::from_secs(9)));
     }
 }
