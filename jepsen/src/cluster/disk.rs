@@ -218,7 +218,8 @@ mod tests {
         if let missing @ [_, ..] = &preflight::missing(Needs::default())[..] {
             return eprintln!("skipped: {}", missing.join("; "));
         }
-        let script = format!("mount -t tmpfs none {PRIVATE} && exec \"$0\" --exact cluster::disk::tests::inside --ignored");
+        let script =
+            format!("mount -t tmpfs none {PRIVATE} && exec \"$0\" --exact cluster::disk::tests::inside --ignored");
         let mut inside = Command::new("unshare");
         inside.args(["--mount", "--propagation", "private", "sh", "-c", &script]);
         let output = inside.arg(std::env::current_exe().unwrap()).output().unwrap();

@@ -2,13 +2,14 @@
 
 use std::time::{Duration, Instant};
 
+use super::Nemesis;
 use super::faults::Means;
-use super::rot::{self, Rot};
-use super::{Nemesis, names};
+use super::rot::{self, Rot, Rotten};
 use crate::client::Connector;
 use crate::cluster::network;
 use crate::cluster::tracer::{SyncFault, Tracer};
 use crate::cluster::{Doing as _, Harness};
+use crate::timeline::Entry;
 
 /// A disk is full with less than this left.
 const FULL_BYTES: u64 = 64 << 10;
@@ -87,29 +88,38 @@ impl<C: Connector> Nemesis<C> {
         Ok(Some(evidence.join(", ")))
     }
 
-    pub(super) async fn rot(&mut self, hosts: &[usize], what: Rot, stopped: bool) -> Harness<Option<String>> {
+    pub(super) async fn rot(
+        &mut self,
+        hosts: &[usize],
+        what: Rot,
+        stopped: bool,
+        means: &mut Means,
+    ) -> Harness<Option<String>> {
         let kinds = self.rot_kinds;
-        let mut evidence = Vec::new();
+        let mut rotten = Vec::new();
         for host in hosts {
             if stopped {
                 self.cluster.kill(*host).await?;
             }
             let data = self.cluster.hosts[*host].disk.data();
-            let done = rot::rot(&data, what, kinds, &mut self.random).doing("rotting a file")?;
-            evidence.push(format!("{}: {done}", network::name(*host)));
+            rotten.push((*host, rot::rot(&data, what, kinds, &mut self.random).doing("rotting a file")?));
             self.cluster.start(*host)?;
         }
+        let evidence: Vec<String> =
+            rotten.iter().map(|(host, done)| format!("{}: {done}", network::name(*host))).collect();
+        *means = Means::Rotten(rotten);
         Ok(Some(evidence.join("; ")))
     }
 
     /// A broker that stands up again on its rotten disk is left to itself; one that does not gets an empty disk, as an operator would
-    /// give it. One that ran all the while is started anew first.
-    pub(super) async fn see_to_disks(&mut self, hosts: &[usize], anew: bool) -> Harness<()> {
-        for host in hosts {
+    /// give it, and is accused unless what rotted is what no broker can do without. One that ran all the while is started anew first.
+    pub(super) async fn see_to_disks(&mut self, rotten: &[(usize, Rotten)], anew: bool) -> Harness<()> {
+        for (host, rotten) in rotten {
             if anew {
                 self.cluster.kill(*host).await?;
-                self.cluster.start(*host)?;
             }
+            // Perhaps it ended already, and somebody heard of that.
+            self.cluster.start(*host)?;
             let deadline = Instant::now() + READY_PATIENCE;
             let why = loop {
                 if let Some(status) = self.cluster.ended_by_itself(*host)? {
@@ -121,12 +131,22 @@ impl<C: Connector> Nemesis<C> {
                     Err(_) => tokio::time::sleep(LOOK).await,
                 }
             };
-            if !why.is_empty() {
-                self.say(&format!("  {} gets an empty disk: {why}", names(&[*host]).join("")));
-                self.cluster.kill(*host).await?;
-                self.cluster.hosts[*host].disk.replace().await?;
-                self.cluster.start(*host)?;
+            if why.is_empty() {
+                continue;
             }
+            let broker = network::name(*host);
+            let what = format!("it does not start on its disk ({why}), of which this rotted: {rotten}");
+            if rot::may_cost_the_directory(rotten.kind) {
+                let text = format!("{broker} gets an empty disk: {what}");
+                self.say(&format!("  {text}"));
+                self.recorder.tell(|time_ns| Entry::Note { time_ns, text });
+            } else {
+                self.say(&format!("  {broker} is accused, and gets an empty disk: {what}"));
+                self.recorder.accuse(&broker, what);
+            }
+            self.cluster.kill(*host).await?;
+            self.cluster.hosts[*host].disk.replace().await?;
+            self.cluster.start(*host)?;
         }
         Ok(())
     }

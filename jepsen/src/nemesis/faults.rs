@@ -6,7 +6,7 @@
 use std::time::{Duration, Instant};
 
 use super::kind::{Kind, Pick, Shape};
-use super::rot::Rot;
+use super::rot::{Rot, Rotten};
 use super::{Nemesis, names, targets, way_names};
 use crate::client::Connector;
 use crate::cluster::Harness;
@@ -53,6 +53,8 @@ pub(super) enum Means {
     Netem(Netem),
     /// Brokers are traced: by host.
     Traced(Vec<(usize, Tracer)>),
+    /// Files are rotten: by host.
+    Rotten(Vec<(usize, Rotten)>),
 }
 
 impl Open {
@@ -136,9 +138,9 @@ impl<C: Connector> Nemesis<C> {
             Kind::FailedFsync => self.trace(hosts, SyncFault::Fails, means).await,
             Kind::LyingFsync => self.trace(hosts, SyncFault::Lies, means).await,
             Kind::DiskLost => self.lose_disks(hosts).await,
-            Kind::RotStopped => self.rot(hosts, Rot::Flip, true).await,
-            Kind::RotRunning => self.rot(hosts, Rot::Flip, false).await,
-            Kind::RotTruncated => self.rot(hosts, Rot::Truncate, true).await,
+            Kind::RotStopped => self.rot(hosts, Rot::Flip, true, means).await,
+            Kind::RotRunning => self.rot(hosts, Rot::Flip, false, means).await,
+            Kind::RotTruncated => self.rot(hosts, Rot::Truncate, true, means).await,
             Kind::Partition(_) | Kind::Loss | Kind::Delay | Kind::Unruly => Ok(None),
         }
     }
@@ -218,9 +220,7 @@ impl<C: Connector> Nemesis<C> {
                 }
             }
             (kind, Hit::Hosts(_), Means::Traced(traced)) => self.release(traced, kind == Kind::FailedFsync).await?,
-            (Kind::RotStopped | Kind::RotRunning | Kind::RotTruncated, Hit::Hosts(hosts), _) => {
-                self.see_to_disks(&hosts, open.kind == Kind::RotRunning).await?;
-            }
+            (kind, _, Means::Rotten(rotten)) => self.see_to_disks(&rotten, kind == Kind::RotRunning).await?,
             (_, _, Means::Netem(netem)) => drop(netem),
             (_, Hit::Ways(ways), _) => self.cluster.network.heal(&ways).await?,
             (_, Hit::Hosts(_), _) => {}

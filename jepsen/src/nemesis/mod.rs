@@ -134,9 +134,10 @@ impl<C: Connector> Nemesis<C> {
     }
 
     /// Sees what was still to be seen of these faults, takes them back and waits for the recovery. Hosts come back first: perhaps nobody
-    /// was there to send packets that could be dropped.
+    /// was there to send packets that could be dropped. Rotten ones run already, and are looked at when nothing else keeps them from being
+    /// ready.
     pub async fn end(&mut self, mut open: Vec<Open>) -> Harness<()> {
-        open.sort_by_key(|fault| fault.kind.class());
+        open.sort_by_key(|fault| (fault.kind.rots(), fault.kind.class()));
         let ids: Vec<u64> = open.iter().map(|fault| fault.id).collect();
         for fault in &mut open {
             self.confirm(fault, Duration::ZERO).await?;

@@ -3,6 +3,7 @@
 //! A bit is flipped where there is something: files are pre-written with zeros, and a flipped bit behind a file's end of use is no rot
 //! that anybody could notice. It knows the names in a data directory and no format.
 
+use std::fmt;
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::FileExt as _;
@@ -40,8 +41,34 @@ pub const LOG: &[&str] = &["segment", "journal"];
 /// The kinds that say what was before the records that are left.
 pub const BEFORE: &[&str] = &["snapshot", "base"];
 
-/// Does it to one file below `data`, of one of these kinds (any, if none are named). Returns what was done, seen by reading it back.
-pub fn rot(data: &Path, rot: Rot, kinds: &[&str], random: &mut Random) -> io::Result<String> {
+/// The kinds without which a broker may refuse to start: its votes are in there, and what was acknowledged last. All others it can do
+/// without, make anew or fetch.
+const INDISPENSABLE: &[&str] = &["journal", "checkpoint"];
+
+/// Whether a broker may refuse to start on a directory in which a file of this kind rotted.
+pub fn may_cost_the_directory(kind: &str) -> bool {
+    INDISPENSABLE.contains(&kind)
+}
+
+/// What was done to a file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rotten {
+    /// Of which kind it is.
+    pub kind: &'static str,
+    /// Its path below the data directory.
+    pub path: PathBuf,
+    /// What was done, seen by reading it back.
+    pub done: String,
+}
+
+impl fmt::Display for Rotten {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{} {}: {}", self.kind, self.path.display(), self.done)
+    }
+}
+
+/// Does it to one file below `data`, of one of these kinds (any, if none are named).
+pub fn rot(data: &Path, rot: Rot, kinds: &[&str], random: &mut Random) -> io::Result<Rotten> {
     let mut files = Vec::new();
     list(data, &mut files)?;
     files.sort();
@@ -57,7 +84,7 @@ pub fn rot(data: &Path, rot: Rot, kinds: &[&str], random: &mut Random) -> io::Re
         random.shuffle(&mut of_class);
         for path in of_class {
             if let Some(done) = rot_file(path, rot, random)? {
-                return Ok(format!("{} {}: {done}", class.0, path.strip_prefix(data).unwrap_or(path).display()));
+                return Ok(Rotten { kind: class.0, path: path.strip_prefix(data).unwrap_or(path).to_owned(), done });
             }
         }
     }
@@ -129,7 +156,7 @@ mod tests {
         let dir = data();
         let path = dir.path().join("groups/1-2/0-1.segment");
         let before = fs::read(&path).unwrap();
-        let done = rot(dir.path(), Rot::Flip, LOG, &mut Random::new(1)).unwrap();
+        let done = rot(dir.path(), Rot::Flip, LOG, &mut Random::new(1)).unwrap().to_string();
         assert!(done.starts_with("segment groups/1-2/0-1.segment: byte "), "{done}");
         let after = fs::read(&path).unwrap();
         let changed: Vec<usize> = (0..4096).filter(|at| before[*at] != after[*at]).collect();
@@ -145,12 +172,18 @@ mod tests {
 
     #[test]
     fn every_kind_of_file_is_hit_in_time() {
-        let mut hit: Vec<String> = Vec::new();
+        let mut hit: Vec<&str> = Vec::new();
         for seed in 0..20 {
             let done = rot(data().path(), Rot::Flip, &[], &mut Random::new(seed)).unwrap();
-            hit.extend(done.split(' ').next().map(str::to_owned));
+            hit.push(done.kind);
         }
-        assert!(hit.contains(&"segment".to_owned()) && hit.contains(&"checkpoint".to_owned()), "{hit:?}");
+        assert!(hit.contains(&"segment") && hit.contains(&"checkpoint"), "{hit:?}");
         assert!(rot(data().path(), Rot::Flip, &["journal"], &mut Random::new(1)).is_err());
+    }
+
+    #[test]
+    fn only_the_journal_and_the_checkpoint_may_cost_a_directory() {
+        let may: Vec<&str> = CLASSES.iter().map(|class| class.0).filter(|kind| may_cost_the_directory(kind)).collect();
+        assert_eq!(may, ["journal", "checkpoint"]);
     }
 }
