@@ -116,6 +116,7 @@ impl<C: Connector> Nemesis<C> {
         {
             self.fragile.extend(hosts);
         }
+        self.disks_lie |= kind == Kind::LyingFsync;
         let mut means = Means::Done;
         let seen = match &hit {
             Hit::Hosts(hosts) => self.hit_hosts(kind, hosts, &mut means).await?,

@@ -53,7 +53,8 @@ impl<C: Connector> Nemesis<C> {
         Ok(Some(format!("all threads of {} stand still and answer nothing", names(hosts).join(", "))))
     }
 
-    /// Cuts the power. A broker may still run for a moment then, with a dead disk, or stand still before; both happen.
+    /// Cuts the power. A broker may still run for a moment then, with a dead disk, or stand still before; both happen. What it says in that
+    /// moment is forgiven; what it says when it has its power again is not.
     pub(super) async fn cut_power(&mut self, hosts: &[usize]) -> Harness<Option<String>> {
         let at_once = self.random.percent(50);
         for host in hosts.iter().filter(|_| at_once) {
@@ -64,6 +65,12 @@ impl<C: Connector> Nemesis<C> {
         }
         for host in hosts {
             self.cluster.kill(*host).await?;
+        }
+        for host in hosts {
+            self.cluster.new_panic(*host)?;
+        }
+        if !self.disks_lie {
+            self.fragile.retain(|host| !hosts.contains(host));
         }
         let mut seen = true;
         for host in hosts {

@@ -171,7 +171,8 @@ impl Kind {
         matches!(self, Self::Kill(Pick::All) | Self::Pause(Pick::All) | Self::Power(Pick::All))
     }
 
-    /// Brokers may end by themselves, or panic, before the recovery: something was done to their disks.
+    /// Brokers may end by themselves, or panic, before the recovery: something was done to their disks. (After a power cut only until
+    /// they are dead: [`super::hosts`] sees to that.)
     pub fn breaks_disks(self) -> bool {
         matches!(
             self,

@@ -57,6 +57,8 @@ pub struct Nemesis<C: Connector> {
     probe: Probe<C>,
     /// Hosts whose brokers may end by themselves, or panic, until the next recovery: something was done to their disks.
     fragile: Vec<usize>,
+    /// What was synced may be gone after a power cut: brokers need not start on that, and the harness must find the loss elsewhere.
+    disks_lie: bool,
 }
 
 impl<C: Connector> Nemesis<C> {
@@ -82,6 +84,7 @@ impl<C: Connector> Nemesis<C> {
             log_start: Box::new(|| 0),
             probe,
             fragile: Vec::new(),
+            disks_lie: false,
         }
     }
 
