@@ -173,6 +173,11 @@ impl Recorder {
         self.tell(|time_ns| Entry::Accused { time_ns, broker: broker.to_owned(), what });
     }
 
+    /// Something that every such run must test was not.
+    pub fn untested(&self, what: &str) {
+        self.tell(|time_ns| Entry::Untested { time_ns, what: format!("{what}: nothing was tested") });
+    }
+
     /// How operations ended so far.
     pub fn tally(&self) -> Tally {
         self.files.lock().tally

@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use crate::cluster::command::run_with_input;
+use crate::cluster::disk::files_below;
 use crate::cluster::{Doing as _, Harness, HarnessError};
 
 /// The most disagreements that are told of a partition.
@@ -112,14 +113,28 @@ pub async fn disagreements(binary: &Path, hosts: &[(String, PathBuf)]) -> Harnes
 
 /// What is unsound on a disk, sentence by sentence.
 pub async fn unsound(binary: &Path, name: &str, data: &Path) -> Harness<Vec<String>> {
-    let (binary, data) = (binary.display().to_string(), data.display().to_string());
-    // It ends with an error if something is unsound, and says what all the same: a shell keeps both.
-    let script = format!("'{binary}' --json log verify '{data}' || true");
-    let told = run_with_input(&["sh", "-c", &script], "").await?;
-    let lines = told.lines().filter_map(|line| serde_json::from_str::<Verified>(line).ok());
+    let files = files_below(data).doing(data.display())?;
+    let lines = verified(&ask(binary, "verify", data).await?, &files)?;
     // A growing segment's index is not synced: a power cut may leave anything of it, and it is made anew.
-    let unsound = lines.filter(|line| line.sound == Some(false) && !line.file.ends_with(".index"));
+    let unsound = lines.iter().filter(|line| line.sound == Some(false) && !line.file.ends_with(".index"));
     Ok(unsound.map(|line| format!("{name}: {} is not sound: {:?}", line.file, line.problems)).collect())
+}
+
+/// What the broker's binary says of a file or folder. It ends with status 1 if something is unsound, and says what all the same; any
+/// other status means that it did not.
+async fn ask(binary: &Path, what: &str, path: &Path) -> Harness<String> {
+    let script = format!("'{}' --json log {what} '{}' || [ $? = 1 ]", binary.display(), path.display());
+    run_with_input(&["sh", "-c", &script], "").await
+}
+
+/// The lines of `log verify`; each of these files must be in them.
+fn verified(told: &str, files: &[PathBuf]) -> Harness<Vec<Verified>> {
+    let parse = |line: &str| serde_json::from_str(line).map_err(|error| HarnessError::new(line, error));
+    let lines: Vec<Verified> = told.lines().map(parse).collect::<Harness<_>>()?;
+    match files.iter().find(|file| !lines.iter().any(|line| Path::new(&line.file) == **file)) {
+        Some(file) => Err(HarnessError(format!("`log verify` says nothing of {}", file.display()))),
+        None => Ok(lines),
+    }
 }
 
 /// The log of each group on a disk. Of several replicas of a group (one was replaced) the newest counts.
@@ -168,19 +183,21 @@ async fn log(binary: &Path, folder: &Path) -> Harness<Log> {
 
 async fn segment(binary: &Path, path: &Path) -> Harness<Segment> {
     let bytes = fs::read(path).doing(path.display())?;
-    let (binary, file) = (binary.display().to_string(), path.display().to_string());
-    let script = format!("'{binary}' --json log dump '{file}' || true");
-    let told = run_with_input(&["sh", "-c", &script], "").await?;
-    let mut frames = Vec::new();
+    frames(&ask(binary, "dump", path).await?, &bytes).doing(path.display())
+}
+
+/// The frames of a dump, which ends with its report.
+fn frames(told: &str, bytes: &[u8]) -> Harness<Segment> {
+    let (mut frames, mut whole) = (Vec::new(), false);
     for line in told.lines() {
         let line: Line = serde_json::from_str(line).map_err(|error| HarnessError::new(line, error))?;
-        if line.what != "frame" {
-            continue;
+        whole = line.what == "report";
+        if line.what == "frame" {
+            let content = content(bytes, line.position, line.bytes).doing("a frame")?;
+            frames.push((line.index, Frame { term: line.term, content }));
         }
-        let content = content(&bytes, line.position, line.bytes).doing(path.display())?;
-        frames.push((line.index, Frame { term: line.term, content }));
     }
-    Ok(frames)
+    if whole { Ok(frames) } else { Err(HarnessError("`log dump` ends early".to_owned())) }
 }
 
 /// A fingerprint of some bytes.
@@ -269,6 +286,22 @@ mod tests {
         let earlier = log(&[(0, &[(0, 1, 70), (1, 3, 50)]), (1, &[(1, 1, 71)])]);
         let other = log(&[(0, &[(0, 1, 70), (1, 3, 51)]), (1, &[(1, 1, 71)])]);
         assert_eq!(disagreements(earlier, other), ["group 4: entry 1 of term 3 is not the same on n1 and n2"]);
+    }
+
+    #[test]
+    fn what_is_told_of_files_is_told_whole_or_not_at_all() {
+        let files = [PathBuf::from("/d/checkpoint"), PathBuf::from("/d/identity")];
+        let (first, second) = (r#"{"file":"/d/checkpoint","sound":true}"#, r#"{"file":"/d/identity","sound":null}"#);
+        let told = |told: &str| verified(told, &files).map(|lines| lines.len()).map_err(|error| error.0);
+        assert_eq!(told(&format!("{first}\n{second}\n")), Ok(2));
+        assert_eq!(told(&format!("{first}\n")), Err("`log verify` says nothing of /d/identity".to_owned()));
+        assert!(told(&format!("{first}\n{second}\nthread 'main' panicked\n")).is_err());
+
+        let (frame, report) = (r#"{"what":"frame","index":3,"term":1,"position":0,"bytes":2}"#, r#"{"what":"report"}"#);
+        assert_eq!(frames(&format!("{frame}\n{report}\n"), b"ab").unwrap().len(), 1);
+        for cut in [frame.to_owned(), String::new(), format!("{frame}\n{{\"what\":\"rep")] {
+            assert!(frames(&cut, b"ab").is_err(), "{cut}");
+        }
     }
 
     #[test]

@@ -5,7 +5,7 @@
 //! run.json        what judging must know of it
 //! history.edn     every event of every client, one a line
 //! timeline.jsonl  every fault, one event a line
-//! registers.edn   what clients saw of consumer groups' offsets  (absent in runs of an older harness)
+//! registers.edn   what clients saw of consumer groups' offsets
 //! n1.log …        what each broker said                  (written by running)
 //! n1.ext4 …       the disks, of a run that is not valid  (written by running)
 //! results.json    the verdict, for machines      (written by checking)

@@ -11,6 +11,7 @@
 //! {"event":"phase","time_ns":60000000000,"name":"final reads"}
 //! {"event":"note","time_ns":60500000000,"text":"12 topics came, 11 went"}
 //! {"event":"harness-error","time_ns":61000000000,"message":"client 3 panicked"}
+//! {"event":"untested","time_ns":61500000000,"what":"no topic came: nothing was tested"}
 //! {"event":"accused","time_ns":62000000000,"broker":"n3","what":"it ended by itself: exit status: 1"}
 //! {"event":"end","time_ns":70000000000}
 //! ```
@@ -24,6 +25,8 @@ use std::io::{self, BufRead, Read as _, Write};
 
 use serde::{Deserialize, Serialize};
 
+/// The phase in which everything is healed and read once more.
+pub const FINAL_READS: &str = "final reads";
 /// The longest line that is read, in bytes.
 pub const LINE_BYTES_MAX: usize = 1 << 20;
 /// The most lines that are read.
@@ -89,6 +92,13 @@ pub enum Entry {
         time_ns: u64,
         /// In words.
         message: String,
+    },
+    /// Something that every such run must test was not tested, though nothing failed.
+    Untested {
+        /// When it was noticed.
+        time_ns: u64,
+        /// In words.
+        what: String,
     },
     /// A broker did what it never may, whatever clients saw: it ended without having been told to, it panicked, its files disagree
     /// with another's.
@@ -160,6 +170,8 @@ pub struct Timeline {
     pub notes: Vec<(u64, String)>,
     /// What the harness failed at: when, and in words.
     pub harness_errors: Vec<(u64, String)>,
+    /// What should have been tested and was not: when that was noticed, and in words.
+    pub untested: Vec<(u64, String)>,
     /// What brokers did that they never may: when, and in words.
     pub accusations: Vec<(u64, String)>,
     /// When the run was over. `None`: it never was.
@@ -220,6 +232,7 @@ impl Timeline {
             Entry::Phase { time_ns, name } => self.phases.push((time_ns, name)),
             Entry::Note { time_ns, text } => self.notes.push((time_ns, text)),
             Entry::HarnessError { time_ns, message } => self.harness_errors.push((time_ns, message)),
+            Entry::Untested { time_ns, what } => self.untested.push((time_ns, what)),
             Entry::Accused { time_ns, broker, what } => self.accusations.push((time_ns, format!("{broker}: {what}"))),
             Entry::End { time_ns } => self.end_ns = Some(time_ns),
         }
@@ -255,6 +268,7 @@ mod tests {
             Entry::Recovered { time_ns: 26, fault: 0, evidence: "produced".into() },
             Entry::Phase { time_ns: 30, name: "final reads".into() },
             Entry::HarnessError { time_ns: 31, message: "client 3 panicked".into() },
+            Entry::Untested { time_ns: 31, what: "no topic came".into() },
             Entry::Accused { time_ns: 32, broker: "n3".into(), what: "exit status: 1".into() },
             Entry::End { time_ns: 40 },
         ]
@@ -275,6 +289,7 @@ mod tests {
         assert_eq!((pause.id, pause.start_ns, pause.stop_ns, pause.time_to_recover_ns()), (1, 11, None, None));
         assert_eq!(timeline.phases, [(30, "final reads".to_owned())]);
         assert_eq!(timeline.harness_errors, [(31, "client 3 panicked".to_owned())]);
+        assert_eq!(timeline.untested, [(31, "no topic came".to_owned())]);
         assert_eq!(timeline.accusations, [(32, "n3: exit status: 1".to_owned())]);
         assert_eq!(timeline.end_ns, Some(40));
     }
@@ -301,7 +316,7 @@ mod tests {
             "timeline line 2: the cluster recovers from fault 0 before it stops"
         );
         assert_eq!(refused(&[&story[..4], &story[3..4]].concat()), "timeline line 5: fault 0 stops twice");
-        assert_eq!(refused(&[&story[8..], start].concat()), "timeline line 2: something follows the end");
+        assert_eq!(refused(&[&story[9..], start].concat()), "timeline line 2: something follows the end");
         let early = Entry::Stop { time_ns: 9, fault: 0 };
         assert_eq!(
             refused(&[start, &[early]].concat()),

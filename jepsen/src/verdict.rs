@@ -18,7 +18,7 @@ use crate::checkers::analysis::Analysis;
 use crate::checkers::workloads::Workload;
 use crate::checkers::{self, Anomaly, Outcome, faults, harness};
 use crate::history::History;
-use crate::registers::{self, Registers};
+use crate::registers::{self, Deed, Registers};
 use crate::timeline::Timeline;
 
 /// What a run was meant to be: `run.json`.
@@ -81,7 +81,7 @@ pub struct Run {
     pub history: Result<History, String>,
     /// What was done to the brokers.
     pub timeline: Result<Timeline, String>,
-    /// What the clients saw of registers; `None`: the run had none.
+    /// What the clients saw of registers; `None`: there is no such file.
     pub registers: Result<Option<Registers>, String>,
 }
 
@@ -142,11 +142,18 @@ pub fn judge(run: &Run) -> Judgement {
 /// What registers did that they never may, and why nobody can tell.
 fn judge_registers(registers: &Result<Option<Registers>, String>) -> (Vec<String>, Option<String>) {
     match registers {
-        Ok(None) => (Vec::new(), None),
+        Ok(None) => (Vec::new(), Some("there is no history of groups' offsets: nothing was tested of them".to_owned())),
         Ok(Some(registers)) => {
-            let untested = registers.ended[0] == 0 && !registers.events.is_empty();
-            let why = untested.then(|| "no operation on a group's offset ever worked: nothing was tested".to_owned());
-            (registers::check::findings(registers), why)
+            let worked = |is: fn(Deed) -> bool| {
+                registers.operations.iter().any(|operation| operation.completed.is_some() && is(operation.deed))
+            };
+            let untested =
+                match (worked(|deed| matches!(deed, Deed::Write(_))), worked(|deed| matches!(deed, Deed::Read(_)))) {
+                    (false, _) => Some("no offset of a group was ever committed: nothing was tested"),
+                    (_, false) => Some("no offset of a group was ever read: nothing was tested"),
+                    _ => None,
+                };
+            (registers::check::findings(registers), untested.map(str::to_owned))
         }
         Err(why) => (Vec::new(), Some(why.clone())),
     }
@@ -155,7 +162,7 @@ fn judge_registers(registers: &Result<Option<Registers>, String>) -> (Vec<String
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{Story, a_fault, plant, simple_log};
+    use crate::testing::{Story, a_fault, a_register, plant, simple_log};
 
     fn run(history: History) -> Run {
         let timeline =
@@ -167,7 +174,7 @@ mod tests {
             nodes: 3,
             faults_planned: vec!["kill".to_owned()],
         };
-        Run { info, history: Ok(history), timeline: Ok(timeline), registers: Ok(None) }
+        Run { info, history: Ok(history), timeline: Ok(timeline), registers: Ok(Some(a_register())) }
     }
 
     fn verdict(run: &Run) -> Verdict {
@@ -229,6 +236,11 @@ mod tests {
         stale.registers =
             registers::codec::read(text.lines().next().unwrap_or("").as_bytes()).and_then(Registers::new).map(Some);
         assert!(judge(&stale).unknowns[0].contains("nothing was tested"));
+        let only_written = registers::codec::read(text.lines().take(2).collect::<Vec<_>>().join("\n").as_bytes());
+        stale.registers = only_written.and_then(Registers::new).map(Some);
+        assert_eq!(judge(&stale).unknowns, ["no offset of a group was ever read: nothing was tested"]);
+        stale.registers = Ok(None);
+        assert_eq!(verdict(&stale), Verdict::Unknown);
         stale.registers = Err("line 7".to_owned());
         assert_eq!(verdict(&stale), Verdict::Unknown);
     }
@@ -248,6 +260,7 @@ mod tests {
     #[test]
     fn the_workload_decides_what_is_allowed() {
         let mut interleaved = run(Story::new()
+            .linearizable(9, &[], (7, 0, 0))
             .overlapping_sends(&[(0, &[(0, 0, 1), (1, 1, 4)]), (1, &[(0, 1, 2), (1, 0, 3)])])
             .seek(2, &[0, 1])
             .polled(2, &[(0, 0, 1), (0, 1, 2), (1, 0, 3), (1, 1, 4)])

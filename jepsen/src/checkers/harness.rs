@@ -3,8 +3,10 @@
 //! Unknown is a run
 //!
 //! 1. that never ended, by its timeline, or whose harness reported an error;
-//! 2. in which no send or no poll ever worked: nothing was shown;
-//! 3. without its final read: for each key with an acknowledged send, some process must have sought to the beginning after the last
+//! 2. in which no send or no poll ever worked, or no linearizable read before the final ones: nothing was shown;
+//! 3. whose harness says that something was not tested that must be: clients of topics, of producers, of groups that never got
+//!    anywhere, disks that nobody could compare;
+//! 4. without its final read: for each key with an acknowledged send, some process must have sought to the beginning after the last
 //!    acknowledgement and polled up to the largest acknowledged offset. (If acknowledged values are missing at the tail, this
 //!    cannot be met, and they are unseen, too: an anomaly weighs more than unknown.)
 //!
@@ -14,7 +16,7 @@ use std::collections::BTreeMap;
 
 use super::analysis::Analysis;
 use crate::history::{Action, Key, Kind, Offset, Process};
-use crate::timeline::Timeline;
+use crate::timeline::{FINAL_READS, Timeline};
 
 /// Why a run is unknown, sentence by sentence; empty if it is not.
 pub fn unknowns(timeline: &Timeline, analysis: &Analysis<'_>) -> Vec<String> {
@@ -25,7 +27,9 @@ pub fn unknowns(timeline: &Timeline, analysis: &Analysis<'_>) -> Vec<String> {
     for (time_ns, message) in &timeline.harness_errors {
         found.push(format!("the harness failed at {:.3} s: {message}", *time_ns as f64 / 1e9));
     }
+    found.extend(timeline.untested.iter().map(|(_, what)| what.clone()));
     found.extend(nothing_worked(analysis));
+    found.extend(no_linearizable_read(timeline, analysis));
     found.extend(no_final_read(analysis));
     found
 }
@@ -43,6 +47,18 @@ fn nothing_worked(analysis: &Analysis<'_>) -> Vec<String> {
         found.push("no poll ever worked: nothing was tested".to_owned());
     }
     found
+}
+
+/// The final reads are linearizable, too, but nothing is broken any more when they are asked for.
+fn no_linearizable_read(timeline: &Timeline, analysis: &Analysis<'_>) -> Option<String> {
+    let healed = timeline.phases.iter().find(|(_, name)| name == FINAL_READS).map_or(u64::MAX, |(time_ns, _)| *time_ns);
+    let worked = (0..analysis.history.operations().len()).any(|id| {
+        let operation = analysis.operation(id);
+        operation.outcome == Kind::Ok
+            && analysis.event(id).linearizable
+            && analysis.history.events()[operation.invoked].time_ns < healed
+    });
+    (!worked).then(|| "no linearizable read ever worked under faults: nothing was tested of them".to_owned())
 }
 
 /// What was acknowledged of a key: when last, and how far.
@@ -111,7 +127,12 @@ mod tests {
     }
 
     fn whole() -> Story {
-        Story::new().sent(0, &[(0, 0, 1), (0, 1, 2)]).seek(1, &[0]).polled(1, &[(0, 0, 1), (0, 1, 2)])
+        told(Story::new().sent(0, &[(0, 0, 1), (0, 1, 2)])).seek(1, &[0]).polled(1, &[(0, 0, 1), (0, 1, 2)])
+    }
+
+    /// With a linearizable read, of nothing.
+    fn told(story: Story) -> Story {
+        story.linearizable(9, &[], (7, 0, 0))
     }
 
     #[test]
@@ -130,13 +151,32 @@ mod tests {
     #[test]
     fn a_run_in_which_nothing_worked_is_unknown() {
         let history = Story::new().failed_send(0, &[(0, 0, 1)]).failed_poll(1, &[]).history();
-        let nothing = ["no send ever worked: nothing was tested", "no poll ever worked: nothing was tested"];
+        let nothing = [
+            "no send ever worked: nothing was tested",
+            "no poll ever worked: nothing was tested",
+            "no linearizable read ever worked under faults: nothing was tested of them",
+        ];
         assert_eq!(unknown(&history, &ended()), nothing);
     }
 
     #[test]
+    fn linearizable_reads_after_everything_was_healed_are_not_enough() {
+        let history = whole().history();
+        let phases = |time_ns| Timeline { phases: vec![(time_ns, FINAL_READS.to_owned())], ..ended() };
+        assert!(unknown(&history, &phases(3)).is_empty());
+        let late = ["no linearizable read ever worked under faults: nothing was tested of them"];
+        assert_eq!(unknown(&history, &phases(2)), late);
+    }
+
+    #[test]
+    fn what_was_not_tested_is_told() {
+        let untested = Timeline { untested: vec![(1, "no topic came: nothing was tested".to_owned())], ..ended() };
+        assert_eq!(unknown(&whole().history(), &untested), ["no topic came: nothing was tested"]);
+    }
+
+    #[test]
     fn a_run_without_its_final_read_is_unknown() {
-        let sent = |story: Story| story.sent(0, &[(0, 0, 1)]).sent(0, &[(0, 1, 2)]);
+        let sent = |story: Story| told(story).sent(0, &[(0, 0, 1)]).sent(0, &[(0, 1, 2)]);
         let never = sent(Story::new().seek(1, &[0])).polled(1, &[(0, 0, 1), (0, 1, 2)]).history();
         assert_eq!(
             unknown(&never, &ended()),

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::http::{HttpClient, HttpConnector};
 use super::kafka::{KafkaClient, KafkaConnector};
+use super::retries::Counted;
 use super::{Client, Connector, Fetched, FromGroup, Sent};
 use crate::history::{Key, Offset, Value};
 
@@ -52,6 +53,11 @@ impl AnyConnector {
     /// Makes those of this kind.
     pub fn new(kind: ClientKind, http: HttpConnector, kafka: KafkaConnector) -> Self {
         Self { kind, http, kafka, made: Arc::default() }
+    }
+
+    /// How often idempotent clients were acknowledged, and sent again: those of HTTP, and those of Kafka's protocol.
+    pub fn retries(&self) -> (Counted, Counted) {
+        (self.http.retries(), self.kafka.retries())
     }
 
     /// The one that makes Kafka clients.

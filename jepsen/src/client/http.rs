@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use serde::Deserialize;
 use serde_json::json;
 
+use super::retries::{Counted, Retries};
 use super::{CLIENTS, Client, Connector, Fetched, Sent, payload};
 use crate::history::{Key, Offset, Value};
 use crate::recorder::Recorder;
@@ -58,12 +59,18 @@ struct Shared {
     sizes: fn(Value) -> usize,
     /// Hears of what no broker may do.
     recorder: Arc<Recorder>,
+    retries: Retries,
 }
 
 impl HttpConnector {
     /// For these brokers; `places` is indexed by key.
     pub fn new(brokers: Vec<String>, places: Vec<Place>, sizes: fn(Value) -> usize, recorder: Arc<Recorder>) -> Self {
-        Self { shared: Arc::new(Shared { brokers, places, sizes, recorder }) }
+        Self { shared: Arc::new(Shared { brokers, places, sizes, recorder, retries: Retries::default() }) }
+    }
+
+    /// How often idempotent clients were acknowledged, and sent again.
+    pub fn retries(&self) -> Counted {
+        self.shared.retries.counted()
     }
 }
 
@@ -120,6 +127,8 @@ struct Refusal {
 struct Produced {
     base_offset: u64,
     last_offset: u64,
+    #[serde(default)]
+    duplicate: bool,
 }
 
 #[derive(Deserialize)]
@@ -215,7 +224,12 @@ impl HttpClient {
             }
         };
         match serde_json::from_str::<Produced>(&body) {
-            Ok(at) if at.last_offset.checked_sub(at.base_offset) == Some(count - 1) => Sent::At(Offset(at.base_offset)),
+            Ok(at) if at.last_offset.checked_sub(at.base_offset) == Some(count - 1) => {
+                if at.duplicate {
+                    self.shared.retries.met();
+                }
+                Sent::At(Offset(at.base_offset))
+            }
             _ => Sent::Unknown(format!("an answer that makes no sense: {}", excerpt(&body))),
         }
     }
@@ -277,7 +291,8 @@ impl Client for HttpClient {
         let mut unknown: Option<String> = None;
         loop {
             match (self.attempt(key, &body, &headers, count).await, &unknown) {
-                (Sent::At(offset), _) => {
+                (Sent::At(offset), before) => {
+                    self.shared.retries.acknowledged(before.is_some());
                     if let Some(producer) = &mut self.idempotent {
                         producer.next.insert(key, sequence + count);
                     }

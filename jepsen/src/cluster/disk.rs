@@ -27,6 +27,20 @@ const UNSYNCED: &str = "canary-unsynced";
 /// Bytes that the file that fills a disk up grows by at once, then ever less.
 const BALLAST_STEP: u64 = 16 << 20;
 
+/// Every file below a folder, however deep, in order.
+pub fn files_below(folder: &Path) -> std::io::Result<Vec<PathBuf>> {
+    let (mut files, mut folders) = (Vec::new(), vec![folder.to_owned()]);
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder)? {
+            let entry = entry?;
+            let of_its_kind = if entry.file_type()?.is_dir() { &mut folders } else { &mut files };
+            of_its_kind.push(entry.path());
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
 /// One disk.
 pub struct Disk {
     image: File,

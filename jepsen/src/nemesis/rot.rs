@@ -9,6 +9,7 @@ use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
+use crate::cluster::disk::files_below;
 use crate::random::Random;
 
 /// The most bytes of a file that are looked at.
@@ -69,9 +70,7 @@ impl fmt::Display for Rotten {
 
 /// Does it to one file below `data`, of one of these kinds (any, if none are named).
 pub fn rot(data: &Path, rot: Rot, kinds: &[&str], random: &mut Random) -> io::Result<Rotten> {
-    let mut files = Vec::new();
-    list(data, &mut files)?;
-    files.sort();
+    let files = files_below(data)?;
     let of_class = |class: &Class| -> Vec<&PathBuf> {
         let fits = |path: &&PathBuf| path.strip_prefix(data).is_ok_and(|path| (class.1)(&path.to_string_lossy()));
         files.iter().filter(fits).collect()
@@ -89,18 +88,6 @@ pub fn rot(data: &Path, rot: Rot, kinds: &[&str], random: &mut Random) -> io::Re
         }
     }
     Err(io::Error::new(io::ErrorKind::NotFound, "there is no file with anything in it"))
-}
-
-fn list(folder: &Path, files: &mut Vec<PathBuf>) -> io::Result<()> {
-    for entry in fs::read_dir(folder)? {
-        let entry = entry?;
-        if entry.file_type()?.is_dir() {
-            list(&entry.path(), files)?;
-        } else {
-            files.push(entry.path());
-        }
-    }
-    Ok(())
 }
 
 /// `None`: nothing is in it.

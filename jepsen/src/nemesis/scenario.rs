@@ -53,6 +53,8 @@ const RETENTION_PATIENCE: Duration = Duration::from_secs(60);
 /// Between two looks at them.
 const LOOK: Duration = Duration::from_millis(50);
 
+/// The scenario in which some sends must have been sent again.
+pub const RETRIES: &str = "retries";
 /// The scenario that must *not* be valid.
 pub const SELF_TEST: &str = "self-test";
 
@@ -81,7 +83,7 @@ const fn scenario(
 /// Every scenario.
 pub const SCENARIOS: &[Scenario] = &[
     scenario(
-        "retries",
+        RETRIES,
         "Redpanda #3039, #3003",
         "idempotent producers retry while brokers are killed and paused: no value twice",
         5,

@@ -405,6 +405,7 @@ mod tests {
             phases: vec![(end_ns / 2, evil.clone())],
             notes: vec![(end_ns / 2, evil.clone())],
             harness_errors: vec![(1, evil.clone())],
+            untested: vec![(1, evil.clone())],
             accusations: vec![(1, evil.clone())],
             end_ns: Some(end_ns),
         };

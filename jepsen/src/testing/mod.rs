@@ -16,6 +16,7 @@ use crate::checkers::workloads::Workload;
 use crate::checkers::{self, Anomaly, Findings};
 use crate::history::History;
 use crate::recorder::Recorder;
+use crate::registers::{self, Registers};
 use crate::run_dir::TIMELINE_JSONL;
 use crate::timeline::{Fault, Timeline};
 
@@ -72,6 +73,15 @@ impl Accusations {
         let timeline = Timeline::read(std::io::BufReader::new(file)).expect("a timeline");
         timeline.accusations.into_iter().map(|(_, what)| what).collect()
     }
+}
+
+/// The history of one register, set and read.
+pub(crate) fn a_register() -> Registers {
+    let text = "{:index 0, :time 1, :type :invoke, :process 1, :f :write, :value [4 1]}\n\
+                {:index 1, :time 2, :type :ok, :process 1, :f :write, :value [4 1]}\n\
+                {:index 2, :time 3, :type :invoke, :process 1, :f :read, :value [4 nil]}\n\
+                {:index 3, :time 4, :type :ok, :process 1, :f :read, :value [4 1]}\n";
+    registers::codec::read(text.as_bytes()).and_then(Registers::new).expect("a register's history")
 }
 
 /// A fault that happened, ended at 1 ns and healed.

@@ -4,9 +4,10 @@
 use std::fs;
 use std::path::Path;
 
-use super::{Generator, plant};
+use super::{Generator, a_register, plant};
 use crate::checkers::workloads::Workload;
 use crate::history::{Event, History, Kind, codec};
+use crate::registers;
 use crate::timeline::{self, Entry};
 use crate::verdict::RunInfo;
 
@@ -19,6 +20,8 @@ fn save(dir: &Path, info: &RunInfo, history: &History, timeline: &[Entry]) {
     let mut text = Vec::new();
     timeline.iter().for_each(|entry| timeline::write(&mut text, entry).unwrap());
     fs::write(dir.join("timeline.jsonl"), text).unwrap();
+    let registers: String = a_register().events.iter().map(|event| registers::codec::line(event) + "\n").collect();
+    fs::write(dir.join("registers.edn"), registers).unwrap();
 }
 
 fn fault(fault: u64, kind: &str, targets: &[&str], times_ms: [u64; 4], evidence: &str) -> Vec<Entry> {

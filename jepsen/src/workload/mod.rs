@@ -62,8 +62,10 @@ mod tests {
     use super::*;
     use crate::checkers::Anomaly;
     use crate::checkers::workloads::Workload;
+    use crate::history::Kind;
     use crate::random::Random;
     use crate::recorder::Recorder;
+    use crate::registers::{Deed, Register};
     use crate::run_dir;
     use crate::verdict::{Judgement, RunInfo, Verdict, judge};
 
@@ -87,6 +89,11 @@ mod tests {
         }
         while recorder.tally().ok < 600 {
             tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        let process = recorder.new_register_process();
+        for deed in [Deed::Write(1), Deed::Read(Some(1))] {
+            recorder.register(Kind::Invoke, process, Register(0), deed, None);
+            recorder.register(Kind::Ok, process, Register(0), deed, None);
         }
         halt.send(true).unwrap();
         while workers.join_next().await.is_some() {}

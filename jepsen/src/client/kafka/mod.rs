@@ -27,6 +27,7 @@ use self::connection::NoAnswer;
 use self::group::{Member, NotCommitted};
 use super::http::Place;
 use super::ledger::Ledger;
+use super::retries::{Counted, Retries};
 use super::{Client, Connector, Fetched, FromGroup, Sent};
 use crate::history::{Key, Offset, Records, Value};
 use crate::recorder::Recorder;
@@ -79,6 +80,7 @@ struct Shared {
     sizes: fn(Value) -> usize,
     /// What members of groups were told.
     ledger: Ledger,
+    retries: Retries,
 }
 
 impl Shared {
@@ -95,7 +97,13 @@ impl Shared {
 impl KafkaConnector {
     /// For these brokers; `places` is indexed by key.
     pub fn new(brokers: Vec<String>, places: Vec<Place>, sizes: fn(Value) -> usize, recorder: Arc<Recorder>) -> Self {
-        Self { shared: Arc::new(Shared { brokers, places, sizes, ledger: Ledger::new(recorder) }) }
+        let (ledger, retries) = (Ledger::new(recorder), Retries::default());
+        Self { shared: Arc::new(Shared { brokers, places, sizes, ledger, retries }) }
+    }
+
+    /// How often idempotent clients were acknowledged, and sent again.
+    pub fn retries(&self) -> Counted {
+        self.shared.retries.counted()
     }
 
     /// What members of groups were told so far.
@@ -310,7 +318,8 @@ impl Client for KafkaClient {
         let mut unknown: Option<String> = None;
         loop {
             match (self.attempt(key, values, Some(by)).await, &unknown) {
-                (Sent::At(offset), _) => {
+                (Sent::At(offset), before) => {
+                    self.shared.retries.acknowledged(before.is_some());
                     if let Some(producer) = &mut self.idempotent {
                         producer.next.insert(key, first.wrapping_add(values.len() as i32) & i32::MAX);
                     }
