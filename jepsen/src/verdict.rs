@@ -163,10 +163,11 @@ fn judge_registers(registers: &Result<Option<Registers>, String>) -> (Vec<String
 mod tests {
     use super::*;
     use crate::testing::{Story, a_fault, a_register, plant, simple_log};
+    use crate::timeline::Fault;
 
     fn run(history: History) -> Run {
-        let timeline =
-            Timeline { faults: vec![a_fault("kill")], end_ns: Some(history.end_ns()), ..Timeline::default() };
+        let fault = Fault { recovered: Some((history.end_ns(), "seen".to_owned())), ..a_fault("kill") };
+        let timeline = Timeline { faults: vec![fault], end_ns: Some(history.end_ns()), ..Timeline::default() };
         let info = RunInfo {
             name: "test".to_owned(),
             workload: Workload::Single,

@@ -52,7 +52,7 @@ fn the_lost_write_is_found_and_told_to_machines_and_people() {
     assert_eq!((&results["verdict"], &results["valid"]), (&Value::from("anomalies"), &Value::from(false)));
     assert_eq!(results["anomalies"]["lost-write"]["count"], 1);
     assert_eq!(results["anomalies"]["lost-write"]["allowed"], false);
-    assert_eq!(results["faults"][0]["time_to_recover_ms"], 6.0);
+    assert_eq!(results["faults"][0]["time_to_recover_ms"], 80.0);
     let (value, writer) = lost(dir.path());
     assert!(writer.contains(":type :ok") && writer.contains(&format!(" {value}]]]")), "{writer}");
     let page = fs::read_to_string(dir.path().join("report.html")).unwrap();

@@ -3,10 +3,12 @@
 //! 1. Each kind of fault that was planned was injected and confirmed at least once.
 //! 2. Each fault that was started was confirmed (seen to have happened, by other means than having asked for it), was taken back, and
 //!    the cluster was seen to recover from it.
-//! 3. The recovery shows in the history itself: some send or poll that was invoked after the fault's end and before the run's end
-//!    worked.
+//! 3. The recovery shows in the history itself: for each key that anybody sends to, some send was invoked after the fault's end and
+//!    acknowledged before the recovery was claimed.
 
-use crate::history::{Action, History, Kind};
+use std::collections::BTreeSet;
+
+use crate::history::{History, Key, Kind, MicroOp};
 use crate::timeline::{Fault, Timeline};
 
 /// Why a run is rejected, sentence by sentence; empty if it is not.
@@ -20,12 +22,12 @@ pub fn rejections(planned: &[String], timeline: &Timeline, history: &History) ->
             found.push(format!("{kind} was planned, and not once seen to have happened"));
         }
     }
-    let last_success_ns = last_invocation_that_worked(history);
-    found.extend(timeline.faults.iter().flat_map(|fault| missing(fault, last_success_ns)));
+    let sends = Sends::of(history);
+    found.extend(timeline.faults.iter().flat_map(|fault| missing(fault, &sends)));
     found
 }
 
-fn missing(fault: &Fault, last_success_ns: Option<u64>) -> Vec<String> {
+fn missing(fault: &Fault, sends: &Sends) -> Vec<String> {
     let name = format!("fault {} ({} of {})", fault.id, fault.kind, fault.targets.join(", "));
     let mut found = Vec::new();
     if fault.confirmed.is_none() {
@@ -34,20 +36,49 @@ fn missing(fault: &Fault, last_success_ns: Option<u64>) -> Vec<String> {
     match (fault.stop_ns, &fault.recovered) {
         (None, _) => found.push(format!("{name} was never taken back")),
         (Some(_), None) => found.push(format!("the cluster was never seen to recover from {name}")),
-        (Some(stop_ns), Some(_)) if last_success_ns.is_none_or(|time_ns| time_ns < stop_ns) => {
-            found.push(format!("no operation that was invoked after {name} ended ever worked"));
+        (Some(stop_ns), Some((recovered_ns, _))) => {
+            let silent = sends.without_acknowledgement(stop_ns, *recovered_ns);
+            if !silent.is_empty() {
+                let keys: Vec<u64> = silent.iter().map(|key| key.0).collect();
+                found.push(format!(
+                    "no send to keys {keys:?} worked between the end of {name} and the recovery from it"
+                ));
+            }
         }
-        _ => {}
     }
     found
 }
 
-/// When the last of the sends and polls that ended `:ok` was invoked.
-fn last_invocation_that_worked(history: &History) -> Option<u64> {
-    let worked = history.operations().iter().filter(|operation| operation.outcome == Kind::Ok);
-    let invoked = worked.map(|operation| &history.events()[operation.invoked]);
-    let client_work = |action: &Action| matches!(action, Action::Send(_) | Action::Poll(_) | Action::Txn(_));
-    invoked.filter(|event| client_work(&event.action)).map(|event| event.time_ns).max()
+/// The sends of a history.
+struct Sends {
+    /// Whatever anybody sent to.
+    keys: BTreeSet<Key>,
+    /// Those that were acknowledged: to where, invoked and completed when.
+    acknowledged: Vec<(Key, u64, u64)>,
+}
+
+impl Sends {
+    fn of(history: &History) -> Self {
+        let mut sends = Self { keys: BTreeSet::new(), acknowledged: Vec::new() };
+        for (id, operation) in history.operations().iter().enumerate() {
+            let (invoked_ns, told) = (history.events()[operation.invoked].time_ns, history.outcome_event(id));
+            for step in told.action.micro_ops() {
+                let MicroOp::Send { key, .. } = step else { continue };
+                sends.keys.insert(*key);
+                if operation.outcome == Kind::Ok {
+                    sends.acknowledged.push((*key, invoked_ns, told.time_ns));
+                }
+            }
+        }
+        sends
+    }
+
+    /// The keys of which no send began and was acknowledged between the two.
+    fn without_acknowledgement(&self, from_ns: u64, to_ns: u64) -> BTreeSet<Key> {
+        let within = |send: &&(Key, u64, u64)| send.1 >= from_ns && send.2 <= to_ns;
+        let acknowledged: BTreeSet<Key> = self.acknowledged.iter().filter(within).map(|send| send.0).collect();
+        self.keys.difference(&acknowledged).copied().collect()
+    }
 }
 
 #[cfg(test)]
@@ -94,14 +125,23 @@ mod tests {
 
     #[test]
     fn a_recovery_that_the_history_does_not_show_is_named() {
-        let late = Fault {
-            stop_ns: Some(history().end_ns() + 1),
-            recovered: Some((u64::MAX, "said so".into())),
-            ..a_fault("kill")
+        let silent = |stop_ns, recovered_ns| {
+            let recovered = Some((recovered_ns, "said so".to_owned()));
+            rejected(&[], vec![Fault { stop_ns: Some(stop_ns), recovered, ..a_fault("kill") }])
         };
-        assert_eq!(
-            rejected(&[], vec![late]),
-            ["no operation that was invoked after fault 0 (kill of n1) ended ever worked"]
-        );
+        assert!(silent(2, 3).is_empty());
+        let named = ["no send to keys [0] worked between the end of fault 0 (kill of n1) and the recovery from it"];
+        // Invoked before its end, or acknowledged after the claim.
+        assert_eq!(silent(3, 9), named);
+        assert_eq!(silent(2, 2), named);
+    }
+
+    #[test]
+    fn each_key_that_anybody_sends_to_must_show_the_recovery() {
+        let one_of_two = Story::new().failed_send(7, &[(1, 0, 9)]).sent(0, &[(0, 0, 1)]).history();
+        let fault = Fault { stop_ns: Some(0), recovered: Some((9, "said so".into())), ..a_fault("kill") };
+        let timeline = Timeline { faults: vec![fault], ..Timeline::default() };
+        let found = rejections(&[], &timeline, &one_of_two);
+        assert!(found.len() == 1 && found[0].starts_with("no send to keys [1] worked"), "{found:?}");
     }
 }

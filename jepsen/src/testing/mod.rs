@@ -84,7 +84,7 @@ pub(crate) fn a_register() -> Registers {
     registers::codec::read(text.as_bytes()).and_then(Registers::new).expect("a register's history")
 }
 
-/// A fault that happened, ended at 1 ns and healed.
+/// A fault that happened, ended at 1 ns and healed at 3 ns.
 pub(crate) fn a_fault(kind: &str) -> Fault {
     Fault {
         id: 0,
@@ -93,6 +93,6 @@ pub(crate) fn a_fault(kind: &str) -> Fault {
         start_ns: 0,
         confirmed: Some((0, "seen".to_owned())),
         stop_ns: Some(1),
-        recovered: Some((1, "seen".to_owned())),
+        recovered: Some((3, "seen".to_owned())),
     }
 }

@@ -53,7 +53,7 @@ fn write_the_sample() {
         faults_planned: vec!["kill".to_owned()],
     };
     let end_ms = history.end_ns() / 1_000_000;
-    let mut timeline = fault(0, "kill", &["n2"], [20, 21, 40, 46], "n2 ended by signal 9");
+    let mut timeline = fault(0, "kill", &["n2"], [20, 21, 40, 120], "n2 ended by signal 9");
     timeline.push(Entry::Phase { time_ns: (end_ms - 20) * 1_000_000, name: "final reads".to_owned() });
     timeline.push(Entry::End { time_ns: history.end_ns() });
     save(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/lost-write"), &info, &history, &timeline);
