@@ -2,6 +2,7 @@
 //!
 //! What strace did stands in its output, and that is the evidence. A broker that is traced is slower in everything.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -47,7 +48,9 @@ impl Tracer {
             SyncFault::Fails => ("inject=fsync,fdatasync:error=EIO:when=1".to_owned(), "(INJECTED)"),
         };
         let mut command = Command::new("strace");
-        command.args(["-f", "-p", &pid.to_string(), "-e", &format!("trace={SYNCS}"), "-e", &inject, "-o"]).arg(&output);
+        command
+            .args(["-f", "-y", "-p", &pid.to_string(), "-e", &format!("trace={SYNCS}"), "-e", &inject, "-o"])
+            .arg(&output);
         command.stdin(Stdio::null()).stdout(Stdio::null());
         command.stderr(File::create(&said).doing(said.display())?).process_group(0).kill_on_drop(true);
         let child = command.spawn().doing("strace")?;
@@ -64,10 +67,18 @@ impl Tracer {
         Ok(tracer)
     }
 
+    fn told(&self) -> String {
+        String::from_utf8_lossy(&std::fs::read(&self.output).unwrap_or_default()).into_owned()
+    }
+
     /// How many calls were hit.
     pub fn hits(&self) -> usize {
-        let text = std::fs::read(&self.output).unwrap_or_default();
-        String::from_utf8_lossy(&text).matches(self.mark).count()
+        self.told().matches(self.mark).count()
+    }
+
+    /// The files and folders of which a sync was hit.
+    pub fn paths_hit(&self) -> BTreeSet<PathBuf> {
+        paths(&self.told(), self.mark)
     }
 
     /// Lets go of the broker.
@@ -82,5 +93,26 @@ impl Tracer {
             .doing("strace does not let go")?
             .doing("strace")
             .map(|_| ())
+    }
+}
+
+/// What strace tells of descriptors, in lines with this mark: `12 fsync(7</a/file>) = …`.
+fn paths(told: &str, mark: &str) -> BTreeSet<PathBuf> {
+    let path = |line: &str| Some(PathBuf::from(line.split_once('<')?.1.split_once('>')?.0));
+    told.lines().filter(|line| line.contains(mark)).filter_map(path).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_files_of_calls_that_were_hit_are_known() {
+        let told = "71 fdatasync(9</d/journal/1-1.journal>) = -1 EIO (Input/output error) (INJECTED)\n\
+                    72 fsync(4</d/checkpoint.new>) = 0\n\
+                    72 fsync(11</d/groups>) = -1 EIO (Input/output error) (INJECTED)\n\
+                    71 fdatasync(9</d/journal/1-1.journal>) = -1 EIO (Input/output error) (INJECTED)\n";
+        let found: Vec<PathBuf> = paths(told, "(INJECTED)").into_iter().collect();
+        assert_eq!(found, [Path::new("/d/groups"), Path::new("/d/journal/1-1.journal")]);
     }
 }

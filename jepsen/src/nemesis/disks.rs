@@ -1,5 +1,6 @@
 //! What happens to disks that have their power: full, slow, failing once, rotten.
 
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::Nemesis;
@@ -15,8 +16,17 @@ use crate::timeline::Entry;
 const FULL_BYTES: u64 = 64 << 10;
 /// How long a broker with a rotten disk may take to be ready before it gets a new one.
 const READY_PATIENCE: Duration = Duration::from_secs(45);
+/// How long a broker may take to see that it cannot go on.
+const STOP_PATIENCE: Duration = Duration::from_secs(10);
+/// One that is not ready so often in a row stays so: a single answer may be late.
+const UNREADY_LOOKS: u32 = 3;
 /// Between two looks.
 const LOOK: Duration = Duration::from_millis(100);
+
+/// Whether a failed sync of this, below the data directory, is a reason to stop: of all but the catalog's tables, which are a cache.
+fn must_stop_a_broker(path: &Path) -> bool {
+    !path.starts_with("catalog")
+}
 
 impl<C: Connector> Nemesis<C> {
     pub(super) fn fill_disks(&mut self, hosts: &[usize]) -> Harness<Option<String>> {
@@ -60,15 +70,48 @@ impl<C: Connector> Nemesis<C> {
         (!evidence.is_empty()).then(|| evidence.join(", "))
     }
 
-    /// Lets go of brokers. Those whose fsync failed are started anew: what they should have done by themselves is to stop serving.
-    pub(super) async fn release(&mut self, traced: Vec<(usize, Tracer)>, anew: bool) -> Harness<()> {
+    /// Lets go of brokers. Those whose fsync failed must have stopped serving by themselves, and lose their power: what the kernel took
+    /// from them and never wrote is gone then, and nothing may rest on it.
+    pub(super) async fn release(&mut self, traced: Vec<(usize, Tracer)>, failed: bool) -> Harness<()> {
         for (host, tracer) in traced {
-            if anew {
-                self.cluster.kill(host).await?;
+            if failed {
+                self.judge_failed_sync(host, &tracer).await?;
+                if let Some(evidence) = self.cut_power(&[host]).await? {
+                    let text = format!("its fsync had failed: {evidence}");
+                    self.recorder.tell(|time_ns| Entry::Note { time_ns, text });
+                }
             }
             tracer.detach().await?;
             self.cluster.start(host)?;
         }
+        Ok(())
+    }
+
+    /// A broker that was told that bytes are not durable must not go on (rule J15), wherever in its data directory that was.
+    async fn judge_failed_sync(&mut self, host: usize, tracer: &Tracer) -> Harness<()> {
+        let data = self.cluster.hosts[host].disk.data();
+        let stops = |path: &PathBuf| path.strip_prefix(&data).is_ok_and(must_stop_a_broker);
+        let files: Vec<PathBuf> = tracer.paths_hit().into_iter().filter(stops).collect();
+        if files.is_empty() {
+            return Ok(());
+        }
+        let deadline = Instant::now() + STOP_PATIENCE;
+        let mut unready = 0;
+        loop {
+            let ended = self.cluster.ended_by_itself(host)?.is_some() || self.cluster.broker(host).is_none();
+            unready = if self.cluster.admin.ready(host).await.is_err() { unready + 1 } else { 0 };
+            if ended || unready == UNREADY_LOOKS {
+                return Ok(());
+            }
+            if Instant::now() >= deadline {
+                break;
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+        let within = STOP_PATIENCE.as_secs();
+        let what = format!("a sync of {files:?} failed, and {within} s after the fault it serves on");
+        self.say(&format!("  {}: {what}", network::name(host)));
+        self.recorder.accuse(&network::name(host), what);
         Ok(())
     }
 
@@ -149,5 +192,18 @@ impl<C: Connector> Nemesis<C> {
             self.cluster.start(*host)?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failed_sync_of_a_cache_need_not_stop_a_broker() {
+        assert!(!must_stop_a_broker(Path::new("catalog/snap.0001")));
+        for file in ["journal/1-1.journal", "checkpoint.new", "groups/4-1/0-1.segment", "groups/4-1", ""] {
+            assert!(must_stop_a_broker(Path::new(file)), "{file}");
+        }
     }
 }
