@@ -38,6 +38,8 @@ const START_PATIENCE: Duration = Duration::from_secs(60);
 const CALM: Duration = Duration::from_secs(3);
 /// How long a final reader may take.
 const READ_PATIENCE: Duration = Duration::from_secs(60);
+/// How long brokers may differ in what they tell of topics once everything is healed.
+const SAME_PATIENCE: Duration = Duration::from_secs(30);
 /// How many final readers there are, each at another broker.
 const READERS: usize = 2;
 /// How long a run that was asked to stop may take to do so.
@@ -160,6 +162,7 @@ async fn play(
     phase(recorder, FINAL_READS);
     nemesis.recover(&[]).await?;
     read_everything(recorder, &connector, &values).await?;
+    compare_topics(&nemesis.cluster, recorder).await;
     judge_groups(plan, recorder, connector.kafka());
     look_at_retries(plan, recorder, &connector);
     let (came, went) = churn.last_look().await;
@@ -180,6 +183,21 @@ async fn play(
     stop_all(&mut nemesis.cluster, recorder).await?;
     nemesis.note_ends()?;
     compare_disks(plan, &nemesis.cluster, recorder).await
+}
+
+/// With everything healed and nobody changing topics any more: brokers that have applied the same tell the same.
+async fn compare_topics(cluster: &Cluster, recorder: &Recorder) {
+    match cluster.await_same_topics(SAME_PATIENCE).await {
+        Ok(topics) => note(recorder, format!("every broker tells the same of {topics} topics")),
+        Err(how) => {
+            let what = format!(
+                "brokers differ in what they tell of topics, {} s after everything: {how}",
+                SAME_PATIENCE.as_secs()
+            );
+            progress(recorder, &format!("  {what}"));
+            recorder.accuse("brokers", what);
+        }
+    }
 }
 
 /// What the registers are offsets of.

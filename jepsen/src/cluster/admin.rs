@@ -37,6 +37,44 @@ struct Description {
     partitions: Vec<Partition>,
 }
 
+/// A topic as a broker lists it, as far as every broker must say the same once all have applied the same.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+pub struct Topic {
+    name: String,
+    topic_id: String,
+    config: BTreeMap<String, String>,
+    partitions: Vec<Assigned>,
+}
+
+/// A partition of it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+struct Assigned {
+    partition: u32,
+    leader: Option<u32>,
+    leader_epoch: u64,
+    replicas: Vec<u32>,
+}
+
+#[derive(Deserialize)]
+struct Topics {
+    topics: Vec<Topic>,
+}
+
+/// Where brokers differ in what they say of topics: the first and another, by the first topic of which they do.
+pub fn difference(told: &[Vec<Topic>]) -> Option<String> {
+    let (first, others) = told.split_first()?;
+    for (at, other) in (2..).zip(others) {
+        let only = |one: &[Topic], other: &[Topic]| one.iter().find(|topic| !other.contains(topic)).cloned();
+        let (here, there) = (only(first, other), only(other, first));
+        if here.is_some() || there.is_some() {
+            let name =
+                |topic: Option<Topic>| topic.map_or("nothing of the kind".to_owned(), |topic| format!("{topic:?}"));
+            return Some(format!("broker 1 tells {}, broker {at} {}", name(here), name(there)));
+        }
+    }
+    None
+}
+
 impl Admin {
     /// For brokers at these URLs.
     pub fn new(brokers: Vec<String>) -> Harness<Self> {
@@ -98,6 +136,19 @@ impl Admin {
         Ok(())
     }
 
+    /// All topics as one broker lists them, by name.
+    pub async fn topics(&self, broker: usize) -> Result<Vec<Topic>, String> {
+        let answer = self.http.get(format!("{}/v1/topics", self.brokers[broker])).send().await;
+        let answer = answer.map_err(|error| error.to_string())?;
+        let (status, body) = (answer.status(), answer.text().await.map_err(|error| error.to_string())?);
+        if !status.is_success() {
+            return Err(body);
+        }
+        let mut told: Topics = serde_json::from_str(&body).map_err(|error| format!("{error}: {body}"))?;
+        told.topics.sort();
+        Ok(told.topics)
+    }
+
     /// The partitions of a topic as one broker sees them.
     pub async fn describe(&self, broker: usize, topic: &str) -> Result<Vec<Partition>, String> {
         let request = self.http.get(format!("{}/v1/topics/{topic}", self.brokers[broker]));
@@ -131,6 +182,23 @@ fn http_date_s(text: &str) -> Option<i64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn brokers_that_tell_other_topics_are_named_with_the_topic() {
+        let topic = |name: &str, leader: u32| -> Topic {
+            let partition =
+                json!({ "partition": 0, "leader": leader, "leader_epoch": 3, "replicas": [1, 2], "in_sync": [leader] });
+            serde_json::from_value(json!({ "name": name, "topic_id": "7", "config": {}, "partitions": [partition] }))
+                .unwrap()
+        };
+        let all = || vec![topic("a", 1), topic("b", 2)];
+        assert_eq!(difference(&[all(), all(), all()]), None);
+        let told = difference(&[all(), all(), vec![topic("a", 1)]]).unwrap();
+        assert!(told.contains("\"b\"") && told.ends_with("broker 3 nothing of the kind"), "{told}");
+        let told = difference(&[all(), vec![topic("a", 1), topic("b", 1)]]).unwrap();
+        assert!(told.contains("leader: Some(2)") && told.contains("leader: Some(1)"), "{told}");
+        assert!(difference(&[vec![], all()]).is_some());
+    }
 
     #[test]
     fn dates_of_http_are_read() {

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
-use super::admin::Admin;
+use super::admin::{Admin, Topic, difference};
 use super::broker::Broker;
 use super::disk::Disk;
 use super::network::{self, Network};
@@ -256,6 +256,34 @@ impl Cluster {
             }
             tokio::time::sleep(LOOK).await;
         }
+    }
+
+    /// Waits until every broker tells the same of all topics; `Err`: how they differed last.
+    pub async fn await_same_topics(&self, patience: Duration) -> Result<usize, String> {
+        let deadline = Instant::now() + patience;
+        loop {
+            let differ = match self.topics().await {
+                Err(why) => why,
+                Ok(told) => match difference(&told) {
+                    None => return Ok(told.first().map_or(0, Vec::len)),
+                    Some(how) => how,
+                },
+            };
+            if Instant::now() >= deadline {
+                return Err(differ);
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    /// What each broker tells.
+    async fn topics(&self) -> Result<Vec<Vec<Topic>>, String> {
+        let mut told = Vec::with_capacity(self.hosts.len());
+        for host in 0..self.hosts.len() {
+            let topics = self.admin.topics(host).await;
+            told.push(topics.map_err(|why| format!("{} tells nothing: {why}", network::name(host)))?);
+        }
+        Ok(told)
     }
 
     async fn not_in_sync(&self, topics: &[String]) -> Vec<String> {

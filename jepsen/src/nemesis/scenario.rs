@@ -141,9 +141,9 @@ pub const SCENARIOS: &[Scenario] = &[
     scenario(
         "crash-apply",
         "etcd 3.5",
-        "everything is killed in the middle of applying; then each broker in turn must tell the same log",
+        "everything is killed, or loses its power, in the middle of applying; then each broker must tell the same log and topics",
         3,
-        &[KILL_ALL, KILL_ONE],
+        &[KILL_ALL, POWER_ALL, KILL_ONE],
         Play::CrashApply,
     ),
     scenario(
@@ -339,9 +339,9 @@ impl<C: Connector> Nemesis<C> {
     }
 
     async fn crash_apply(&mut self) -> Harness<()> {
-        for _ in 0..3 {
-            let killed = self.inject(KILL_ALL, &[]).await?;
-            self.end(vec![killed]).await?;
+        for kind in [KILL_ALL, POWER_ALL, KILL_ALL, POWER_ALL] {
+            let open = self.inject(kind, &[]).await?;
+            self.end(vec![open]).await?;
             self.hold(500, 2_500).await;
         }
         // With each broker away in turn, others lead, and tell what they have applied.
