@@ -23,6 +23,15 @@ const UNREADY_LOOKS: u32 = 3;
 /// Between two looks.
 const LOOK: Duration = Duration::from_millis(100);
 
+/// How many calls were hit, by host; `None` if on some of these hosts none was, or no broker ran.
+pub(super) fn calls_hit(hosts: &[usize], hits: &[(usize, usize)]) -> Option<String> {
+    let of_host = |host: &usize| {
+        let (_, calls) = hits.iter().find(|(at, calls)| at == host && *calls > 0)?;
+        Some(format!("{calls} calls of {}", network::name(*host)))
+    };
+    hosts.iter().map(of_host).collect::<Option<Vec<_>>>().map(|evidence| evidence.join(", "))
+}
+
 /// Whether a failed sync of this, below the data directory, is a reason to stop: of all but the catalog's tables, which are a cache.
 fn must_stop_a_broker(path: &Path) -> bool {
     !path.starts_with("catalog")
@@ -55,19 +64,6 @@ impl<C: Connector> Nemesis<C> {
         }
         *means = Means::Traced(traced);
         Ok(None)
-    }
-
-    /// How many calls were hit; `None` if on some host none was.
-    pub(super) fn calls_hit(traced: &[(usize, Tracer)]) -> Option<String> {
-        let mut evidence = Vec::new();
-        for (host, tracer) in traced {
-            let hits = tracer.hits();
-            if hits == 0 {
-                return None;
-            }
-            evidence.push(format!("{hits} calls of {}", network::name(*host)));
-        }
-        (!evidence.is_empty()).then(|| evidence.join(", "))
     }
 
     /// Lets go of brokers. Those whose fsync failed must have stopped serving by themselves, and lose their power: what the kernel took
@@ -198,6 +194,13 @@ impl<C: Connector> Nemesis<C> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn calls_must_be_hit_on_each_host_that_is_named() {
+        assert_eq!(calls_hit(&[0, 2], &[(0, 3), (2, 1)]).as_deref(), Some("3 calls of n1, 1 calls of n3"));
+        assert_eq!(calls_hit(&[0, 2], &[(0, 3), (2, 0)]), None);
+        assert_eq!(calls_hit(&[0, 2], &[(0, 3)]), None, "no broker ran on n3");
+    }
 
     #[test]
     fn a_failed_sync_of_a_cache_need_not_stop_a_broker() {

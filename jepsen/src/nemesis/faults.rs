@@ -5,9 +5,9 @@
 
 use std::time::{Duration, Instant};
 
-use super::kind::{Kind, Pick, Shape};
+use super::kind::{Kind, Pick};
 use super::rot::{Rot, Rotten};
-use super::{Nemesis, names, targets, way_names};
+use super::{Nemesis, disks, names, targets, way_names};
 use crate::client::Connector;
 use crate::cluster::Harness;
 use crate::cluster::netem::{self, Netem};
@@ -19,6 +19,8 @@ use crate::timeline::Entry;
 const LOSS_PERCENT: u8 = 20;
 /// How much longer slow fsyncs take.
 const SLOW: Duration = Duration::from_millis(300);
+/// How long a leader is waited for.
+const LEADER_PATIENCE: Duration = Duration::from_secs(20);
 /// Between two looks at a fault that does not show yet.
 const LOOK: Duration = Duration::from_millis(200);
 
@@ -30,6 +32,8 @@ pub struct Open {
     pub kind: Kind,
     /// To whom.
     pub hit: Hit,
+    /// Who led when it was decided whom to hit, if it is about leaders.
+    leaders: Option<Vec<usize>>,
     /// What keeps it up.
     pub(super) means: Means,
     /// It was seen to have happened.
@@ -70,21 +74,31 @@ impl Open {
 impl<C: Connector> Nemesis<C> {
     /// Injects a fault of this kind; `taken` hosts are left alone where there is a choice.
     pub async fn inject(&mut self, kind: Kind, taken: &[usize]) -> Harness<Open> {
-        let hit = self.choose(kind, taken).await;
-        self.inject_at(kind, hit).await
+        let leaders = if kind.aims_at_leaders() { Some(self.await_leaders().await) } else { None };
+        let hit = self.choose(kind, taken, leaders.as_deref().unwrap_or_default());
+        self.inject_among(kind, hit, leaders).await
     }
 
-    async fn choose(&mut self, kind: Kind, taken: &[usize]) -> Hit {
+    /// Who leads something, once there is somebody; empty if nobody does for a long time.
+    async fn await_leaders(&mut self) -> Vec<usize> {
+        let deadline = Instant::now() + LEADER_PATIENCE;
+        loop {
+            let leaders = self.leaders().await;
+            if !leaders.is_empty() || self.stopping() || Instant::now() >= deadline {
+                return leaders;
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    fn choose(&mut self, kind: Kind, taken: &[usize], leaders: &[usize]) -> Hit {
         let hosts = self.hosts();
         match kind {
             Kind::Kill(pick) | Kind::Pause(pick) | Kind::Power(pick) => {
-                let leaders = if pick == Pick::Leaders { self.leaders().await } else { Vec::new() };
-                Hit::Hosts(targets::hosts(pick, hosts, &leaders, &mut self.random))
+                Hit::Hosts(targets::hosts(pick, hosts, leaders, &mut self.random))
             }
             Kind::Partition(shape) => {
-                let by_leader = matches!(shape, Shape::Leader | Shape::OneWay);
-                let leaders = if by_leader { self.leaders().await } else { Vec::new() };
-                let leader = self.random.pick(&leaders).copied();
+                let leader = self.random.pick(leaders).copied();
                 Hit::Ways(targets::cut(shape, hosts, leader, &mut self.random))
             }
             Kind::Loss | Kind::Delay | Kind::Unruly => {
@@ -104,6 +118,10 @@ impl<C: Connector> Nemesis<C> {
 
     /// Injects a fault of this kind here.
     pub async fn inject_at(&mut self, kind: Kind, hit: Hit) -> Harness<Open> {
+        self.inject_among(kind, hit, None).await
+    }
+
+    async fn inject_among(&mut self, kind: Kind, hit: Hit, leaders: Option<Vec<usize>>) -> Harness<Open> {
         self.note_ends()?;
         let targets = match &hit {
             Hit::Hosts(hosts) => names(hosts),
@@ -122,7 +140,7 @@ impl<C: Connector> Nemesis<C> {
             Hit::Hosts(hosts) => self.hit_hosts(kind, hosts, &mut means).await?,
             Hit::Ways(ways) => self.hit_ways(kind, ways, &mut means).await?,
         };
-        let mut open = Open { id, kind, hit, means, seen: false };
+        let mut open = Open { id, kind, hit, leaders, means, seen: false };
         self.seen(&mut open, seen);
         Ok(open)
     }
@@ -165,7 +183,7 @@ impl<C: Connector> Nemesis<C> {
 
     /// Writes down what was seen of a fault.
     fn seen(&mut self, open: &mut Open, evidence: Option<String>) {
-        if let Some(evidence) = evidence {
+        if let Some(evidence) = evidence.and_then(|evidence| aimed(evidence, open.leaders.as_deref())) {
             self.say(&format!("  {evidence}"));
             let fault = open.id;
             self.recorder.tell(|time_ns| Entry::Confirmed { time_ns, fault, evidence });
@@ -191,7 +209,10 @@ impl<C: Connector> Nemesis<C> {
         Ok(match (open.kind, &open.hit, &open.means) {
             (Kind::Partition(_) | Kind::Loss, Hit::Ways(ways), _) => self.packets_lost(ways).await?,
             (_, _, Means::Netem(netem)) => netem.counters.evidence(),
-            (_, _, Means::Traced(traced)) => Self::calls_hit(traced),
+            (_, Hit::Hosts(hosts), Means::Traced(traced)) => {
+                let hits: Vec<(usize, usize)> = traced.iter().map(|(host, tracer)| (*host, tracer.hits())).collect();
+                disks::calls_hit(hosts, &hits)
+            }
             (Kind::ClockJump | Kind::ClockRate, Hit::Hosts(hosts), _) => self.clocks_off(hosts).await,
             _ => None,
         })
@@ -231,10 +252,32 @@ impl<C: Connector> Nemesis<C> {
     }
 }
 
+/// What is seen of a fault that is about leaders counts only if it was known who led; their names belong to it.
+fn aimed(evidence: String, leaders: Option<&[usize]>) -> Option<String> {
+    match leaders {
+        None => Some(evidence),
+        Some([]) => None,
+        Some(leaders) => Some(format!("{evidence}; before, {} led", names(leaders).join(", "))),
+    }
+}
+
 /// The first few of many names.
 fn brief(names: &[String]) -> String {
     match names {
         [first, .., last] if names.len() > 8 => format!("{first} … {last}, {} in all", names.len()),
         _ => names.join(" "),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn leaders_that_nobody_knew_were_not_hit() {
+        let seen = |leaders| aimed("n2 ended".to_owned(), leaders);
+        assert_eq!(seen(None).as_deref(), Some("n2 ended"));
+        assert_eq!(seen(Some(&[1, 2][..])).as_deref(), Some("n2 ended; before, n2, n3 led"));
+        assert_eq!(seen(Some(&[][..])), None);
     }
 }

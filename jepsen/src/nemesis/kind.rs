@@ -166,6 +166,15 @@ impl Kind {
         }
     }
 
+    /// It is about leaders: without one it is another fault.
+    pub fn aims_at_leaders(self) -> bool {
+        match self {
+            Self::Kill(pick) | Self::Pause(pick) | Self::Power(pick) => pick == Pick::Leaders,
+            Self::Partition(shape) => matches!(shape, Shape::Leader | Shape::OneWay),
+            _ => false,
+        }
+    }
+
     /// Nothing else shows beside it.
     pub fn takes_all(self) -> bool {
         matches!(self, Self::Kill(Pick::All) | Self::Pause(Pick::All) | Self::Power(Pick::All))
