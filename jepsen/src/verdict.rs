@@ -2,7 +2,7 @@
 //!
 //! | verdict | when | exit code |
 //! |---|---|---|
-//! | anomalies | an anomaly that the workload does not allow, or a broker that was accused in the timeline | 1 |
+//! | anomalies | an anomaly that the workload does not allow, a broker that was accused in the timeline, or writes that stood still while one broker was away | 1 |
 //! | unknown | else, if the harness failed, the history cannot be trusted, or the final read is missing | 3 |
 //! | rejected | else, if a planned fault or a recovery did not really happen | 3 |
 //! | valid | else | 0 |
@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::checkers::analysis::Analysis;
 use crate::checkers::workloads::Workload;
-use crate::checkers::{self, Anomaly, Outcome, faults, harness};
+use crate::checkers::{self, Anomaly, Outcome, availability, faults, harness};
 use crate::history::History;
 use crate::registers::{self, Deed, Registers};
 use crate::timeline::Timeline;
@@ -108,7 +108,7 @@ pub fn judge(run: &Run) -> Judgement {
         unknowns.push(error.clone());
         &none
     });
-    let (mut outcomes, mut rejections) = (Vec::new(), Vec::new());
+    let (mut outcomes, mut rejections, mut of_availability) = (Vec::new(), Vec::new(), Vec::new());
     match &run.history {
         Err(error) => unknowns.push(error.clone()),
         Ok(history) => {
@@ -117,6 +117,7 @@ pub fn judge(run: &Run) -> Judgement {
             if run.timeline.is_ok() {
                 unknowns.extend(harness::unknowns(timeline, &analysis));
                 rejections = faults::rejections(&run.info.faults_planned, timeline, history);
+                of_availability = availability::accusations(timeline, history);
             }
         }
     }
@@ -126,6 +127,7 @@ pub fn judge(run: &Run) -> Judgement {
     let accused = timeline.accusations.iter();
     let mut accusations: Vec<String> =
         accused.map(|(time_ns, what)| format!("at {:.3} s, {what}", *time_ns as f64 / 1e9)).collect();
+    accusations.extend(of_availability);
     let (of_registers, why) = judge_registers(&run.registers);
     accusations.extend(of_registers);
     unknowns.extend(why);

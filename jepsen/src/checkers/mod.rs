@@ -2,10 +2,11 @@
 //!
 //! Each takes the [`Analysis`] and names what it finds with the operations that prove it. They know no broker and no file. All
 //! are O(n log n) in the records sent and read; a test counts. What may be found in which workload is the table in [`workloads`];
-//! what makes a run worthless rather than wrong is in [`faults`] and [`harness`]; consumer groups, which are no part of the history, are
+//! what makes a run worthless rather than wrong is in [`faults`] and [`harness`]; that nothing stands still without need in [`availability`]; consumer groups, which are no part of the history, are
 //! judged in [`generations`]; the sum of it all is [`crate::verdict`].
 
 pub mod analysis;
+pub mod availability;
 pub mod duplicate;
 pub mod faults;
 pub mod g0;

@@ -1,0 +1,153 @@
+//! One broker away, and nothing else wrong: the others go on.
+//!
+//! While a single broker is killed (`kill-one`, for as short or long as that lasts) and when it comes back and catches up, every key must
+//! take writes, but for the first seconds, which an election may need. What is held against the brokers: somebody sent to a key, several
+//! sends were tried from then on, and for [`SILENCE`] none of them was acknowledged. (Redpanda #9718: a node was back after ten minutes, and
+//! throughput fell to zero while it caught up.) A fault that overlaps with another one shows nothing.
+
+use std::collections::BTreeMap;
+
+use crate::history::{History, Key, Kind, MicroOp};
+use crate::timeline::{Fault, Timeline};
+
+/// The fault that the others must bear.
+const KIND: &str = "kill-one";
+/// So long after it began all may stand still.
+const GRACE_NS: u64 = 5_000_000_000;
+/// So long nothing may be acknowledged for a key.
+const SILENCE_NS: u64 = 10_000_000_000;
+/// With fewer sends than this in such a time nothing is said: some are refused for good reasons.
+const TRIES_MIN: usize = 5;
+
+/// The sends to one key: when each was invoked, and when those that were acknowledged were.
+#[derive(Default)]
+struct Sends {
+    invoked_ns: Vec<u64>,
+    acknowledged_ns: Vec<u64>,
+}
+
+/// What brokers did not do while one of them was away, sentence by sentence.
+pub fn accusations(timeline: &Timeline, history: &History) -> Vec<String> {
+    let keys = sends(history);
+    let mut found = Vec::new();
+    for fault in timeline.faults.iter().filter(|fault| fault.kind == KIND && is_alone(fault, &timeline.faults)) {
+        let Some((recovered_ns, _)) = fault.recovered else { continue };
+        for (key, sends) in &keys {
+            if let Some(from_ns) = sends.silence(fault.start_ns + GRACE_NS, recovered_ns) {
+                found.push(format!(
+                    "only {} was away (fault {}), and from {:.3} s on no send to key {} was acknowledged for {} s",
+                    fault.targets.join(", "),
+                    fault.id,
+                    from_ns as f64 / 1e9,
+                    key.0,
+                    SILENCE_NS / 1_000_000_000
+                ));
+            }
+        }
+    }
+    found
+}
+
+/// From its beginning to its recovery there was no other.
+fn is_alone(fault: &Fault, all: &[Fault]) -> bool {
+    let end_ns = |fault: &Fault| fault.recovered.as_ref().map_or(u64::MAX, |(recovered_ns, _)| *recovered_ns);
+    let overlaps = |other: &&Fault| other.start_ns < end_ns(fault) && fault.start_ns < end_ns(other);
+    !all.iter().filter(|other| other.id != fault.id).any(|other| overlaps(&other))
+}
+
+fn sends(history: &History) -> BTreeMap<Key, Sends> {
+    let mut keys: BTreeMap<Key, Sends> = BTreeMap::new();
+    for (id, operation) in history.operations().iter().enumerate() {
+        let (invoked_ns, told) = (history.events()[operation.invoked].time_ns, history.outcome_event(id));
+        for step in told.action.micro_ops() {
+            let MicroOp::Send { key, .. } = step else { continue };
+            let sends = keys.entry(*key).or_default();
+            sends.invoked_ns.push(invoked_ns);
+            sends.acknowledged_ns.extend((operation.outcome == Kind::Ok).then_some(told.time_ns));
+        }
+    }
+    for sends in keys.values_mut() {
+        sends.invoked_ns.sort_unstable();
+        sends.acknowledged_ns.sort_unstable();
+    }
+    keys
+}
+
+impl Sends {
+    /// When a send was asked for, between the two, after which too long none was acknowledged.
+    fn silence(&self, from_ns: u64, to_ns: u64) -> Option<u64> {
+        let in_time = |at_ns: u64| (from_ns..=to_ns.saturating_sub(SILENCE_NS)).contains(&at_ns);
+        let within = |times: &[u64], at_ns: u64| {
+            let end = times.partition_point(|time_ns| *time_ns <= at_ns + SILENCE_NS);
+            end - times.partition_point(|time_ns| *time_ns < at_ns)
+        };
+        self.invoked_ns
+            .iter()
+            .copied()
+            .filter(|at_ns| in_time(*at_ns))
+            .find(|at_ns| within(&self.acknowledged_ns, *at_ns) == 0 && within(&self.invoked_ns, *at_ns) >= TRIES_MIN)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::history::{Action, Event, Offset, Process, Value};
+    use crate::testing::a_fault;
+
+    /// A send to key 0 every second; those from one second on to another are refused.
+    fn history(refused: std::ops::Range<u64>) -> History {
+        let mut events = Vec::new();
+        for second in 0..60 {
+            let ok = !refused.contains(&second);
+            let send = |offset| Action::Send(vec![MicroOp::Send { key: Key(0), offset, value: Value(second as i64) }]);
+            let time_ns = second * 1_000_000_000;
+            events.push(Event::new(events.len(), time_ns, Kind::Invoke, Process(0), send(None)));
+            let (kind, offset) = if ok { (Kind::Ok, Some(Offset(second))) } else { (Kind::Fail, None) };
+            events.push(Event::new(events.len(), time_ns + 1_000_000, kind, Process(0), send(offset)));
+        }
+        History::new(events).unwrap()
+    }
+
+    fn fault(id: u64, kind: &str, from_s: u64, to_s: u64) -> Fault {
+        let [start_ns, end_ns] = [from_s, to_s].map(|second| second * 1_000_000_000);
+        let recovered = Some((end_ns, "seen".to_owned()));
+        Fault { id, start_ns, stop_ns: Some(end_ns - 1), recovered, ..a_fault(kind) }
+    }
+
+    fn accused(refused: std::ops::Range<u64>, faults: Vec<Fault>) -> Vec<String> {
+        accusations(&Timeline { faults, ..Timeline::default() }, &history(refused))
+    }
+
+    #[test]
+    fn a_key_that_takes_nothing_while_one_broker_is_away_accuses() {
+        let away = || vec![fault(0, KIND, 10, 50)];
+        assert_eq!(
+            accused(20..32, away()),
+            ["only n1 was away (fault 0), and from 20.000 s on no send to key 0 was acknowledged for 10 s"]
+        );
+        // Catching up is part of it.
+        assert_eq!(accused(38..50, away()).len(), 1);
+    }
+
+    #[test]
+    fn an_election_a_short_silence_and_what_else_is_broken_accuse_nobody() {
+        let away = || vec![fault(0, KIND, 10, 50)];
+        assert!(accused(60..60, away()).is_empty());
+        assert!(accused(10..24, away()).is_empty(), "the first seconds");
+        assert!(accused(20..29, away()).is_empty(), "not so long");
+        assert!(accused(49..60, away()).is_empty(), "after it");
+        assert!(accused(20..40, vec![fault(0, "kill-majority", 10, 50)]).is_empty());
+        assert!(accused(20..40, vec![fault(0, KIND, 10, 50), fault(1, "loss", 49, 55)]).is_empty());
+        assert_eq!(accused(20..40, vec![fault(0, KIND, 10, 50), fault(1, "loss", 50, 55)]).len(), 1);
+    }
+
+    #[test]
+    fn a_few_refusals_where_hardly_anybody_sends_say_nothing() {
+        let second = |s: u64| s * 1_000_000_000;
+        let sends = Sends { invoked_ns: (20..24).map(second).collect(), acknowledged_ns: Vec::new() };
+        assert_eq!(sends.silence(second(10), second(50)), None);
+        let sends = Sends { invoked_ns: (20..25).map(second).collect(), acknowledged_ns: Vec::new() };
+        assert_eq!(sends.silence(second(10), second(50)), Some(second(20)));
+    }
+}
