@@ -27,11 +27,15 @@ const UNSYNCED: &str = "canary-unsynced";
 /// Bytes that the file that fills a disk up grows by at once, then ever less.
 const BALLAST_STEP: u64 = 16 << 20;
 
-/// Every file below a folder, however deep, in order.
-pub fn files_below(folder: &Path) -> std::io::Result<Vec<PathBuf>> {
-    let (mut files, mut folders) = (Vec::new(), vec![folder.to_owned()]);
+/// Every file below a folder, however deep, in order. Folders that go meanwhile are passed over.
+pub fn files_below(top: &Path) -> std::io::Result<Vec<PathBuf>> {
+    let (mut files, mut folders) = (Vec::new(), vec![top.to_owned()]);
     while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(folder)? {
+        let entries = match fs::read_dir(&folder) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound && folder != top => continue,
+            entries => entries?,
+        };
+        for entry in entries {
             let entry = entry?;
             let of_its_kind = if entry.file_type()?.is_dir() { &mut folders } else { &mut files };
             of_its_kind.push(entry.path());

@@ -106,9 +106,12 @@ impl<C: Connector> Nemesis<C> {
                 Hit::Ways(all.filter(|way| way.from != way.to).collect())
             }
             // A disk that lies may take what only it and one more have: one at a time.
-            Kind::FailedFsync | Kind::DiskLost | Kind::RotStopped | Kind::RotRunning | Kind::RotTruncated => {
-                Hit::Hosts(targets::hosts(Pick::One, hosts, &[], &mut self.random))
-            }
+            Kind::FailedFsync
+            | Kind::DiskLost
+            | Kind::RotStopped
+            | Kind::RotRunning
+            | Kind::RotTruncated
+            | Kind::RotCutRunning => Hit::Hosts(targets::hosts(Pick::One, hosts, &[], &mut self.random)),
             Kind::ClockJump | Kind::ClockRate | Kind::DiskFull | Kind::SlowFsync | Kind::LyingFsync => {
                 let most = targets::minority(hosts).max(1);
                 Hit::Hosts(targets::free(1 + self.random.below(most), hosts, taken, &mut self.random))
@@ -160,6 +163,7 @@ impl<C: Connector> Nemesis<C> {
             Kind::RotStopped => self.rot(hosts, Rot::Flip, true, means).await,
             Kind::RotRunning => self.rot(hosts, Rot::Flip, false, means).await,
             Kind::RotTruncated => self.rot(hosts, Rot::Truncate, true, means).await,
+            Kind::RotCutRunning => self.rot(hosts, Rot::Truncate, false, means).await,
             Kind::Partition(_) | Kind::Loss | Kind::Delay | Kind::Unruly => Ok(None),
         }
     }
@@ -242,7 +246,10 @@ impl<C: Connector> Nemesis<C> {
                 }
             }
             (kind, Hit::Hosts(_), Means::Traced(traced)) => self.release(traced, kind == Kind::FailedFsync).await?,
-            (kind, _, Means::Rotten(rotten)) => self.see_to_disks(&rotten, kind == Kind::RotRunning).await?,
+            (kind, _, Means::Rotten(rotten)) => {
+                let running = matches!(kind, Kind::RotRunning | Kind::RotCutRunning);
+                self.see_to_disks(&rotten, running).await?;
+            }
             (_, _, Means::Netem(netem)) => drop(netem),
             (_, Hit::Ways(ways), _) => self.cluster.network.heal(&ways).await?,
             (_, Hit::Hosts(_), _) => {}

@@ -75,6 +75,8 @@ pub enum Kind {
     RotRunning,
     /// A stopped broker's file is cut short, and it starts again.
     RotTruncated,
+    /// A running broker's file is cut short under its feet.
+    RotCutRunning,
 }
 
 /// How kinds exclude each other.
@@ -135,6 +137,7 @@ pub const KINDS: &[Row] = &[
     row(Kind::RotStopped, "rot-stopped", "a bit flipped in a file of a broker that is down"),
     row(Kind::RotRunning, "rot-running", "a bit flipped in a file of a broker that runs"),
     row(Kind::RotTruncated, "rot-truncated", "a file of a broker that is down cut short"),
+    row(Kind::RotCutRunning, "rot-cut-running", "a file of a broker that runs cut short"),
 ];
 
 /// What no broker survives; never part of `all`.
@@ -160,7 +163,7 @@ impl Kind {
         match self {
             Self::Kill(_) | Self::Pause(_) | Self::Power(_) => Class::Host,
             Self::FailedFsync | Self::DiskLost => Class::Host,
-            Self::RotStopped | Self::RotRunning | Self::RotTruncated => Class::Host,
+            Self::RotStopped | Self::RotRunning | Self::RotTruncated | Self::RotCutRunning => Class::Host,
             Self::Partition(_) | Self::Loss | Self::Delay | Self::Unruly => Class::Net,
             Self::ClockJump | Self::ClockRate | Self::DiskFull | Self::SlowFsync | Self::LyingFsync => Class::Side,
         }
@@ -183,20 +186,12 @@ impl Kind {
     /// Brokers may end by themselves, or panic, before the recovery: something was done to their disks. (After a power cut only until
     /// they are dead: [`super::hosts`] sees to that.)
     pub fn breaks_disks(self) -> bool {
-        matches!(
-            self,
-            Self::Power(_)
-                | Self::FailedFsync
-                | Self::LyingFsync
-                | Self::RotStopped
-                | Self::RotRunning
-                | Self::RotTruncated
-        )
+        self.rots() || matches!(self, Self::Power(_) | Self::FailedFsync | Self::LyingFsync)
     }
 
     /// Files are not what they should be afterwards.
     pub fn rots(self) -> bool {
-        matches!(self, Self::RotStopped | Self::RotRunning | Self::RotTruncated)
+        matches!(self, Self::RotStopped | Self::RotRunning | Self::RotTruncated | Self::RotCutRunning)
     }
 
     /// What the machine must have for it.
@@ -240,6 +235,14 @@ mod tests {
         assert_eq!(parse("loss,power-all").unwrap(), [Kind::Power(Pick::All), Kind::Loss]);
         assert_eq!(parse("none").unwrap(), []);
         assert!(parse("kill,kil").unwrap_err().contains("\"kil\""));
+    }
+
+    #[test]
+    fn every_kind_of_rot_is_one_of_hosts_that_breaks_their_disks() {
+        let rot = parse("rot").unwrap();
+        assert_eq!(rot, [Kind::RotStopped, Kind::RotRunning, Kind::RotTruncated, Kind::RotCutRunning]);
+        assert!(rot.iter().all(|kind| kind.rots() && kind.breaks_disks() && kind.class() == Class::Host));
+        assert_eq!(Kind::DiskFull.class(), Class::Side);
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! that anybody could notice. It knows the names in a data directory and no format.
 
 use std::fmt;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
@@ -82,7 +82,14 @@ pub fn rot(data: &Path, rot: Rot, kinds: &[&str], random: &mut Random) -> io::Re
         let mut of_class = of_class(class);
         random.shuffle(&mut of_class);
         for path in of_class {
-            if let Some(done) = rot_file(path, rot, random)? {
+            let done = match rot_file(path, rot, random) {
+                // Of a broker that runs, files come and go.
+                Err(error) if [io::ErrorKind::NotFound, io::ErrorKind::UnexpectedEof].contains(&error.kind()) => {
+                    continue;
+                }
+                done => done?,
+            };
+            if let Some(done) = done {
                 return Ok(Rotten { kind: class.0, path: path.strip_prefix(data).unwrap_or(path).to_owned(), done });
             }
         }
@@ -102,7 +109,7 @@ fn rot_file(path: &Path, rot: Rot, random: &mut Random) -> io::Result<Option<Str
         Rot::Truncate => {
             file.set_len(at as u64)?;
             file.sync_all()?;
-            let now = fs::metadata(path)?.len();
+            let now = file.metadata()?.len();
             Ok(Some(format!("cut from {length} to {now} bytes")))
         }
         Rot::Flip => {
@@ -124,6 +131,8 @@ fn rot_file(path: &Path, rot: Rot, random: &mut Random) -> io::Result<Option<Str
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn data() -> tempfile::TempDir {
