@@ -1,12 +1,13 @@
 //! Many runs, one after another, over several sittings: what is gathered is counted in a tally.
 //!
 //! Each finished run is one line of `campaign.jsonl`, with what the tally needs of it; the next run's number is the number of lines. So
-//! a campaign that was interrupted goes on where it was, and a run that did not finish is done again, in a folder of its own. Of valid runs
-//! the history and the logs are thrown away unless they are to be kept; of all others everything stays.
+//! a campaign that was interrupted goes on where it was, and a run that did not finish is done again, in a folder of its own; so is one whose
+//! line was cut short, because the machine stopped. Of valid runs the history and the logs are thrown away unless they are to be kept
+//! (`--keep`); of all others everything stays.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{self, BufRead as _, BufReader, Write as _};
+use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -21,8 +22,10 @@ use crate::verdict::{Judgement, Run, Verdict};
 
 /// The file with a line for each finished run.
 pub const CAMPAIGN_JSONL: &str = "campaign.jsonl";
-/// The most lines that are read.
-const RUNS_MAX: usize = 1_000_000;
+/// The most bytes of it that are read.
+const BYTES_MAX: u64 = 1 << 30;
+/// How many runs it takes until one of the same sort comes again.
+const TURNS: u64 = 7;
 
 /// A finished run, as far as the tally goes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -73,33 +76,50 @@ pub struct Course {
 }
 
 impl Course {
-    /// The plan of a run. Unless it is limited: of six runs two have all faults on five brokers and one on three, one has mixed operations, two are scenarios,
-    /// each in its turn.
+    /// The plan of a run. Unless it is limited: of seven runs two have all faults on five brokers and one on three, one has mixed operations, one
+    /// reads by consumer groups, two are scenarios, each in its turn. From seven runs to the next seven (if limited: from each to the next)
+    /// the clients change: HTTP, both, Kafka.
     pub fn plan(&self, number: u64) -> Plan {
-        let turn = match number % 6 {
-            2 => Some(2 * (number / 6)),
-            5 => Some(2 * (number / 6) + 1),
+        let (round, turn) = (number / TURNS, number % TURNS);
+        let scenario_turn = match turn {
+            2 => Some(2 * round),
+            5 => Some(2 * round + 1),
             _ => None,
         };
         let of_turn = |turn: u64| scenario::sound().nth(turn as usize % scenario::sound().count());
         let scenario = match (&self.scenario, self.nodes) {
             (Some(name), _) => scenario::find(name),
             (None, Some(_)) => None,
-            (None, None) => turn.and_then(of_turn),
+            (None, None) => scenario_turn.and_then(of_turn),
         };
-        let (nodes, workload) = match number % 6 {
-            turn if let Some(nodes) = self.nodes => (nodes, if turn == 3 { Workload::Mixed } else { Workload::Single }),
-            1 => (3, Workload::Single),
-            3 => (if number % 12 == 3 { 5 } else { 3 }, Workload::Mixed),
-            _ => (5, Workload::Single),
+        let workload = match turn {
+            3 => Workload::Mixed,
+            6 => Workload::SingleSubscribe,
+            _ => Workload::Single,
+        };
+        let nodes = self.nodes.unwrap_or(match turn {
+            1 => 3,
+            3 | 6 if !round.is_multiple_of(2) => 3,
+            _ => 5,
+        });
+        let workload = scenario.map_or(workload, |scenario| scenario.workload);
+        let limited = self.nodes.is_some() || self.scenario.is_some();
+        let clients = if limited { number } else { round };
+        let client = match [ClientKind::Http, ClientKind::Mixed, ClientKind::Kafka][(clients % 3) as usize] {
+            ClientKind::Http if workload == Workload::SingleSubscribe => ClientKind::Mixed,
+            client => client,
         };
         let nodes = scenario.map_or(nodes, |scenario| scenario.nodes);
         let what = scenario.map_or("all", |scenario| scenario.name);
-        let mixed = if workload == Workload::Mixed { ", mixed operations" } else { "" };
+        let operations = match workload {
+            Workload::Mixed => ", mixed operations",
+            Workload::SingleSubscribe => ", by consumer groups",
+            _ => "",
+        };
         Plan {
-            name: format!("{what} on {nodes} brokers{mixed}"),
+            name: format!("{what} on {nodes} brokers{operations}{}", client.of_name()),
             workload,
-            client: ClientKind::default(),
+            client,
             seed: self.seed + number,
             nodes,
             time_s: if scenario.is_some() { (self.time_s / 2).max(1) } else { self.time_s },
@@ -114,13 +134,13 @@ impl Course {
 
 /// Reads what is finished. A last line that is cut short (the machine stopped) does not count.
 pub fn load(dir: &Path) -> io::Result<Vec<Entry>> {
-    let file = match File::open(dir.join(CAMPAIGN_JSONL)) {
+    let mut file = match File::open(dir.join(CAMPAIGN_JSONL)) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         file => file?,
     };
     let mut entries = Vec::new();
-    for line in BufReader::new(file).lines().take(RUNS_MAX) {
-        match serde_json::from_str(&line?) {
+    for line in whole_lines(&mut file)?.split_inclusive(|byte| *byte == b'\n') {
+        match serde_json::from_slice(line) {
             Ok(entry) => entries.push(entry),
             Err(error) => return Err(io::Error::other(format!("line {}: {error}", entries.len() + 1))),
         }
@@ -128,9 +148,21 @@ pub fn load(dir: &Path) -> io::Result<Vec<Entry>> {
     Ok(entries)
 }
 
-/// Adds a finished run.
+/// All up to the last end of a line.
+fn whole_lines(file: &mut File) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    file.take(BYTES_MAX).read_to_end(&mut bytes)?;
+    bytes.truncate(bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1));
+    Ok(bytes)
+}
+
+/// Adds a finished run, in place of a last line that is cut short.
 pub fn add(dir: &Path, entry: &Entry) -> io::Result<()> {
-    let mut file = File::options().create(true).append(true).open(dir.join(CAMPAIGN_JSONL))?;
+    let path = dir.join(CAMPAIGN_JSONL);
+    let mut file = File::options().create(true).truncate(false).read(true).write(true).open(path)?;
+    let length = whole_lines(&mut file)?.len() as u64;
+    file.set_len(length)?;
+    file.seek(SeekFrom::Start(length))?;
     writeln!(file, "{}", serde_json::to_string(entry)?)?;
     file.sync_all()
 }
@@ -193,9 +225,9 @@ pub fn entry(number: u64, folder: &str, plan: &Plan, run: &Run, judgement: &Judg
     }
 }
 
-/// Throws away what nobody will want of a valid run.
-pub fn tidy(dir: &Path, verdict: Verdict) -> io::Result<()> {
-    if verdict != Verdict::Valid {
+/// Throws away what nobody will want of a valid run, unless all is to be kept.
+pub fn tidy(dir: &Path, verdict: Verdict, keep: bool) -> io::Result<()> {
+    if verdict != Verdict::Valid || keep {
         return Ok(());
     }
     for file in fs::read_dir(dir)? {
@@ -261,16 +293,26 @@ mod tests {
 
     #[test]
     fn every_scenario_and_both_sizes_have_their_turn() {
-        let plans: Vec<Plan> = (0..60).map(|number| course().plan(number)).collect();
+        let plans: Vec<Plan> = (0..70).map(|number| course().plan(number)).collect();
         for scenario in scenario::sound() {
             assert!(plans.iter().any(|plan| plan.scenario.as_deref() == Some(scenario.name)), "{}", scenario.name);
         }
-        for (nodes, workload) in
-            [(3, Workload::Single), (5, Workload::Single), (3, Workload::Mixed), (5, Workload::Mixed)]
-        {
-            assert!(
-                plans.iter().any(|plan| plan.nodes == nodes && plan.workload == workload && plan.scenario.is_none())
-            );
+        for workload in [Workload::Single, Workload::Mixed, Workload::SingleSubscribe] {
+            let of_workload = |nodes| {
+                plans
+                    .iter()
+                    .filter(move |plan| plan.workload == workload && plan.nodes == nodes && plan.scenario.is_none())
+            };
+            for nodes in [3, 5] {
+                assert!(of_workload(nodes).any(|plan| plan.client == ClientKind::Mixed), "{workload:?} on {nodes}");
+                assert!(of_workload(nodes).any(|plan| plan.client == ClientKind::Kafka), "{workload:?} on {nodes}");
+            }
+            let over_http = of_workload(3).chain(of_workload(5)).any(|plan| plan.client == ClientKind::Http);
+            assert_eq!(over_http, workload != Workload::SingleSubscribe, "only Kafka clients can be members");
+        }
+        for plan in &plans {
+            let subscribes = plan.workload == Workload::SingleSubscribe;
+            assert!(!subscribes || plan.client.can_subscribe(), "{}", plan.name);
         }
         assert_eq!((plans[3].seed, &plans[3]), (1003, &course().plan(3)));
     }
@@ -282,6 +324,7 @@ mod tests {
         let one = Course { scenario: Some("power-in-fsync".to_owned()), ..course() };
         let plans: Vec<Plan> = (0..3).map(|number| one.plan(number)).collect();
         assert!(plans.iter().all(|plan| plan.scenario == one.scenario && plan.nodes == 3), "{plans:?}");
+        assert_eq!(plans.iter().filter(|plan| plan.client == ClientKind::Kafka).count(), 1);
     }
 
     #[test]
@@ -295,6 +338,25 @@ mod tests {
         assert_eq!((entries.len(), entries[1].verdict.as_str()), (2, "anomalies"));
         fs::create_dir(dir.path().join(folder(dir.path(), 2))).unwrap();
         assert_eq!(folder(dir.path(), 2), "run-00002-1");
+    }
+
+    #[test]
+    fn a_last_line_that_was_cut_short_is_passed_over_and_taken_away() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(CAMPAIGN_JSONL);
+        let entries: Vec<Entry> = (0..3).map(|number| sample(number, Verdict::Valid)).collect();
+        entries[..2].iter().for_each(|entry| add(dir.path(), entry).unwrap());
+        let whole = fs::read(&path).unwrap();
+        let second = whole.iter().position(|byte| *byte == b'\n').unwrap() + 1;
+        for cut in [second, second + 1, whole.len() - 1] {
+            fs::write(&path, &whole[..cut]).unwrap();
+            assert_eq!(load(dir.path()).unwrap(), entries[..1]);
+            add(dir.path(), &entries[2]).unwrap();
+            assert_eq!(load(dir.path()).unwrap(), [entries[0].clone(), entries[2].clone()]);
+        }
+        // Lines before the last are not cut short by anything.
+        fs::write(&path, [&whole[..second / 2], b"\n", &whole[second..]].concat()).unwrap();
+        assert!(load(dir.path()).unwrap_err().to_string().starts_with("line 1: "));
     }
 
     #[test]
@@ -324,9 +386,10 @@ mod tests {
         for name in [HISTORY_EDN, "n1.log", "results.json"] {
             fs::write(dir.path().join(name), "x").unwrap();
         }
-        tidy(dir.path(), Verdict::Rejected).unwrap();
+        tidy(dir.path(), Verdict::Rejected, false).unwrap();
+        tidy(dir.path(), Verdict::Valid, true).unwrap();
         assert_eq!(left(), 3);
-        tidy(dir.path(), Verdict::Valid).unwrap();
+        tidy(dir.path(), Verdict::Valid, false).unwrap();
         assert_eq!(left(), 1);
     }
 }

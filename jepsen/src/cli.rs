@@ -99,12 +99,8 @@ impl RunArgs {
             _ => Workload::Single,
         };
         let client = self.client.as_deref().and_then(ClientKind::named).unwrap_or_default();
-        let how = match client {
-            ClientKind::Http => String::new(),
-            _ => format!(", clients: {}", self.client.as_deref().unwrap_or_default()),
-        };
         Plan {
-            name: format!("{} on {nodes} brokers{how}", self.scenario.as_deref().unwrap_or(faults)),
+            name: format!("{} on {nodes} brokers{}", self.scenario.as_deref().unwrap_or(faults), client.of_name()),
             workload: scenario.map_or(workload, |scenario| scenario.workload),
             client,
             seed: self.seed.unwrap_or(clock),
@@ -158,6 +154,9 @@ enum Command {
         /// The broker's binary [default: that of this checkout, built for release]
         #[arg(long, value_name = "FILE", env = "PONTOON_BIN")]
         bin: Option<PathBuf>,
+        /// Keep histories and logs of valid runs, too
+        #[arg(long)]
+        keep: bool,
         /// Only say how it stands
         #[arg(long)]
         tally: bool,
@@ -181,7 +180,10 @@ pub fn run(args: &Args, out: &mut impl Write, err: &mut impl Write) -> u8 {
         (None, Some(Command::Check { nemesis })) => check(nemesis, out),
         (None, Some(Command::Campaign { out: dir, tally: true, .. })) => campaign_tally(dir, out),
         (None, Some(Command::Campaign { out: dir, again: true, .. })) => campaign_again(dir, out),
-        (None, Some(Command::Campaign { out: dir, runs, minutes, time, seed, rate, nodes, scenario, bin, .. })) => {
+        (
+            None,
+            Some(Command::Campaign { out: dir, runs, minutes, time, seed, rate, nodes, scenario, bin, keep, .. }),
+        ) => {
             let course = |binary| Course {
                 seed: *seed,
                 time_s: *time,
@@ -197,7 +199,8 @@ pub fn run(args: &Args, out: &mut impl Write, err: &mut impl Write) -> u8 {
             }
             start::binary(bin.as_deref(), err).map_err(Failure::Start).and_then(|binary| {
                 let until = minutes.map(|minutes| Instant::now() + Duration::from_secs(60 * minutes));
-                campaign(dir, &course(binary), runs.unwrap_or(u64::MAX), until, out, err)
+                let sitting = Sitting { runs: runs.unwrap_or(u64::MAX), until, keep: *keep };
+                campaign(dir, &course(binary), &sitting, out, err)
             })
         }
         (None, Some(Command::Inside { dir })) => return inside(dir, err),
@@ -271,20 +274,29 @@ fn campaign_again(dir: &Path, out: &mut impl Write) -> Result<u8, Failure> {
     campaign_tally(dir, out)
 }
 
+/// One sitting of a campaign.
+struct Sitting {
+    /// So many runs at most.
+    runs: u64,
+    /// None begins later.
+    until: Option<Instant>,
+    /// Nothing is thrown away.
+    keep: bool,
+}
+
 /// Runs until it was enough, or it is interrupted. The exit code is that of the tally.
 fn campaign(
     dir: &Path,
     course: &Course,
-    runs: u64,
-    until: Option<Instant>,
+    sitting: &Sitting,
     out: &mut impl Write,
     err: &mut impl Write,
 ) -> Result<u8, Failure> {
     let fail = |error: io::Error| Failure::Campaign(dir.display().to_string(), error);
     std::fs::create_dir_all(dir).map_err(fail)?;
     let first = campaign::load(dir).map_err(fail)?.len() as u64;
-    for number in first..first.saturating_add(runs) {
-        if until.is_some_and(|until| Instant::now() >= until) {
+    for number in first..first.saturating_add(sitting.runs) {
+        if sitting.until.is_some_and(|until| Instant::now() >= until) {
             break;
         }
         let (plan, folder) = (course.plan(number), campaign::folder(dir, number));
@@ -299,7 +311,7 @@ fn campaign(
         let run = run_dir::load(&run_dir)?;
         let judgement = tell(&run_dir, &run, out)?;
         campaign::add(dir, &campaign::entry(number, &folder, &plan, &run, &judgement)).map_err(fail)?;
-        campaign::tidy(&run_dir, judgement.verdict).map_err(fail)?;
+        campaign::tidy(&run_dir, judgement.verdict, sitting.keep).map_err(fail)?;
     }
     campaign_tally(dir, out)
 }

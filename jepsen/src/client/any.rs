@@ -34,6 +34,15 @@ impl ClientKind {
         Self::NAMES.iter().position(|known| *known == name).map(|at| all[at])
     }
 
+    /// For the end of a run's name; HTTP goes without saying.
+    pub fn of_name(self) -> &'static str {
+        match self {
+            Self::Http => "",
+            Self::Kafka => ", clients: kafka",
+            Self::Mixed => ", clients: mixed",
+        }
+    }
+
     /// Whether some of its clients can be members of consumer groups.
     pub fn can_subscribe(self) -> bool {
         self != Self::Http
