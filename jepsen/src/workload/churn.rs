@@ -202,3 +202,78 @@ impl Churn {
         format!("{}/v1/topics{path}", self.brokers[broker])
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::testing::Accusations;
+
+    /// A broker that gives one answer, to whatever it is asked.
+    async fn broker(status: u16, body: &'static str) -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let mut head = [0; 4096];
+                let _ = stream.read(&mut head).await;
+                let length = body.len();
+                let head = format!("HTTP/1.1 {status} x\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n");
+                let _ = stream.write_all((head + body).as_bytes()).await;
+            }
+        });
+        url
+    }
+
+    /// A topic that was created twice, with records 2:7 and 2:8 acknowledged; or one that is not there.
+    async fn churn(accusations: &Accusations, there: bool, status: u16, body: &'static str) -> Churn {
+        let mut churn = Churn::new(vec![broker(status, body).await], accusations.recorder(), Random::new(1));
+        let records = ["2:7", "2:8"].map(str::to_owned);
+        let there = there.then(|| BTreeSet::from(records));
+        churn.names.push(Name { name: "churn-1".to_owned(), incarnation: 2, there });
+        churn
+    }
+
+    #[tokio::test]
+    async fn a_topic_that_shows_what_it_must_accuses_nobody() {
+        let accusations = Accusations::new();
+        let body =
+            r#"{"high_watermark":3,"next_offset":3,"records":[{"value":"2:7"},{"value":"2:8"},{"value":"2:9"}]}"#;
+        assert!(churn(&accusations, true, 200, body).await.read(0).await);
+        let refused = r#"{"error":"NO_LEADER","outcome":"none"}"#;
+        assert!(!churn(&accusations, true, 503, refused).await.read(0).await);
+        churn(&accusations, false, 503, refused).await.create(0).await;
+        let mut created = churn(&accusations, false, 201, "{}").await;
+        created.create(0).await;
+        assert_eq!((created.names[0].incarnation, created.counts), (3, (1, 0)));
+        assert_eq!(accusations.told(), Vec::<String>::new());
+    }
+
+    #[tokio::test]
+    async fn a_record_that_is_gone_and_one_of_an_earlier_topic_accuse() {
+        let accusations = Accusations::new();
+        let lost = r#"{"high_watermark":1,"next_offset":1,"records":[{"value":"2:8"}]}"#;
+        assert!(churn(&accusations, true, 200, lost).await.read(0).await);
+        let old = r#"{"high_watermark":3,"next_offset":3,"records":[{"value":"2:7"},{"value":"2:8"},{"value":"1:4"}]}"#;
+        assert!(churn(&accusations, true, 200, old).await.read(0).await);
+        let told = accusations.told();
+        assert_eq!(told.len(), 2, "{told:?}");
+        assert!(
+            told[0].contains("has acknowledged 2:7") && told[1].contains("shows 1:4 of an earlier one"),
+            "{told:?}"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_name_that_should_be_free_and_is_not_accuses() {
+        let accusations = Accusations::new();
+        let exists = r#"{"error":"TOPIC_EXISTS","outcome":"none"}"#;
+        let mut taken = churn(&accusations, false, 409, exists).await;
+        taken.create(0).await;
+        let told = accusations.told();
+        assert!(told.len() == 1 && told[0].contains("and yet exists"), "{told:?}");
+        assert!(taken.names.is_empty(), "it is used again");
+    }
+}
