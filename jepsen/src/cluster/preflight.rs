@@ -1,7 +1,7 @@
 //! Whether this machine can run brokers on hosts of their own: root, the tools, and what the kernel must be able to do.
 //!
-//! Everything that is missing is told at once, with what to install. It tries what it asks for (a namespace, a loop device), and
-//! leaves nothing behind.
+//! Everything that is missing is told at once, with what to install. It tries what it asks for (namespaces, a file system on a loop
+//! device: a container may have the device and not be let), and leaves nothing behind.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -78,8 +78,10 @@ pub fn missing(needs: Needs) -> Vec<String> {
     if !Path::new("/dev/loop-control").exists() {
         found.push("there are no loop devices: the kernel needs CONFIG_BLK_DEV_LOOP".to_owned());
     }
-    if let Err(why) = try_namespaces() {
+    if let Err(why) = try_in_namespaces(NETWORK) {
         found.push(format!("namespaces do not work here: {why}"));
+    } else if let Err(why) = try_in_namespaces(DISK) {
+        found.push(format!("the kernel does not let ext4 be mounted over a loop device here: {why}"));
     }
     found
 }
@@ -89,14 +91,20 @@ fn in_path(name: &str) -> bool {
     path.split(':').chain(["/usr/sbin", "/sbin"]).any(|folder| Path::new(folder).join(name).is_file())
 }
 
-/// Makes and drops what a run stands on: namespaces, a bridge, a pair of interfaces, a packet filter.
-fn try_namespaces() -> Result<(), String> {
-    let script = "mount -t tmpfs none /run && mkdir /run/netns && ip netns add try \
-                  && ip link add try0 type bridge && ip link add try1 type veth peer name eth0 netns try \
-                  && ip netns exec try nft add table ip try";
+/// What a run stands on: a bridge, a pair of interfaces, a packet filter.
+const NETWORK: &str = "mkdir /run/netns && ip netns add try \
+                       && ip link add try0 type bridge && ip link add try1 type veth peer name eth0 netns try \
+                       && ip netns exec try nft add table ip try";
+/// And a disk.
+const DISK: &str = "mkdir /run/try && truncate -s 16M /run/try.ext4 && mkfs.ext4 -q -F /run/try.ext4 \
+                    && mount -t ext4 -o loop /run/try.ext4 /run/try && touch /run/try/file && umount /run/try";
+
+/// Makes it in namespaces of its own, with an empty /run, which the kernel drops with all that is in them.
+fn try_in_namespaces(script: &str) -> Result<(), String> {
+    let script = format!("mount -t tmpfs none /run && {script}");
     let output = Command::new("unshare")
         .args(["--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc", "--propagation", "private"])
-        .args(["sh", "-c", script])
+        .args(["sh", "-c", &script])
         .stdin(Stdio::null())
         .output()
         .map_err(|error| error.to_string())?;
@@ -111,6 +119,13 @@ mod tests {
     fn tools_are_looked_for_where_they_are() {
         assert!(in_path("sh"));
         assert!(!in_path("no-such-tool-anywhere"));
+    }
+
+    #[test]
+    fn what_cannot_be_made_is_told_in_the_words_of_who_could_not() {
+        // Without root not even the namespaces come about.
+        let why = try_in_namespaces("echo 'no such disk' >&2 && false").unwrap_err();
+        assert!(why.contains("no such disk") || why.contains("not permitted"), "{why}");
     }
 
     #[test]
