@@ -460,5 +460,15 @@ mod tests {
             assert!(!scenario.kinds.is_empty() && [3, 5].contains(&scenario.nodes), "{}", scenario.name);
         }
         assert!(find("nothing").is_none());
+        assert_eq!((find(RETRIES).is_some(), find(SELF_TEST).is_some()), (true, true));
+    }
+
+    #[test]
+    fn every_scenario_stands_in_the_table_of_the_docs() {
+        let docs = include_str!("../../../docs/RELIABILITY.md");
+        let rows: Vec<&str> = docs.lines().filter(|line| line.starts_with("| ")).collect();
+        for Scenario { name, .. } in SCENARIOS {
+            assert!(rows.iter().any(|row| row.contains(&format!("| `{name}`"))), "{name}");
+        }
     }
 }
