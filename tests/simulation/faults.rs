@@ -33,6 +33,8 @@ enum Later {
     Release(u32, u32),
     /// A link is as quick as it was.
     Quicken(u32, u32),
+    /// The power of a machine goes, for so many ms.
+    Cut(u32, u64),
     /// What is left of a killed process goes.
     Bury(u32),
     /// The next process starts.
@@ -82,7 +84,10 @@ impl Faults {
         let now = self.world.trace.now_ms();
         while let Some(due) = self.later.first_entry().filter(|due| due.key().0 <= now) {
             let later = due.remove();
-            self.end(sim, later);
+            match self.off_until(later) {
+                Some(back_ms) => self.plan(back_ms - now, later),
+                None => self.end(sim, later),
+            }
         }
         let ended = std::mem::take(&mut *self.world.ended.lock());
         for ((broker, life), unreadable) in ended {
@@ -111,7 +116,11 @@ impl Faults {
         self.world.trace.note("fault", "heal");
         for ((due_ms, _), later) in std::mem::take(&mut self.later) {
             let left = due_ms.saturating_sub(self.world.trace.now_ms());
-            self.plan(if matches!(later, Later::Bury(_)) { left } else { 5 }, later);
+            match later {
+                Later::Cut(..) => {}
+                Later::Bury(_) => self.plan(left, later),
+                _ => self.plan(5, later),
+            }
         }
     }
 
@@ -132,7 +141,7 @@ impl Faults {
             Later::Repair(one, two) | Later::Release(one, two) | Later::Quicken(one, two) => {
                 [one, two].contains(&&broker)
             }
-            Later::Bury(off) | Later::Boot(off) | Later::Mend(off) => *off == broker,
+            Later::Cut(off, _) | Later::Bury(off) | Later::Boot(off) | Later::Mend(off) => *off == broker,
         });
         if busy {
             return;
@@ -149,16 +158,43 @@ impl Faults {
     }
 
     fn strike_machine(&mut self, sim: &mut Sim<'_>, broker: u32) {
-        match self.rng.random_range(0..5) {
-            0 | 1 => {
+        match self.rng.random_range(0..12) {
+            0 | 1 => self.cut_power(&[1, 2, 3]),
+            2 => self.cut_power(&[broker, broker % BROKERS + 1]),
+            3 | 4 => {
                 let off_ms = self.ms(20, 2000);
                 self.power_off(sim, broker, off_ms);
             }
-            2 | 3 => self.kill(broker),
+            5..=8 => self.kill(broker),
             _ => {
                 self.note("stop", broker);
                 // It ends by itself, and is started again then.
                 self.change(broker, |start| start.stop = true);
+            }
+        }
+    }
+
+    /// Several machines lose their power at once, under load.
+    fn cut_power(&mut self, brokers: &[u32]) {
+        let slow = self.rng.random_bool(0.5).then(|| Duration::from_millis(self.ms(20, 200)));
+        self.cut_power_of(brokers, slow);
+    }
+
+    /// The same. Disks that have become slow before have more to lose: there is more time between a write and its sync.
+    fn cut_power_of(&mut self, brokers: &[u32], slow: Option<Duration>) {
+        if brokers.iter().any(|broker| self.is_between_lives(*broker)) {
+            return;
+        }
+        let kind = if brokers.len() == BROKERS as usize { "black-out" } else { "power cut of two" };
+        self.note(kind, format_args!("{brokers:?}, {slow:?} a sync"));
+        let after = if slow.is_some() { self.ms(30, 400) } else { 0 };
+        for broker in brokers {
+            let off_ms = self.ms(5, 300);
+            self.plan(after, Later::Cut(*broker, off_ms));
+            if let Some(pace) = slow {
+                self.disk(*broker).slow_syncs("", pace);
+                let mended = after + self.ms(300, 1500);
+                self.plan(mended, Later::Mend(*broker));
             }
         }
     }
@@ -233,15 +269,7 @@ impl Faults {
     fn strike_with(&mut self, focus: Focus, sim: &mut Sim<'_>) {
         match focus {
             Focus::Nothing => {}
-            Focus::BlackOuts => {
-                self.note("black-out", "all");
-                for broker in 1..=BROKERS {
-                    let off_ms = self.ms(5, 300);
-                    self.power_off(sim, broker, off_ms);
-                    // With more time between a write and its sync there is more to lose.
-                    self.disk(broker).slow_syncs("", SLOW);
-                }
-            }
+            Focus::BlackOuts => self.cut_power_of(&[1, 2, 3], Some(SLOW)),
             Focus::Isolation => {
                 let leader = self.world.ledger.leader_of(self.rng.random_range(1..4)).unwrap_or(1);
                 self.isolate(sim, leader);
@@ -275,7 +303,7 @@ impl Faults {
     /// its journal: rot of the last round cannot be told from a write that a power cut has torn.
     fn rot(&mut self) {
         let victim = self.victim;
-        if self.later.values().any(|later| matches!(later, Later::Bury(off) | Later::Boot(off) if *off == victim)) {
+        if self.is_between_lives(victim) {
             return;
         }
         let cut = self.rng.random_bool(0.3);
@@ -301,7 +329,7 @@ impl Faults {
 
     /// The broker gets an empty disk in place of what it had.
     fn wipe(&mut self, broker: u32) {
-        if self.later.values().any(|later| matches!(later, Later::Bury(off) | Later::Boot(off) if *off == broker)) {
+        if self.is_between_lives(broker) {
             return;
         }
         self.kill(broker);
@@ -320,6 +348,8 @@ impl Faults {
             Later::Repair(one, two) => sim.repair(host(one), host(two)),
             Later::Release(one, two) => sim.release(host(one), host(two)),
             Later::Quicken(one, two) => sim.set_link_max_message_latency(host(one), host(two), LATENCY),
+            Later::Cut(broker, _) if self.is_between_lives(broker) => {}
+            Later::Cut(broker, off_ms) => self.power_off(sim, broker, off_ms),
             Later::Bury(broker) => sim.crash(host(broker)),
             Later::Boot(broker) => sim.bounce(host(broker)),
             Later::Mend(broker) => {
@@ -358,6 +388,19 @@ impl Faults {
             self.plan(off_ms, Later::Repair(broker, other));
         }
         self.plan(off_ms, Later::Boot(broker));
+    }
+
+    /// Whether one process is gone and the next not started.
+    fn is_between_lives(&self, broker: u32) -> bool {
+        self.later.values().any(|later| matches!(later, Later::Bury(off) | Later::Boot(off) if *off == broker))
+    }
+
+    /// A wire is not mended while the machine at one of its ends is off: when the last of them will be back.
+    fn off_until(&self, later: Later) -> Option<u64> {
+        let (Later::Repair(one, two) | Later::Release(one, two)) = later else { return None };
+        let boots =
+            self.later.iter().filter(|(_, later)| matches!(later, Later::Boot(off) if [one, two].contains(off)));
+        boots.map(|((due_ms, _), _)| *due_ms).max().filter(|back_ms| *back_ms > self.world.trace.now_ms())
     }
 
     fn disk(&self, broker: u32) -> SimDisk {

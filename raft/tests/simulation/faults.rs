@@ -20,6 +20,8 @@ const STALL: Duration = Duration::from_millis(1300);
 enum Later {
     Repair(u32, u32),
     Release(u32, u32),
+    /// The power of a machine goes, for so many ms.
+    Cut(u32, u64),
     /// What is left of a killed process goes.
     Bury(u32),
     /// The next process starts.
@@ -67,7 +69,10 @@ impl Faults {
         let now = self.world.trace.now_ms();
         while let Some(due) = self.later.first_entry().filter(|due| due.key().0 <= now) {
             let later = due.remove();
-            self.end(sim, later);
+            match self.off_until(later) {
+                Some(back_ms) => self.plan(back_ms - now, later),
+                None => self.end(sim, later),
+            }
         }
         let ended = std::mem::take(&mut *self.world.ended.lock());
         for (broker, life) in ended {
@@ -92,7 +97,11 @@ impl Faults {
         self.world.trace.note("fault", "heal");
         for ((due_ms, _), later) in std::mem::take(&mut self.later) {
             let left = due_ms.saturating_sub(self.world.trace.now_ms());
-            self.plan(if matches!(later, Later::Bury(_)) { left } else { 5 }, later);
+            match later {
+                Later::Cut(..) => {}
+                Later::Bury(_) => self.plan(left, later),
+                _ => self.plan(5, later),
+            }
         }
     }
 
@@ -108,16 +117,20 @@ impl Faults {
         let other = (broker + self.rng.random_range(0..BROKERS - 1)) % BROKERS + 1;
         let busy = self.later.values().any(|later| match later {
             Later::Repair(one, two) | Later::Release(one, two) => [one, two].contains(&&broker),
-            Later::Bury(off) | Later::Boot(off) | Later::Unstall(off) => *off == broker,
+            Later::Cut(off, _) | Later::Bury(off) | Later::Boot(off) | Later::Unstall(off) => *off == broker,
         });
         if busy {
             return;
         }
         match self.rng.random_range(0..8) {
-            0 => {
-                let off_ms = self.ms(20, 2000);
-                self.power_off(sim, broker, off_ms);
-            }
+            0 => match self.rng.random_range(0..6) {
+                0 | 1 => self.cut_power(&[1, 2, 3]),
+                2 => self.cut_power(&[broker, other]),
+                _ => {
+                    let off_ms = self.ms(20, 2000);
+                    self.power_off(sim, broker, off_ms);
+                }
+            },
             1 => self.kill(broker),
             2 => {
                 self.note("partition", format_args!("{broker} {other}"));
@@ -160,11 +173,34 @@ impl Faults {
         }
     }
 
+    /// Several machines lose their power at once, under load; sometimes with disks that have become slow before, which have more to
+    /// lose: there is more time between a write and its sync.
+    fn cut_power(&mut self, brokers: &[u32]) {
+        if brokers.iter().any(|broker| self.is_between_lives(*broker)) {
+            return;
+        }
+        let slow = self.rng.random_bool(0.5).then(|| Duration::from_millis(self.ms(20, 200)));
+        let kind = if brokers.len() == BROKERS as usize { "black-out" } else { "power cut of two" };
+        self.note(kind, format_args!("{brokers:?}, {slow:?} a sync"));
+        let after = if slow.is_some() { self.ms(30, 400) } else { 0 };
+        for broker in brokers {
+            let off_ms = self.ms(5, 300);
+            self.plan(after, Later::Cut(*broker, off_ms));
+            if let Some(pace) = slow {
+                self.world.starts.lock()[broker].disk.slow_syncs("", pace);
+                let mended = after + self.ms(300, 1500);
+                self.plan(mended, Later::Unstall(*broker));
+            }
+        }
+    }
+
     fn end(&mut self, sim: &mut Sim<'_>, later: Later) {
         self.world.trace.note("fault", format_args!("{later:?}"));
         match later {
             Later::Repair(one, two) => sim.repair(host(one), host(two)),
             Later::Release(one, two) => sim.release(host(one), host(two)),
+            Later::Cut(broker, _) if self.is_between_lives(broker) => {}
+            Later::Cut(broker, off_ms) => self.power_off(sim, broker, off_ms),
             Later::Bury(broker) => sim.crash(host(broker)),
             Later::Boot(broker) => sim.bounce(host(broker)),
             Later::Unstall(broker) => self.world.starts.lock()[&broker].disk.slow_syncs("", SYNC),
@@ -196,6 +232,19 @@ impl Faults {
             self.plan(off_ms, Later::Repair(broker, other));
         }
         self.plan(off_ms, Later::Boot(broker));
+    }
+
+    /// Whether one process is gone and the next not started.
+    fn is_between_lives(&self, broker: u32) -> bool {
+        self.later.values().any(|later| matches!(later, Later::Bury(off) | Later::Boot(off) if *off == broker))
+    }
+
+    /// A wire is not mended while the machine at one of its ends is off: when the last of them will be back.
+    fn off_until(&self, later: Later) -> Option<u64> {
+        let (Later::Repair(one, two) | Later::Release(one, two)) = later else { return None };
+        let boots =
+            self.later.iter().filter(|(_, later)| matches!(later, Later::Boot(off) if [one, two].contains(off)));
+        boots.map(|((due_ms, _), _)| *due_ms).max().filter(|back_ms| *back_ms > self.world.trace.now_ms())
     }
 
     fn next_life(&self, broker: u32, change: impl FnOnce(&mut crate::broker::Start)) {
