@@ -59,6 +59,8 @@ pub(crate) struct Start {
     pub(crate) stop: bool,
     /// Its disk has been made to fail, so that its end surprises nobody.
     pub(crate) disk_fails: bool,
+    /// Its disk has been given a bound, which may leave no room for what a start must write.
+    pub(crate) disk_fills: bool,
     /// Bits of it were flipped, or all of it taken: its replicas may be lost.
     pub(crate) rots: bool,
 }
@@ -191,7 +193,8 @@ pub(crate) async fn run(world: World, broker: u32) -> turmoil::Result {
     let why = ended.as_ref().err().map_or("as it was asked to".to_owned(), ToString::to_string);
     world.trace.note(&who, format_args!("ends: {why}"));
     let start = world.start_of(broker);
-    if start.life == life && ended.is_err() && !start.disk_fails && !start.rots {
+    let no_room = start.disk_fills && ended.as_ref().is_err_and(|error| is_for_want_of_room(&**error));
+    if start.life == life && ended.is_err() && !start.disk_fails && !start.rots && !no_room {
         world.ledger.broken("liveness", format!("{who} ended: {why}"));
     }
     [network, http].iter().for_each(TracedNetwork::sever);
@@ -200,6 +203,11 @@ pub(crate) async fn run(world: World, broker: u32) -> turmoil::Result {
     });
     world.ended.lock().insert((broker, life), unreadable);
     std::future::pending().await
+}
+
+/// Whether a start was refused because the disk has no room for it: the operator makes some, and starts it again.
+fn is_for_want_of_room(error: &(dyn Error + 'static)) -> bool {
+    matches!(error.downcast_ref(), Some(StartError::Open(OpenError::Full { .. })))
 }
 
 /// The broker's process, from its start to its end.

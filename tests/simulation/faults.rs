@@ -137,21 +137,18 @@ impl Faults {
         let any = self.rng.random_range(1..=BROKERS);
         let broker = leads.filter(|_| self.rng.random_bool(0.5)).unwrap_or(any);
         let other = (broker + self.rng.random_range(0..BROKERS - 1)) % BROKERS + 1;
-        let busy = self.later.values().any(|later| match later {
-            Later::Repair(one, two) | Later::Release(one, two) | Later::Quicken(one, two) => {
-                [one, two].contains(&&broker)
-            }
-            Later::Cut(off, _) | Later::Bury(off) | Later::Boot(off) | Later::Mend(off) => *off == broker,
-        });
-        if busy {
+        if self.is_between_lives(broker) {
             return;
         }
+        let busy = self.is_busy(broker);
         let focus = self.world.variant.map_or(Focus::Nothing, Variant::focus);
-        if focus != Focus::Nothing && self.rng.random_bool(0.7) {
+        if focus != Focus::Nothing && !busy && self.rng.random_bool(0.7) {
             return self.strike_with(focus, sim);
         }
         match self.rng.random_range(0..3) {
             0 => self.strike_machine(sim, broker),
+            // Two faults of a disk, or of a wire, would end each other.
+            _ if busy => {}
             1 => self.strike_network(sim, broker, other),
             _ => self.strike_disk(broker),
         }
@@ -256,6 +253,7 @@ impl Faults {
                 let (disk, room) = (self.disk(broker), self.ms(0, 400 << 10));
                 self.note("full disk", format_args!("{broker}, {room} bytes left"));
                 disk.set_capacity(Some(disk.used_bytes() + room));
+                self.change(broker, |start| start.disk_fills = true);
                 let after = self.ms(500, 2500);
                 self.plan(after, Later::Mend(broker));
             }
@@ -395,6 +393,16 @@ impl Faults {
         self.later.values().any(|later| matches!(later, Later::Bury(off) | Later::Boot(off) if *off == broker))
     }
 
+    /// Whether something is wrong with its disk or its wires, or soon will be with its machine.
+    fn is_busy(&self, broker: u32) -> bool {
+        self.later.values().any(|later| match later {
+            Later::Repair(one, two) | Later::Release(one, two) | Later::Quicken(one, two) => {
+                [one, two].contains(&&broker)
+            }
+            Later::Cut(off, _) | Later::Bury(off) | Later::Boot(off) | Later::Mend(off) => *off == broker,
+        })
+    }
+
     /// A wire is not mended while the machine at one of its ends is off: when the last of them will be back.
     fn off_until(&self, later: Later) -> Option<u64> {
         let (Later::Repair(one, two) | Later::Release(one, two)) = later else { return None };
@@ -413,7 +421,9 @@ impl Faults {
     }
 
     fn next_life(&self, broker: u32, change: impl FnOnce(&mut Start)) {
+        let mended = !self.later.values().any(|later| matches!(later, Later::Mend(of) if *of == broker));
         self.change(broker, |start| {
+            start.disk_fills &= !mended;
             start.life += 1;
             start.stop = false;
             // A fault that has not struck yet may strike in this life.

@@ -90,7 +90,8 @@ impl Simulation<'_> {
         let starts = (1..=BROKERS).map(|broker| {
             let disk = faults::new_disk(plan.seed << 8 | u64::from(broker));
             let (tables, after) = (Arc::default(), Duration::ZERO);
-            (broker, Start { disk, tables, after, life: 1, stop: false, disk_fails: false, rots: false })
+            let (stop, disk_fails, disk_fills, rots) = (false, false, false, false);
+            (broker, Start { disk, tables, after, life: 1, stop, disk_fails, disk_fills, rots })
         });
         let world = World::new(Trace::new(plan.traced), starts.collect(), plan.variant);
         let mut sim = builder.build();

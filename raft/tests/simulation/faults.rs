@@ -115,13 +115,10 @@ impl Faults {
     fn strike(&mut self, sim: &mut Sim<'_>) {
         let broker = self.rng.random_range(1..=BROKERS);
         let other = (broker + self.rng.random_range(0..BROKERS - 1)) % BROKERS + 1;
-        let busy = self.later.values().any(|later| match later {
-            Later::Repair(one, two) | Later::Release(one, two) => [one, two].contains(&&broker),
-            Later::Cut(off, _) | Later::Bury(off) | Later::Boot(off) | Later::Unstall(off) => *off == broker,
-        });
-        if busy {
+        if self.is_between_lives(broker) {
             return;
         }
+        let busy = self.is_busy(broker);
         match self.rng.random_range(0..8) {
             0 => match self.rng.random_range(0..6) {
                 0 | 1 => self.cut_power(&[1, 2, 3]),
@@ -132,6 +129,8 @@ impl Faults {
                 }
             },
             1 => self.kill(broker),
+            // Two faults of a disk, or of a wire, would end each other.
+            _ if busy => {}
             2 => {
                 self.note("partition", format_args!("{broker} {other}"));
                 sim.partition(host(broker), host(other));
@@ -237,6 +236,14 @@ impl Faults {
     /// Whether one process is gone and the next not started.
     fn is_between_lives(&self, broker: u32) -> bool {
         self.later.values().any(|later| matches!(later, Later::Bury(off) | Later::Boot(off) if *off == broker))
+    }
+
+    /// Whether something is wrong with its disk or its wires, or soon will be with its machine.
+    fn is_busy(&self, broker: u32) -> bool {
+        self.later.values().any(|later| match later {
+            Later::Repair(one, two) | Later::Release(one, two) => [one, two].contains(&&broker),
+            Later::Cut(off, _) | Later::Bury(off) | Later::Boot(off) | Later::Unstall(off) => *off == broker,
+        })
     }
 
     /// A wire is not mended while the machine at one of its ends is off: when the last of them will be back.
