@@ -262,6 +262,7 @@ impl Client {
     /// Reads from the oldest readable offset to the confirmed end.
     async fn read_all(mut self, partition: u32) {
         let (mut next, mut log_start) = (0, None);
+        self.world.ledger.tell(Event::ReadingAll { partition });
         loop {
             match self.fetch(partition, next, "linearizable").await {
                 Some((read, start, end)) => {
@@ -290,13 +291,19 @@ impl Client {
         if answer.status != 200 {
             return None;
         }
-        let next = self.take(partition, from, answer.body);
+        let offsets = self.take(partition, from, answer.body);
+        let next = offsets.last().map_or(from, |last| last + 1);
+        self.world.ledger.tell(Event::Answered { partition, from, log_start: answer.log_start, offsets: &offsets });
         Some((next, answer.log_start, answer.high_watermark))
     }
 
-    /// Tells of every record that was read; the offset after the last.
-    fn take(&self, partition: u32, from: u64, mut body: Bytes) -> u64 {
-        let mut next = from;
+    /// Tells of every record that was read; their offsets.
+    fn take(&self, partition: u32, from: u64, mut body: Bytes) -> Vec<u64> {
+        let mut offsets = Vec::new();
+        let wrong = |offsets: &[u64], why: String| {
+            let why = format!("partition {partition}, read from {from}, after {:?}: {why}", offsets.last());
+            self.world.ledger.broken("acknowledged_is_readable", why);
+        };
         while body.len() >= 12 {
             let bytes = 12 + u32::from_be_bytes([body[8], body[9], body[10], body[11]]) as usize;
             let batch = RecordBatch::check(body.split_to(bytes.min(body.len())), &BatchLimits::default());
@@ -307,21 +314,30 @@ impl Client {
             let records = match records {
                 Ok(records) => records,
                 Err(why) => {
-                    let why = format!("partition {partition}, near {next}: read what is no batch: {why}");
-                    self.world.ledger.broken("acknowledged_is_readable", why);
-                    return next;
+                    wrong(&offsets, format!("what is no batch: {why}"));
+                    return offsets;
                 }
             };
-            for record in records.flatten() {
-                let offset = record.offset;
-                let named = record.value.as_deref().and_then(Attempt::of_value);
-                if let Some((attempt, record)) = named.filter(|_| offset >= from) {
-                    self.world.ledger.tell(Event::Read { partition, offset, attempt, record });
+            for record in records {
+                let named = record.map_err(|error| error.to_string()).and_then(|record| {
+                    let named = record.value.as_deref().and_then(Attempt::of_value);
+                    named.map(|named| (record.offset, named)).ok_or("nobody wrote that".to_owned())
+                });
+                match named {
+                    // The first batch may begin below what was asked for.
+                    Ok((offset, _)) if offset < from => {}
+                    Ok((offset, (attempt, record))) => {
+                        self.world.ledger.tell(Event::Read { partition, offset, attempt, record });
+                        offsets.push(offset);
+                    }
+                    Err(why) => {
+                        wrong(&offsets, format!("what is no record: {why}"));
+                        return offsets;
+                    }
                 }
-                next = next.max(offset + 1);
             }
         }
-        next
+        offsets
     }
 }
 

@@ -112,6 +112,10 @@ pub(crate) enum Event<'a> {
     Refused { attempt: Attempt },
     /// A client has read a record.
     Read { partition: u32, offset: u64, attempt: Attempt, record: u32 },
+    /// A read from `from` on was answered with the records at these offsets, by a broker whose log started at `log_start` then.
+    Answered { partition: u32, from: u64, log_start: u64, offsets: &'a [u64] },
+    /// The final read of a partition begins: what was read before does not count.
+    ReadingAll { partition: u32 },
     /// A client was told, linearizably, where the log ends; before it asked, it knew of acknowledged records up to `known`.
     Tail { partition: u32, end: u64, known: u64 },
     /// All has been read from the oldest readable offset on.

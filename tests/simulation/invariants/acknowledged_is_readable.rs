@@ -1,5 +1,5 @@
-//! What was acknowledged is there, exactly where it was said to be, and can be read after every recovery; what was said to be the
-//! end was not below it.
+//! What was acknowledged is there, exactly where it was said to be, and can be read after every recovery; no read leaves a record
+//! out; what was said to be the end was not below it.
 
 use std::collections::BTreeMap;
 
@@ -12,7 +12,7 @@ pub(super) struct AcknowledgedIsReadable {
     acknowledged: BTreeMap<Attempt, Place>,
     /// Where each attempt stands: partition, base offset, term, offsets.
     committed: BTreeMap<Attempt, (u64, u64, u32)>,
-    /// The last full read of each partition.
+    /// What each partition's final read has read; until that begins, what was read of it at all.
     read: BTreeMap<u32, BTreeMap<u64, Attempt>>,
     read_from: BTreeMap<u32, u64>,
 }
@@ -43,6 +43,20 @@ impl AcknowledgedIsReadable {
     }
 }
 
+/// Offsets are dense, so an answer has each from the one that was asked for on. Only what lies below the log start, which may have
+/// moved since the client asked last, may be missing.
+fn check_dense(from: u64, log_start: u64, offsets: &[u64]) -> Result<(), String> {
+    let mut next = from;
+    for offset in offsets {
+        let is_below_the_start = (next..=log_start).contains(offset);
+        if *offset != next && !is_below_the_start {
+            return Err(format!("offset {offset} was read where {next} was due, with a log start at {log_start}"));
+        }
+        next = offset + 1;
+    }
+    Ok(())
+}
+
 impl Invariant for AcknowledgedIsReadable {
     fn name(&self) -> &'static str {
         "acknowledged_is_readable"
@@ -58,6 +72,10 @@ impl Invariant for AcknowledgedIsReadable {
             Event::Read { partition, offset, attempt, .. } => {
                 self.read.entry(partition).or_default().insert(offset, attempt);
             }
+            Event::Answered { partition, from, log_start, offsets } => {
+                check_dense(from, log_start, offsets).map_err(|why| format!("partition {partition}: {why}"))?;
+            }
+            Event::ReadingAll { partition } => drop(self.read.remove(&partition)),
             Event::ReadAll { partition, log_start, end } => {
                 self.read_from.insert(partition, log_start);
                 let read = self.read.entry(partition).or_default();
@@ -109,6 +127,34 @@ mod tests {
         let mut nothing = AcknowledgedIsReadable::default();
         nothing.see(&Event::Acknowledged { attempt: attempt(3, 1), at }).unwrap();
         assert_eq!(nothing.judge().len(), 1);
+    }
+
+    #[test]
+    fn a_read_that_leaves_a_record_out_is_seen() {
+        let answer = |from, log_start, offsets: &[u64]| {
+            AcknowledgedIsReadable::default().see(&Event::Answered { partition: 0, from, log_start, offsets })
+        };
+        answer(3, 0, &[]).unwrap();
+        answer(3, 0, &[3, 4, 5]).unwrap();
+        answer(3, 0, &[4, 5]).unwrap_err();
+        answer(3, 0, &[3, 5]).unwrap_err();
+        answer(3, 0, &[3, 3]).unwrap_err();
+        // The log start has moved, to 7: the batch that holds it may begin below.
+        answer(3, 7, &[6, 7, 8]).unwrap();
+        answer(3, 7, &[8]).unwrap_err();
+        answer(3, 7, &[7, 9]).unwrap_err();
+    }
+
+    #[test]
+    fn what_was_read_before_the_final_read_does_not_count() {
+        let mut invariant = AcknowledgedIsReadable::default();
+        let at = Place { base_offset: 0, last_offset: 0, epoch: 1, duplicate: false };
+        commit(&mut invariant, &frame(0, 0, attempt(0, 1))).unwrap();
+        invariant.see(&Event::Acknowledged { attempt: attempt(0, 1), at }).unwrap();
+        invariant.see(&Event::Read { partition: 0, offset: 0, attempt: attempt(0, 1), record: 0 }).unwrap();
+        invariant.see(&Event::ReadingAll { partition: 0 }).unwrap();
+        invariant.see(&Event::ReadAll { partition: 0, log_start: 0, end: 1 }).unwrap_err();
+        assert_eq!(invariant.judge().len(), 1);
     }
 
     #[test]
