@@ -16,6 +16,7 @@ use turmoil::Sim;
 
 use crate::broken::{Focus, Variant};
 use crate::cluster::{BROKERS, CLIENT, Start, World, host};
+use crate::disk::{draw_failed_call, failed};
 
 /// How long things go wrong.
 const CHAOS_MS: std::ops::Range<u64> = 1500..6000;
@@ -88,6 +89,9 @@ impl Faults {
                 Some(back_ms) => self.plan(back_ms - now, later),
                 None => self.end(sim, later),
             }
+        }
+        for broker in 1..=BROKERS {
+            self.count_failed(broker);
         }
         let ended = std::mem::take(&mut *self.world.ended.lock());
         for ((broker, life), unreadable) in ended {
@@ -223,7 +227,11 @@ impl Faults {
     }
 
     fn strike_disk(&mut self, broker: u32) {
-        match self.rng.random_range(0..8) {
+        match self.rng.random_range(0..10) {
+            9 | 8 => {
+                let fault = draw_failed_call(&mut self.rng);
+                self.fail(broker, fault);
+            }
             7 => {
                 let pace = Duration::from_millis(self.ms(5, 80));
                 self.note("slow disk", format_args!("{broker}, {pace:?} a sync"));
@@ -237,18 +245,9 @@ impl Faults {
                 let after = self.ms(500, 2500);
                 self.plan(after, Later::Mend(broker));
             }
-            1 => {
-                self.note("failed sync", broker);
-                self.fail(broker, OpKind::Sync, "", true);
-            }
-            2 => {
-                self.note("failed write", broker);
-                self.fail(broker, OpKind::Write, ".segment", false);
-            }
-            3 => {
-                self.note("failed read", broker);
-                self.fail(broker, OpKind::Read, ".segment", false);
-            }
+            1 => self.fail_soon(broker, OpKind::Sync, ""),
+            2 => self.fail_soon(broker, OpKind::Write, ".segment"),
+            3 => self.fail_soon(broker, OpKind::Read, ".segment"),
             4 => {
                 let (disk, room) = (self.disk(broker), self.ms(0, 400 << 10));
                 self.note("full disk", format_args!("{broker}, {room} bytes left"));
@@ -290,11 +289,23 @@ impl Faults {
         }
     }
 
-    fn fail(&mut self, broker: u32, kind: OpKind, path_contains: &str, loses_data: bool) {
-        let skip = self.ms(0, 4);
-        let path_contains = path_contains.to_owned();
-        self.disk(broker).inject(Fault { kind, path_contains, skip, errno: EIO, loses_data });
+    fn fail_soon(&mut self, broker: u32, kind: OpKind, path_contains: &str) {
+        let (skip, path_contains) = (self.ms(0, 4), path_contains.to_owned());
+        self.fail(broker, Fault { kind, path_contains, skip, errno: EIO, loses_data: kind == OpKind::Sync });
+    }
+
+    /// It counts once it strikes.
+    fn fail(&mut self, broker: u32, fault: Fault) {
+        self.world.trace.note("fault", format_args!("of {broker}'s disk to come: {fault:?}"));
+        self.disk(broker).inject(fault);
         self.change(broker, |start| start.disk_fails = true);
+    }
+
+    /// Counts the calls that a disk has refused.
+    fn count_failed(&mut self, broker: u32) {
+        for (kind, path) in self.disk(broker).take_struck() {
+            self.note(failed(kind), format_args!("{broker} {}", path.display()));
+        }
     }
 
     /// Flips a bit of one of the victim's files, while a process has it or not, or takes a part of it away, while none has. Not of
@@ -331,6 +342,7 @@ impl Faults {
             return;
         }
         self.kill(broker);
+        self.count_failed(broker);
         self.note("lost disk", broker);
         let disk = new_disk(self.rng.random_range(0..u64::MAX));
         self.change(broker, |start| {

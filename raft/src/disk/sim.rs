@@ -105,6 +105,7 @@ struct Hardware {
     crash_at: Option<u64>,
     crashed: bool,
     faults: Vec<Fault>,
+    struck: Vec<(OpKind, PathBuf)>,
     slow_syncs: Vec<(String, Duration)>,
     capacity: Option<u64>,
     /// Open handles per file of this generation.
@@ -133,6 +134,7 @@ impl SimDisk {
             crash_at: None,
             crashed: false,
             faults: Vec::new(),
+            struck: Vec::new(),
             slow_syncs: Vec::new(),
             capacity: None,
             open: BTreeMap::new(),
@@ -220,6 +222,11 @@ impl SimDisk {
     /// Faults that have not struck yet.
     pub fn faults_left(&self) -> usize {
         self.hardware.lock().faults.len()
+    }
+
+    /// Which operations failed by a fault, on what, since this was last asked.
+    pub fn take_struck(&self) -> Vec<(OpKind, PathBuf)> {
+        std::mem::take(&mut self.hardware.lock().struck)
     }
 
     /// How many bytes all files may take together; `None`: any number. Writes and allocations beyond are ENOSPC.
@@ -333,10 +340,10 @@ impl Hardware {
     }
 
     fn strike(&mut self, kind: OpKind, path: &Path) -> Result<(), Struck> {
-        let path = path.to_string_lossy();
+        let name = path.to_string_lossy();
         let mut struck = None;
         self.faults.retain_mut(|fault| {
-            if fault.kind != kind || !path.contains(&fault.path_contains) {
+            if fault.kind != kind || !name.contains(&fault.path_contains) {
                 return true;
             }
             if fault.skip > 0 {
@@ -347,7 +354,9 @@ impl Hardware {
             struck = Some(Struck { error, loses_data: fault.loses_data });
             false
         });
-        struck.map_or(Ok(()), Err)
+        let Some(struck) = struck else { return Ok(()) };
+        self.struck.push((kind, path.to_owned()));
+        Err(struck)
     }
 
     fn sync_delay(&self, path: &Path) -> Duration {

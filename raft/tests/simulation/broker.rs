@@ -146,7 +146,8 @@ pub(crate) async fn run(world: World, broker: u32) -> turmoil::Result {
     let Err(error) = serve(&world, broker, start, who.clone(), network.clone()).await;
     world.trace.note(&who, format_args!("ends: {error}"));
     // A disk that fails ends a process; anything else does not, while it lives.
-    let disk_failed = error.is::<Stopped>() || matches!(error.downcast_ref(), Some(OpenError::Io { .. }));
+    let disk_failed =
+        error.is::<Stopped>() || matches!(error.downcast_ref(), Some(OpenError::Io { .. } | OpenError::Full { .. }));
     if !disk_failed && world.is_alive(broker, life) {
         world.model.broken(format!("{who} ended: {error}"));
     }

@@ -7,10 +7,51 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use pontoon_raft::disk::sim::SimDisk;
+use pontoon_raft::disk::sim::{EIO, ENOSPC, Fault, OpKind, SimDisk};
 use pontoon_raft::disk::{DirEntry, Disk, DiskFile, OpenMode};
+use rand::RngExt;
+use rand::rngs::SmallRng;
 
 use crate::trace::{Extent, Trace};
+
+/// Calls of a disk that may be refused besides reads, writes of segments and syncs of files; and on what paths.
+const CALLS: [(OpKind, &[&str]); 7] = [
+    (OpKind::SyncDir, &["", "/journal", "/groups", "/groups/"]),
+    (OpKind::Rename, &["", "/journal/", "/checkpoint", "/groups/"]),
+    (OpKind::Create, &["", "/journal/", "/checkpoint", ".segment", ".index", ".base"]),
+    (OpKind::Write, &["", "/journal/", "/checkpoint", "/groups/", ".index", ".base"]),
+    (OpKind::Allocate, &["", "/journal/", ".segment"]),
+    (OpKind::Remove, &["", "/groups/"]),
+    (OpKind::SetLen, &[""]),
+];
+
+/// Draws a call that is to fail once.
+pub(crate) fn draw_failed_call(rng: &mut SmallRng) -> Fault {
+    let (kind, paths) = CALLS[rng.random_range(0..CALLS.len())];
+    let path_contains = paths[rng.random_range(0..paths.len())].to_owned();
+    let skip = if rng.random_bool(0.5) { 0 } else { rng.random_range(0..6) };
+    let errno = if rng.random_bool(0.7) { EIO } else { ENOSPC };
+    Fault { kind, path_contains, skip, errno, loses_data: false }
+}
+
+/// What a call that failed is called.
+pub(crate) fn failed(kind: OpKind) -> &'static str {
+    match kind {
+        OpKind::Open => "failed open",
+        OpKind::Create => "failed creation",
+        OpKind::CreateDir => "failed creation of a folder",
+        OpKind::ReadDir => "failed listing",
+        OpKind::Rename => "failed rename",
+        OpKind::Remove => "failed removal",
+        OpKind::SyncDir => "failed sync of a folder",
+        OpKind::Lock => "failed lock",
+        OpKind::Read => "failed read",
+        OpKind::Write => "failed write",
+        OpKind::Sync => "failed sync",
+        OpKind::Allocate => "failed allocation",
+        OpKind::SetLen => "failed change of length",
+    }
+}
 
 /// A process's view of its disk.
 #[derive(Clone)]

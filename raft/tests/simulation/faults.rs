@@ -3,11 +3,13 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use pontoon_raft::disk::sim::{EIO, Fault, OpKind};
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 use turmoil::Sim;
 
 use crate::broker::{BROKERS, CLIENT, World, host};
+use crate::disk::{draw_failed_call, failed};
 
 /// How long things go wrong.
 const CHAOS_MS: std::ops::Range<u64> = 1500..6000;
@@ -74,6 +76,12 @@ impl Faults {
                 None => self.end(sim, later),
             }
         }
+        for broker in 1..=BROKERS {
+            let struck = self.world.starts.lock()[&broker].disk.take_struck();
+            for (kind, path) in struck {
+                self.note(failed(kind), format_args!("{broker} {}", path.display()));
+            }
+        }
         let ended = std::mem::take(&mut *self.world.ended.lock());
         for (broker, life) in ended {
             if self.world.is_alive(broker, life) {
@@ -119,7 +127,7 @@ impl Faults {
             return;
         }
         let busy = self.is_busy(broker);
-        match self.rng.random_range(0..8) {
+        match self.rng.random_range(0..9) {
             0 => match self.rng.random_range(0..6) {
                 0 | 1 => self.cut_power(&[1, 2, 3]),
                 2 => self.cut_power(&[broker, other]),
@@ -165,11 +173,21 @@ impl Faults {
                 let after = self.ms(500, 2500);
                 self.plan(after, Later::Unstall(broker));
             }
+            7 => {
+                let path_contains = String::new();
+                self.fail(broker, Fault { kind: OpKind::Sync, path_contains, skip: 0, errno: EIO, loses_data: true });
+            }
             _ => {
-                self.note("failed sync", broker);
-                self.world.starts.lock()[&broker].disk.fail_next_sync("", true);
+                let fault = draw_failed_call(&mut self.rng);
+                self.fail(broker, fault);
             }
         }
+    }
+
+    /// It counts once it strikes.
+    fn fail(&self, broker: u32, fault: Fault) {
+        self.world.trace.note("fault", format_args!("of {broker}'s disk to come: {fault:?}"));
+        self.world.starts.lock()[&broker].disk.inject(fault);
     }
 
     /// Several machines lose their power at once, under load; sometimes with disks that have become slow before, which have more to
