@@ -61,9 +61,8 @@ fn nothing_breaks_whatever_goes_wrong() {
 
 #[test]
 fn a_seed_replays_to_the_same_trace() {
-    if owned::tokio_is_seeded() {
-        replay_all(REPLAYED, sound);
-    }
+    owned::assert_tokio_is_seeded();
+    replay_all(REPLAYED, sound);
 }
 
 /// What a broken variant's process says when its invariant has noticed.

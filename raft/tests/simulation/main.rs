@@ -175,9 +175,8 @@ fn nothing_acknowledged_is_lost() {
 
 #[test]
 fn a_seed_replays_to_the_same_trace() {
-    if owned::tokio_is_seeded() {
-        replay_all(REPLAYED, |seed, traced| spawn(seed, traced, false));
-    }
+    owned::assert_tokio_is_seeded();
+    replay_all(REPLAYED, |seed, traced| spawn(seed, traced, false));
 }
 
 /// A simulation in which nothing could be lost would show nothing: if the journal's rounds are not synced, it comes out, be it that

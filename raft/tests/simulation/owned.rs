@@ -9,15 +9,13 @@
 //! - When a host ends, tokio drops its tasks in an order that follows from a counter of the whole process. `net` closes the
 //!   connections before, in the order of their making; nothing else of a dying process can be seen from outside.
 
-/// Whether tokio's own random numbers are the seed's.
-pub(crate) fn tokio_is_seeded() -> bool {
+/// Panics if tokio's own random numbers are not the seed's: then a replay shows nothing, and a test of it that passes even less.
+pub(crate) fn assert_tokio_is_seeded() {
     #[allow(unexpected_cfgs)] // It is a flag, not a feature of ours.
     let seeded = cfg!(tokio_unstable);
-    if !seeded {
-        eprintln!(
-            "NOT built with --cfg tokio_unstable (RUSTFLAGS in the environment hide .cargo/config.toml): \
-             seeds do not replay, and that they do is not tested"
-        );
-    }
-    seeded
+    assert!(
+        seeded,
+        "not built with --cfg tokio_unstable, so that seeds do not replay: RUSTFLAGS in the environment hide .cargo/config.toml \
+         (add the flag to them)"
+    );
 }
