@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use pontoon_raft::disk::Disk;
 use pontoon_raft::disk::sim::{EIO, Fault, OpKind, SimDisk};
+use pontoon_raft::disk::{DirEntry, Disk};
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 use turmoil::Sim;
@@ -139,20 +139,23 @@ impl Faults {
         // Leaders have more to lose.
         let leads = self.world.ledger.leader_of(self.rng.random_range(0..4));
         let any = self.rng.random_range(1..=BROKERS);
-        let broker = leads.filter(|_| self.rng.random_bool(0.5)).unwrap_or(any);
-        let other = (broker + self.rng.random_range(0..BROKERS - 1)) % BROKERS + 1;
-        if self.is_between_lives(broker) {
-            return;
-        }
-        let busy = self.is_busy(broker);
+        let wanted = leads.filter(|_| self.rng.random_bool(0.5)).unwrap_or(any);
         let focus = self.world.variant.map_or(Focus::Nothing, Variant::focus);
-        if focus != Focus::Nothing && !busy && self.rng.random_bool(0.7) {
+        if focus != Focus::Nothing && !self.is_busy(wanted) && self.rng.random_bool(0.7) {
             return self.strike_with(focus, sim);
         }
-        match self.rng.random_range(0..3) {
-            0 => self.strike_machine(sim, broker),
+        // That one, or the next that can be struck.
+        let in_turn = (0..BROKERS).map(|number| (wanted - 1 + number) % BROKERS + 1);
+        let kind = self.rng.random_range(0..4);
+        let struck = match kind {
+            0 => in_turn.clone().find(|broker| !self.is_between_lives(*broker)),
             // Two faults of a disk, or of a wire, would end each other.
-            _ if busy => {}
+            _ => in_turn.clone().find(|broker| !self.is_busy(*broker)),
+        };
+        let Some(broker) = struck else { return };
+        let other = (broker + self.rng.random_range(0..BROKERS - 1)) % BROKERS + 1;
+        match kind {
+            0 => self.strike_machine(sim, broker),
             1 => self.strike_network(sim, broker, other),
             _ => self.strike_disk(broker),
         }
@@ -227,8 +230,8 @@ impl Faults {
     }
 
     fn strike_disk(&mut self, broker: u32) {
-        match self.rng.random_range(0..10) {
-            9 | 8 => {
+        match self.rng.random_range(0..13) {
+            8..=10 => {
                 let fault = draw_failed_call(&mut self.rng);
                 self.fail(broker, fault);
             }
@@ -256,9 +259,9 @@ impl Faults {
                 let after = self.ms(500, 2500);
                 self.plan(after, Later::Mend(broker));
             }
-            5 => self.rot(),
-            _ if self.rng.random_bool(0.3) => self.wipe(self.victim),
-            _ => {}
+            5 | 6 => self.rot(),
+            11 => self.lose_folder(),
+            _ => self.wipe(self.victim),
         }
     }
 
@@ -334,6 +337,25 @@ impl Faults {
             self.note("flipped bit", format_args!("{victim} {} at {position}", path.display()));
             disk.flip_bit(&path, position, bit);
         }
+    }
+
+    /// The folder of one of the victim's replicas is gone, while no process has it.
+    fn lose_folder(&mut self) {
+        let victim = self.victim;
+        if self.is_between_lives(victim) {
+            return;
+        }
+        self.kill(victim);
+        let disk = self.disk(victim);
+        let folders = folders_of_logs(&disk);
+        if folders.is_empty() {
+            return;
+        }
+        let folder = &folders[self.rng.random_range(0..folders.len())];
+        // A fault that was to come may strike here: then a part of it is gone.
+        let gone = disk.remove_dir_all(folder).now_or_never();
+        self.note("lost folder", format_args!("{victim} {}, {gone:?}", folder.display()));
+        self.change(victim, |start| start.rots = true);
     }
 
     /// The broker gets an empty disk in place of what it had.
@@ -452,12 +474,22 @@ pub(crate) fn new_disk(seed: u64) -> SimDisk {
     disk
 }
 
-/// Every segment, index, base and snapshot that holds something. The simulated disk answers at once.
-fn files_of_logs(disk: &SimDisk) -> Vec<(PathBuf, u64)> {
-    let list = |path: &Path| disk.read_dir(path).now_or_never().and_then(Result::ok).unwrap_or_default();
+/// What stands in a folder. The simulated disk answers at once.
+fn list(disk: &SimDisk, path: &Path) -> Vec<DirEntry> {
+    disk.read_dir(path).now_or_never().and_then(Result::ok).unwrap_or_default()
+}
+
+/// Every replica's folder.
+fn folders_of_logs(disk: &SimDisk) -> Vec<PathBuf> {
     let groups = Path::new("/data/groups");
-    let folders = list(groups).into_iter().map(|folder| groups.join(folder.name));
-    let files =
-        folders.flat_map(|folder| list(&folder).into_iter().map(move |file| (folder.join(&file.name), file.bytes)));
+    list(disk, groups).into_iter().map(|folder| groups.join(folder.name)).collect()
+}
+
+/// Every segment, index, base and snapshot that holds something.
+fn files_of_logs(disk: &SimDisk) -> Vec<(PathBuf, u64)> {
+    let files_of = |folder: PathBuf| {
+        list(disk, &folder).into_iter().map(move |file| (folder.join(&file.name), file.bytes)).collect::<Vec<_>>()
+    };
+    let files = folders_of_logs(disk).into_iter().flat_map(files_of);
     files.filter(|(path, bytes)| *bytes > 0 && path.extension().is_none_or(|kind| kind != "tmp")).collect()
 }

@@ -123,9 +123,11 @@ impl Ledger {
         *self.inner.lock().happened.entry(what).or_default() += 1;
     }
 
-    /// What happened to logs, by kind.
+    /// What happened to logs, and what was looked at, by kind.
     pub(crate) fn happened(&self) -> BTreeMap<&'static str, u64> {
-        self.inner.lock().happened.clone()
+        let inner = self.inner.lock();
+        let looked_at = inner.invariants.iter().filter_map(|invariant| invariant.looked_at());
+        inner.happened.clone().into_iter().chain(looked_at).collect()
     }
 
     /// Whether every broker, in the life it is in, has shown all there is of every group. If not: who lags.
@@ -176,6 +178,17 @@ impl Inner {
                 }
             }
             _ => {}
+        }
+        let kind = match event {
+            Event::Acknowledged { at, .. } if at.duplicate => Some("duplicates answered"),
+            Event::Refused { .. } => Some("refusals"),
+            Event::Answered { .. } => Some("reads answered"),
+            Event::Tail { .. } => Some("ends confirmed"),
+            Event::Quarantined { .. } => Some("quarantines"),
+            _ => None,
+        };
+        if let Some(kind) = kind {
+            *self.happened.entry(kind).or_default() += 1;
         }
         let mut broken = Vec::new();
         for invariant in &mut self.invariants {

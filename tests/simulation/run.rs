@@ -44,7 +44,7 @@ pub(crate) struct Run {
     pub(crate) hash: u32,
     pub(crate) acknowledged: u64,
     pub(crate) terms: u64,
-    /// Faults, and what they did to logs, by kind.
+    /// Faults, what they did to logs, and what was looked at, by kind.
     pub(crate) struck: BTreeMap<&'static str, u64>,
     /// How long it took in simulated time, in ms.
     pub(crate) simulated_ms: u64,

@@ -29,7 +29,7 @@ const CALLS: [(OpKind, &[&str]); 7] = [
 pub(crate) fn draw_failed_call(rng: &mut SmallRng) -> Fault {
     let (kind, paths) = CALLS[rng.random_range(0..CALLS.len())];
     let path_contains = paths[rng.random_range(0..paths.len())].to_owned();
-    let skip = if rng.random_bool(0.5) { 0 } else { rng.random_range(0..6) };
+    let skip = if rng.random_bool(0.5) { 0 } else { rng.random_range(0..4) };
     let errno = if rng.random_bool(0.7) { EIO } else { ENOSPC };
     Fault { kind, path_contains, skip, errno, loses_data: false }
 }

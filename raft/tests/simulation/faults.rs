@@ -121,13 +121,18 @@ impl Faults {
     }
 
     fn strike(&mut self, sim: &mut Sim<'_>) {
-        let broker = self.rng.random_range(1..=BROKERS);
+        let wanted = self.rng.random_range(1..=BROKERS);
+        // That one, or the next that can be struck.
+        let in_turn = (0..BROKERS).map(|number| (wanted - 1 + number) % BROKERS + 1);
+        let kind = self.rng.random_range(0..11);
+        let struck = match kind {
+            0 | 1 => in_turn.clone().find(|broker| !self.is_between_lives(*broker)),
+            // Two faults of a disk, or of a wire, would end each other.
+            _ => in_turn.clone().find(|broker| !self.is_busy(*broker)),
+        };
+        let Some(broker) = struck else { return };
         let other = (broker + self.rng.random_range(0..BROKERS - 1)) % BROKERS + 1;
-        if self.is_between_lives(broker) {
-            return;
-        }
-        let busy = self.is_busy(broker);
-        match self.rng.random_range(0..9) {
+        match kind {
             0 => match self.rng.random_range(0..6) {
                 0 | 1 => self.cut_power(&[1, 2, 3]),
                 2 => self.cut_power(&[broker, other]),
@@ -137,8 +142,6 @@ impl Faults {
                 }
             },
             1 => self.kill(broker),
-            // Two faults of a disk, or of a wire, would end each other.
-            _ if busy => {}
             2 => {
                 self.note("partition", format_args!("{broker} {other}"));
                 sim.partition(host(broker), host(other));

@@ -20,6 +20,9 @@ use crate::trace::first_difference;
 /// Fewest writes that a seed must see acknowledged on average: else the faults leave nothing to lose.
 const ACKNOWLEDGED_MIN: u64 = 50;
 
+/// From so many seeds on, each kind of thing that is counted must have happened: what is never exercised cannot be caught.
+const EXERCISED_FROM: u64 = 50;
+
 /// Runs a seed on a thread of its own, with a trace or without.
 pub(crate) type Spawn = fn(u64, bool) -> JoinHandle<Told>;
 
@@ -66,12 +69,14 @@ pub(crate) fn keep(seed: u64, name: &str, lines: &[String]) -> PathBuf {
     path
 }
 
-/// Runs every wanted seed, `default` of them if nobody wants others. Panics at the end if one is bad.
-pub(crate) fn run_all(default: u64, spawn: Spawn) {
+/// Runs every wanted seed, `default` of them if nobody wants others. Panics at the end if one is bad, or if something did not happen
+/// in any of them that should; `kinds` are all that are counted.
+pub(crate) fn run_all(default: u64, kinds: &[&'static str], spawn: Spawn) {
     show_logs();
     let (first, count) = wanted(default);
     let jobs = number("PONTOON_JOBS").unwrap_or_else(|| thread::available_parallelism().map_or(1, |n| n.get() as u64));
     let (next, acknowledged, bad) = (AtomicU64::new(first), AtomicU64::new(0), Mutex::new(Vec::new()));
+    let happened: Mutex<BTreeMap<&str, u64>> = Mutex::new(kinds.iter().map(|kind| (*kind, 0)).collect());
     thread::scope(|scope| {
         for _ in 0..jobs.min(count) {
             scope.spawn(|| {
@@ -81,7 +86,11 @@ pub(crate) fn run_all(default: u64, spawn: Spawn) {
                         return;
                     }
                     match try_seed(seed, spawn) {
-                        Some(count) => drop(acknowledged.fetch_add(count, Ordering::Relaxed)),
+                        Some(told) => {
+                            acknowledged.fetch_add(told.acknowledged, Ordering::Relaxed);
+                            let mut happened = happened.lock();
+                            told.struck.iter().for_each(|(kind, count)| *happened.entry(kind).or_default() += count);
+                        }
                         None => bad.lock().push(seed),
                     }
                 }
@@ -95,10 +104,15 @@ pub(crate) fn run_all(default: u64, spawn: Spawn) {
         count < 4 || acknowledged >= count * ACKNOWLEDGED_MIN,
         "{acknowledged} acknowledged: nothing much happened"
     );
+    let happened = happened.into_inner();
+    let unlisted: Vec<_> = happened.keys().filter(|kind| !kinds.contains(kind)).collect();
+    assert!(unlisted.is_empty(), "counted, but nobody sees to it that they happen: {unlisted:?}");
+    let never: Vec<_> = happened.iter().filter(|(_, count)| **count == 0).map(|(kind, _)| kind).collect();
+    assert!(count < EXERCISED_FROM || never.is_empty(), "never happened in {count} seeds: {never:?} of {happened:?}");
 }
 
-/// Runs one seed and tells of it. How many writes were acknowledged; `None`: it is a bad one.
-fn try_seed(seed: u64, spawn: Spawn) -> Option<u64> {
+/// Runs one seed and tells of it. What it came to; `None`: it is a bad one.
+fn try_seed(seed: u64, spawn: Spawn) -> Option<Told> {
     let began = Instant::now();
     let traced = number("PONTOON_TRACE").is_some();
     let told = spawn(seed, traced).join();
@@ -117,12 +131,12 @@ fn try_seed(seed: u64, spawn: Spawn) -> Option<u64> {
     };
     let struck: Vec<String> = told.struck.iter().map(|(kind, count)| format!("{kind}={count}")).collect();
     let (verdict, struck) = (if good { "ok" } else { "FAILED" }, struck.join(", "));
-    let Told { acknowledged, terms, simulated_ms, .. } = told;
+    let Told { acknowledged, terms, simulated_ms, .. } = &told;
     tell(
         seed,
         &format!("{verdict}: {acknowledged} acknowledged, {terms} terms, {simulated_ms} ms in {took} ms; {struck}"),
     );
-    good.then_some(acknowledged)
+    good.then_some(told)
 }
 
 /// Runs a bad seed again, for its trace.

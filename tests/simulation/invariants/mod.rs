@@ -23,6 +23,11 @@ pub(crate) trait Invariant: Send {
     /// Takes note of an event. `Err`: it cannot be.
     fn see(&mut self, event: &Event<'_>) -> Result<(), String>;
 
+    /// How often it has compared something that only it can count, and what that is called.
+    fn looked_at(&self) -> Option<(&'static str, u64)> {
+        None
+    }
+
     /// Looks at the whole, once every broker has shown and a client has read all there is. What cannot be.
     fn judge(&mut self) -> Vec<String> {
         Vec::new()
