@@ -3,8 +3,10 @@
 //! It never panics, never serves an entry that was not written, never touches another replica, and never loses an entry
 //! that was whole and synced: it has it, or it refuses to open what it cannot vouch for and keeps the files. Only rounds at
 //! the very end of the journal may be missing, and only if each of them was damaged: nobody can tell them from torn writes.
+//! Of a segment, the entries before the first changed byte are read as they were, and so is every other segment.
 //! The fuzz targets (`tests/fuzz`) and the tests below call the same functions.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
@@ -12,8 +14,10 @@ use bytes::Bytes;
 use openraft::storage::{RaftLogReader, RaftLogStorage};
 use pontoon_raft::disk::sim::SimDisk;
 use pontoon_raft::disk::{Disk, OpenMode};
+use pontoon_raft::log::frame::Frame;
 use pontoon_raft::log_store::LogStore;
-use pontoon_raft::store::Store;
+use pontoon_raft::store::{Replica, Store};
+use pontoon_raft::types::Offset;
 
 use super::driver::{APPLIED_GROUP, Append, Driver, Found, Key, ROOT, look, open};
 use super::run;
@@ -186,6 +190,29 @@ async fn damaged_at_the_end(before: &SimDisk, after: &SimDisk) -> usize {
     trailing
 }
 
+/// The entries that a damaged segment may have lost: from the first one that a changed byte is in or before, up to the next segment.
+async fn at_risk(before: &SimDisk, after: &SimDisk, path: &Path) -> Range<u64> {
+    let (old, new) = (contents(before, path).await, contents(after, path).await);
+    let same = old.iter().zip(&new).take_while(|(old, new)| old == new).count();
+    let mut rest = old.clone();
+    let mut from = None;
+    while let Ok(frame) = Frame::decode(&mut rest) {
+        if old.len() - rest.len() > same {
+            from = Some(frame.header.index);
+            break;
+        }
+    }
+    let Some(from) = from else { return 0..0 };
+    let firsts = files(before, Class::Segment).await.into_iter().map(|(path, _)| first_index(&path));
+    from..firsts.filter(|first| *first > from).min().unwrap_or(u64::MAX)
+}
+
+/// The first index of a segment, as its file's name says.
+fn first_index(path: &Path) -> u64 {
+    let name = path.file_name().unwrap().to_str().unwrap();
+    name.split_once('-').unwrap().0.parse().unwrap()
+}
+
 /// Damages files of a class as `data` says, recovers, and checks what is there.
 pub(crate) fn damage(class: Class, data: &[u8]) {
     let prepared = if class == Class::Journal { killed() } else { closed() };
@@ -200,6 +227,10 @@ pub(crate) fn damage(class: Class, data: &[u8]) {
             apply(&disk, path, change).await;
         }
         let whole = contents(&disk, path).await == contents(&prepared.disk, path).await;
+        let rotten = match class {
+            Class::Segment => at_risk(&prepared.disk, &disk, path).await,
+            _ => 0..0,
+        };
         let missing_max = damaged_at_the_end(&prepared.disk, &disk).await;
         let store = match open(&disk).await {
             Ok(store) => store,
@@ -210,40 +241,63 @@ pub(crate) fn damage(class: Class, data: &[u8]) {
         };
         let mut missing = 0;
         for (key, states) in &prepared.states {
-            missing += missing_states(&store, *key, states, class, whole).await;
+            missing += missing_states(&store, *key, states, class, &rotten).await;
         }
         assert!(missing <= missing_max, "{missing} writes are missing, {missing_max} damaged rounds at the end");
         store.close().await.unwrap();
     });
 }
 
-/// How many of a replica's last states were forgotten.
-async fn missing_states(store: &Arc<Store>, key: Key, states: &[Found], class: Class, whole: bool) -> usize {
+/// How many of a replica's last states were forgotten. No replica is given up: a checkpoint knows how each of them stands, so that
+/// rot in a segment of A's costs entries of that segment only, those that are `rotten`.
+async fn missing_states(store: &Arc<Store>, key: Key, states: &[Found], class: Class, rotten: &Range<u64>) -> usize {
     let before = states.last().unwrap();
     let of_key = |group: u64, replica: u64| (group, replica) == key;
     let Some(replica) = store.replicas().into_iter().find(|found| of_key(found.group.0, found.replica.0)) else {
-        let corrupt = store.corrupt().iter().any(|found| of_key(found.group.0, found.replica.0));
-        assert!(corrupt && !whole, "replica {key:?} is gone");
-        assert!(class == Class::Segment && key == A, "{class:?}: replica {key:?} was given up");
-        return 0;
+        panic!("{class:?}: replica {key:?} was given up: {:?}", store.corrupt());
     };
-    if class != Class::Segment || key != A || whole {
-        let found = look(&replica).await;
-        let back = states.iter().rev().position(|state| *state == found);
-        return back.unwrap_or_else(|| panic!("{class:?}: replica {key:?} is {found:?}\nand was {before:?}"));
+    if key == A && !rotten.is_empty() {
+        check_rotten(&replica, before, rotten).await;
+        return 0;
     }
-    // A rotten segment: what can be read is what was written, and nothing is forgotten.
+    let found = look(&replica).await;
+    let back = states.iter().rev().position(|state| *state == found);
+    back.unwrap_or_else(|| panic!("{class:?}: replica {key:?} is {found:?}\nand was {before:?}"))
+}
+
+/// A log with a rotten segment: what can be read is what was written, by index and by offset; all can be read that is not rotten;
+/// and nothing is forgotten.
+async fn check_rotten(replica: &Replica, before: &Found, rotten: &Range<u64>) {
     let mut log = LogStore::new(replica.log.clone());
     let state = log.get_log_state().await.unwrap();
     let last = state.last_log_id.unwrap().index;
     assert_eq!(last, before.last_index(), "entries are forgotten");
     for index in 0..=last {
-        if let Ok(entries) = log.try_get_log_entries(index..=index).await {
-            assert!(entries.len() <= 1 && before.holds(&entries), "entry {index} is not what was written");
+        match log.try_get_log_entries(index..=index).await {
+            Ok(entries) => {
+                assert!(entries.len() == 1 && before.holds(&entries), "entry {index} is not what was written")
+            }
+            Err(error) => assert!(rotten.contains(&index), "entry {index}, of {rotten:?} rotten, is not read: {error}"),
         }
     }
-    let _ = replica.log.read(replica.log.log_start_offset(), replica.log.log_end_offset(), usize::MAX).await;
-    0
+    let (records, end) = (before.records(), replica.log.log_end_offset());
+    for (at, (index, offset, _)) in records.iter().enumerate() {
+        for bytes_max in [1, usize::MAX] {
+            match replica.log.read(Offset(*offset), end, bytes_max).await {
+                Ok(frames) => {
+                    let read =
+                        frames.iter().map(|frame| (frame.header.index, frame.header.base_offset, &frame.payload));
+                    let written = records[at..].iter().map(|(index, offset, payload)| (*index, *offset, payload));
+                    assert!(!frames.is_empty(), "offset {offset} is read as nothing");
+                    assert!(
+                        read.eq(written.take(frames.len())),
+                        "what is read from {offset} on is not what was written"
+                    );
+                }
+                Err(error) => assert!(rotten.contains(index), "offset {offset}, entry {index}, is not read: {error}"),
+            }
+        }
+    }
 }
 
 #[cfg(test)]
@@ -287,6 +341,45 @@ mod tests {
         replay("journal_recovery", Class::Journal);
     }
 
+    /// A's second segment with a changed byte in the middle; what may be lost of it.
+    async fn rotten_in_the_middle(before: &SimDisk) -> (Arc<Store>, Range<u64>) {
+        let disk = before.fork().kill();
+        let (path, bytes) = files(&disk, Class::Segment).await.swap_remove(1);
+        disk.flip_bit(&path, bytes / 2, 0);
+        let rotten = at_risk(before, &disk, &path).await;
+        assert!(first_index(&path) < rotten.start && !rotten.is_empty(), "{rotten:?}");
+        (open(&disk).await.unwrap(), rotten)
+    }
+
+    fn all_of_a<'a>(prepared: &'a Prepared, store: &Arc<Store>) -> (Replica, &'a Found) {
+        let (_, states) = prepared.states.iter().find(|(key, _)| *key == A).unwrap();
+        let replica = store.replicas().into_iter().find(|found| (found.group.0, found.replica.0) == A).unwrap();
+        (replica, states.last().unwrap())
+    }
+
+    #[test]
+    fn rot_costs_what_follows_it_in_its_segment_at_most() {
+        let prepared = closed();
+        run(async {
+            let (store, rotten) = rotten_in_the_middle(&prepared.disk).await;
+            let (replica, before) = all_of_a(prepared, &store);
+            check_rotten(&replica, before, &rotten).await;
+            let offset = before.records().into_iter().find(|(index, ..)| *index >= rotten.start).unwrap().1;
+            replica.log.read(Offset(offset), replica.log.log_end_offset(), 1).await.unwrap_err();
+        });
+    }
+
+    #[test]
+    #[should_panic(expected = "is not read")]
+    fn an_entry_that_is_lost_beside_the_rot_is_noticed_here() {
+        let prepared = closed();
+        run(async {
+            let (store, rotten) = rotten_in_the_middle(&prepared.disk).await;
+            let (replica, before) = all_of_a(prepared, &store);
+            check_rotten(&replica, before, &(rotten.start + 1..rotten.end)).await;
+        });
+    }
+
     #[test]
     fn the_loss_of_the_last_round_is_noticed_here() {
         let prepared = killed();
@@ -297,7 +390,7 @@ mod tests {
             let store = open(&disk).await.unwrap();
             let mut missing = 0;
             for (key, states) in &prepared.states {
-                missing += missing_states(&store, *key, states, Class::Journal, false).await;
+                missing += missing_states(&store, *key, states, Class::Journal, &(0..0)).await;
             }
             assert_eq!(missing, 1);
         });

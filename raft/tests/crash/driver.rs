@@ -93,6 +93,17 @@ impl Found {
         })
     }
 
+    /// The accepted payloads, each with its index and first offset.
+    pub(crate) fn records(&self) -> Vec<(u64, u64, Bytes)> {
+        let records = self.entries.iter().filter_map(|read| match read {
+            Read::Frame { id, kind: FrameKind::Records, base_offset, payload } => {
+                Some((id.index, *base_offset, payload.clone()))
+            }
+            _ => None,
+        });
+        records.collect()
+    }
+
     /// Index of the last entry; 0 if there is none.
     pub(crate) fn last_index(&self) -> u64 {
         self.last.map_or(0, |last| last.index)
