@@ -31,7 +31,7 @@ pub(crate) const BROKERS: u32 = 3;
 /// The client, among the hosts.
 pub(crate) const CLIENT: u32 = BROKERS + 1;
 /// Entries that a snapshot leaves in the log, at least.
-const KEPT: u64 = 40;
+const KEPT: u64 = 8;
 /// How long a clean stop may take.
 const STOP_MAX: Duration = Duration::from_secs(8);
 
@@ -167,7 +167,7 @@ fn config(broker: u32) -> Config {
         bypass_bytes_min: 8 << 10,
         checkpoint_journal_bytes: 128 << 10,
         checkpoint_interval: Duration::from_secs(2),
-        segment_bytes_max: 16 << 10,
+        segment_bytes_max: 4 << 10,
         index_interval_bytes: 1 << 10,
         tail_cache_bytes: 8 << 10,
         tail_cache_bytes_total: 32 << 10,

@@ -19,7 +19,7 @@ use crate::cluster::{BROKERS, CLIENT, Start, World, host};
 use crate::disk::{draw_failed_call, failed};
 
 /// How long things go wrong.
-const CHAOS_MS: std::ops::Range<u64> = 1500..6000;
+const CHAOS_MS: std::ops::Range<u64> = 2000..7000;
 /// How long a journal's syncs take, mostly, and on a disk that stalls.
 const SYNC: Duration = Duration::from_millis(1);
 const SLOW: Duration = Duration::from_millis(60);
