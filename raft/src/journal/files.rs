@@ -65,6 +65,8 @@ pub(super) struct OpenFile {
     pub(super) first: Lsn,
     /// Its length: it has had it since before its name.
     pub(super) file_bytes: u64,
+    /// Its header goes out with its first round.
+    pub(super) bare: bool,
 }
 
 /// Asks the keeper to take files, oldest first, out of the journal.

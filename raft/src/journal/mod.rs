@@ -332,6 +332,7 @@ impl Journal {
                 name: current.prepared.name.clone(),
                 first: scan.next,
                 file_bytes: current.prepared.bytes,
+                bare: false,
             }),
             live_bytes_here: AtomicU64::new(current.position),
             wanted_bytes: AtomicU64::new(0),
@@ -462,8 +463,7 @@ impl Journal {
     /// Recycles the files that hold nothing at or above `lsn`. A checkpoint that says so must be durable (RULES.md J7). On return the
     /// change is durable. Returns how many files went.
     pub async fn retire_below(&self, lsn: Lsn) -> Result<usize, Stopped> {
-        let mut files = self.shared.live.lock().clone();
-        files.truncate(files.iter().take_while(|file| file.last < lsn).count());
+        let files = self.below(lsn);
         let count = files.len();
         if count == 0 {
             return Ok(0);
@@ -472,6 +472,16 @@ impl Journal {
         self.retire.send(Retire { files, done }).await.map_err(|_| self.reason())?;
         told.await.map_err(|_| self.reason())?;
         Ok(count)
+    }
+
+    /// The files that may be retired. Not the last one before the next has its header, durably: nothing else would say then how far the
+    /// journal was durable, and a recovery would miss all of it.
+    fn below(&self, lsn: Lsn) -> Vec<LiveFile> {
+        let live = self.shared.live.lock();
+        let here = self.shared.here.lock();
+        let needed = usize::from(here.bare && here.first > self.durable_lsn());
+        let below = live.iter().take_while(|file| file.last < lsn).count();
+        live[..below.min(live.len().saturating_sub(needed))].to_vec()
     }
 
     /// Ends the journal, and with it the data directory (RULES.md J15): for a failed sync of a segment, a checkpoint, a snapshot.

@@ -327,6 +327,7 @@ impl Writer {
             name: self.current.prepared.name.clone(),
             first: self.next,
             file_bytes: self.current.prepared.bytes,
+            bare: true,
         };
         live.push(LiveFile {
             name: old.prepared.name,

@@ -109,6 +109,50 @@ async fn only_files_wholly_below_are_retired_and_what_is_left_is_read() {
     assert_eq!(found.len(), 1);
 }
 
+/// A file gets its header with its first round: until that is durable, the file before it says how far the journal was.
+#[tokio::test(start_paused = true)]
+async fn a_file_is_not_retired_before_the_next_one_says_what_it_follows() {
+    let mut torn = 0;
+    for seed in 0..30 {
+        let disk = SimDisk::new(seed);
+        let (_, journal) = open(&disk, 1).await;
+        disk.slow_syncs(&file_name(1, 1), Duration::from_secs(10));
+        let mut durable = Lsn(0);
+        let write = async |term| {
+            let writing = journal.write(GroupId(1), ReplicaId(1), a_vote(term));
+            tokio::time::timeout(Duration::from_millis(1), writing).await
+        };
+        for term in 1.. {
+            match write(term).await {
+                Ok(lsn) => durable = lsn.unwrap(),
+                Err(_) => break,
+            }
+        }
+        assert_eq!(journal.open_file().0, file_name(1, 1));
+        // For a checkpoint that was begun before.
+        journal.retire_below(Lsn(durable.0 + 1)).await.unwrap();
+        let disk = disk.crash_with(seed);
+        let (found, _) = read(&disk, 2, Lsn(durable.0 + 1)).await.unwrap_or_else(|error| panic!("{seed}: {error}"));
+        torn += u64::from(found.is_empty());
+        drop(journal);
+    }
+    assert!((1..30).contains(&torn), "{torn}");
+}
+
+/// As soon as it does, and at once after an opening, whose first file has its header before anything is written to it.
+#[tokio::test(start_paused = true)]
+async fn a_file_is_retired_once_the_next_one_says_what_it_follows() {
+    let disk = SimDisk::new(1);
+    let (_, journal) = open(&disk, 1).await;
+    let last = work(&journal, 20, 1000).await;
+    assert_eq!(journal.retire_below(Lsn(last.0 + 1)).await.unwrap(), 1);
+    journal.close().await.unwrap();
+    let from = Lsn(journal.durable_lsn().0 + 1);
+    let (_, scan) = read(&disk, 2, from).await.unwrap();
+    let journal = Journal::start(Arc::new(disk.clone()), identity(2), scan, small(), unlimited()).await.unwrap();
+    assert_eq!(journal.retire_below(from).await.unwrap(), 1);
+}
+
 #[tokio::test(start_paused = true)]
 async fn the_scan_leaves_out_what_a_checkpoint_has() {
     let disk = SimDisk::new(1);
