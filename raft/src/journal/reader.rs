@@ -41,6 +41,11 @@ pub struct Scan {
 }
 
 impl Scan {
+    /// Whether there is any file that was begun: with a header, or with a round.
+    pub(crate) fn is_begun(&self) -> bool {
+        !self.live.is_empty()
+    }
+
     /// Bytes that a recovery reads, as found.
     pub fn live_bytes(&self) -> u64 {
         self.live.iter().map(|file| file.bytes).sum()

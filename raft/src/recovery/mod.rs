@@ -133,8 +133,16 @@ impl Recovery<'_> {
     /// of room, in memory: no more than the segment writer's budget. `StorageFull` beyond that.
     pub(crate) async fn run(self) -> Result<Found, OpenError> {
         let checkpoint = self.read_checkpoint().await?;
+        // Both come after the journal's first file, which is durable by then: see `Store::open`.
+        let later = match &checkpoint {
+            Some(_) => Some("there is a checkpoint"),
+            None => (self.identity.cluster != 0).then_some("it has joined a cluster"),
+        };
+        // Before the first one the journal holds everything.
+        let none = || Checkpoint { directory: self.directory, lsn: Lsn(0), replicas: Vec::new() };
+        let checkpoint = checkpoint.unwrap_or_else(none);
         let from = Lsn(checkpoint.lsn.0 + 1);
-        let mut plans = self.first_pass(checkpoint, from).await?;
+        let mut plans = self.first_pass(checkpoint, from, later).await?;
         let deleted: BTreeSet<ReplicaKey> = plans.iter().filter(|(_, plan)| plan.dead).map(|(key, _)| *key).collect();
         plans.retain(|_, plan| !plan.dead);
         let OtherFolders { dead, quarantined, unknown } = self.other_folders(&plans, &deleted).await?;
@@ -165,15 +173,12 @@ impl Recovery<'_> {
         Ok((key, Rebuild::begin(self, key, plan, folder).await?))
     }
 
-    async fn read_checkpoint(&self) -> Result<Checkpoint, OpenError> {
+    async fn read_checkpoint(&self) -> Result<Option<Checkpoint>, OpenError> {
         let path = self.root.join(CHECKPOINT_FILE);
         let corrupt = |why: String| OpenError::Corrupt { path: path.clone(), why };
         let bytes = match read_file(&**self.disk, &path, CHECKPOINT_BYTES_MAX).await {
             Ok(bytes) => bytes,
-            // Before the first one the journal holds everything.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return Ok(Checkpoint { directory: self.directory, lsn: Lsn(0), replicas: Vec::new() });
-            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) if error.kind() == io::ErrorKind::InvalidData => return Err(corrupt(error.to_string())),
             Err(error) => return Err(OpenError::Io { path, error }),
         };
@@ -186,10 +191,16 @@ impl Recovery<'_> {
         if checkpoint.directory != self.directory {
             return Err(corrupt(format!("it belongs to data directory {:032x}", checkpoint.directory.0)));
         }
-        Ok(checkpoint)
+        Ok(Some(checkpoint))
     }
 
-    async fn first_pass(&self, checkpoint: Checkpoint, from: Lsn) -> Result<BTreeMap<ReplicaKey, Plan>, OpenError> {
+    /// `later`: what says that the journal has been begun, if something does.
+    async fn first_pass(
+        &self,
+        checkpoint: Checkpoint,
+        from: Lsn,
+        later: Option<&str>,
+    ) -> Result<BTreeMap<ReplicaKey, Plan>, OpenError> {
         let mut plans = BTreeMap::new();
         for entry in checkpoint.replicas {
             let state: ReplicaState = codec::decode(&entry.state).map_err(|error| OpenError::Corrupt {
@@ -213,7 +224,14 @@ impl Recovery<'_> {
                 None => {}
             }
         }
-        Ok(plans)
+        match later.filter(|_| !scanner.finish().is_begun()) {
+            // Even with nothing in it a file stays: the last one goes only when the next has been begun.
+            Some(later) => {
+                let why = format!("none of its files is there, or none that was begun, but {later}");
+                Err(OpenError::Corrupt { path: self.identity.dir.clone(), why })
+            }
+            None => Ok(plans),
+        }
     }
 
     async fn second_pass(&self, rebuilds: &mut BTreeMap<ReplicaKey, Rebuild>, from: Lsn) -> Result<Scan, OpenError> {

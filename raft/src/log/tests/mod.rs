@@ -23,6 +23,7 @@ mod mending;
 mod model;
 mod reading;
 mod retention;
+mod start;
 mod writing;
 
 const GROUP: GroupId = GroupId(4);
@@ -43,15 +44,18 @@ fn small() -> RaftConfig {
     }
 }
 
-async fn open(disk: &SimDisk, config: RaftConfig, snapshot_at: SnapshotAt) -> Arc<Store> {
-    let options = StoreOptions {
+fn options(disk: &SimDisk, config: RaftConfig, snapshot_at: SnapshotAt) -> StoreOptions {
+    StoreOptions {
         disk: Arc::new(disk.clone()),
         path: "/data".into(),
         broker: BrokerId(1),
         config,
         applications: test_applications(snapshot_at),
-    };
-    Store::open(options).await.unwrap()
+    }
+}
+
+async fn open(disk: &SimDisk, config: RaftConfig, snapshot_at: SnapshotAt) -> Arc<Store> {
+    Store::open(options(disk, config, snapshot_at)).await.unwrap()
 }
 
 /// A store with one empty replica.
