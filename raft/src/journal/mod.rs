@@ -87,9 +87,9 @@ pub trait ExtentTarget: Send + Sync + 'static {
     /// `write_and_sync` is the journal's own).
     fn write_durably(&self, position: u64, parts: Vec<Bytes>) -> BoxFuture<'_, std::io::Result<()>>;
 
-    /// Asked when that has found no room, or no file: whether nobody minds, because the replica is being deleted. Then this append comes to nothing, with
+    /// Asked when that has failed: whether nobody minds, because the replica is being deleted. Then this append comes to nothing, with
     /// all that its replica has submitted before its [`Op::Delete`], which need not wait for any of it.
-    fn is_unwanted(&self) -> bool {
+    fn is_unwanted(&self, _error: &std::io::Error) -> bool {
         false
     }
 }

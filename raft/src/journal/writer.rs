@@ -383,13 +383,10 @@ fn write_directly(group: GroupId, entries: &[Entry]) -> BoxFuture<'static, Direc
         crcs.push(parts.iter().fold(0, |crc, part| crc32c::crc32c_append(crc, part)));
         all.extend(parts.iter().cloned());
     }
-    // No other error: a sync that fails may be of a directory that others stand in, too (RULES.md J15).
-    let may_be_unwanted =
-        |error: &io::Error| matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::NotFound);
     Box::pin(async move {
         let result = match first {
             Some((position, target)) => match target.write_durably(position, all).await {
-                Err(error) if may_be_unwanted(&error) && target.is_unwanted() => Ok(None),
+                Err(error) if target.is_unwanted(&error) => Ok(None),
                 written => written.map(|()| Some(crcs)),
             },
             None => Ok(Some(crcs)),

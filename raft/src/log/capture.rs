@@ -167,7 +167,7 @@ impl Log {
     }
 
     /// Syncs the folder or the one it is in. Every file's entry there depends on it: an error stops the directory (RULES.md J15).
-    async fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+    pub(super) async fn sync_dir(&self, dir: &Path) -> io::Result<()> {
         let synced = self.context.disk.sync_dir(dir).await.map_err(sync_failed);
         synced.inspect_err(|error| self.stop_unless_full(dir, error))
     }
@@ -178,10 +178,16 @@ impl Log {
         }
     }
 
-    /// Moves the folder of a deleted replica aside, durably. A missing one is fine.
+    /// Moves the folder of a replica aside that is deleted, or will be. A missing one is fine. Durable on return. What is on its way
+    /// to its segments comes to nothing.
     pub(crate) async fn move_folder(&self, aside: &Path) -> io::Result<()> {
         let mut folder = self.folder.lock().await;
         *folder = Folder::Gone;
+        {
+            let state = self.state.lock();
+            state.segments.iter().for_each(|segment| segment.file.leave());
+            state.prepared.iter().for_each(|file| file.leave());
+        }
         move_folder(&self.context, &self.dir, aside).await
     }
 

@@ -399,14 +399,22 @@ impl Log {
 
     /// A failed sync stops the directory, as everywhere (RULES.md J15). The file may have been made anew.
     async fn sync_mended(&self, file: &SegmentFile) -> Result<(), MendError> {
-        let result = match file.sync().await {
-            Ok(()) => self.context.disk.sync_dir(&self.dir).await,
-            failed => failed,
+        let synced = async {
+            file.sync().await?;
+            match self.folder().await? {
+                Some(_folder) => self.sync_dir(&self.dir).await.map(|()| true),
+                None => Ok(false),
+            }
         };
-        result.map_err(|error| {
-            self.context.stop.stop(&format!("{}: {error}", file.path().display()));
-            MendError::Io(error)
-        })
+        match synced.await {
+            Ok(true) => Ok(()),
+            // The replica is deleted, and its folder with it.
+            Ok(false) => Err(MendError::Changed),
+            Err(error) => {
+                self.context.stop.stop(&format!("{}: {error}", file.path().display()));
+                Err(MendError::Io(error))
+            }
+        }
     }
 
     /// Whether what was known of a segment when its repair began still holds.

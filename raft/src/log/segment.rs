@@ -59,6 +59,8 @@ pub(crate) struct SegmentFile {
     entry_durable: AtomicBool,
     /// No longer part of the log: never written again, never created again.
     retired: AtomicBool,
+    /// Its folder is moved aside: what is not found any more is missed by nobody.
+    leaving: AtomicBool,
     /// Read since the last [`Self::rest`].
     touched: AtomicBool,
     /// Room on the disk is reserved up to here.
@@ -80,6 +82,7 @@ impl SegmentFile {
             syncing: tokio::sync::Mutex::new(false),
             entry_durable: AtomicBool::new(false),
             retired: AtomicBool::new(false),
+            leaving: AtomicBool::new(false),
             touched: AtomicBool::new(false),
             allocated: AtomicU64::new(0),
             direct: Mutex::new(Vec::new()),
@@ -144,7 +147,7 @@ impl SegmentFile {
         self.dirty.store(true, Ordering::Release);
         let result = async { self.handle(true).await?.write_at(position, parts).await }.await;
         self.dirty.store(true, Ordering::Release);
-        if self.is_retired() { Ok(()) } else { result }
+        self.judge(result)
     }
 
     /// Makes what was written durable, but not the file's directory entry ([`Self::entry_is_durable`]).
@@ -166,7 +169,7 @@ impl SegmentFile {
         if result.is_ok() {
             still_dirty.0 = None;
         }
-        if self.is_retired() { Ok(()) } else { result }
+        self.judge(result)
     }
 
     /// Cuts the file, or gives back the room behind its end.
@@ -178,7 +181,7 @@ impl SegmentFile {
         self.dirty.store(true, Ordering::Release);
         let result = async { self.handle(false).await?.set_len(bytes).await }.await;
         self.dirty.store(true, Ordering::Release);
-        if self.is_retired() { Ok(()) } else { result }
+        self.judge(result)
     }
 
     /// Whether something is not known to be durable, perhaps because a sync is under way.
@@ -200,6 +203,20 @@ impl SegmentFile {
 
     fn is_retired(&self) -> bool {
         self.retired.load(Ordering::Acquire)
+    }
+
+    /// To be called before the folder is moved aside, for good.
+    pub(crate) fn leave(&self) {
+        self.leaving.store(true, Ordering::Release);
+    }
+
+    fn has_left(&self, error: &io::Error) -> bool {
+        error.kind() == io::ErrorKind::NotFound && self.leaving.load(Ordering::Acquire)
+    }
+
+    /// What becomes of a file that is out of use, or has left with its folder, is no error.
+    fn judge(&self, result: io::Result<()>) -> io::Result<()> {
+        result.or_else(|error| if self.is_retired() || self.has_left(&error) { Ok(()) } else { Err(error) })
     }
 
     /// Whether the journal wrote these bytes directly, durably. To be asked once for each append, in order.
@@ -279,9 +296,12 @@ impl ExtentTarget for SegmentFile {
         })
     }
 
-    /// Only a deletion retires a file that an append is on its way to: all else that does so comes behind that append.
-    fn is_unwanted(&self) -> bool {
-        self.is_retired()
+    /// Only a deletion retires a file that an append is on its way to: all else that does so comes behind that append. The folder of a
+    /// replica that is set aside leaves before. No other error is passed over: a sync that fails may be of a directory that others
+    /// stand in, too (RULES.md J15).
+    fn is_unwanted(&self, error: &io::Error) -> bool {
+        let gone = matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::NotFound) && self.is_retired();
+        gone || self.has_left(error)
     }
 }
 

@@ -18,6 +18,7 @@ use crate::store::{Store, StoreOptions};
 use crate::testing::{TestProducers, test_applications, test_payload};
 use crate::types::{Appended, BrokerId, GroupId, LogId, Offset, Outcome, Proposal, ReplicaId, Vote, log_id, vote};
 
+mod aside;
 mod disk;
 mod mending;
 mod model;

@@ -1,0 +1,89 @@
+//! A replica that is set aside: its folder is moved before its deletion is on record, and others go on meanwhile.
+
+use std::path::Path;
+
+use super::*;
+use crate::disk::Disk;
+use crate::log::mend::{FrameSource, MendError, NoFrame, Wanted};
+use futures_util::future::BoxFuture;
+
+const ASIDE: &str = "/data/groups/quarantined-4-40";
+
+/// The folder moves at once, and that is durable some seconds later; until then the deletion is not on record.
+async fn set_aside_slowly(
+    disk: &SimDisk,
+    store: &Arc<Store>,
+) -> tokio::task::JoinHandle<Result<(), crate::error::Stopped>> {
+    disk.slow_syncs("/data/groups", Duration::from_secs(20));
+    // All but the folder of the groups itself.
+    disk.slow_syncs("/data/groups/", Duration::ZERO);
+    let store = store.clone();
+    let aside = tokio::spawn(async move { store.set_aside(GROUP, REPLICA).await });
+    rest().await;
+    assert!(disk.read_dir(Path::new(ASIDE)).await.is_ok() && !aside.is_finished());
+    aside
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_large_append_whose_folder_is_moved_meanwhile_fails_alone() {
+    for full in [true, false] {
+        let (disk, store, log) = fresh(RaftConfig { segment_bytes_max: 1 << 20, ..small() }).await;
+        let other = store.create(GroupId(8), ReplicaId(80)).await.unwrap().log;
+        fill(&other, 1, 2, 300).await;
+        rest().await;
+        match full {
+            // It waits for room.
+            true => disk.set_capacity(Some(disk.used_bytes())),
+            // Its sync lasts.
+            false => disk.slow_syncs("4-40/", Duration::from_secs(4)),
+        }
+        let large = submit(&log, vec![proposal(0, 1, test_payload(1, 1, 0, &vec![1; 20_000]))]).await.unwrap();
+        rest().await;
+        let aside = set_aside_slowly(&disk, &store).await;
+        disk.set_capacity(None);
+        let told = tokio::time::timeout(Duration::from_secs(10), large).await.expect("it still waits");
+        assert!(told.unwrap().is_err() && !aside.is_finished());
+        // The others go on, and the deletion comes to its end.
+        fill(&other, 1, 3, 300).await;
+        aside.await.unwrap().unwrap();
+        store.close().await.unwrap();
+        let store = open(&disk.crash(), small(), SnapshotAt::Boundary).await;
+        assert_eq!((store.replicas().len(), store.corrupt()), (1, Vec::new()));
+        assert_eq!(store.quarantined(), [Path::new(ASIDE)]);
+        assert_eq!(indexes(&store.replicas()[0].log).await.len(), 5);
+    }
+}
+
+/// Gives what another log has.
+struct Twin(Arc<Log>);
+
+impl FrameSource for Twin {
+    fn frame(&mut self, wanted: Wanted) -> BoxFuture<'_, Result<Frame, NoFrame>> {
+        Box::pin(async move { Ok(self.0.read_indexes(wanted.index, wanted.index + 1, 1).await.unwrap().remove(0)) })
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_repair_of_what_is_set_aside_meanwhile_comes_to_nothing() {
+    let (_, _store, twin) = fresh(small()).await;
+    let (disk, store, log) = fresh(small()).await;
+    for log in [&log, &twin] {
+        fill(log, 1, 20, 300).await;
+    }
+    rest().await;
+    store.checkpoint().await.unwrap();
+    let name = log.state.lock().segments[1].name();
+    disk.flip_bit(&super::super::segment::path(log.dir(), name, "segment"), 70, 0);
+    assert!(log.check_segment(name, 0).await.is_err());
+    disk.slow_syncs(".segment", Duration::from_secs(5));
+    let mending = tokio::spawn({
+        let log = log.clone();
+        async move { log.mend_segment(name, &mut Twin(twin)).await }
+    });
+    rest().await;
+    store.set_aside(GROUP, REPLICA).await.unwrap();
+    assert!(!mending.is_finished());
+    let mended = mending.await.unwrap();
+    assert!(matches!(mended, Err(MendError::Changed)), "{mended:?}");
+    store.create(GROUP, ReplicaId(41)).await.unwrap();
+}
