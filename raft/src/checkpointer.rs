@@ -8,12 +8,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
-use futures_util::{StreamExt, TryStreamExt, stream};
+use futures_util::{StreamExt, stream};
 use parking_lot::Mutex;
 
 use crate::checkpoint::{CHECKPOINT_BYTES_MAX, CHECKPOINT_FILE, Checkpoint, CheckpointEntry, ReplicaState};
 use crate::codec;
-use crate::disk::replace_file;
+use crate::disk::{is_out_of_files, is_refused, replace_file};
 use crate::error::Stopped;
 use crate::journal::Lsn;
 use crate::log::capture::{Captured, IndexDue, IndexStored, Version};
@@ -31,9 +31,9 @@ pub(crate) enum CheckpointFailed {
     /// The directory has stopped.
     #[error(transparent)]
     Stopped(#[from] Stopped),
-    /// There is no room. The last one still holds; the journal keeps what it keeps.
-    #[error("no room for a checkpoint: {0}")]
-    Full(io::Error),
+    /// There is no room, or too many files are open. The last one still holds; the journal keeps what it keeps.
+    #[error("no checkpoint could be written: {0}")]
+    Refused(io::Error),
     /// It would be longer than what a start reads. The last one still holds, and the journal keeps what it keeps: it grows.
     #[error(
         "a checkpoint of {bytes} bytes is longer than the {max} that a start reads: there are too many replicas or producers here"
@@ -51,8 +51,12 @@ impl CheckpointFailed {
     pub(crate) fn put_off(self) -> Result<(), Stopped> {
         match self {
             Self::Stopped(stopped) => Err(stopped),
-            full @ Self::Full(_) => {
-                tracing::warn!(%full, "the checkpoint is put off");
+            Self::Refused(error) if is_out_of_files(&error) => {
+                tracing::error!(%error, "the checkpoint is put off, and the journal grows: see how many files the broker may open");
+                Ok(())
+            }
+            refused @ Self::Refused(_) => {
+                tracing::warn!(%refused, "the checkpoint is put off");
                 Ok(())
             }
             long @ Self::TooLong { .. } => {
@@ -60,6 +64,17 @@ impl CheckpointFailed {
                 Ok(())
             }
         }
+    }
+}
+
+/// What several came to that ran beside each other. None is dropped half-way: a sync that fails must be heard of (RULES.md J15), whatever
+/// another one came to.
+fn worst(done: Vec<Result<(), CheckpointFailed>>) -> Result<(), CheckpointFailed> {
+    let mut failed: Vec<CheckpointFailed> = done.into_iter().filter_map(Result::err).collect();
+    let stopped = failed.iter().position(|failed| matches!(failed, CheckpointFailed::Stopped(_)));
+    match failed.is_empty() {
+        true => Ok(()),
+        false => Err(failed.swap_remove(stopped.unwrap_or(0))),
     }
 }
 
@@ -193,7 +208,7 @@ impl Checkpointer {
         }
         self.context.writer.flush().await.map_err(|failed| match failed {
             FlushFailed::Stopped(stopped) => CheckpointFailed::Stopped(stopped),
-            FlushFailed::Full => CheckpointFailed::Full(io::ErrorKind::StorageFull.into()),
+            FlushFailed::Refused => CheckpointFailed::Refused(io::Error::other("segments wait to be written")),
         })?;
         self.sync(captured).await?;
         let mut replicas = Vec::with_capacity(captured.len() + corrupt.len());
@@ -239,7 +254,7 @@ impl Checkpointer {
             let result = file.sync().await;
             self.judge(result, file.path())
         }));
-        synced.buffer_unordered(CONCURRENT).try_collect::<()>().await?;
+        worst(synced.buffer_unordered(CONCURRENT).collect().await)?;
         let living = captured.iter().filter(|(_, captured)| !captured.deleted);
         let own =
             |(log, captured): &(Arc<Log>, Captured)| (log.clone(), captured.bases.clone(), captured.files.clone());
@@ -249,24 +264,17 @@ impl Checkpointer {
             }
             self.judge(log.sync_entries(&files).await, log.dir())
         });
-        // None is dropped half-way: a sync that fails must be heard of (RULES.md J15), whatever another one came to.
-        let done: Vec<Result<(), CheckpointFailed>> = entries.buffer_unordered(CONCURRENT).collect().await;
-        let mut failed: Vec<CheckpointFailed> = done.into_iter().filter_map(Result::err).collect();
-        let stopped = failed.iter().position(|failed| matches!(failed, CheckpointFailed::Stopped(_)));
-        match failed.is_empty() {
-            true => Ok(()),
-            false => Err(failed.swap_remove(stopped.unwrap_or(0))),
-        }
+        worst(entries.buffer_unordered(CONCURRENT).collect().await)
     }
 
-    /// No room is no disaster. Any other failure may be that of a sync: the directory stops (RULES.md J15).
+    /// What was only refused is no disaster. Any other failure may be that of a sync: the directory stops (RULES.md J15).
     fn judge(&self, result: io::Result<()>, path: &Path) -> Result<(), CheckpointFailed> {
         let Err(error) = result else { return Ok(()) };
-        if error.kind() == io::ErrorKind::StorageFull {
-            return Err(CheckpointFailed::Full(error));
+        self.context.stop_unless_refused(path, &error);
+        match is_refused(&error) {
+            true => Err(CheckpointFailed::Refused(error)),
+            false => Err(CheckpointFailed::Stopped(self.context.stop.reason())),
         }
-        self.context.stop.stop(&format!("{}: {error}", path.display()));
-        Err(CheckpointFailed::Stopped(self.context.stop.reason()))
     }
 
     async fn remove_snapshots(&self, log: &Log, names: &[String]) {

@@ -16,11 +16,11 @@ use futures_util::{StreamExt, stream};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
-use crate::disk::Disk;
+use crate::disk::{Disk, is_out_of_files, is_refused};
 use crate::error::Stopped;
 use crate::log::Log;
 use crate::log::index::SparseIndex;
-use crate::log::segment::{self, FULL_RETRY, SegmentFile};
+use crate::log::segment::{self, REFUSED_RETRY, SegmentFile};
 use crate::log::tail::TailBudget;
 use crate::stop::StopSignal;
 
@@ -98,8 +98,8 @@ struct Queue {
     /// Jobs given to it and finished by it, ever.
     given: u64,
     finished: u64,
-    /// The last round left jobs behind, because the disk is full.
-    full: bool,
+    /// The last round left jobs behind, because the disk is full, or too many files are open.
+    refused: bool,
     /// Nobody runs jobs any more.
     closed: bool,
 }
@@ -109,8 +109,8 @@ struct Queue {
 pub(crate) enum FlushFailed {
     /// The directory has stopped.
     Stopped(Stopped),
-    /// There is no room; it goes on when there is.
-    Full,
+    /// There is no room, or too many files are open; it goes on when that is over.
+    Refused,
 }
 
 /// The task's handle. The queue is bounded by the budget: each write holds a permit.
@@ -182,8 +182,8 @@ impl SegmentWriter {
             {
                 let queue = self.queue.lock();
                 // First: what was given later and is finished would count for what was left behind.
-                if queue.full {
-                    return Err(FlushFailed::Full);
+                if queue.refused {
+                    return Err(FlushFailed::Refused);
                 }
                 if queue.finished >= wanted {
                     // A job that failed is finished too: it has stopped the directory before it was counted.
@@ -203,12 +203,12 @@ impl SegmentWriter {
     pub(crate) async fn run(self: Arc<Self>, tails: Arc<TailBudget>, logs: impl Fn() -> Vec<Arc<Log>> + Send) {
         let _closing = Closing(&self);
         loop {
-            let full = self.queue.lock().full;
+            let refused = self.queue.lock().refused;
             tokio::select! {
                 biased;
                 _ = self.stop.stopped() => return,
                 () = self.given.notified() => {}
-                () = tokio::time::sleep(FULL_RETRY), if full => {}
+                () = tokio::time::sleep(REFUSED_RETRY), if refused => {}
             }
             tokio::select! {
                 biased;
@@ -273,14 +273,14 @@ impl SegmentWriter {
     fn settle(&self, count: usize, mut left: Vec<Job>) {
         let mut queue = self.queue.lock();
         queue.finished += (count - left.len()) as u64;
-        queue.full = !left.is_empty();
+        queue.refused = !left.is_empty();
         left.append(&mut queue.jobs);
         queue.jobs = left;
         drop(queue);
         self.finished.notify_waiters();
     }
 
-    /// Runs one log's jobs, in order. Returns those that found no room.
+    /// Runs one log's jobs, in order. Returns those that were refused.
     async fn run_jobs(&self, mut jobs: VecDeque<Job>) -> VecDeque<Job> {
         while let Some(job) = jobs.pop_front() {
             match job {
@@ -305,7 +305,7 @@ impl SegmentWriter {
         jobs
     }
 
-    /// Writes one run, all of it or, if there is no room, none (false). Until it has succeeded its frames stay in the tail
+    /// Writes one run, all of it or, if that is refused, none (false). Until it has succeeded its frames stay in the tail
     /// cache and the journal. Any other failure means that the directory cannot be trusted any more.
     async fn write(&self, run: &[Write]) -> bool {
         let (Some(first), Some(last)) = (run.first(), run.last()) else { return true };
@@ -319,6 +319,10 @@ impl SegmentWriter {
             Ok(()) => last.log.became_written(last.append),
             Err(error) if error.kind() == io::ErrorKind::StorageFull => {
                 tracing::warn!(path = %path.display(), "disk full: a segment waits to be written");
+                return false;
+            }
+            Err(error) if is_out_of_files(&error) => {
+                tracing::error!(path = %path.display(), %error, "a segment waits to be written");
                 return false;
             }
             Err(error) => self.stop.stop(&format!("writing {}: {error}", path.display())),
@@ -338,8 +342,8 @@ impl SegmentWriter {
         };
         match result {
             Ok(()) => {}
-            // The folder is gone, or there is no room: the index can be rebuilt.
-            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::StorageFull) => {
+            // The folder is gone, or it was refused: the index can be rebuilt, and the next start gives the room back.
+            Err(error) if error.kind() == io::ErrorKind::NotFound || is_refused(&error) => {
                 tracing::warn!(path = %seal.file.path().display(), %error, "the index was not written");
             }
             Err(error) => self.stop.stop(&format!("closing {}: {error}", seal.file.path().display())),
@@ -363,6 +367,9 @@ impl SegmentWriter {
         }
         // So that the room is free now, not when the file system gets round to it.
         match self.disk.sync_dir(dir).await {
+            Err(error) if is_out_of_files(&error) => {
+                tracing::error!(dir = %dir.display(), %error, "the room of removed files may be free a little later");
+            }
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 self.stop.stop(&format!("{}: {error}", dir.display()));
             }

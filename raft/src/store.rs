@@ -40,8 +40,8 @@ mod space;
 
 use space::{Measured, measurements};
 
-/// How long a checkpoint that found no room is put off.
-const FULL_RETRY: Duration = Duration::from_secs(5);
+/// How long a checkpoint is put off that found no room, or too many files open.
+const REFUSED_RETRY: Duration = Duration::from_secs(5);
 
 /// How long the last checkpoint may take.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -510,11 +510,11 @@ async fn checkpoints(store: Weak<Store>, context: Arc<LogContext>) {
         match store.try_checkpoint().await {
             Ok(()) => last = now,
             Err(failed) => {
-                let full = matches!(failed, CheckpointFailed::Full(_));
+                let refused = matches!(failed, CheckpointFailed::Refused(_));
                 if failed.put_off().is_err() {
                     return;
                 }
-                pause = if full { FULL_RETRY } else { context.config.checkpoint_interval };
+                pause = if refused { REFUSED_RETRY } else { context.config.checkpoint_interval };
             }
         }
     }

@@ -53,7 +53,7 @@ pub trait Disk: Send + Sync + 'static {
     fn remove_file<'a>(&'a self, path: &'a Path) -> BoxFuture<'a, io::Result<()>>;
     /// Removes a directory and everything in it.
     fn remove_dir_all<'a>(&'a self, path: &'a Path) -> BoxFuture<'a, io::Result<()>>;
-    /// Makes the entries of a directory durable (creations, renames, removals).
+    /// Makes the entries of a directory durable (creations, renames, removals). "Too many open files" means that it was not even begun.
     fn sync_dir<'a>(&'a self, path: &'a Path) -> BoxFuture<'a, io::Result<()>>;
     /// Bytes that can still be written to the file system that holds `path`.
     fn available_bytes<'a>(&'a self, path: &'a Path) -> BoxFuture<'a, io::Result<u64>>;
@@ -88,13 +88,14 @@ pub trait DiskFile: Send + Sync + 'static {
 /// Replaces `path` by a file with these contents, atomically and durably: temporary file, fdatasync, rename, fsync of
 /// the directory. After a crash the old contents or the new ones are there, whole.
 ///
-/// Errors: `StorageFull` if it cannot be written (not: synced); nothing is lost then, and it may be tried again.
+/// Errors: `StorageFull` if it cannot be written (not: synced), or too many open files; nothing is lost then, and it may be tried again.
+/// (The new contents may be there by then, whole, and not be durable yet.)
 pub async fn replace_file(disk: &dyn Disk, path: &Path, parts: Vec<Bytes>) -> io::Result<()> {
     let (temporary, file) = write_temporary(disk, path, parts).await?;
     file.datasync().await.map_err(sync_failed)?;
     disk.rename(&temporary, path).await?;
     match path.parent() {
-        Some(parent) => disk.sync_dir(parent).await.map_err(sync_failed),
+        Some(parent) => disk.sync_dir(parent).await.map_err(dir_sync_failed),
         None => Ok(()),
     }
 }
@@ -131,14 +132,30 @@ pub(crate) fn is_passing(error: &io::Error) -> bool {
     error.raw_os_error().is_some_and(|errno| passing.iter().any(|known| known.raw_os_error() == errno))
 }
 
-/// Makes of a sync's error one that nobody takes for a full disk. A write that finds no room has changed nothing and may be tried
+/// Whether too many files are open: nothing was opened then, so nothing was written, and no sync was begun.
+pub(crate) fn is_out_of_files(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    [Errno::MFILE, Errno::NFILE].iter().any(|known| error.raw_os_error() == Some(known.raw_os_error()))
+}
+
+/// Whether something that writes was refused, no room or too many open files: what was there still is, and it may be tried again.
+pub(crate) fn is_refused(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::StorageFull || is_out_of_files(error)
+}
+
+/// Makes of a sync's error one that nobody takes for a refusal. A write that finds no room has changed nothing and may be tried
 /// again; a sync that finds none (a thin volume, a network file system) has dropped what it was to make durable, and the next one
 /// knows nothing of it (RULES.md J15).
 pub(crate) fn sync_failed(error: io::Error) -> io::Error {
-    match error.kind() {
-        io::ErrorKind::StorageFull => io::Error::other(format!("its sync failed: {error}")),
-        _ => error,
+    match is_refused(&error) {
+        true => io::Error::other(format!("its sync failed: {error}")),
+        false => error,
     }
+}
+
+/// [`sync_failed`] of a directory, which had to be opened for it: that may have been refused.
+pub(crate) fn dir_sync_failed(error: io::Error) -> io::Error {
+    if is_out_of_files(&error) { error } else { sync_failed(error) }
 }
 
 /// Creates a directory, with those above it, so that it survives a power cut: each entry on the way is synced, also those

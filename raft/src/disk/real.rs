@@ -20,7 +20,7 @@ use rustix::fs::{FallocateFlags, FlockOperation};
 use rustix::io::{Errno, ReadWriteFlags};
 use tokio::sync::oneshot;
 
-use super::{DirEntry, Disk, DiskFile, OpenMode};
+use super::{DirEntry, Disk, DiskFile, OpenMode, sync_failed};
 
 /// Threads of the urgent lane: one journal round and, at worst, the Seal it has overtaken.
 const URGENT_THREADS: usize = 2;
@@ -193,7 +193,7 @@ impl Disk for RealDisk {
 
     fn sync_dir<'a>(&'a self, path: &'a Path) -> BoxFuture<'a, io::Result<()>> {
         let path = path.to_owned();
-        self.run(move || File::open(path)?.sync_all())
+        self.run(move || File::open(path)?.sync_all().map_err(sync_failed))
     }
 
     fn available_bytes<'a>(&'a self, path: &'a Path) -> BoxFuture<'a, io::Result<u64>> {

@@ -219,6 +219,11 @@ impl SimDisk {
         self.inject(Fault { kind: OpKind::Sync, path_contains, skip: 0, errno: EIO, loses_data });
     }
 
+    /// Takes back all faults that have not struck yet.
+    pub fn forgive(&self) {
+        self.hardware.lock().faults.clear();
+    }
+
     /// Faults that have not struck yet.
     pub fn faults_left(&self) -> usize {
         self.hardware.lock().faults.len()

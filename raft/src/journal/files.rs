@@ -15,11 +15,12 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use tokio::sync::{mpsc, oneshot};
 
 use super::format::{BLOCK_BYTES, file_name};
 use super::{JournalConfig, JournalIdentity, Lsn, Shared};
-use crate::disk::{Disk, DiskFile, OpenMode};
+use crate::disk::{Disk, DiskFile, OpenMode, is_out_of_files};
 use crate::error::Stopped;
 
 /// Size of the first file that is made after an opening, unless a round may be larger; each new one is twice the last, up to the
@@ -31,7 +32,7 @@ const FRAMING_BYTES: u64 = 4 * BLOCK_BYTES as u64;
 const CHUNK_BYTES: u64 = 1 << 20;
 /// The smallest file that an opening goes on in, if there is no room for a larger one.
 const LEAST_FILE_BYTES: u64 = 64 << 10;
-/// How often room is looked for on a full disk.
+/// How often room is looked for on a full disk, and whether a file may be opened again.
 const RETRY: Duration = Duration::from_millis(500);
 
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
@@ -114,6 +115,8 @@ pub(super) struct Keeper {
     small_bytes: u64,
     /// The last attempt found no room for a whole file.
     short: bool,
+    /// Once the journal runs.
+    running: Option<Arc<Shared>>,
 }
 
 impl Keeper {
@@ -142,6 +145,7 @@ impl Keeper {
             new_bytes: new_bytes.min(config.file_bytes),
             small_bytes: small_bytes.min(config.file_bytes),
             short: false,
+            running: None,
         }
     }
 
@@ -168,9 +172,39 @@ impl Keeper {
         let name = file_name(self.epoch, number);
         let path = self.dir.join(&name);
         self.disk.rename(&from, &path).await.at(&path)?;
-        self.disk.sync_dir(&self.dir).await.at(&self.dir)?;
-        let file = self.disk.open(&path, OpenMode::ReadWrite).await.at(&path)?;
+        self.sync_dir().await?;
+        let file = self.open(&path, OpenMode::ReadWrite).await?;
         Ok(Some(Prepared { file, name, number, bytes }))
+    }
+
+    async fn open(&self, path: &Path, mode: OpenMode) -> Result<Arc<dyn DiskFile>, FileError> {
+        self.patiently(path, || self.disk.open(path, mode)).await
+    }
+
+    async fn sync_dir(&self) -> Result<(), FileError> {
+        self.patiently(&self.dir, || self.disk.sync_dir(&self.dir)).await
+    }
+
+    /// Waits while too many files are open: nothing has come of the call then, and the journal goes on in the file that it has. At a
+    /// start, which may be refused, it does not wait.
+    async fn patiently<'a, T>(
+        &self,
+        path: &Path,
+        call: impl Fn() -> BoxFuture<'a, io::Result<T>>,
+    ) -> Result<T, FileError> {
+        loop {
+            let result = call().await;
+            let (Err(error), Some(shared)) = (&result, &self.running) else { return result.at(path) };
+            if !is_out_of_files(error) {
+                return result.at(path);
+            }
+            tracing::error!(path = %path.display(), %error, "the journal's next file waits");
+            tokio::select! {
+                biased;
+                _ = shared.until_stopped() => return result.at(path),
+                () = tokio::time::sleep(RETRY) => {}
+            }
+        }
     }
 
     /// Writes a file of zeros, durably; returns its length. `None`: there is no room; nothing is left behind.
@@ -207,7 +241,7 @@ impl Keeper {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error).at(path),
             _ => {}
         }
-        let file = self.disk.open(path, OpenMode::CreateNew).await.at(path)?;
+        let file = self.open(path, OpenMode::CreateNew).await?;
         // One reservation first: the file is in one piece, and a full disk says so before anything is written.
         file.allocate(0, bytes).await.at(path)?;
         let mut position = 0;
@@ -227,6 +261,7 @@ impl Keeper {
         ready: mpsc::Sender<Prepared>,
         mut retire: mpsc::Receiver<Retire>,
     ) {
+        self.running = Some(shared.clone());
         loop {
             let wanted = tokio::select! {
                 biased;
@@ -284,7 +319,7 @@ impl Keeper {
         for file in &command.files {
             self.give_up(&file.name, file.file_bytes).await?;
         }
-        self.disk.sync_dir(&self.dir).await.at(&self.dir)?;
+        self.sync_dir().await?;
         shared.live.lock().retain(|live| !command.files.contains(live));
         // The caller may have stopped waiting.
         let _ = command.done.send(());

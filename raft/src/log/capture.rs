@@ -14,7 +14,7 @@ use super::state::LogState;
 use super::{Folder, Log, LogContext};
 use crate::checkpoint::ReplicaState;
 use crate::config::RaftConfig;
-use crate::disk::{replace_file, replace_file_unsynced, sync_failed};
+use crate::disk::{dir_sync_failed, replace_file, replace_file_unsynced};
 use crate::error::Stopped;
 use crate::journal::{Lsn, SegmentName};
 use crate::payload::SnapshotAt;
@@ -160,22 +160,18 @@ impl Log {
 
     /// Puts a file into the folder, in place of one of that name, durably. The folder must be there ([`Self::folder`]).
     ///
-    /// Errors: `StorageFull`, and then nothing has changed; after any other the directory has stopped.
+    /// Errors: no room, or too many open files, and then it may be tried again ([`replace_file`]); after any other the directory has
+    /// stopped.
     pub(super) async fn put(&self, path: &Path, bytes: Bytes) -> io::Result<()> {
         let put = replace_file(&*self.context.disk, path, vec![bytes]).await;
-        put.inspect_err(|error| self.stop_unless_full(path, error))
+        put.inspect_err(|error| self.context.stop_unless_refused(path, error))
     }
 
-    /// Syncs the folder or the one it is in. Every file's entry there depends on it: an error stops the directory (RULES.md J15).
+    /// Syncs the folder or the one it is in. Every file's entry there depends on it: an error stops the directory (RULES.md J15), unless
+    /// too many files are open and it was not begun.
     pub(super) async fn sync_dir(&self, dir: &Path) -> io::Result<()> {
-        let synced = self.context.disk.sync_dir(dir).await.map_err(sync_failed);
-        synced.inspect_err(|error| self.stop_unless_full(dir, error))
-    }
-
-    fn stop_unless_full(&self, path: &Path, error: &io::Error) {
-        if error.kind() != io::ErrorKind::StorageFull {
-            self.context.stop.stop(&format!("{}: {error}", path.display()));
-        }
+        let synced = self.context.disk.sync_dir(dir).await.map_err(dir_sync_failed);
+        synced.inspect_err(|error| self.context.stop_unless_refused(dir, error))
     }
 
     /// Moves the folder of a replica aside that is deleted, or will be. A missing one is fine. Durable on return. What is on its way
@@ -298,10 +294,11 @@ impl Log {
 /// Renames a folder durably; a missing one is fine. After a failed sync the directory has stopped.
 pub(crate) async fn move_folder(context: &LogContext, dir: &Path, aside: &Path) -> io::Result<()> {
     match context.disk.rename(dir, aside).await {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        // Perhaps it was renamed before, and too many files were open for the sync.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         other => other?,
     }
     let Some(groups) = dir.parent() else { return Ok(()) };
-    let synced = context.disk.sync_dir(groups).await;
-    synced.inspect_err(|error| context.stop.stop(&format!("{}: {error}", groups.display())))
+    let synced = context.disk.sync_dir(groups).await.map_err(dir_sync_failed);
+    synced.inspect_err(|error| context.stop_unless_refused(groups, error))
 }

@@ -14,7 +14,7 @@ use tokio::sync::{Notify, oneshot, watch};
 use tokio::time::Instant;
 
 use crate::config::RaftConfig;
-use crate::disk::Disk;
+use crate::disk::{Disk, is_refused};
 use crate::error::{ReadError, Stopped};
 use crate::instruments::LogInstruments;
 use crate::journal::{Journal, Lsn, Op};
@@ -76,6 +76,13 @@ impl LogContext {
         let before = self.journalled_bytes.fetch_add(bytes, Ordering::Relaxed);
         if before + bytes >= self.config.checkpoint_journal_bytes {
             self.checkpoint_due.notify_one();
+        }
+    }
+
+    /// Stops the directory, unless what failed was only refused ([`is_refused`]).
+    pub(crate) fn stop_unless_refused(&self, path: &Path, error: &io::Error) {
+        if !is_refused(error) {
+            self.stop.stop(&format!("{}: {error}", path.display()));
         }
     }
 }

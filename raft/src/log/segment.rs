@@ -18,13 +18,13 @@ use tokio::time::Instant;
 use super::base::Base;
 use super::frame::{FRAME_HEADER_BYTES, Frame, FrameError, FrameHeader, FrameKind};
 use super::index::SparseIndex;
-use crate::disk::{Disk, DiskFile, OpenMode, sync_failed};
+use crate::disk::{Disk, DiskFile, OpenMode, dir_sync_failed, sync_failed};
 use crate::error::ReadError;
 use crate::journal::{ExtentTarget, SegmentName};
 use crate::types::{LogId, log_id};
 
-/// How long a write waits for room on a full disk before it tries again.
-pub(crate) const FULL_RETRY: Duration = Duration::from_millis(500);
+/// How long a write that was refused waits before it is tried again.
+pub(crate) const REFUSED_RETRY: Duration = Duration::from_millis(500);
 
 /// The name of a segment's file, without its extension. Sorted by name is sorted by first index.
 pub(crate) fn stem(name: SegmentName) -> String {
@@ -281,13 +281,13 @@ impl ExtentTarget for SegmentFile {
                     return Err(error);
                 }
                 tracing::warn!(path = %self.path.display(), "disk full: a large append waits");
-                tokio::time::sleep(FULL_RETRY).await;
+                tokio::time::sleep(REFUSED_RETRY).await;
             }
             handle.datasync().await.map_err(sync_failed)?;
             if !self.entry_is_durable() {
-                self.disk.sync_dir(&self.dir).await.map_err(sync_failed)?;
+                self.disk.sync_dir(&self.dir).await.map_err(dir_sync_failed)?;
                 if let Some(groups) = self.dir.parent() {
-                    self.disk.sync_dir(groups).await.map_err(sync_failed)?;
+                    self.disk.sync_dir(groups).await.map_err(dir_sync_failed)?;
                 }
                 self.set_entry_durable();
             }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::{Replica, Store};
+use crate::disk::dir_sync_failed;
 use crate::error::Stopped;
 use crate::journal::Op;
 use crate::log::Log;
@@ -171,7 +172,7 @@ impl Store {
             log.close_retired();
         }
         let groups = recovery::groups_dir(self.data_dir.path());
-        let synced = self.context.disk.sync_dir(&groups).await;
-        synced.inspect_err(|error| self.context.stop.stop(&format!("{}: {error}", groups.display())))
+        let synced = self.context.disk.sync_dir(&groups).await.map_err(dir_sync_failed);
+        synced.inspect_err(|error| self.context.stop_unless_refused(&groups, error))
     }
 }

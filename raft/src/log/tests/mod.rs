@@ -24,6 +24,7 @@ mod mending;
 mod model;
 mod reading;
 mod retention;
+mod shortage;
 mod start;
 mod writing;
 

@@ -1,0 +1,92 @@
+//! Too many open files: what cannot be opened is put off, nothing ends, and nothing that is to be synced is forgotten.
+
+use std::path::Path;
+
+use super::*;
+use crate::disk::Disk;
+use crate::disk::sim::{Fault, OpKind};
+
+const EMFILE: i32 = 24;
+
+fn too_many(kind: OpKind, path: &str, skip: u64) -> Fault {
+    Fault { kind, path_contains: path.to_owned(), skip, errno: EMFILE, loses_data: false }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_may_not_be_opened_is_put_off_and_nothing_is_forgotten() {
+    for (kind, least) in [(OpKind::Open, 8), (OpKind::Create, 20), (OpKind::SyncDir, 10)] {
+        for skip in 0.. {
+            let (disk, store, log) = fresh(small()).await;
+            let other = store.create(GroupId(8), ReplicaId(80)).await.unwrap().log;
+            fill(&log, 1, 6, 300).await;
+            disk.inject(too_many(kind, "/data", skip));
+            fill(&log, 1, 6, 300).await;
+            // Several files of the journal.
+            fill(&other, 1, 30, 900).await;
+            // Once more where one file holds what another is still to get.
+            for _ in 0..2 {
+                let taken = store.checkpoint().await;
+                taken.unwrap_or_else(|stopped| panic!("{kind:?}, {skip}: {stopped}"));
+                rest().await;
+                fill(&log, 1, 3, 300).await;
+                for seed in 0..3 {
+                    let crashed = disk.fork().crash_with(seed);
+                    crashed.forgive();
+                    let store = open(&crashed, small(), SnapshotAt::Boundary).await;
+                    assert_eq!((store.corrupt(), store.rotten()), (Vec::new(), Vec::new()), "{kind:?}, {skip}");
+                    let logs: Vec<Arc<Log>> = store.replicas().into_iter().map(|replica| replica.log).collect();
+                    assert_eq!(indexes(&logs[0]).await.len() as u64, log.last_log_id().unwrap().index + 1);
+                    assert_eq!(indexes(&logs[1]).await.len(), 30);
+                }
+            }
+            // The last one was not put off.
+            assert!(store.usage().journal_bytes < 100 << 10, "{kind:?}, {skip}: {:?}", store.usage());
+            if disk.faults_left() > 0 {
+                assert!(skip >= least, "{kind:?}: {skip}");
+                break;
+            }
+        }
+    }
+}
+
+/// Whatever number the operating system gives it: of what a failed sync was to make durable nobody knows where it is (RULES.md J15).
+#[tokio::test(start_paused = true)]
+async fn a_failed_sync_is_not_put_off() {
+    for what in [".segment", ".base", "/data/checkpoint"] {
+        let (disk, store, log) = fresh(small()).await;
+        fill(&log, 1, 8, 300).await;
+        rest().await;
+        disk.inject(too_many(OpKind::Sync, what, 0));
+        assert!(store.checkpoint().await.is_err(), "{what}");
+        assert_eq!(disk.faults_left(), 0);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deletion_that_may_open_nothing_is_finished_later() {
+    for (aside, skip) in (0..).flat_map(|skip| [(false, skip), (true, skip)]) {
+        let (disk, store, log) = fresh(small()).await;
+        fill(&log, 1, 8, 300).await;
+        rest().await;
+        disk.inject(too_many(OpKind::SyncDir, "/data/groups", skip));
+        match aside {
+            true if store.set_aside(GROUP, REPLICA).await.is_ok() => {}
+            true => store.set_aside(GROUP, REPLICA).await.unwrap(),
+            false => store.delete(GROUP, REPLICA).await.unwrap(),
+        }
+        store.checkpoint().await.unwrap();
+        for seed in 0..5 {
+            let disk = disk.fork().crash_with(seed);
+            disk.forgive();
+            let store = open(&disk, small(), SnapshotAt::Boundary).await;
+            assert_eq!((store.replicas().len(), store.corrupt(), store.unknown_folders().len()), (0, Vec::new(), 0));
+            assert_eq!(store.quarantined().len(), usize::from(aside), "{skip}");
+            let left = disk.read_dir(Path::new("/data/groups")).await.unwrap();
+            assert_eq!(left.len(), usize::from(aside), "{left:?}");
+        }
+        if disk.faults_left() > 0 {
+            assert!(skip >= 1, "{skip}");
+            break;
+        }
+    }
+}
