@@ -20,12 +20,14 @@ use crate::disk::{Disk, is_out_of_files, is_refused};
 use crate::error::Stopped;
 use crate::log::Log;
 use crate::log::index::SparseIndex;
-use crate::log::segment::{self, REFUSED_RETRY, SegmentFile};
+use crate::log::segment::{self, SegmentFile};
 use crate::log::tail::TailBudget;
 use crate::stop::StopSignal;
 
 /// How long it gathers, unless there is much to write or somebody waits.
 const GATHER: Duration = Duration::from_millis(50);
+/// How long a write that was refused waits before it is tried again.
+const REFUSED_RETRY: Duration = Duration::from_millis(500);
 /// How many logs are written at a time.
 const CONCURRENT: usize = 4;
 /// Most bytes, and most parts, of one write.

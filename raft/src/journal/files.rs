@@ -33,7 +33,7 @@ const CHUNK_BYTES: u64 = 1 << 20;
 /// The smallest file that an opening goes on in, if there is no room for a larger one.
 const LEAST_FILE_BYTES: u64 = 64 << 10;
 /// How often room is looked for on a full disk, and whether a file may be opened again.
-const RETRY: Duration = Duration::from_millis(500);
+pub(super) const RETRY: Duration = Duration::from_millis(500);
 
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 

@@ -82,7 +82,8 @@ pub struct Extent {
 /// What a large append is written to directly (RULES.md J6).
 pub trait ExtentTarget: Send + Sync + 'static {
     /// Writes `parts` at `position` and makes them, the file and its directory entry durable. Several appends that stand one behind
-    /// the other in one segment may come as one call, to the first one's target. An error stops the data directory.
+    /// the other in one segment may come as one call, to the first one's target. An error stops the data directory, but no room and too many
+    /// open files ([`crate::disk::is_refused`]) are waited out, by calling again.
     /// Runs on the journal's task: whatever blocks belongs to the disk (`write_at`, then `datasync`; the urgent
     /// `write_and_sync` is the journal's own).
     fn write_durably(&self, position: u64, parts: Vec<Bytes>) -> BoxFuture<'_, std::io::Result<()>>;
@@ -500,7 +501,8 @@ impl Journal {
         self.shared.until_stopped().await
     }
 
-    /// Writes what was submitted, then a Seal, and ends. Later submissions are told `Stopped`. On return nothing of the journal runs.
+    /// Writes what was submitted, then a Seal, and ends. Later submissions are told `Stopped`, and so are large appends for which there is no
+    /// room, with what their groups have submitted behind them. On return nothing of the journal runs.
     /// An error: it had ended before, for another reason.
     pub async fn close(&self) -> Result<(), Stopped> {
         self.shared.queue.lock().close();

@@ -18,10 +18,11 @@ use futures_util::stream::FuturesUnordered;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::files::{Current, LiveFile, OpenFile, Prepared};
+use super::files::{Current, LiveFile, OpenFile, Prepared, RETRY};
 use super::format::{BLOCK_BYTES, FileHeader, RecordBody, RoundEncoder, Seed, round_bytes};
 use super::queue::Entry;
 use super::{Done, JournalIdentity, Lsn, Op, Shared, UnwrittenBytes};
+use crate::disk::is_refused;
 use crate::error::Stopped;
 use crate::types::{GroupId, ReplicaId};
 
@@ -49,12 +50,20 @@ pub(super) struct Writer {
 /// Appends under way to their segments.
 #[derive(Default)]
 pub(super) struct Bypasses {
-    running: FuturesUnordered<BoxFuture<'static, Direct>>,
+    running: FuturesUnordered<BoxFuture<'static, (GroupId, io::Result<Direct>)>>,
+    /// Also of those that were given up: they are told with the journal's end.
     entries: BTreeMap<GroupId, Vec<Entry>>,
 }
 
-/// How appends were written to their segment: each one's CRC-32C, or nothing if they are not wanted any more.
-type Direct = (GroupId, io::Result<Option<Vec<u32>>>);
+/// What became of appends that were to be written to their segment.
+enum Direct {
+    /// They are durable there. Each one's CRC-32C.
+    Written(Vec<u32>),
+    /// They are not wanted any more.
+    Unwanted,
+    /// There was no room, and the journal is closing.
+    GivenUp,
+}
 
 /// A round on its way to the disk.
 struct Flight {
@@ -157,7 +166,9 @@ impl Writer {
     async fn wait(&mut self) -> Wake {
         let quiet = {
             let queue = self.shared.queue.lock();
-            if queue.is_closed() && queue.is_quiet() {
+            // What is left behind appends that were given up will not be written either.
+            let given_up = self.bypasses.running.is_empty() && !self.bypasses.entries.is_empty();
+            if queue.is_closed() && (queue.is_quiet() || given_up && !self.unwritten.is_full()) {
                 return Wake::Closed;
             }
             queue.is_quiet()
@@ -176,21 +187,24 @@ impl Writer {
     fn start_bypasses(&mut self) {
         loop {
             let Some((group, entries)) = self.shared.queue.lock().take_bypass() else { return };
-            self.bypasses.running.push(write_directly(group, &entries));
+            self.bypasses.running.push(write_directly(self.shared.clone(), group, &entries));
             self.bypasses.entries.insert(group, entries);
         }
     }
 
-    fn bypassed(&mut self, (group, result): Direct) {
+    fn bypassed(&mut self, (group, result): (GroupId, io::Result<Direct>)) {
         let crcs = match result {
-            Ok(crcs) => crcs,
+            Ok(Direct::Written(crcs)) => crcs,
+            Ok(Direct::Unwanted) => {
+                let entries = self.bypasses.entries.remove(&group).unwrap_or_default();
+                return self.shared.queue.lock().drop_bypassed(&self.shared.limits, group, entries);
+            }
+            // Its group goes no further: behind a hole nothing of it may be on record.
+            Ok(Direct::GivenUp) => return,
             // What waits for it is told with everything else.
             Err(error) => return self.shared.stop(&format!("direct write of group {group}: {error}")),
         };
         let mut entries = self.bypasses.entries.remove(&group).unwrap_or_default();
-        let Some(crcs) = crcs else {
-            return self.shared.queue.lock().drop_bypassed(&self.shared.limits, group, entries);
-        };
         let mut bytes = 0;
         for (entry, crc) in entries.iter_mut().zip(crcs) {
             if let RecordBody::Op(Op::Append { extent, first, last, .. }) = entry.body {
@@ -372,8 +386,13 @@ fn tell(dones: impl IntoIterator<Item = (Lsn, Done)>, result: &Result<(), Stoppe
     }
 }
 
-/// Writes a run of appends, which stand one behind the other, with the first one's target. Gives each one's CRC-32C.
-fn write_directly(group: GroupId, entries: &[Entry]) -> BoxFuture<'static, Direct> {
+/// Writes a run of appends, which stand one behind the other, with the first one's target. Nothing of it is acknowledged yet, so a full
+/// disk can be waited for: but not by a replica whose deletion makes the room, nor by the journal's end.
+fn write_directly(
+    shared: Arc<Shared>,
+    group: GroupId,
+    entries: &[Entry],
+) -> BoxFuture<'static, (GroupId, io::Result<Direct>)> {
     let mut all: Vec<Bytes> = Vec::new();
     let mut crcs = Vec::with_capacity(entries.len());
     let mut first = None;
@@ -384,12 +403,18 @@ fn write_directly(group: GroupId, entries: &[Entry]) -> BoxFuture<'static, Direc
         all.extend(parts.iter().cloned());
     }
     Box::pin(async move {
-        let result = match first {
-            Some((position, target)) => match target.write_durably(position, all).await {
-                Err(error) if target.is_unwanted(&error) => Ok(None),
-                written => written.map(|()| Some(crcs)),
-            },
-            None => Ok(Some(crcs)),
+        let Some((position, target)) = first else { return (group, Ok(Direct::Written(crcs))) };
+        let result = loop {
+            match target.write_durably(position, all.clone()).await {
+                Ok(()) => break Ok(Direct::Written(crcs)),
+                Err(error) if target.is_unwanted(&error) => break Ok(Direct::Unwanted),
+                Err(error) if !is_refused(&error) => break Err(error),
+                Err(_) if shared.queue.lock().is_closed() => break Ok(Direct::GivenUp),
+                Err(error) => {
+                    tracing::warn!(%group, %error, "a large append waits");
+                    tokio::time::sleep(RETRY).await;
+                }
+            }
         };
         (group, result)
     })

@@ -8,7 +8,6 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use futures_util::future::BoxFuture;
@@ -22,9 +21,6 @@ use crate::disk::{Disk, DiskFile, OpenMode, dir_sync_failed, sync_failed};
 use crate::error::ReadError;
 use crate::journal::{ExtentTarget, SegmentName};
 use crate::types::{LogId, log_id};
-
-/// How long a write that was refused waits before it is tried again.
-pub(crate) const REFUSED_RETRY: Duration = Duration::from_millis(500);
 
 /// The name of a segment's file, without its extension. Sorted by name is sorted by first index.
 pub(crate) fn stem(name: SegmentName) -> String {
@@ -275,14 +271,7 @@ impl ExtentTarget for SegmentFile {
         Box::pin(async move {
             let end = position + parts.iter().map(|part| part.len() as u64).sum::<u64>();
             let handle = self.handle(true).await?;
-            // Nothing of it is acknowledged yet, so a full disk can be waited for; but not by a replica whose deletion makes the room.
-            while let Err(error) = handle.write_at(position, parts.clone()).await {
-                if error.kind() != io::ErrorKind::StorageFull || self.is_retired() {
-                    return Err(error);
-                }
-                tracing::warn!(path = %self.path.display(), "disk full: a large append waits");
-                tokio::time::sleep(REFUSED_RETRY).await;
-            }
+            handle.write_at(position, parts).await?;
             handle.datasync().await.map_err(sync_failed)?;
             if !self.entry_is_durable() {
                 self.disk.sync_dir(&self.dir).await.map_err(dir_sync_failed)?;

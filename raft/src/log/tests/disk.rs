@@ -365,6 +365,40 @@ async fn large_appends_wait_for_room_too_and_a_purge_makes_it() {
     store.close().await.unwrap();
 }
 
+/// Nobody was told that it is there; whoever closes the directory has a process to end.
+#[tokio::test(start_paused = true)]
+async fn a_directory_is_closed_beside_large_appends_that_wait_for_room() {
+    let (disk, store, log) = fresh(RaftConfig { segment_bytes_max: 1 << 20, ..small() }).await;
+    let mut waiting = Vec::new();
+    for number in 10..16 {
+        let log = store.create(GroupId(number), ReplicaId(number)).await.unwrap().log;
+        fill(&log, 1, 3, 300).await;
+        waiting.push(log);
+    }
+    rest().await;
+    disk.set_capacity(Some(disk.used_bytes()));
+    let mut told = Vec::new();
+    for log in &waiting {
+        let large = test_payload(1, 2, 0, &vec![1; 70_000]);
+        told.push(submit(log, vec![proposal(3, 1, large)]).await.unwrap());
+        told.push(submit(log, vec![NewEntry::Blank(log_id(1, 4))]).await.unwrap());
+    }
+    fill(&log, 1, 3, 300).await;
+    rest().await;
+    let closed = tokio::time::timeout(Duration::from_secs(30), store.close()).await;
+    closed.expect("it waits for room").unwrap();
+    for told in told {
+        assert!(told.await.unwrap().is_err(), "it was told to be durable");
+    }
+    let disk = disk.crash();
+    disk.set_capacity(None);
+    let store = open(&disk, small(), SnapshotAt::Boundary).await;
+    assert_eq!((store.replicas().len(), store.corrupt()), (7, Vec::new()));
+    for replica in store.replicas() {
+        assert_eq!(indexes(&replica.log).await, [0, 1, 2]);
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn unwritten_bytes_hold_appends_back() {
     let config = RaftConfig { unwritten_bytes_max: 4 << 10, ..small() };

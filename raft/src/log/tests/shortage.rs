@@ -21,8 +21,9 @@ async fn what_may_not_be_opened_is_put_off_and_nothing_is_forgotten() {
             fill(&log, 1, 6, 300).await;
             disk.inject(too_many(kind, "/data", skip));
             fill(&log, 1, 6, 300).await;
-            // Several files of the journal.
-            fill(&other, 1, 30, 900).await;
+            // Several files of the journal, and one append that goes past it.
+            fill(&other, 1, 29, 900).await;
+            fill(&other, 1, 1, 9000).await;
             // Once more where one file holds what another is still to get.
             for _ in 0..2 {
                 let taken = store.checkpoint().await;
