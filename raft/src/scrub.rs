@@ -3,7 +3,7 @@
 //!
 //! It finds; others mend. A rotten segment is noted in its log, and [`crate::repair`] fetches what is missing. A rotten index, base or
 //! boundary snapshot is made anew from the segments. What is rotten in the checkpoint or the journal is still in memory: a new checkpoint is taken, and
-//! makes it needless; a journal file that was cut short gets its length back behind it. Whatever is left stands among the [`Findings`], for a person.
+//! makes it needless; a journal file that was cut short and is still needed gets its length back behind it. Whatever is left stands among the [`Findings`], for a person.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -133,19 +133,18 @@ struct CutShort {
     whole: u64,
 }
 
-/// Whether the journal file that is written to has been cut short: nothing of ours does that, and the writer does not notice.
+/// Whether this is a journal file that has been cut short: nothing of ours does that, the writer does not notice, and where nothing stands yet,
+/// or nothing ever came to stand, nobody else does before the next start.
 async fn cut_short(store: &Store, path: &Path) -> Option<CutShort> {
-    let (name, whole) = store.context().journal.open_file();
-    if path.file_name() != Some(name.as_ref()) {
-        return None;
-    }
+    let whole = store.context().journal.file_bytes(path.file_name()?.to_str()?)?;
     let file = store.context().disk.open(path, OpenMode::Read).await.ok()?;
     let bytes = file.len().await.ok()?;
     (bytes < whole).then_some(CutShort { bytes, whole })
 }
 
-/// Gives such a file its length back, for a recovery refuses a shorter one. What was cut off must stand in a checkpoint by now. If it has
-/// become shorter still, that is the next round's: only what was found before that checkpoint is in it for certain.
+/// Gives such a file its length back, for a recovery refuses a shorter one. What was cut off must stand in a checkpoint by now; and with that
+/// a file that the writer was done with is mostly gone. If it has become shorter still, that is the next round's: only what was found before
+/// that checkpoint is in it for certain.
 async fn lengthen(store: &Store, path: &Path, short: CutShort) {
     let CutShort { bytes: found, whole } = short;
     let lengthened = async {
@@ -163,6 +162,9 @@ async fn lengthen(store: &Store, path: &Path, short: CutShort) {
             tracing::error!(%path, found, whole, "the journal was cut short under the broker; it has its length again")
         }
         Ok(false) => {}
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            tracing::error!(%path, found, whole, "the journal was cut short under the broker; a checkpoint has made the file needless")
+        }
         Err(error) => tracing::error!(%path, found, whole, %error, "the journal was cut short under the broker"),
     }
 }

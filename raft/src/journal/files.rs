@@ -157,8 +157,8 @@ impl Keeper {
     /// Makes a file ready, of at least `least_bytes`. `None`: there is no room that would leave `floor_bytes` free.
     async fn prepare(&mut self, floor_bytes: u64, least_bytes: u64) -> Result<Option<Prepared>, FileError> {
         self.short = false;
-        let (from, bytes) = match self.spares.pop_front() {
-            Some(spare) => (self.dir.join(spare), self.file_bytes),
+        let (from, bytes) = match self.whole_spare().await? {
+            Some(spare) => (spare, self.file_bytes),
             None => {
                 let path = self.dir.join(format!("{:010}.new", self.next_number));
                 let Some(bytes) = self.write_new(&path, floor_bytes, least_bytes).await? else {
@@ -175,6 +175,20 @@ impl Keeper {
         self.sync_dir().await?;
         let file = self.open(&path, OpenMode::ReadWrite).await?;
         Ok(Some(Prepared { file, name, number, bytes }))
+    }
+
+    /// The next spare file. One that was cut short under the broker is removed: a recovery would refuse it.
+    async fn whole_spare(&mut self) -> Result<Option<PathBuf>, FileError> {
+        while let Some(spare) = self.spares.pop_front() {
+            let path = self.dir.join(spare);
+            let bytes = self.open(&path, OpenMode::Read).await?.len().await.at(&path)?;
+            if bytes == self.file_bytes {
+                return Ok(Some(path));
+            }
+            tracing::error!(path = %path.display(), bytes, "a file that was kept to be used again was cut short; it is removed");
+            self.disk.remove_file(&path).await.at(&path)?;
+        }
+        Ok(None)
     }
 
     async fn open(&self, path: &Path, mode: OpenMode) -> Result<Arc<dyn DiskFile>, FileError> {

@@ -449,10 +449,13 @@ impl Journal {
         files
     }
 
-    /// The file that rounds go to, and its length. A recovery refuses one that is shorter: it cannot know what was cut off.
-    pub(crate) fn open_file(&self) -> (String, u64) {
+    /// The length of a file that a recovery would read, or may have to; `None`: it is none of these. A recovery refuses one that is
+    /// shorter: it cannot know what was cut off.
+    pub(crate) fn file_bytes(&self, name: &str) -> Option<u64> {
+        let live = self.shared.live.lock();
         let here = self.shared.here.lock();
-        (here.name.clone(), here.file_bytes)
+        let found = live.iter().find(|file| file.name == name).map(|file| file.file_bytes);
+        found.or_else(|| (here.name == name).then_some(here.file_bytes))
     }
 
     /// How long the round in flight has been under way; zero if none is. More than a second is reason to hand leadership away

@@ -74,6 +74,22 @@ async fn an_opening_waits_for_a_small_file_only() {
     }
 }
 
+/// A start refuses what is shorter than its header says, so the header must not say more than is there.
+#[tokio::test(start_paused = true)]
+async fn a_spare_file_that_was_cut_short_is_not_used_again() {
+    let disk = SimDisk::new(1);
+    let (_, journal) = open(&disk, 1).await;
+    let before = work(&journal, 60, 20).await;
+    let spares: Vec<String> = names(&disk).await.into_iter().filter(|name| name.ends_with(".spare")).collect();
+    assert!(!spares.is_empty());
+    for spare in spares {
+        disk.truncate(&Path::new(DIR).join(spare), 8192);
+    }
+    work(&journal, 40, 1000).await;
+    drop(journal);
+    assert_eq!(read(&disk.crash(), 2, Lsn(before.0 + 1)).await.unwrap().0.len(), 40);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_reopened_directory_uses_its_old_files() {
     let disk = SimDisk::new(1);
@@ -128,7 +144,7 @@ async fn a_file_is_not_retired_before_the_next_one_says_what_it_follows() {
                 Err(_) => break,
             }
         }
-        assert_eq!(journal.open_file().0, file_name(1, 1));
+        assert_eq!(journal.file_bytes(&file_name(1, 1)), Some(64 << 10));
         // For a checkpoint that was begun before.
         journal.retire_below(Lsn(durable.0 + 1)).await.unwrap();
         let disk = disk.crash_with(seed);

@@ -652,6 +652,40 @@ async fn the_scrub_finds_rot_in_the_last_round_of_the_journal() {
     assert_eq!(findings, [journal]);
 }
 
+/// Where nothing stands nothing is missed, but the next start refuses a file that is shorter than it was.
+#[tokio::test(start_paused = true)]
+async fn the_scrub_finds_journal_files_that_were_cut_where_nothing_stands() {
+    for kept in [false, true] {
+        let config = RaftConfig { checkpoint_interval: Duration::from_secs(24 * 3600), ..small() };
+        let (disk, store, log) = fresh(config.clone()).await;
+        for term in 1..20 {
+            log.save_vote(vote(term, REPLICA, false)).await.unwrap();
+        }
+        if kept {
+            // A deletion that is under way keeps the journal, for what comes after it.
+            let other = store.create(GroupId(8), ReplicaId(80)).await.unwrap().log;
+            for skip in 0..20 {
+                let path_contains = "8-80".to_owned();
+                disk.inject(Fault { kind: OpKind::Rename, path_contains, skip, errno: ENOSPC, loses_data: false });
+            }
+            store.delete(other.group(), other.replica()).await.unwrap();
+        }
+        for term in 20..50 {
+            log.save_vote(vote(term, REPLICA, false)).await.unwrap();
+        }
+        // One that the writer is done with. A Seal would have had room behind its last round.
+        let files: Vec<_> = log.context.journal.durable_files().into_iter().map(|(name, _)| name).collect();
+        assert!(files.len() >= 4, "{files:?}");
+        let path = Path::new("/data/journal").join(&files[2]);
+        disk.truncate(&path, (64 << 10) - 100);
+        tokio::time::sleep(Duration::from_secs(2 * 3600)).await;
+        let there = disk.read_dir(Path::new("/data/journal")).await.unwrap();
+        assert_eq!(there.iter().any(|entry| entry.name == files[2]), kept);
+        let store = open(&disk.crash(), config, SnapshotAt::Boundary).await;
+        assert_eq!(store.replicas()[0].log.vote(), Some(vote(49, REPLICA, false)));
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn neither_a_closed_nor_a_stopped_directory_leaves_anything_behind() {
     let (_, store, log) = fresh(small()).await;
