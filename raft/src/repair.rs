@@ -119,7 +119,7 @@ async fn repair(hosted: &Arc<Hosted>, log: &Arc<Log>, segment: SegmentName, coun
         mended = match log.end_before(index).await {
             Ok(()) => log.mend_segment(segment, &mut peers).await,
             // It is replaced, then. Whoever else might answer does not have it either.
-            Err(error) => Err(MendError::NotFound { index, why: error.to_string(), everybody: true }),
+            Err(error) => Err(MendError::NotFound { index, why: error.to_string(), everybody: true, needless: false }),
         };
     }
     let error = match mended {
@@ -138,18 +138,18 @@ async fn repair(hosted: &Arc<Hosted>, log: &Arc<Log>, segment: SegmentName, coun
     log.context().instruments.repair_failures.increment(1);
     let hopeless = matches!(error, MendError::NotFound { everybody, .. } if everybody || peers.brokers.is_empty());
     log.note_outlook(segment, &error.to_string(), hopeless);
-    if let MendError::NotFound { index, everybody, .. } = error {
+    if let MendError::NotFound { index, everybody, needless, .. } = error {
         let above = log.committed_log_id().is_none_or(|committed| committed.index < index);
         let why = || format!("rotten where nobody can repair it: {error}");
-        let hopeless = peers.needless || (above && everybody);
+        let hopeless = needless || (above && everybody);
         let opening_max = if hopeless { ATTEMPTS_MAX } else { OPENING_ATTEMPTS_MAX };
-        if (above || peers.needless) && count >= opening_max && hosted.take_opening(group, replica) {
+        if (above || needless) && count >= opening_max && hosted.take_opening(group, replica) {
             hosted.report_lost(group, replica, why());
             return true;
         }
         // One that runs does not need what the others have purged: it will purge it, too. Unless it cannot go on before, for what it
         // has yet to apply stands behind, in the same segment; or unless that segment ends elsewhere than theirs, and stays.
-        let purged = peers.needless && everybody;
+        let purged = needless && everybody;
         let stuck = purged && log.is_stuck_at(segment);
         let stays = purged && log.holds_records(segment) && count >= STAYING_ATTEMPTS_MAX;
         if stays || (above || stuck) && count >= ATTEMPTS_MAX {
@@ -236,10 +236,6 @@ struct PeerFrames {
     brokers: Vec<BrokerId>,
     /// What came with the last answer and has not been wanted yet.
     ready: VecDeque<Frame>,
-    /// There is little hope for the entry that was wanted last, and little need of it: a peer has purged it, or has an entry of a
-    /// later term in its place. (That one need not be committed, so this is no proof, Raft §5.4.2; but to replace the replica is as
-    /// safe as to repair it, and only costs a copy.)
-    needless: bool,
 }
 
 impl PeerFrames {
@@ -253,7 +249,7 @@ impl PeerFrames {
             (Some(*broker) != leader, transport.liveness(*broker) != Liveness::Alive, *broker)
         });
         brokers.dedup();
-        Self { transport, group: log.group(), brokers, ready: VecDeque::new(), needless: false }
+        Self { transport, group: log.group(), brokers, ready: VecDeque::new() }
     }
 
     async fn find(&mut self, wanted: Wanted) -> Result<Frame, NoFrame> {
@@ -263,8 +259,7 @@ impl PeerFrames {
         if let Some(frame) = self.ready.pop_front().filter(|frame| wanted.fits(&frame.header)) {
             return Ok(frame);
         }
-        let (mut said, mut everybody) = (Vec::new(), !self.brokers.is_empty());
-        self.needless = false;
+        let (mut said, mut everybody, mut needless) = (Vec::new(), !self.brokers.is_empty(), false);
         for at in 0..self.brokers.len() {
             let broker = self.brokers[at];
             match self.ask(broker, wanted).await {
@@ -280,7 +275,7 @@ impl PeerFrames {
                     if self.is_superseded(broker, wanted).await {
                         return Err(NoFrame::Superseded(other + ", committed"));
                     }
-                    self.needless |= found.1 > wanted.index || (found.1 == wanted.index && found.0 > wanted.term);
+                    needless |= found.1 > wanted.index || (found.1 == wanted.index && found.0 > wanted.term);
                     said.push(other);
                 }
                 Err(why) => {
@@ -290,7 +285,7 @@ impl PeerFrames {
             }
         }
         let why = if said.is_empty() { "there is no other replica".to_owned() } else { said.join("; ") };
-        Err(NoFrame::Nowhere { why, everybody })
+        Err(NoFrame::Nowhere { why, everybody, needless })
     }
 
     /// Whether another entry is committed where this one stands, by what a broker knows for certain.

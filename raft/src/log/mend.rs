@@ -25,6 +25,8 @@ use crate::payload::SnapshotAt;
 
 /// Frames that are held before they are written, when much is missing at a stretch.
 const HOLE_BYTES_MAX: usize = 8 << 20;
+/// Entries that nobody has, after which an attempt ends: each of them may have cost a wait for every peer.
+const MISSING_MAX: usize = 8;
 /// A walk that is paced pauses after so many bytes.
 const PACE_BYTES: u64 = 256 << 10;
 
@@ -58,6 +60,10 @@ pub(crate) enum NoFrame {
         why: String,
         /// Whether every other member was asked, and said that it has no such entry.
         everybody: bool,
+        /// There is little hope for it, and little need of it: a peer has purged it, or has an entry of a later term in its place. (That one
+        /// need not be committed, so this is no proof, Raft §5.4.2; but to replace the replica is as safe as to repair it, and only
+        /// costs a copy.)
+        needless: bool,
     },
     /// Another entry is committed in its place. So this one never was and never will be, nor any that stands behind it here: a log
     /// that holds a committed entry holds all the entries that were committed before it (Raft §5.3, §5.4.3).
@@ -91,6 +97,8 @@ pub(crate) enum MendError {
         why: String,
         /// Whether nobody is left to be asked.
         everybody: bool,
+        /// See [`NoFrame::Nowhere`].
+        needless: bool,
     },
     /// The log ends before this entry, by what is committed elsewhere.
     #[error("entry {index} was superseded: {why}")]
@@ -339,6 +347,7 @@ impl Log {
             other => Some(other?),
         };
         let (mut place, mut hole, mut mended) = (Place::start(facts), Hole::default(), Mended::default());
+        let mut missing = Vec::new();
         while place.index < facts.until {
             let wanted = facts.wanted(&place);
             let here = match &mut window {
@@ -357,13 +366,18 @@ impl Log {
                 Err(none) => {
                     // What comes before it is good, whatever becomes of it.
                     self.write_hole(facts, std::mem::take(&mut hole), &mut mended).await?;
-                    if mended.frames > 0 {
-                        self.sync_mended(&facts.file).await?;
+                    let is_last = matches!(none, NoFrame::Superseded(_)) || missing.len() + 1 >= MISSING_MAX;
+                    missing.push(MendError::at(index, none));
+                    // Its own header vouches for its length, and so for where the next one stands. Nothing else does: an index is never
+                    // trusted over its segment, and what looks like a header further on may be part of a payload.
+                    match &mut window {
+                        Some(window) if !is_last => match sound_header(window, &wanted, place.position).await {
+                            Ok(header) => place.pass(&header),
+                            Err(_) => break,
+                        },
+                        _ => break,
                     }
-                    return Err(match none {
-                        NoFrame::Nowhere { why, everybody } => MendError::NotFound { index, why, everybody },
-                        NoFrame::Superseded(why) => MendError::Superseded { index, why },
-                    });
+                    continue;
                 }
             };
             if !wanted.fits(&frame.header) {
@@ -374,6 +388,14 @@ impl Log {
             }
             hole.take(place.position, &frame);
             place.pass(&frame.header);
+        }
+        if !missing.is_empty() {
+            self.write_hole(facts, hole, &mut mended).await?;
+            if mended.frames > 0 {
+                self.sync_mended(&facts.file).await?;
+            }
+            // What is to be done about the first one is to be done first.
+            return Err(missing.swap_remove(0));
         }
         if !place.is_end(facts) {
             self.unchanged(facts.file.name(), facts)?;
@@ -425,6 +447,15 @@ impl Log {
     }
 }
 
+impl MendError {
+    fn at(index: u64, none: NoFrame) -> Self {
+        match none {
+            NoFrame::Nowhere { why, everybody, needless } => Self::NotFound { index, why, everybody, needless },
+            NoFrame::Superseded(why) => Self::Superseded { index, why },
+        }
+    }
+}
+
 impl Hole {
     fn take(&mut self, position: u64, frame: &Frame) {
         if self.frames == 0 {
@@ -438,6 +469,13 @@ impl Hole {
 
 /// The frame at a position, if it is sound and the one that belongs there.
 async fn sound_frame(window: &mut Window, wanted: &Wanted, position: u64) -> Result<Frame, String> {
+    let header = sound_header(window, wanted, position).await?;
+    let mut bytes = window.at(position, header.frame_bytes()).await.map_err(|error| error.to_string())?;
+    Frame::decode(&mut bytes).map_err(|error| error.to_string())
+}
+
+/// The same for its header alone.
+async fn sound_header(window: &mut Window, wanted: &Wanted, position: u64) -> Result<FrameHeader, String> {
     let header = window.at(position, FRAME_HEADER_BYTES as u64).await.map_err(|error| error.to_string())?;
     let header = FrameHeader::decode(&header).map_err(|error| error.to_string())?;
     if !wanted.fits(&header) {
@@ -446,6 +484,5 @@ async fn sound_frame(window: &mut Window, wanted: &Wanted, position: u64) -> Res
             header.term, header.index, wanted.term, wanted.index
         ));
     }
-    let mut bytes = window.at(position, header.frame_bytes()).await.map_err(|error| error.to_string())?;
-    Frame::decode(&mut bytes).map_err(|error| error.to_string())
+    Ok(header)
 }

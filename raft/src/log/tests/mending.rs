@@ -24,7 +24,7 @@ impl<F: Fn(Frame) -> Frame + Send> FrameSource for Source<F> {
         self.asked.push(wanted.index);
         Box::pin(async move {
             if self.withheld == Some(wanted.index) {
-                return Err(NoFrame::Nowhere { why: "nobody has it".to_owned(), everybody: true });
+                return Err(NoFrame::Nowhere { why: "nobody has it".to_owned(), everybody: true, needless: false });
             }
             let frames = self.log.read_indexes(wanted.index, wanted.index + 1, 1).await.unwrap();
             Ok((self.change)(frames[0].clone()))
@@ -151,6 +151,50 @@ async fn only_the_very_entries_are_put_back() {
     assert!(matches!(&error, MendError::NotFound { index, .. } if *index == first), "{error}");
     assert!(bytes(&disk, &log, name).await == rotten && log.is_rotten());
     assert!(log.mend_segment(name, &mut source(&other)).await.is_ok());
+    assert!(bytes(&disk, &log, name).await == whole);
+}
+
+/// What a peer may lack for long, or for good, is no reason to leave rotten what it has.
+#[tokio::test(start_paused = true)]
+async fn holes_behind_one_that_nobody_can_fill_are_filled() {
+    let (disk, _store, log, other) = twins().await;
+    let name = names(&log)[1];
+    let whole = bytes(&disk, &log, name).await;
+    let file = path(&log, name);
+    let mut starts = vec![0];
+    let mut left = whole.clone();
+    while let Ok(frame) = Frame::decode(&mut left) {
+        starts.push(starts.last().unwrap() + frame.header.frame_bytes());
+    }
+    let frames = starts.len() - 1;
+    assert!(frames >= 4, "{starts:?}");
+    for lost in [0, 1, frames - 1] {
+        // The payload of each.
+        for start in &starts[..frames] {
+            disk.flip_bit(&file, start + 70, 0);
+        }
+        let index = name.first_index + lost as u64;
+        let mut poor = Source { withheld: Some(index), ..source(&other) };
+        let error = log.mend_segment(name, &mut poor).await.unwrap_err();
+        assert!(matches!(&error, MendError::NotFound { index: first, .. } if *first == index), "{error}");
+        assert_eq!(poor.asked.len(), frames);
+        // All the others are there, and last.
+        let crashed = disk.fork().crash();
+        let found = read_file(&crashed, &file, u64::MAX).await.unwrap();
+        let differ = |at: &u64| found[*at as usize] != whole[*at as usize];
+        let different: Vec<u64> = (0..whole.len() as u64).filter(differ).collect();
+        assert_eq!(different, [starts[lost] + 70], "entry {index} of {frames}");
+        assert_eq!(log.mend_segment(name, &mut source(&other)).await.unwrap().frames, 1);
+        assert!(bytes(&disk, &log, name).await == whole);
+    }
+    // Where its length is not known either, nobody knows where the next one stands.
+    for start in [starts[1] + 3, starts[2] + 70, starts[3] + 70] {
+        disk.flip_bit(&file, start, 0);
+    }
+    let mut poor = Source { withheld: Some(name.first_index + 1), ..source(&other) };
+    assert!(log.mend_segment(name, &mut poor).await.is_err());
+    assert_eq!(poor.asked.len(), 1);
+    assert_eq!(log.mend_segment(name, &mut source(&other)).await.unwrap().frames, 3);
     assert!(bytes(&disk, &log, name).await == whole);
 }
 
