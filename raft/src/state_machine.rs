@@ -15,7 +15,7 @@ use openraft::storage::{
 };
 use openraft::type_config::alias::{SnapshotMetaOf, SnapshotOf};
 
-use crate::disk::{is_rot, read_file};
+use crate::disk::{is_refused, is_rot, read_file};
 use crate::log::Log;
 use crate::log::append::appended;
 use crate::log::base::{BASE_BYTES_MAX, Base};
@@ -169,9 +169,9 @@ impl RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder {
         if let Some(last) = base.last {
             match self.log.write_snapshot(last, bytes.clone()).await {
                 // openraft would end the group. Nothing is purged for want of it, and whoever wanted it asks again.
-                Err(error) if error.kind() == io::ErrorKind::StorageFull => {
+                Err(error) if is_refused(&error) => {
                     let (group, replica) = (self.log.group(), self.log.replica());
-                    tracing::warn!(%group, %replica, %last, "no room for a snapshot");
+                    tracing::warn!(%group, %replica, %last, %error, "no snapshot could be written");
                     let base = Base::default();
                     return Ok(Snapshot { meta: meta(&base), snapshot: base.encode() });
                 }

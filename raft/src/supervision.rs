@@ -1,5 +1,6 @@
 //! Watching over the cores: leadership is published as it changes, and a core that ends is started again from its log,
-//! a bounded number of times, or its replica is reported lost. Not for want of room on the disk, however often.
+//! a bounded number of times, or its replica is reported lost. Not for want of room on the disk or because of too many open files,
+//! however often.
 //!
 //! One task per group, asleep until openraft's metrics say that its role changed. A data directory that has stopped
 //! (RULES.md J15) ends every group and starts none.
@@ -24,7 +25,7 @@ const RESTARTS_MAX: usize = 3;
 const RESTART_WINDOW: Duration = Duration::from_secs(300);
 /// Before the first restart; each further one waits four times as long.
 const RESTART_WAIT: Duration = Duration::from_millis(100);
-/// The pause before each start while the disk has no room. Those are not counted.
+/// The pause before each start while the disk has no room, or no file can be opened. Those are not counted.
 const ROOM_WAIT: Duration = Duration::from_secs(1);
 /// A journal round that lasts longer gives this broker's leaderships away (RULES.md J18).
 const ROUND_MAX: Duration = Duration::from_secs(1);
@@ -44,7 +45,7 @@ pub(crate) async fn supervise(hosted: Weak<Hosted>, group: RaftGroup) {
         bury(&hosted, &group, &why).await;
         loop {
             restarts.retain(|at| at.elapsed() < RESTART_WINDOW);
-            if lacks_room(&hosted).await {
+            if is_short(&hosted).await {
                 // No fault of the replica's: it is whole, and perhaps the last that is.
                 sleep(ROOM_WAIT).await;
             } else if restarts.len() >= RESTARTS_MAX {
@@ -71,11 +72,12 @@ pub(crate) async fn supervise(hosted: Weak<Hosted>, group: RaftGroup) {
     }
 }
 
-/// Whether the disk has no room now, or cannot say.
-async fn lacks_room(hosted: &Weak<Hosted>) -> bool {
+/// Whether the disk has no room now, or cannot say, or too many files are open.
+async fn is_short(hosted: &Weak<Hosted>) -> bool {
     let Some(hosted) = hosted.upgrade() else { return false };
     let measured = hosted.store.measure().await;
-    measured.is_err() || hosted.store.available_bytes() < hosted.config.reserve_append_bytes
+    let full = measured.is_err() || hosted.store.available_bytes() < hosted.config.reserve_append_bytes;
+    full || hosted.store.is_out_of_files().await
 }
 
 /// What is to be done when a core has ended: callers are refused, the rest of it is joined, and if it led, that is said.

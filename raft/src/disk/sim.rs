@@ -24,6 +24,8 @@ use model::{DirState, FileState, Loss, Node, NodeId, ROOT, Tree};
 
 /// The operating system's number for an input/output error.
 pub const EIO: i32 = 5;
+/// The operating system's number for too many open files.
+pub const EMFILE: i32 = 24;
 /// The operating system's number for a full disk.
 pub const ENOSPC: i32 = 28;
 
@@ -50,6 +52,11 @@ impl OpKind {
     /// Whether it can change what a crash leaves. Only these are counted.
     fn changes_state(self) -> bool {
         !matches!(self, Self::Open | Self::ReadDir | Self::Lock | Self::Read)
+    }
+
+    /// Whether it takes a file descriptor of its own.
+    fn opens(self) -> bool {
+        matches!(self, Self::Open | Self::Create | Self::ReadDir | Self::SyncDir | Self::Lock)
     }
 }
 
@@ -108,6 +115,7 @@ struct Hardware {
     struck: Vec<(OpKind, PathBuf)>,
     slow_syncs: Vec<(String, Duration)>,
     capacity: Option<u64>,
+    out_of_files: bool,
     /// Open handles per file of this generation.
     open: BTreeMap<NodeId, u64>,
     locks: BTreeSet<PathBuf>,
@@ -137,6 +145,7 @@ impl SimDisk {
             struck: Vec::new(),
             slow_syncs: Vec::new(),
             capacity: None,
+            out_of_files: false,
             open: BTreeMap::new(),
             locks: BTreeSet::new(),
             trace: None,
@@ -237,6 +246,11 @@ impl SimDisk {
     /// How many bytes all files may take together; `None`: any number. Writes and allocations beyond are ENOSPC.
     pub fn set_capacity(&self, bytes: Option<u64>) {
         self.hardware.lock().capacity = bytes;
+    }
+
+    /// While true, nothing can be opened: EMFILE. What is open stays open.
+    pub fn set_out_of_files(&self, out: bool) {
+        self.hardware.lock().out_of_files = out;
     }
 
     /// Bytes that all files take.
@@ -340,6 +354,9 @@ impl Hardware {
                 trace.push_back(TraceEntry { op: self.ops, kind, path: path.to_owned() });
             }
             self.ops += 1;
+        }
+        if self.out_of_files && kind.opens() {
+            return Err(io::Error::from_raw_os_error(EMFILE).into());
         }
         self.strike(kind, path)
     }

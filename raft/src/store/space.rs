@@ -1,4 +1,4 @@
-//! Free space: measured now and then, and counted in between (RULES.md J18).
+//! What there may be too little of: free space, measured now and then and counted in between (RULES.md J18), and files to be opened.
 
 use std::io;
 use std::sync::Weak;
@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::Store;
+use crate::disk::is_out_of_files;
 use crate::stop::StopSignal;
 
 /// How often it is measured.
@@ -41,6 +42,12 @@ impl Store {
     /// a reserve need not be larger than what is written between two measurements.
     pub fn available_bytes(&self) -> u64 {
         self.measured.left(&self.context.accepted_bytes)
+    }
+
+    /// Whether too many files are open just now.
+    pub(crate) async fn is_out_of_files(&self) -> bool {
+        let listed = self.context.disk.read_dir(self.data_dir.path()).await;
+        listed.is_err_and(|error| is_out_of_files(&error))
     }
 
     /// Measures free space now.

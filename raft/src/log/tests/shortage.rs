@@ -4,9 +4,7 @@ use std::path::Path;
 
 use super::*;
 use crate::disk::Disk;
-use crate::disk::sim::{Fault, OpKind};
-
-const EMFILE: i32 = 24;
+use crate::disk::sim::{EMFILE, Fault, OpKind};
 
 fn too_many(kind: OpKind, path: &str, skip: u64) -> Fault {
     Fault { kind, path_contains: path.to_owned(), skip, errno: EMFILE, loses_data: false }
@@ -89,5 +87,38 @@ async fn a_deletion_that_may_open_nothing_is_finished_later() {
             assert!(skip >= 1, "{skip}");
             break;
         }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_while_in_which_nothing_can_be_opened_costs_nothing() {
+    let (disk, store, log) = fresh(small()).await;
+    fill(&log, 1, 4, 300).await;
+    rest().await;
+    disk.set_out_of_files(true);
+    // Segments and files of the journal, as far as the one that was ready goes.
+    fill(&log, 1, 15, 300).await;
+    rest().await;
+    store.checkpoint().await.unwrap();
+    let large = tokio::spawn({
+        let log = log.clone();
+        async move { fill(&log, 1, 1, 9000).await }
+    });
+    for _ in 0..20 {
+        rest().await;
+    }
+    let mut waiting = Box::pin(append(&log, vec![NewEntry::Blank(log_id(1, 20))]));
+    let early = tokio::time::timeout(Duration::from_secs(10), &mut waiting).await;
+    assert!(early.is_err(), "{early:?}");
+    disk.set_out_of_files(false);
+    large.await.unwrap();
+    waiting.await.unwrap();
+    rest().await;
+    store.checkpoint().await.unwrap();
+    assert!(store.usage().journal_bytes < 64 << 10, "{:?}", store.usage());
+    for seed in 0..5 {
+        let store = open(&disk.fork().crash_with(seed), small(), SnapshotAt::Boundary).await;
+        assert_eq!((store.corrupt(), store.rotten()), (Vec::new(), Vec::new()), "{seed}");
+        assert_eq!(indexes(&store.replicas()[0].log).await, (0..21).collect::<Vec<_>>(), "{seed}");
     }
 }

@@ -714,6 +714,34 @@ async fn a_core_that_keeps_ending_for_want_of_room_is_never_lost() {
     assert!(restarts > 0);
 }
 
+/// That passes, and its replica is whole.
+#[tokio::test(start_paused = true)]
+async fn a_core_that_keeps_ending_because_no_file_can_be_opened_is_never_lost() {
+    let mut cluster = Cluster::start_with(2, from_files()).await;
+    let group = cluster.create(1).await;
+    let mut events = cluster.brokers[&1].groups.watch_events();
+    propose(&group, "first").await.unwrap();
+    let disk = cluster.kill(2).await;
+    for payload in names(100) {
+        let group = group.clone();
+        tokio::spawn(async move { propose(&group, &payload).await });
+    }
+    sleep(Duration::from_secs(1)).await;
+    let own = cluster.brokers[&1].disk.clone();
+    own.set_out_of_files(true);
+    fail_reads(&own, 1000);
+    cluster.boot(2, disk).await;
+    sleep(Duration::from_secs(120)).await;
+    assert!(group.is_stopped(), "it goes on all the same");
+    own.forgive();
+    own.set_out_of_files(false);
+    let leader = cluster.leader(1, &[1, 2]).await;
+    propose(&cluster.group(leader, 1), "after").await.unwrap();
+    while let Ok(event) = events.try_recv() {
+        assert!(matches!(event, GroupEvent::Restarted(GroupId(1), _)), "{event:?}");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_deleted_group_is_gone_and_a_new_replica_of_it_starts_empty() {
     let cluster = Cluster::start(3).await;
