@@ -176,6 +176,8 @@ impl Checkpointer {
         if let Err(error) = result {
             for (log, captured) in captured {
                 log.give_back(captured.obsolete_snapshots);
+                // Too many open files may be why; those that nobody reads need not be open.
+                log.rest();
             }
             return Err(error);
         }

@@ -109,7 +109,7 @@ async fn round(store: &Weak<Store>, rate: u64) {
         let mut wrong = check(&disk, &path, rate, until).await;
         let Some(store) = store.upgrade() else { return };
         let short = cut_short(&store, &path).await;
-        if (wrong.is_some() || short.is_some()) && store.checkpoint_anew().await.is_ok() {
+        if (wrong.is_some() || short.is_some()) && store.checkpoint_anew().await {
             // Taken from memory: what it replaces, or makes needless, does not matter any more.
             if let Some(short) = short {
                 lengthen(&store, &path, short).await;

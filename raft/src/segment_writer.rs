@@ -367,7 +367,7 @@ impl SegmentWriter {
             }
             file.close_retired();
         }
-        // So that the room is free now, not when the file system gets round to it.
+        // So that the room becomes free now, not when the file system gets round to it.
         match self.disk.sync_dir(dir).await {
             Err(error) if is_out_of_files(&error) => {
                 tracing::error!(dir = %dir.display(), %error, "the room of removed files may be free a little later");

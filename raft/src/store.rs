@@ -346,9 +346,10 @@ impl Store {
         self.data_dir.path()
     }
 
-    /// Takes a checkpoint although nothing may have been written: the one on disk has rotted, or what it makes needless.
-    pub(crate) async fn checkpoint_anew(&self) -> Result<(), Stopped> {
-        self.checkpoint().await
+    /// Takes a checkpoint although nothing may have been written: the one on disk has rotted, or what it makes needless. Whether there
+    /// is a new one now; it may have been put off.
+    pub(crate) async fn checkpoint_anew(&self) -> bool {
+        self.try_checkpoint().await.map_err(CheckpointFailed::put_off).is_ok()
     }
 
     /// Folders of rotten replicas that are gone from here: kept until a person removes them (RULES.md R7).
@@ -505,6 +506,8 @@ async fn checkpoints(store: Weak<Store>, context: Arc<LogContext>) {
         pause = context.config.checkpoint_interval;
         let now = context.journal.last_lsn();
         if now == last {
+            // Nothing to store; but files that nobody reads any more need not stay open.
+            store.logs().iter().for_each(|log| log.rest());
             continue;
         }
         match store.try_checkpoint().await {

@@ -238,7 +238,11 @@ impl Keeper {
             Ok(()) => {}
             Err(FileError { error, .. }) if error.kind() == io::ErrorKind::StorageFull => {
                 // Someone else was quicker. The file is not the journal's yet, so its loss is nobody's.
-                self.disk.remove_file(path).await.at(path)?;
+                match self.disk.remove_file(path).await {
+                    // It could not even be created.
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error).at(path),
+                    _ => {}
+                }
                 self.short = true;
                 return Ok(None);
             }

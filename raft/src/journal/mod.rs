@@ -483,7 +483,9 @@ impl Journal {
     fn below(&self, lsn: Lsn) -> Vec<LiveFile> {
         let live = self.shared.live.lock();
         let here = self.shared.here.lock();
-        let needed = usize::from(here.bare && here.first > self.durable_lsn());
+        // A file that was too small for anything has none either.
+        let empty = live.iter().rev().take_while(|file| file.bytes == 0).count();
+        let needed = if here.bare && here.first > self.durable_lsn() { 1 + empty } else { 0 };
         let below = live.iter().take_while(|file| file.last < lsn).count();
         live[..below.min(live.len().saturating_sub(needed))].to_vec()
     }

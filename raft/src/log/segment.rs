@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use super::base::Base;
 use super::frame::{FRAME_HEADER_BYTES, Frame, FrameError, FrameHeader, FrameKind};
 use super::index::SparseIndex;
-use crate::disk::{Disk, DiskFile, OpenMode, dir_sync_failed, sync_failed};
+use crate::disk::{Disk, DiskFile, OpenMode, dir_sync_failed, is_refused, sync_failed};
 use crate::error::ReadError;
 use crate::journal::{ExtentTarget, SegmentName};
 use crate::types::{LogId, log_id};
@@ -231,7 +231,7 @@ impl SegmentFile {
         self.retired.store(true, Ordering::Release);
     }
 
-    /// Closes a retired file once it is unlinked, so that its room is free. (Not before: RULES.md J15 does not care for the
+    /// Closes a retired file once it is unlinked, so that its room becomes free. (Not before: RULES.md J15 does not care for the
     /// bytes of a file that is gone.)
     pub(crate) fn close_retired(&self) {
         if self.is_retired() {
@@ -289,7 +289,7 @@ impl ExtentTarget for SegmentFile {
     /// replica that is set aside leaves before. No other error is passed over: a sync that fails may be of a directory that others
     /// stand in, too (RULES.md J15).
     fn is_unwanted(&self, error: &io::Error) -> bool {
-        let gone = matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::NotFound) && self.is_retired();
+        let gone = (is_refused(error) || error.kind() == io::ErrorKind::NotFound) && self.is_retired();
         gone || self.has_left(error)
     }
 }

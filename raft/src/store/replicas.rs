@@ -165,7 +165,7 @@ impl Store {
         Ok(())
     }
 
-    /// Removes a folder and sees to it that its room is free.
+    /// Removes a folder and sees to it that its room becomes free.
     pub(super) async fn remove_aside(&self, aside: &Path, log: Option<Arc<Log>>) -> io::Result<()> {
         self.context.disk.remove_dir_all(aside).await?;
         if let Some(log) = log {

@@ -686,6 +686,36 @@ async fn the_scrub_finds_journal_files_that_were_cut_where_nothing_stands() {
     }
 }
 
+/// What was cut off stands nowhere else before a checkpoint has it: a file that is whole again would pass for one that ends there.
+#[tokio::test(start_paused = true)]
+async fn a_cut_journal_file_is_not_made_whole_before_there_is_a_checkpoint() {
+    let config = RaftConfig { checkpoint_interval: Duration::from_secs(24 * 3600), ..small() };
+    let (disk, store, log) = fresh(config.clone()).await;
+    for term in 1..4 {
+        log.save_vote(vote(term, REPLICA, false)).await.unwrap();
+    }
+    let name = log.context.journal.durable_files().pop().unwrap().0;
+    let bytes = async || {
+        let there = disk.read_dir(Path::new("/data/journal")).await.unwrap();
+        there.into_iter().find(|entry| entry.name == name).map(|entry| entry.bytes)
+    };
+    let whole = bytes().await.unwrap();
+    disk.truncate(&Path::new("/data/journal").join(&name), 4096);
+    for skip in 0..10_000 {
+        let path_contains = "checkpoint".to_owned();
+        disk.inject(Fault { kind: OpKind::Create, path_contains, skip, errno: ENOSPC, loses_data: false });
+    }
+    tokio::time::sleep(Duration::from_secs(2 * 3600)).await;
+    assert!(bytes().await.unwrap() < whole, "there was no room for a checkpoint");
+    disk.forgive();
+    tokio::time::sleep(Duration::from_secs(2 * 3600)).await;
+    let then = bytes().await;
+    assert!(then.is_none_or(|bytes| bytes == whole), "{then:?} of {whole}");
+    drop((store, log));
+    let store = open(&disk.crash(), config, SnapshotAt::Boundary).await;
+    assert_eq!(store.replicas()[0].log.vote(), Some(vote(3, REPLICA, false)));
+}
+
 #[tokio::test(start_paused = true)]
 async fn neither_a_closed_nor_a_stopped_directory_leaves_anything_behind() {
     let (_, store, log) = fresh(small()).await;
