@@ -165,7 +165,16 @@ impl Group {
         let members: usize = self.members.values().map(|member| THING_BYTES + member.all_bytes()).sum();
         let promised: usize = self.promised.keys().map(|id| THING_BYTES + id.len()).sum();
         // The name stands in its shard's tables too.
-        THING_BYTES + 4 * self.name.len() + members + promised + self.offset_bytes
+        self.own_bytes() + members + promised + self.offset_bytes
+    }
+
+    fn own_bytes(&self) -> usize {
+        THING_BYTES + 4 * self.name.len()
+    }
+
+    /// What a group takes that its shard has not counted yet, for it is new.
+    pub(super) fn uncounted_bytes(&self) -> usize {
+        if self.counted_bytes == 0 { self.own_bytes() } else { 0 }
     }
 
     /// How many things there are to remember of it.

@@ -221,9 +221,11 @@ impl Shard {
         (self.groups.entry(name.to_owned()).or_insert_with(new), &mut self.out)
     }
 
-    /// `NoRoom` if groups may not grow by so many bytes.
-    fn check_room(&mut self, growth: usize, now: Instant) -> Result<(), GroupError> {
+    /// `NoRoom` if groups may not grow by so many bytes. Those who are there already have an eighth more than those who come, so that
+    /// strangers who fill the rest do not keep them from their next generation.
+    fn check_room(&mut self, growth: usize, known: bool, now: Instant) -> Result<(), GroupError> {
         let (bytes, max) = (self.group_bytes, self.settings.bytes_max);
+        let max = if known { max + max / 8 } else { max };
         if growth == 0 || bytes + growth <= max {
             return Ok(());
         }
@@ -238,8 +240,9 @@ impl Shard {
     fn take(&mut self, request: Request, now: Instant) {
         let name = match request {
             Request::Join(name, join, reply) => {
-                let growth = self.group(&name).0.growth_by_join(&join);
-                match self.check_room(growth, now) {
+                let group = self.group(&name).0;
+                let (growth, known) = (group.growth_by_join(&join) + group.uncounted_bytes(), group.has(&join));
+                match self.check_room(growth, known, now) {
                     Ok(()) => {
                         let (group, out) = self.group(&name);
                         group.join(*join, reply, now, out);
@@ -255,7 +258,7 @@ impl Shard {
             }
             Request::Sync(name, sync, reply) => {
                 let growth = self.groups.get(&name).map_or(0, |group| group.growth_by_sync(&sync));
-                match self.check_room(growth, now) {
+                match self.check_room(growth, true, now) {
                     Ok(()) => match self.groups.get_mut(&name) {
                         Some(group) => group.sync(*sync, reply, now, &mut self.out),
                         None => self.out.answer(reply, Err(GroupError::UnknownMember)),
@@ -325,8 +328,9 @@ impl Shard {
             // A generation of a group that is not there any more.
             return Err(GroupError::IllegalGeneration);
         }
-        let growth = self.group(name).0.growth_by_commit(&offsets);
-        self.check_room(growth, now)?;
+        let group = self.group(name).0;
+        let growth = group.growth_by_commit(&offsets) + group.uncounted_bytes();
+        self.check_room(growth, speaker.generation >= 0, now)?;
         let by = (speaker.member_id.as_str(), speaker.instance_id.as_deref(), speaker.generation);
         let (group, out) = self.group(name);
         group.commit(by, offsets, now, out)

@@ -275,6 +275,8 @@ fn refusal(group: &str, error: &GroupError) -> Error {
         GroupError::NotCoordinator | GroupError::Lost => Code::NotLeader,
         GroupError::Loading => Code::NotReady,
         GroupError::NotFound => Code::UnknownGroup,
+        // Others have to go first.
+        GroupError::NoRoom => Code::TooManyRequests,
         GroupError::NonEmpty
         | GroupError::UnknownMember
         | GroupError::IllegalGeneration
@@ -285,7 +287,6 @@ fn refusal(group: &str, error: &GroupError) -> Error {
         GroupError::InvalidGroup
         | GroupError::InconsistentProtocol
         | GroupError::Full
-        | GroupError::NoRoom
         | GroupError::InvalidSessionTimeout
         | GroupError::MetadataTooLarge => Code::InvalidRequest,
     };

@@ -13,6 +13,7 @@ use pontoon_raft::log::frame::Frame;
 use pontoon_raft::raft_group::Leader;
 use pontoon_raft::types::Offset;
 use tokio::sync::watch;
+use tokio::task::yield_now;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::aside::read_batch;
@@ -160,6 +161,8 @@ impl<'a, L: ReplicatedLog> Reading<'a, L> {
                 return Ok(Ok(found));
             }
             from = Offset(frame.header.next_offset());
+            // There may be many such batches in a row.
+            yield_now().await;
         }
     }
 
@@ -194,6 +197,7 @@ impl<'a, L: ReplicatedLog> Reading<'a, L> {
                 return Ok(Some(largest));
             }
             from = Offset(frame.header.next_offset());
+            yield_now().await;
         }
     }
 

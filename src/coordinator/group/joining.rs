@@ -11,7 +11,7 @@ impl Join {
     /// Bytes of what it says of itself. The client's name stands in the member's id too.
     fn bytes(&self) -> usize {
         let instance = self.instance_id.as_deref().map_or(0, str::len);
-        let own = 2 * self.client_id.len() + self.client_host.len() + 2 * instance + self.protocol_type.len();
+        let own = 2 * self.client_id.len() + self.client_host.len() + 2 * instance;
         own + protocol_bytes(&self.protocols)
     }
 }
@@ -62,6 +62,13 @@ impl Group {
         Ok(())
     }
 
+    /// Whether it is a member already.
+    pub(in crate::coordinator) fn has(&self, join: &Join) -> bool {
+        let instance = join.instance_id.as_deref();
+        self.members.contains_key(&join.member_id)
+            || instance.is_some_and(|instance| self.of_instance(instance).is_some())
+    }
+
     /// By how many bytes a member makes the group larger, or may once it keeps what it is promised.
     pub(in crate::coordinator) fn growth_by_join(&self, join: &Join) -> usize {
         let instance = join.instance_id.as_deref().and_then(|instance| self.of_instance(instance));
@@ -76,11 +83,9 @@ impl Group {
 
     /// Whether it is a member, or was promised to become one, or there is room for one more.
     fn has_place_for(&self, join: &Join) -> bool {
-        let instance = join.instance_id.as_deref();
         self.members.len() + self.promised.len() < self.members_max
-            || self.members.contains_key(&join.member_id)
             || self.promised.contains_key(&join.member_id)
-            || instance.is_some_and(|instance| self.of_instance(instance).is_some())
+            || self.has(join)
     }
 
     /// A member that keeps its place over restarts (KIP-345).

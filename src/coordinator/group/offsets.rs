@@ -28,10 +28,10 @@ impl Group {
 
     /// By how many bytes a commit makes the group larger.
     pub(in crate::coordinator) fn growth_by_commit(&self, offsets: &[CommittedOffset]) -> usize {
-        let old = |offset: &CommittedOffset| self.offsets.get(&(offset.topic.clone(), offset.partition)).map(bytes);
-        let (new, old) =
-            offsets.iter().fold((0, 0), |(all, gone), offset| (all + bytes(offset), gone + old(offset).unwrap_or(0)));
-        new.saturating_sub(old)
+        // A partition may be named twice: what is there goes once.
+        let named: BTreeSet<_> = offsets.iter().map(|offset| (offset.topic.clone(), offset.partition)).collect();
+        let old: usize = named.iter().filter_map(|partition| self.offsets.get(partition)).map(bytes).sum();
+        offsets.iter().map(bytes).sum::<usize>().saturating_sub(old)
     }
 
     /// Commits offsets: as a member of the present generation, or from outside (`generation` -1) while there are no members. Who reads
@@ -136,7 +136,9 @@ impl Group {
     /// most are of topics that were deleted). Returns whether the group can be forgotten altogether: it has had neither members nor
     /// offsets since `empty_before_ms`.
     pub(in crate::coordinator) fn expire(&mut self, before_ms: i64, empty_before_ms: i64, out: &mut Outbox) -> bool {
+        let some_are_old = self.offsets.values().any(|offset| offset.time_ms < before_ms);
         let wanted = match self.state {
+            _ if !some_are_old => None,
             GroupState::Empty if self.promised.is_empty() && self.active_ms < before_ms => Some(BTreeSet::new()),
             GroupState::Stable => self.subscribed(),
             _ => None,

@@ -417,6 +417,9 @@ fn the_bytes_of_a_group_are_those_of_what_is_in_it() {
         assert_eq!(growth, story.group.bytes().saturating_sub(was), "{bytes} bytes of metadata");
     }
     assert_eq!(story.group.growth_by_commit(&long(10)), 0, "what is there is no more than it was");
+    let often = [vec![offset(0, 5); 100], vec![CommittedOffset { metadata: "m".repeat(900), ..offset(9, 5) }]].concat();
+    let (new, again) = (THING_BYTES + 2 + 900, 99 * (THING_BYTES + 2) - 10);
+    assert_eq!(story.group.growth_by_commit(&often), new + again, "what is named a hundred times was there once");
     assert_eq!(story.group.bytes(), before + 2 * (THING_BYTES + 2) + 10);
     let mut stored = BTreeMap::new();
     story.settle();
@@ -424,7 +427,7 @@ fn the_bytes_of_a_group_are_those_of_what_is_in_it() {
     let restored = Group::restore("g", MEMBERS_MAX, stored.remove("g").unwrap(), now);
     assert_eq!(restored.bytes(), story.group.bytes());
     // Members: what they say, and what they are assigned.
-    let same = Join { member_id: other.member_id.clone(), ..Join::default() };
+    let same = Join { member_id: other.member_id.clone(), protocol_type: "consumer".into(), ..Join::default() };
     assert_eq!(story.group.growth_by_join(&same), 0);
     let more = vec![(other.member_id, Bytes::from(vec![0; 100]))];
     assert_eq!(story.group.growth_by_sync(&Sync { assignments: more, ..Sync::default() }), 98, "besides A and B");
