@@ -92,7 +92,7 @@ class Librdkafka:
 
     name, divided, first, kafka_port = "librdkafka", "0081_admin", 1, None
     #: Tests that create their topics with kafka-topics.sh. (Others would look for more of Kafka, if they knew where it is.)
-    with_kafkas_tool = ["0052"]
+    with_kafkas_tool = ["0045", "0052"]
     scenarios = {
         "default": ["auto.create.topics.enable=true", "num.partitions=4"],
         "noautocreate": ["auto.create.topics.enable=false", "num.partitions=4"],
