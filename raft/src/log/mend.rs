@@ -18,6 +18,7 @@ use super::base::Base;
 use super::frame::{FRAME_HEADER_BYTES, Frame, FrameHeader};
 use super::segment::{self, SegmentFile};
 use super::state::SnapshotRef;
+use crate::disk::is_passing;
 use crate::error::ReadError;
 use crate::inspect::Window;
 use crate::journal::SegmentName;
@@ -268,7 +269,7 @@ impl Log {
     pub(crate) async fn check_segment(&self, name: SegmentName, bytes_per_second: u64) -> Result<u64, ReadError> {
         loop {
             let Some(facts) = self.facts(name) else { return Ok(0) };
-            let (place, bad) = self.walk(&facts, bytes_per_second).await;
+            let (place, bad) = self.walk(&facts, bytes_per_second).await.map_err(ReadError::Io)?;
             let Some(why) = bad else { return Ok(place.position) };
             // What was cut or purged meanwhile is nobody's concern.
             match self.facts(name) {
@@ -282,18 +283,20 @@ impl Log {
         }
     }
 
-    /// Walks as far as the frames are what they should be; says what is wrong with the next one, if something is.
-    async fn walk(&self, facts: &Facts, bytes_per_second: u64) -> (Place, Option<String>) {
+    /// Walks as far as the frames are what they should be; says what is wrong with the next one, if something is. An error says nothing
+    /// of them ([`is_passing`]).
+    async fn walk(&self, facts: &Facts, bytes_per_second: u64) -> io::Result<(Place, Option<String>)> {
         let mut place = Place::start(facts);
         let mut window = match Window::open(&*self.context.disk, facts.file.path()).await {
             Ok(window) => window,
-            Err(error) => return (place, (facts.until > facts.first).then(|| error.to_string())),
+            Err(error) if is_passing(&error) => return Err(error),
+            Err(error) => return Ok((place, (facts.until > facts.first).then(|| error.to_string()))),
         };
         let mut paced = 0;
         while place.index < facts.until {
             match sound_frame(&mut window, &facts.wanted(&place), place.position).await {
                 Ok(frame) => place.pass(&frame.header),
-                Err(why) => return (place, Some(why)),
+                Err(why) => return Ok((place, Some(why))),
             }
             if bytes_per_second > 0 && place.position - paced >= PACE_BYTES {
                 let micros = (place.position - paced).saturating_mul(1_000_000) / bytes_per_second;
@@ -302,7 +305,7 @@ impl Log {
             }
         }
         let whole = place.is_end(facts);
-        (place, (!whole).then(|| "its frames do not end where the log does".to_owned()))
+        Ok((place, (!whole).then(|| "its frames do not end where the log does".to_owned())))
     }
 
     /// Puts back what is rotten in a segment, with frames of `source`. On return the segment is whole, durably.
@@ -319,7 +322,7 @@ impl Log {
         if mended.frames > 0 {
             self.sync_mended(&facts.file).await?;
         }
-        match self.walk(&facts, 0).await {
+        match self.walk(&facts, 0).await.map_err(MendError::Io)? {
             (_, None) => {
                 self.note_mended(name);
                 Ok(mended)

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::{Replica, Store};
-use crate::disk::dir_sync_failed;
+use crate::disk::{dir_sync_failed, is_refused};
 use crate::error::Stopped;
 use crate::journal::Op;
 use crate::log::Log;
@@ -131,6 +131,8 @@ impl Store {
         }
         self.checkpointer.release_floor(*floor);
         match self.remove_aside(aside, log.clone()).await {
+            // Too many open files: its record is not needed any more, but its room is.
+            Err(error) if is_refused(&error) => self.deleted.lock().push(deleted),
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 tracing::warn!(path = %aside.display(), %error, "a deleted replica's files stay until the next start");
             }

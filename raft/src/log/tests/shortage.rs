@@ -63,29 +63,38 @@ async fn a_failed_sync_is_not_put_off() {
 
 #[tokio::test(start_paused = true)]
 async fn a_deletion_that_may_open_nothing_is_finished_later() {
-    for (aside, skip) in (0..).flat_map(|skip| [(false, skip), (true, skip)]) {
-        let (disk, store, log) = fresh(small()).await;
-        fill(&log, 1, 8, 300).await;
-        rest().await;
-        disk.inject(too_many(OpKind::SyncDir, "/data/groups", skip));
-        match aside {
-            true if store.set_aside(GROUP, REPLICA).await.is_ok() => {}
-            true => store.set_aside(GROUP, REPLICA).await.unwrap(),
-            false => store.delete(GROUP, REPLICA).await.unwrap(),
-        }
-        store.checkpoint().await.unwrap();
-        for seed in 0..5 {
-            let disk = disk.fork().crash_with(seed);
-            disk.forgive();
-            let store = open(&disk, small(), SnapshotAt::Boundary).await;
-            assert_eq!((store.replicas().len(), store.corrupt(), store.unknown_folders().len()), (0, Vec::new(), 0));
-            assert_eq!(store.quarantined().len(), usize::from(aside), "{skip}");
-            let left = disk.read_dir(Path::new("/data/groups")).await.unwrap();
-            assert_eq!(left.len(), usize::from(aside), "{left:?}");
-        }
-        if disk.faults_left() > 0 {
-            assert!(skip >= 1, "{skip}");
-            break;
+    for kind in [OpKind::SyncDir, OpKind::ReadDir] {
+        for (aside, skip) in (0..).flat_map(|skip| [(false, skip), (true, skip)]) {
+            let (disk, store, log) = fresh(small()).await;
+            fill(&log, 1, 8, 300).await;
+            rest().await;
+            disk.inject(too_many(kind, "/data/groups", skip));
+            match aside {
+                true if store.set_aside(GROUP, REPLICA).await.is_ok() => {}
+                true => store.set_aside(GROUP, REPLICA).await.unwrap(),
+                false => store.delete(GROUP, REPLICA).await.unwrap(),
+            }
+            store.checkpoint().await.unwrap();
+            let left = disk.fork();
+            left.forgive();
+            let left = left.read_dir(Path::new("/data/groups")).await.unwrap();
+            assert_eq!(left.len(), usize::from(aside), "{kind:?}, {skip}: its room is free without a start");
+            for seed in 0..5 {
+                let disk = disk.fork().crash_with(seed);
+                disk.forgive();
+                let store = open(&disk, small(), SnapshotAt::Boundary).await;
+                assert_eq!(
+                    (store.replicas().len(), store.corrupt(), store.unknown_folders().len()),
+                    (0, Vec::new(), 0)
+                );
+                assert_eq!(store.quarantined().len(), usize::from(aside), "{skip}");
+                let left = disk.read_dir(Path::new("/data/groups")).await.unwrap();
+                assert_eq!(left.len(), usize::from(aside), "{left:?}");
+            }
+            if !aside && disk.faults_left() > 0 {
+                assert!(skip >= 1, "{kind:?}, {skip}");
+                break;
+            }
         }
     }
 }
@@ -121,4 +130,16 @@ async fn a_while_in_which_nothing_can_be_opened_costs_nothing() {
         assert_eq!((store.corrupt(), store.rotten()), (Vec::new(), Vec::new()), "{seed}");
         assert_eq!(indexes(&store.replicas()[0].log).await, (0..21).collect::<Vec<_>>(), "{seed}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_cannot_be_opened_to_be_checked_is_not_rotten() {
+    let (disk, _store, log) = fresh(small()).await;
+    fill(&log, 1, 8, 300).await;
+    rest().await;
+    disk.inject(too_many(OpKind::Open, ".segment", 0));
+    let checked = log.verify().await;
+    assert!(matches!(&checked, Err(ReadError::Io(error)) if error.raw_os_error() == Some(EMFILE)), "{checked:?}");
+    assert_eq!((disk.faults_left(), log.is_rotten()), (0, false));
+    log.verify().await.unwrap();
 }
