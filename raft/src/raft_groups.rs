@@ -159,8 +159,15 @@ impl RaftGroups {
             hosted.drop_replica(group, lost).await?;
         }
         let opening = hosted.opening.lock().get(&group).copied();
+        if opening == Some(replica) {
+            return Err(Stopped(format!("replica {replica} of group {group} waits until it can be opened").into()));
+        }
         if let Some(opening) = opening {
             hosted.drop_replica(group, opening).await?;
+        }
+        // One that was to be dropped before, and could not be moved aside, is known to nobody else any more.
+        for other in hosted.store.replicas_of(group).into_iter().filter(|other| *other != replica) {
+            hosted.drop_replica(group, other).await?;
         }
         let created = hosted.store.create(group, replica).await?;
         match hosted.clone().host(created).await {
@@ -294,12 +301,19 @@ impl Hosted {
         )
     }
 
-    /// Starts a replica that had to be repaired first, unless it was dropped meanwhile.
+    /// Whether the disk has no room now, or cannot say, or too many files are open.
+    pub(crate) async fn is_short(&self) -> bool {
+        let measured = self.store.measure().await;
+        let full = measured.is_err() || self.store.available_bytes() < self.config.reserve_append_bytes;
+        full || self.store.is_out_of_files().await
+    }
+
+    /// Starts a replica that had to wait for something first, unless it was dropped meanwhile.
     pub(crate) async fn host_mended(self: Arc<Self>, replica: Replica) {
         let _alone = self.lifecycle_of(replica.group).lock().await;
         let waits = self.take_opening(replica.group, replica.replica);
         if waits && !self.is_closed() && self.clone().host(replica).await.is_ok() {
-            tracing::info!("a repaired replica is open");
+            tracing::info!("a replica that had to wait is open");
         }
     }
 
@@ -326,8 +340,9 @@ impl Hosted {
         let (id, incarnation) = (replica.group, replica.replica);
         let raft = match self.start_core(&replica).await {
             Ok(raft) => raft,
-            Err(why) if replica.log.is_rotten() => {
-                tracing::warn!(group = id.0, replica = incarnation.0, why, "the replica waits to be repaired");
+            // Where the disk or the broker is short of something, it is no fault of the replica's.
+            Err(why) if replica.log.is_rotten() || self.is_short().await => {
+                tracing::warn!(group = id.0, replica = incarnation.0, why, "the replica waits until it can be opened");
                 self.opening.lock().insert(id, incarnation);
                 let hosted = Arc::downgrade(&self);
                 tokio::spawn(async move {

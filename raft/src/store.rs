@@ -307,6 +307,15 @@ impl Store {
         self.registry.open.lock().values().cloned().collect()
     }
 
+    /// The replicas of one group that are here, corrupt ones among them.
+    pub(crate) fn replicas_of(&self, group: GroupId) -> Vec<ReplicaId> {
+        let all = (group, ReplicaId(0))..=(group, ReplicaId(u64::MAX));
+        let mut found: Vec<_> =
+            self.registry.open.lock().range(all.clone()).map(|((_, replica), _)| *replica).collect();
+        found.extend(self.registry.corrupt.lock().range(all).map(|((_, replica), _)| *replica));
+        found
+    }
+
     /// Replicas that recovery found corrupt, by group. [`Self::delete`] discards one.
     pub fn corrupt(&self) -> Vec<CorruptReplica> {
         self.registry.corrupt.lock().values().map(|(replica, _)| replica.clone()).collect()

@@ -45,7 +45,11 @@ pub(crate) async fn supervise(hosted: Weak<Hosted>, group: RaftGroup) {
         bury(&hosted, &group, &why).await;
         loop {
             restarts.retain(|at| at.elapsed() < RESTART_WINDOW);
-            if is_short(&hosted).await {
+            let short = match hosted.upgrade() {
+                Some(hosted) => hosted.is_short().await,
+                None => return,
+            };
+            if short {
                 // No fault of the replica's: it is whole, and perhaps the last that is.
                 sleep(ROOM_WAIT).await;
             } else if restarts.len() >= RESTARTS_MAX {
@@ -70,14 +74,6 @@ pub(crate) async fn supervise(hosted: Weak<Hosted>, group: RaftGroup) {
             }
         }
     }
-}
-
-/// Whether the disk has no room now, or cannot say, or too many files are open.
-async fn is_short(hosted: &Weak<Hosted>) -> bool {
-    let Some(hosted) = hosted.upgrade() else { return false };
-    let measured = hosted.store.measure().await;
-    let full = measured.is_err() || hosted.store.available_bytes() < hosted.config.reserve_append_bytes;
-    full || hosted.store.is_out_of_files().await
 }
 
 /// What is to be done when a core has ended: callers are refused, the rest of it is joined, and if it led, that is said.

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::config::RaftConfig;
@@ -553,6 +554,21 @@ fn fail_reads(disk: &SimDisk, count: u64) {
     }
 }
 
+/// Broker 2 falls behind: it cannot win, and 1 must read its files for it, time and again. Its disk, and what nobody commits meanwhile.
+async fn left_behind(
+    cluster: &mut Cluster,
+    group: &RaftGroup,
+) -> (SimDisk, Vec<JoinHandle<Result<Appended, ProposeError>>>) {
+    let disk = cluster.kill(2).await;
+    let propose = |payload: String| {
+        let group = group.clone();
+        tokio::spawn(async move { propose(&group, &payload).await })
+    };
+    let stuck = names(100).into_iter().map(propose).collect();
+    sleep(Duration::from_secs(1)).await;
+    (disk, stuck)
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_core_that_ended_is_started_again_from_its_log() {
     let mut cluster = Cluster::start_with(3, from_files()).await;
@@ -580,16 +596,7 @@ async fn a_core_that_keeps_ending_is_reported_lost_and_the_others_serve() {
     let group = cluster.create(1).await;
     let mut events = cluster.brokers[&1].groups.watch_events();
     propose(&group, "first").await.unwrap();
-    // Broker 2 falls behind: it cannot win, and 1 must read its files for it, time and again.
-    let disk = cluster.kill(2).await;
-    let stuck: Vec<_> = names(100)
-        .into_iter()
-        .map(|payload| {
-            let group = group.clone();
-            tokio::spawn(async move { propose(&group, &payload).await })
-        })
-        .collect();
-    sleep(Duration::from_secs(1)).await;
+    let (disk, stuck) = left_behind(&mut cluster, &group).await;
     fail_reads(&cluster.brokers[&1].disk, 1000);
     cluster.boot(2, disk).await;
     let lost = async {
@@ -686,12 +693,7 @@ async fn a_core_that_keeps_ending_for_want_of_room_is_never_lost() {
     let mut events = cluster.brokers[&1].groups.watch_events();
     propose(&group, "first").await.unwrap();
     // As in the test of the one that is lost; but the disk is full.
-    let disk = cluster.kill(2).await;
-    for payload in names(100) {
-        let group = group.clone();
-        tokio::spawn(async move { propose(&group, &payload).await });
-    }
-    sleep(Duration::from_secs(1)).await;
+    let (disk, _) = left_behind(&mut cluster, &group).await;
     let own = &cluster.brokers[&1].disk;
     own.set_capacity(Some(own.used_bytes()));
     fail_reads(own, 20);
@@ -721,12 +723,7 @@ async fn a_core_that_keeps_ending_because_no_file_can_be_opened_is_never_lost() 
     let group = cluster.create(1).await;
     let mut events = cluster.brokers[&1].groups.watch_events();
     propose(&group, "first").await.unwrap();
-    let disk = cluster.kill(2).await;
-    for payload in names(100) {
-        let group = group.clone();
-        tokio::spawn(async move { propose(&group, &payload).await });
-    }
-    sleep(Duration::from_secs(1)).await;
+    let (disk, _) = left_behind(&mut cluster, &group).await;
     let own = cluster.brokers[&1].disk.clone();
     own.set_out_of_files(true);
     fail_reads(&own, 1000);
@@ -740,6 +737,31 @@ async fn a_core_that_keeps_ending_because_no_file_can_be_opened_is_never_lost() 
     while let Ok(event) = events.try_recv() {
         assert!(matches!(event, GroupEvent::Restarted(GroupId(1), _)), "{event:?}");
     }
+}
+
+/// The same of one that cannot even be started, as when the broker starts.
+#[tokio::test(start_paused = true)]
+async fn a_replica_that_cannot_be_started_for_want_of_room_waits() {
+    let mut cluster = Cluster::start_with(2, from_files()).await;
+    let group = cluster.create(1).await;
+    propose(&group, "first").await.unwrap();
+    let (disk, _) = left_behind(&mut cluster, &group).await;
+    let (groups, own) = (cluster.brokers[&1].groups.clone(), cluster.brokers[&1].disk.clone());
+    let replica = cluster.brokers[&1].store.replicas().remove(0);
+    groups.hosted.end_replica(GroupId(1), replica.replica).await;
+    own.set_capacity(Some(own.used_bytes()));
+    fail_reads(&own, 1000);
+    assert!(groups.hosted.clone().host(replica).await.is_err());
+    sleep(Duration::from_secs(10)).await;
+    assert!(groups.lost().is_empty() && groups.is_opening(GroupId(1)));
+    // Who insists on it does not get an empty one in its place.
+    assert!(groups.create(GroupId(1), ReplicaId(11)).await.is_err());
+    own.forgive();
+    own.set_capacity(None);
+    cluster.boot(2, disk).await;
+    let leader = cluster.leader(1, &[1, 2]).await;
+    propose(&cluster.group(leader, 1), "after").await.unwrap();
+    assert_eq!(cluster.group(1, 1).replica(), ReplicaId(11));
 }
 
 #[tokio::test(start_paused = true)]

@@ -279,6 +279,26 @@ async fn a_rotten_replica_that_is_replaced_is_moved_aside_and_kept() {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_replica_that_could_not_be_moved_aside_is_not_forgotten() {
+    let mut cluster = written(300).await;
+    let disk = cluster.brokers[&3].disk.clone();
+    let (path, _) = segments(&disk, 3).await.remove(1);
+    disk.flip_bit(&path, 100, 2);
+    let log = cluster.group(3, 1).log().clone();
+    fail_writes(&disk, &path, 1000);
+    assert!(log.verify().await.is_err());
+    let path_contains = "quarantined".to_owned();
+    disk.inject(Fault { kind: OpKind::Rename, path_contains, skip: 0, errno: ENOSPC, loses_data: false });
+    let groups = cluster.brokers[&3].groups.clone();
+    assert!(groups.create(GroupId(1), ReplicaId(99)).await.is_err());
+    groups.create(GroupId(1), ReplicaId(99)).await.unwrap();
+    assert_eq!(groups.present(), [(GroupId(1), ReplicaId(99))]);
+    assert_eq!(cluster.brokers[&3].store.quarantined(), [PathBuf::from("/data/groups/quarantined-1-13")]);
+    cluster.restart(3).await;
+    assert_eq!(cluster.brokers[&3].groups.present(), [(GroupId(1), ReplicaId(99))]);
+}
+
 /// Rotten or not, it votes: without it nothing could be committed, not even the membership that does without it.
 #[tokio::test(start_paused = true)]
 async fn a_rotten_replica_that_the_majority_needs_is_not_set_aside() {
