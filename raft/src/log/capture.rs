@@ -175,16 +175,23 @@ impl Log {
     }
 
     /// Moves the folder of a replica aside that is deleted, or will be. A missing one is fine. Durable on return. What is on its way
-    /// to its segments comes to nothing.
+    /// to its segments comes to nothing; but where the folder could not be moved, all is as it was.
     pub(crate) async fn move_folder(&self, aside: &Path) -> io::Result<()> {
         let mut folder = self.folder.lock().await;
-        *folder = Folder::Gone;
-        {
-            let state = self.state.lock();
-            state.segments.iter().for_each(|segment| segment.file.leave());
-            state.prepared.iter().for_each(|file| file.leave());
+        let before = std::mem::replace(&mut *folder, Folder::Gone);
+        self.set_leaving(true);
+        if let Err(error) = rename_folder(&self.context, &self.dir, aside).await {
+            *folder = before;
+            self.set_leaving(false);
+            return Err(error);
         }
-        move_folder(&self.context, &self.dir, aside).await
+        sync_parent(&self.context, &self.dir).await
+    }
+
+    fn set_leaving(&self, leaving: bool) {
+        let state = self.state.lock();
+        state.segments.iter().for_each(|segment| segment.file.set_leaving(leaving));
+        state.prepared.iter().for_each(|file| file.set_leaving(leaving));
     }
 
     /// Closes the files of a deleted replica, once they are unlinked.
@@ -293,11 +300,19 @@ impl Log {
 
 /// Renames a folder durably; a missing one is fine. After a failed sync the directory has stopped.
 pub(crate) async fn move_folder(context: &LogContext, dir: &Path, aside: &Path) -> io::Result<()> {
+    rename_folder(context, dir, aside).await?;
+    sync_parent(context, dir).await
+}
+
+async fn rename_folder(context: &LogContext, dir: &Path, aside: &Path) -> io::Result<()> {
     match context.disk.rename(dir, aside).await {
         // Perhaps it was renamed before, and too many files were open for the sync.
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        other => other?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
     }
+}
+
+async fn sync_parent(context: &LogContext, dir: &Path) -> io::Result<()> {
     let Some(groups) = dir.parent() else { return Ok(()) };
     let synced = context.disk.sync_dir(groups).await.map_err(dir_sync_failed);
     synced.inspect_err(|error| context.stop_unless_refused(groups, error))

@@ -18,7 +18,7 @@ use super::base::Base;
 use super::frame::{FRAME_HEADER_BYTES, Frame, FrameHeader};
 use super::segment::{self, SegmentFile};
 use super::state::SnapshotRef;
-use crate::disk::is_passing;
+use crate::disk::{is_out_of_files, is_passing};
 use crate::error::ReadError;
 use crate::inspect::Window;
 use crate::journal::SegmentName;
@@ -319,9 +319,8 @@ impl Log {
             return Ok(Mended::default());
         };
         let mended = self.fill_holes(&facts, source).await?;
-        if mended.frames > 0 {
-            self.sync_mended(&facts.file).await?;
-        }
+        // Whoever found the frames missing: an attempt before this one may have put them back, and gone no further.
+        self.sync_mended(&facts.file).await?;
         match self.walk(&facts, 0).await.map_err(MendError::Io)? {
             (_, None) => {
                 self.note_mended(name);
@@ -422,7 +421,8 @@ impl Log {
         Ok(())
     }
 
-    /// A failed sync stops the directory, as everywhere (RULES.md J15). The file may have been made anew.
+    /// A failed sync stops the directory, as everywhere (RULES.md J15); but not one that was not begun, for want of open files. The
+    /// file may have been made anew.
     async fn sync_mended(&self, file: &SegmentFile) -> Result<(), MendError> {
         let synced = async {
             file.sync().await?;
@@ -435,6 +435,7 @@ impl Log {
             Ok(true) => Ok(()),
             // The replica is deleted, and its folder with it.
             Ok(false) => Err(MendError::Changed),
+            Err(error) if is_out_of_files(&error) => Err(MendError::Io(error)),
             Err(error) => {
                 self.context.stop.stop(&format!("{}: {error}", file.path().display()));
                 Err(MendError::Io(error))

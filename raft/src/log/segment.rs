@@ -201,9 +201,9 @@ impl SegmentFile {
         self.retired.load(Ordering::Acquire)
     }
 
-    /// To be called before the folder is moved aside, for good.
-    pub(crate) fn leave(&self) {
-        self.leaving.store(true, Ordering::Release);
+    /// To be called before the folder is moved aside, for good, and when it could not be.
+    pub(crate) fn set_leaving(&self, leaving: bool) {
+        self.leaving.store(leaving, Ordering::Release);
     }
 
     fn has_left(&self, error: &io::Error) -> bool {

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use super::*;
 use crate::disk::Disk;
+use crate::disk::sim::{ENOSPC, Fault, OpKind};
 use crate::log::mend::{FrameSource, MendError, NoFrame, Wanted};
 use futures_util::future::BoxFuture;
 
@@ -86,4 +87,22 @@ async fn a_repair_of_what_is_set_aside_meanwhile_comes_to_nothing() {
     let mended = mending.await.unwrap();
     assert!(matches!(mended, Err(MendError::Changed)), "{mended:?}");
     store.create(GROUP, ReplicaId(41)).await.unwrap();
+}
+
+/// It goes on as if nobody had tried: what is checkpointed is there after a power cut, with its directory entries.
+#[tokio::test(start_paused = true)]
+async fn a_replica_whose_folder_could_not_be_moved_is_none_that_has_left() {
+    let (disk, store, log) = fresh(small()).await;
+    fill(&log, 1, 2, 300).await;
+    rest().await;
+    let path_contains = "quarantined".to_owned();
+    disk.inject(Fault { kind: OpKind::Rename, path_contains, skip: 0, errno: ENOSPC, loses_data: false });
+    assert!(store.set_aside(GROUP, REPLICA).await.is_err());
+    fill(&log, 1, 40, 300).await;
+    rest().await;
+    store.checkpoint().await.unwrap();
+    assert!(store.usage().journal_bytes < 64 << 10, "{:?}", store.usage());
+    let store = open(&disk.crash(), small(), SnapshotAt::Boundary).await;
+    assert_eq!((store.corrupt(), store.rotten(), store.quarantined()), (Vec::new(), Vec::new(), Vec::new()));
+    assert_eq!(indexes(&store.replicas()[0].log).await.len(), 42);
 }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use futures_util::future::BoxFuture;
 
 use super::*;
+use crate::disk::sim::{EMFILE, Fault, OpKind};
 use crate::disk::{Disk, read_file};
 use crate::error::ReadError;
 use crate::journal::SegmentName;
@@ -122,6 +123,33 @@ async fn a_file_that_is_gone_is_made_anew_and_lasts() {
     let store = open(&disk, small(), SnapshotAt::Boundary).await;
     assert!(store.rotten().is_empty() && bytes(&disk, &log, name).await == whole);
     store.replicas()[0].log.verify().await.unwrap();
+}
+
+/// Too many open files: its file is there, but not its name, and the next attempt finds nothing missing.
+#[tokio::test(start_paused = true)]
+async fn a_repair_whose_sync_could_not_begin_is_made_durable_by_the_next() {
+    let (disk, store, log, other) = twins().await;
+    let name = names(&log)[1];
+    let whole = bytes(&disk, &log, name).await;
+    drop((store, log));
+    rest().await;
+    let disk = disk.kill();
+    let file = segment::path(std::path::Path::new("/data/groups/4-40"), name, "segment");
+    disk.remove_file(&file).await.unwrap();
+    disk.sync_dir(file.parent().unwrap()).await.unwrap();
+    let store = open(&disk, small(), SnapshotAt::Boundary).await;
+    let log = store.replicas()[0].log.clone();
+    let path_contains = "4-40".to_owned();
+    disk.inject(Fault { kind: OpKind::SyncDir, path_contains, skip: 0, errno: EMFILE, loses_data: false });
+    let first = log.mend_segment(name, &mut source(&other)).await;
+    assert!(matches!(&first, Err(MendError::Io(error)) if error.raw_os_error() == Some(EMFILE)), "{first:?}");
+    assert!(log.is_rotten() && disk.faults_left() == 0);
+    assert_eq!(log.mend_segment(name, &mut source(&other)).await.unwrap().frames, 0);
+    assert!(!log.is_rotten());
+    fill(&log, 3, 1, 50).await;
+    let disk = disk.crash();
+    let store = open(&disk, small(), SnapshotAt::Boundary).await;
+    assert!(store.rotten().is_empty() && bytes(&disk, &log, name).await == whole);
 }
 
 #[tokio::test(start_paused = true)]
