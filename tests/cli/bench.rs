@@ -2,6 +2,7 @@
 
 use std::io::Read;
 use std::process::Stdio;
+use std::time::Duration;
 
 use serde_json::Value;
 
@@ -46,6 +47,33 @@ async fn every_form_measures_something() {
     let failover = figures(&cluster, &kill).await;
     assert!(failover["acknowledged"].as_u64().unwrap() > 0, "{failover}");
     cluster.forget_ended(victim);
+}
+
+/// As a client does; without it, all of a partition's requests fail until the load ends.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_load_goes_on_with_the_next_leader() {
+    let mut cluster = Cluster::start(3).await;
+    cluster.create_topic(1, "t", 1).await;
+    let victim = cluster.leader(1, "t", 0).await;
+    let other = 1 + victim % 3;
+    let servers = cluster.servers();
+    let load = ["bench", "produce", "--json", "--topic", "t", "--inflight", "1", "--bytes", "1024", "--mib", "2"];
+    let load =
+        tokio::spawn(async move { run(&[&load[..], &["--seconds", "60", "--server", &servers]].concat(), b"").await });
+    let watermark = async |cluster: &Cluster| {
+        let (_, offsets) = cluster.get(other, "/v1/topics/t/partitions/0/offsets").await;
+        offsets["high_watermark"].as_u64().unwrap_or(0)
+    };
+    while watermark(&cluster).await == 0 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let before = watermark(&cluster).await;
+    cluster.kill(victim);
+    let output = load.await.unwrap();
+    let figures: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let (count, errors) = (figures["count"].as_u64().unwrap(), figures["errors"].as_u64().unwrap());
+    assert!(errors > 0 && count + errors == 2048, "{figures}");
+    assert!(count > before + 200, "{before} when its leader was killed: {figures}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use hdrhistogram::Histogram;
+use parking_lot::Mutex;
 use reqwest::Method;
 
 use super::report::{Report, histogram};
@@ -44,7 +45,7 @@ pub(super) async fn produce(name: &str, args: LoadArgs, target: &Target) -> Resu
         Some(topic) => topic.clone(),
         None => target.create_topic(args.partitions, args.replicas).await?,
     };
-    let leaders = Arc::new(target.all_leaders(&topic, args.partitions).await?);
+    let leaders = Arc::new(Leaders::new(target.all_leaders(&topic, args.partitions).await?));
     let started = Instant::now();
     let deadline = started + Duration::from_secs(args.seconds);
     let value = noise(args.bytes);
@@ -75,7 +76,7 @@ pub(super) async fn produce(name: &str, args: LoadArgs, target: &Target) -> Resu
     report.set("acks", args.acks);
     report.set("bytes", args.bytes);
     report.set("inflight", args.inflight);
-    report.set("partitions", leaders.len());
+    report.set("partitions", leaders.count());
     report.rate(seen.latencies.len(), seen.latencies.len() * args.bytes as u64, elapsed);
     report.latencies(&seen.latencies);
     report.set("errors", seen.errors);
@@ -99,10 +100,50 @@ impl Bounds {
     }
 }
 
+/// Where the partitions are led. Asked again when a request failed, as a client does that finds its leader gone.
+struct Leaders {
+    led: Mutex<Vec<Led>>,
+    asked: tokio::sync::Mutex<Instant>,
+}
+
+/// How often it is asked, at most.
+const ASK_EVERY: Duration = Duration::from_millis(100);
+
+impl Leaders {
+    fn new(led: Vec<Led>) -> Self {
+        Self { led: Mutex::new(led), asked: tokio::sync::Mutex::new(Instant::now()) }
+    }
+
+    fn count(&self) -> usize {
+        self.led.lock().len()
+    }
+
+    /// The partition whose turn it is.
+    fn at(&self, turn: usize) -> Led {
+        let led = self.led.lock();
+        led[turn % led.len()].clone()
+    }
+
+    /// Only one asks at a time. What is not told now stays as it was.
+    async fn ask_again(&self, target: &Target, topic: &str) {
+        let Ok(mut asked) = self.asked.try_lock() else { return };
+        if asked.elapsed() < ASK_EVERY {
+            return;
+        }
+        let now = target.leaders(topic).await.unwrap_or_default();
+        for known in self.led.lock().iter_mut() {
+            if let Some(led) = now.iter().find(|led| led.partition == known.partition) {
+                known.clone_from(led);
+            }
+        }
+        *asked = Instant::now();
+    }
+}
+
 async fn produce_loop(
     worker: usize,
     target: &Target,
-    leaders: &[Led],
+    leaders: &Leaders,
     topic: &str,
     acks: &str,
     value: Bytes,
@@ -111,7 +152,7 @@ async fn produce_loop(
     let mut seen = Seen::new();
     let mut at = worker;
     while bounds.take() {
-        let led = &leaders[at % leaders.len()];
+        let led = leaders.at(at);
         // Workers stride through the partitions, so that any number of them covers any number of partitions.
         at += 7;
         let (base, partition, timeout) = (&led.base, led.partition, target.timeout_ms());
@@ -123,6 +164,7 @@ async fn produce_loop(
                 seen.errors += 1;
                 seen.first_error.get_or_insert(error);
                 tokio::time::sleep(Duration::from_millis(10)).await;
+                leaders.ask_again(target, topic).await;
             }
         }
     }
