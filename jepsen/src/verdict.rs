@@ -15,6 +15,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::checkers::analysis::Analysis;
+use crate::checkers::under_faults::UnderFaults;
 use crate::checkers::workloads::Workload;
 use crate::checkers::{self, Anomaly, Outcome, availability, faults, harness};
 use crate::history::History;
@@ -108,6 +109,7 @@ pub fn judge(run: &Run) -> Judgement {
         unknowns.push(error.clone());
         &none
     });
+    let under = UnderFaults::of(timeline, run.info.nodes);
     let (mut outcomes, mut rejections, mut of_availability) = (Vec::new(), Vec::new(), Vec::new());
     match &run.history {
         Err(error) => unknowns.push(error.clone()),
@@ -115,7 +117,7 @@ pub fn judge(run: &Run) -> Judgement {
             let analysis = Analysis::new(history);
             outcomes = checkers::run(&analysis, run.info.workload);
             if run.timeline.is_ok() {
-                unknowns.extend(harness::unknowns(timeline, &analysis));
+                unknowns.extend(harness::unknowns(timeline, &analysis, &under));
                 rejections = faults::rejections(&run.info.faults_planned, timeline, history);
                 of_availability = availability::accusations(timeline, history);
             }
@@ -128,7 +130,7 @@ pub fn judge(run: &Run) -> Judgement {
     let mut accusations: Vec<String> =
         accused.map(|(time_ns, what)| format!("at {:.3} s, {what}", *time_ns as f64 / 1e9)).collect();
     accusations.extend(of_availability);
-    let (of_registers, why) = judge_registers(&run.registers);
+    let (of_registers, why) = judge_registers(&run.registers, &under);
     accusations.extend(of_registers);
     unknowns.extend(why);
     let wrong = !accusations.is_empty() || outcomes.iter().filter(counts).any(|outcome| outcome.findings.count > 0);
@@ -141,20 +143,25 @@ pub fn judge(run: &Run) -> Judgement {
     Judgement { verdict, outcomes, accusations, unknowns, rejections }
 }
 
-/// What registers did that they never may, and why nobody can tell.
-fn judge_registers(registers: &Result<Option<Registers>, String>) -> (Vec<String>, Option<String>) {
+/// What registers did that they never may, and why nobody can tell. At the end every register is read, with everything healed: only
+/// what was asked for under faults shows that they bear them.
+fn judge_registers(
+    registers: &Result<Option<Registers>, String>,
+    under: &UnderFaults,
+) -> (Vec<String>, Option<String>) {
     match registers {
         Ok(None) => (Vec::new(), Some("there is no history of groups' offsets: nothing was tested of them".to_owned())),
         Ok(Some(registers)) => {
-            let worked = |is: fn(Deed) -> bool| {
-                registers.operations.iter().any(|operation| operation.completed.is_some() && is(operation.deed))
+            let mut worked = registers.operations.iter().filter(|operation| operation.completed.is_some());
+            let written = worked.clone().any(|operation| matches!(operation.deed, Deed::Write(_)));
+            let read = worked.any(|operation| {
+                matches!(operation.deed, Deed::Read(_)) && under.covers(registers.events[operation.invoked].time_ns)
+            });
+            let untested = match (written, read) {
+                (false, _) => Some("no offset of a group was ever committed: nothing was tested"),
+                (_, false) => Some("no offset of a group was ever read under faults: nothing was tested"),
+                _ => None,
             };
-            let untested =
-                match (worked(|deed| matches!(deed, Deed::Write(_))), worked(|deed| matches!(deed, Deed::Read(_)))) {
-                    (false, _) => Some("no offset of a group was ever committed: nothing was tested"),
-                    (_, false) => Some("no offset of a group was ever read: nothing was tested"),
-                    _ => None,
-                };
             (registers::check::findings(registers), untested.map(str::to_owned))
         }
         Err(why) => (Vec::new(), Some(why.clone())),
@@ -168,7 +175,8 @@ mod tests {
     use crate::timeline::Fault;
 
     fn run(history: History) -> Run {
-        let fault = Fault { recovered: Some((history.end_ns(), "seen".to_owned())), ..a_fault("kill") };
+        let (stop_ns, recovered) = (Some(history.end_ns() / 2), Some((history.end_ns(), "seen".to_owned())));
+        let fault = Fault { stop_ns, recovered, ..a_fault("kill") };
         let timeline = Timeline { faults: vec![fault], end_ns: Some(history.end_ns()), ..Timeline::default() };
         let info = RunInfo {
             name: "test".to_owned(),
@@ -177,7 +185,7 @@ mod tests {
             nodes: 3,
             faults_planned: vec!["kill".to_owned()],
         };
-        Run { info, history: Ok(history), timeline: Ok(timeline), registers: Ok(Some(a_register())) }
+        Run { info, history: Ok(history), timeline: Ok(timeline), registers: Ok(Some(a_register(0))) }
     }
 
     fn verdict(run: &Run) -> Verdict {
@@ -241,11 +249,20 @@ mod tests {
         assert!(judge(&stale).unknowns[0].contains("nothing was tested"));
         let only_written = registers::codec::read(text.lines().take(2).collect::<Vec<_>>().join("\n").as_bytes());
         stale.registers = only_written.and_then(Registers::new).map(Some);
-        assert_eq!(judge(&stale).unknowns, ["no offset of a group was ever read: nothing was tested"]);
+        assert_eq!(judge(&stale).unknowns, ["no offset of a group was ever read under faults: nothing was tested"]);
         stale.registers = Ok(None);
         assert_eq!(verdict(&stale), Verdict::Unknown);
         stale.registers = Err("line 7".to_owned());
         assert_eq!(verdict(&stale), Verdict::Unknown);
+    }
+
+    #[test]
+    fn group_offsets_that_are_read_only_with_everything_healed_show_nothing() {
+        let mut healed = run(simple_log(1));
+        healed.registers = Ok(Some(a_register(healed.timeline.as_ref().unwrap().faults[0].stop_ns.unwrap())));
+        let judged = judge(&healed);
+        assert_eq!(judged.unknowns, ["no offset of a group was ever read under faults: nothing was tested"]);
+        assert_eq!(judged.verdict, Verdict::Unknown);
     }
 
     #[test]
@@ -268,6 +285,8 @@ mod tests {
             .seek(2, &[0, 1])
             .polled(2, &[(0, 0, 1), (0, 1, 2), (1, 0, 3), (1, 1, 4)])
             .history());
+        // Its sends are asked for at 2 and 3 ns.
+        interleaved.timeline.as_mut().unwrap().faults[0].stop_ns = Some(3);
         assert_eq!(verdict(&interleaved), Verdict::Anomalies);
         interleaved.info.workload = Workload::Mixed;
         assert_eq!(verdict(&interleaved), Verdict::Valid);

@@ -3,7 +3,7 @@
 //! Unknown is a run
 //!
 //! 1. that never ended, by its timeline, or whose harness reported an error;
-//! 2. in which no send or no poll ever worked, or no linearizable read before the final ones: nothing was shown;
+//! 2. in which no send or no poll ever worked, or no linearizable read that was asked for under a fault: nothing was shown;
 //! 3. whose harness says that something was not tested that must be: clients of topics, of producers, of groups that never got
 //!    anywhere, disks that nobody could compare;
 //! 4. without its final read: for each key with an acknowledged send, some process must have sought to the beginning after the last
@@ -15,11 +15,12 @@
 use std::collections::BTreeMap;
 
 use super::analysis::Analysis;
+use super::under_faults::UnderFaults;
 use crate::history::{Action, Key, Kind, Offset, Process};
-use crate::timeline::{FINAL_READS, Timeline};
+use crate::timeline::Timeline;
 
-/// Why a run is unknown, sentence by sentence; empty if it is not.
-pub fn unknowns(timeline: &Timeline, analysis: &Analysis<'_>) -> Vec<String> {
+/// Why a run is unknown, sentence by sentence; empty if it is not. `under`: the times in which something was broken.
+pub fn unknowns(timeline: &Timeline, analysis: &Analysis<'_>, under: &UnderFaults) -> Vec<String> {
     let mut found: Vec<String> = Vec::new();
     if timeline.end_ns.is_none() {
         found.push("the run never ended: its timeline has no end".to_owned());
@@ -29,7 +30,7 @@ pub fn unknowns(timeline: &Timeline, analysis: &Analysis<'_>) -> Vec<String> {
     }
     found.extend(timeline.untested.iter().map(|(_, what)| what.clone()));
     found.extend(nothing_worked(analysis));
-    found.extend(no_linearizable_read(timeline, analysis));
+    found.extend(no_linearizable_read(analysis, under));
     found.extend(no_final_read(analysis));
     found
 }
@@ -49,14 +50,13 @@ fn nothing_worked(analysis: &Analysis<'_>) -> Vec<String> {
     found
 }
 
-/// The final reads are linearizable, too, but nothing is broken any more when they are asked for.
-fn no_linearizable_read(timeline: &Timeline, analysis: &Analysis<'_>) -> Option<String> {
-    let healed = timeline.phases.iter().find(|(_, name)| name == FINAL_READS).map_or(u64::MAX, |(time_ns, _)| *time_ns);
+/// Others are linearizable, too, but nothing is broken yet, or any more, when they are asked for.
+fn no_linearizable_read(analysis: &Analysis<'_>, under: &UnderFaults) -> Option<String> {
     let worked = (0..analysis.history.operations().len()).any(|id| {
         let operation = analysis.operation(id);
         operation.outcome == Kind::Ok
             && analysis.event(id).linearizable
-            && analysis.history.events()[operation.invoked].time_ns < healed
+            && under.covers(analysis.history.events()[operation.invoked].time_ns)
     });
     (!worked).then(|| "no linearizable read ever worked under faults: nothing was tested of them".to_owned())
 }
@@ -116,10 +116,11 @@ fn no_final_read(analysis: &Analysis<'_>) -> Vec<String> {
 mod tests {
     use super::*;
     use crate::history::History;
-    use crate::testing::Story;
+    use crate::testing::{Story, a_fault};
+    use crate::timeline::{FINAL_READS, Fault};
 
     fn unknown(history: &History, timeline: &Timeline) -> Vec<String> {
-        unknowns(timeline, &Analysis::new(history))
+        unknowns(timeline, &Analysis::new(history), &UnderFaults::of(timeline, 3))
     }
 
     fn ended() -> Timeline {
@@ -166,6 +167,18 @@ mod tests {
         assert!(unknown(&history, &phases(3)).is_empty());
         let late = ["no linearizable read ever worked under faults: nothing was tested of them"];
         assert_eq!(unknown(&history, &phases(2)), late);
+    }
+
+    #[test]
+    fn linearizable_reads_before_the_first_fault_or_after_the_last_are_not_enough() {
+        // The read is asked for at 2 ns.
+        let history = whole().history();
+        let fault = |start_ns, stop_ns| Fault { start_ns, stop_ns: Some(stop_ns), ..a_fault("kill-one") };
+        let under = |faults: &[Fault]| Timeline { faults: faults.to_vec(), ..ended() };
+        let untested = ["no linearizable read ever worked under faults: nothing was tested of them"];
+        assert_eq!(unknown(&history, &under(&[fault(3, 7)])), untested, "it was calm");
+        assert_eq!(unknown(&history, &under(&[fault(0, 1), fault(4, 7)])), untested, "it was calm again");
+        assert!(unknown(&history, &under(&[fault(4, 7), fault(1, 3)])).is_empty());
     }
 
     #[test]

@@ -29,6 +29,7 @@ pub mod precommitted_read;
 pub mod realtime_send_order;
 pub mod stale_read;
 pub mod successive;
+pub mod under_faults;
 pub mod unseen;
 pub mod workloads;
 
@@ -251,7 +252,8 @@ mod tests {
                 prop_assert!(!alarm, "{} in {}: {:?}", outcome.anomaly.name(), row.name, outcome.findings.cases[0]);
             }
             let timeline = Timeline { end_ns: Some(history.end_ns()), ..Timeline::default() };
-            let unknown = harness::unknowns(&timeline, &analysis);
+            let under = under_faults::UnderFaults::of(&timeline, 3);
+            let unknown = harness::unknowns(&timeline, &analysis, &under);
             prop_assert!(unknown.iter().all(|why| why.contains("nothing was tested")), "{unknown:?}");
         }
     }

@@ -358,6 +358,8 @@ impl<C: Connector> Nemesis<C> {
         let kind = [KILL_ONE, KILL_ALL][act % 2];
         let first = self.inject(kind, &[]).await?;
         let hit = first.hit.clone();
+        // While one is away clients show what the others do; what follows is over too soon for that.
+        self.hold(1_000, 2_000).await;
         let mut open = vec![first];
         let mut ids = Vec::new();
         for _ in 0..5 {

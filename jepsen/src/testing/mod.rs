@@ -75,13 +75,15 @@ impl Accusations {
     }
 }
 
-/// The history of one register, set and read.
-pub(crate) fn a_register() -> Registers {
+/// The history of one register, set and read in the nanoseconds after this time.
+pub(crate) fn a_register(after_ns: u64) -> Registers {
     let text = "{:index 0, :time 1, :type :invoke, :process 1, :f :write, :value [4 1]}\n\
                 {:index 1, :time 2, :type :ok, :process 1, :f :write, :value [4 1]}\n\
                 {:index 2, :time 3, :type :invoke, :process 1, :f :read, :value [4 nil]}\n\
                 {:index 3, :time 4, :type :ok, :process 1, :f :read, :value [4 1]}\n";
-    registers::codec::read(text.as_bytes()).and_then(Registers::new).expect("a register's history")
+    let mut events = registers::codec::read(text.as_bytes()).expect("a register's history");
+    events.iter_mut().for_each(|event| event.time_ns += after_ns);
+    Registers::new(events).expect("a register's history")
 }
 
 /// A fault that happened, ended at 1 ns and healed at 3 ns.

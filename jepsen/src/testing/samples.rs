@@ -20,7 +20,10 @@ fn save(dir: &Path, info: &RunInfo, history: &History, timeline: &[Entry]) {
     let mut text = Vec::new();
     timeline.iter().for_each(|entry| timeline::write(&mut text, entry).unwrap());
     fs::write(dir.join("timeline.jsonl"), text).unwrap();
-    let registers: String = a_register().events.iter().map(|event| registers::codec::line(event) + "\n").collect();
+    // While the first fault lasts.
+    let Some(Entry::Start { time_ns, .. }) = timeline.first() else { panic!("no fault") };
+    let registers: String =
+        a_register(*time_ns).events.iter().map(|event| registers::codec::line(event) + "\n").collect();
     fs::write(dir.join("registers.edn"), registers).unwrap();
 }
 
