@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::checkers::workloads::Workload;
 use crate::client::any::ClientKind;
 use crate::history::Kind;
-use crate::nemesis::scenario;
+use crate::nemesis::scenario::{self, RETRIES};
 use crate::plan::Plan;
 use crate::run_dir::HISTORY_EDN;
 use crate::verdict::{Judgement, Run, Verdict};
@@ -107,6 +107,7 @@ impl Course {
         let clients = if limited { number } else { round };
         let client = match [ClientKind::Http, ClientKind::Mixed, ClientKind::Kafka][(clients % 3) as usize] {
             ClientKind::Http if workload == Workload::SingleSubscribe => ClientKind::Mixed,
+            ClientKind::Kafka if scenario.is_some_and(|scenario| scenario.name == RETRIES) => ClientKind::Mixed,
             client => client,
         };
         let nodes = scenario.map_or(nodes, |scenario| scenario.nodes);
@@ -325,6 +326,8 @@ mod tests {
         let plans: Vec<Plan> = (0..3).map(|number| one.plan(number)).collect();
         assert!(plans.iter().all(|plan| plan.scenario == one.scenario && plan.nodes == 3), "{plans:?}");
         assert_eq!(plans.iter().filter(|plan| plan.client == ClientKind::Kafka).count(), 1);
+        let retries = Course { scenario: Some(RETRIES.to_owned()), ..course() };
+        assert!((0..3).all(|number| retries.plan(number).client.hears_of_duplicates()));
     }
 
     #[test]

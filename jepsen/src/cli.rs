@@ -14,7 +14,7 @@ use crate::checkers::CHECKERS;
 use crate::checkers::workloads::{TABLE, Workload};
 use crate::client::any::ClientKind;
 use crate::nemesis::kind::{self, KINDS};
-use crate::nemesis::scenario::{self, SCENARIOS, Scenario};
+use crate::nemesis::scenario::{self, RETRIES, SCENARIOS, Scenario};
 use crate::plan::Plan;
 use crate::report::Report;
 use crate::run_dir::{self, REPORT_HTML, RESULTS_JSON};
@@ -239,6 +239,10 @@ fn one_run(args: &RunArgs, out: &mut impl Write, err: &mut impl Write) -> Result
     plan.schedule().map_err(Failure::Usage)?;
     if plan.workload == Workload::SingleSubscribe && !plan.client.can_subscribe() {
         return Err(Failure::Usage("only Kafka clients can subscribe: --client kafka or mixed".to_owned()));
+    }
+    if plan.scenario.as_deref() == Some(RETRIES) && !plan.client.hears_of_duplicates() {
+        let why = "Kafka clients are not told that a send met its original: --client http or mixed";
+        return Err(Failure::Usage(why.to_owned()));
     }
     start::check_machine(&plan)?;
     plan.binary = start::binary(args.bin.as_deref(), err)?;

@@ -209,9 +209,13 @@ fn subject(plan: &Plan) -> Subject {
 /// Idempotent producers must have got somewhere; where retries are what a run is about, some must have met what they sent before.
 fn look_at_retries(plan: &Plan, recorder: &Recorder, connector: &AnyConnector) {
     let (http, kafka) = connector.retries();
-    let (acknowledged, again) = (http.acknowledged + kafka.acknowledged, http.again + kafka.again);
-    let met = format!("of those {} met their original, by the word of HTTP", http.met);
-    note(recorder, format!("{acknowledged} idempotent sends were acknowledged, {again} of them sent again; {met}"));
+    let acknowledged = http.acknowledged + kafka.acknowledged;
+    let over_http = format!("{} over HTTP, of which {} met their original", http.again, http.met);
+    let over_kafka = format!("{} over Kafka, which does not say", kafka.again);
+    note(
+        recorder,
+        format!("{acknowledged} idempotent sends were acknowledged; sent again of these: {over_http}, {over_kafka}"),
+    );
     let retries = plan.scenario.as_deref() == Some(RETRIES);
     Counted::untested(http, kafka, retries).into_iter().for_each(|what| recorder.untested(what));
 }

@@ -118,12 +118,14 @@ fn a_run_that_proves_nothing_exits_with_3() {
 fn usage_errors_exit_with_2() {
     let nowhere: PathBuf = tempfile::tempdir().unwrap().path().join("nowhere");
     let nowhere = nowhere.to_str().unwrap();
-    let cases: [&[&str]; 6] = [
+    let cases: [&[&str]; 7] = [
         &[],
         &["--replay"],
         &["--fly"],
         &["--replay", "x", "list"],
         &["--replay", nowhere],
+        // Nobody would be told that a send met its original.
+        &["--scenario", "retries", "--client", "kafka", "--out", nowhere, "--bin", nowhere],
         // No time for each fault to happen.
         &["--nodes", "3", "--time", "60", "--seed", "1", "--nemesis", "all", "--out", nowhere],
     ];

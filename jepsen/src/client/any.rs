@@ -43,6 +43,11 @@ impl ClientKind {
         }
     }
 
+    /// Whether some of its clients are told that a send met its original: HTTP has a word for it, Kafka none.
+    pub fn hears_of_duplicates(self) -> bool {
+        self != Self::Kafka
+    }
+
     /// Whether some of its clients can be members of consumer groups.
     pub fn can_subscribe(self) -> bool {
         self != Self::Http
