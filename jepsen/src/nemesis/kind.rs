@@ -5,6 +5,8 @@
 //! | host | brokers and whole disks: they choose their hosts first |
 //! | net | what happens to packets |
 //! | side | what slows or confuses single hosts that are otherwise well |
+//!
+//! Some kinds of different classes do not go together either: [`Kind::goes_with`].
 
 use crate::cluster::preflight::Needs;
 
@@ -178,6 +180,31 @@ impl Kind {
         }
     }
 
+    /// A majority of the hosts may be gone while it lasts: without one there is no leader.
+    fn may_take_leaders_away(self) -> bool {
+        match self {
+            Self::Kill(pick) | Self::Pause(pick) | Self::Power(pick) => matches!(pick, Pick::Majority | Pick::Leaders),
+            _ => false,
+        }
+    }
+
+    /// It finds nobody to hit where there is no leader.
+    fn needs_a_leader(self) -> bool {
+        self.class() == Class::Net && self.aims_at_leaders()
+    }
+
+    /// Keeps this one from being seen beside it, or is kept by it: hosts are hit first, and what is left may be unable to elect anybody.
+    pub fn contends(self) -> bool {
+        self.may_take_leaders_away() || self.needs_a_leader()
+    }
+
+    /// Both show if they happen at the same time.
+    pub fn goes_with(self, other: Self) -> bool {
+        let starved = |one: Self, other: Self| one.may_take_leaders_away() && other.needs_a_leader();
+        let alone = self.takes_all() || other.takes_all() || self.class() == other.class();
+        !alone && !starved(self, other) && !starved(other, self)
+    }
+
     /// Nothing else shows beside it.
     pub fn takes_all(self) -> bool {
         matches!(self, Self::Kill(Pick::All) | Self::Pause(Pick::All) | Self::Power(Pick::All))
@@ -243,6 +270,22 @@ mod tests {
         assert_eq!(rot, [Kind::RotStopped, Kind::RotRunning, Kind::RotTruncated, Kind::RotCutRunning]);
         assert!(rot.iter().all(|kind| kind.rots() && kind.breaks_disks() && kind.class() == Class::Host));
         assert_eq!(Kind::DiskFull.class(), Class::Side);
+    }
+
+    #[test]
+    fn a_leader_is_not_looked_for_where_a_majority_may_be_gone() {
+        let cuts = [Kind::Partition(Shape::Leader), Kind::Partition(Shape::OneWay)];
+        let takers = parse("kill-majority,kill-leaders,pause-majority,pause-leaders").unwrap();
+        for (cut, taker) in cuts.iter().flat_map(|cut| takers.iter().map(move |taker| (*cut, *taker))) {
+            assert!(!cut.goes_with(taker) && !taker.goes_with(cut), "{} and {}", cut.name(), taker.name());
+        }
+        let goes = |one: Kind, other: Kind| one.goes_with(other) && other.goes_with(one);
+        assert!(
+            goes(cuts[0], Kind::Kill(Pick::Minority)) && goes(cuts[1], Kind::DiskLost) && goes(cuts[0], Kind::DiskFull)
+        );
+        assert!(goes(Kind::Partition(Shape::Ring), Kind::Kill(Pick::Leaders)), "it cuts whomever it likes");
+        assert!(!goes(Kind::Kill(Pick::One), Kind::DiskLost), "of one class");
+        assert!(!goes(Kind::Kill(Pick::All), Kind::Loss), "nothing else shows");
     }
 
     #[test]
