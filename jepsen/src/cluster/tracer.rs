@@ -2,7 +2,7 @@
 //!
 //! What strace did stands in its output, and that is the evidence. A broker that is traced is slower in everything.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -96,10 +96,27 @@ impl Tracer {
     }
 }
 
-/// What strace tells of descriptors, in lines with this mark: `12 fsync(7</a/file>) = …`.
+/// What strace tells of descriptors, in calls with this mark: `12 fsync(7</a/file>) = …`. A call during which another thread has something
+/// to tell is told in two lines, of which the first has the descriptor and the second the mark: `12 fsync(7</a/file> <unfinished ...>` and
+/// `12 <... fsync resumed>) = …`.
 fn paths(told: &str, mark: &str) -> BTreeSet<PathBuf> {
-    let path = |line: &str| Some(PathBuf::from(line.split_once('<')?.1.split_once('>')?.0));
-    told.lines().filter(|line| line.contains(mark)).filter_map(path).collect()
+    let (mut found, mut unfinished) = (BTreeSet::new(), BTreeMap::new());
+    for line in told.lines() {
+        let Some((thread, call)) = line.trim_start().split_once(' ') else { continue };
+        let call = call.trim_start();
+        let path = if call.starts_with("<... ") {
+            unfinished.remove(thread)
+        } else {
+            call.split_once('<').and_then(|(_, rest)| rest.split_once('>')).map(|(path, _)| PathBuf::from(path))
+        };
+        let Some(path) = path else { continue };
+        if call.ends_with("<unfinished ...>") {
+            unfinished.insert(thread, path);
+        } else if call.contains(mark) {
+            found.insert(path);
+        }
+    }
+    found
 }
 
 #[cfg(test)]
@@ -114,5 +131,19 @@ mod tests {
                     71 fdatasync(9</d/journal/1-1.journal>) = -1 EIO (Input/output error) (INJECTED)\n";
         let found: Vec<PathBuf> = paths(told, "(INJECTED)").into_iter().collect();
         assert_eq!(found, [Path::new("/d/groups"), Path::new("/d/journal/1-1.journal")]);
+    }
+
+    #[test]
+    fn the_files_of_calls_that_are_told_in_two_lines_are_known() {
+        let told = "71    fdatasync(9</d/journal/1-1.journal> <unfinished ...>\n\
+                    72    fsync(4</d/catalog/db> <unfinished ...>\n\
+                    73    fsync(5</d/checkpoint.new>) = -1 EIO (Input/output error) (INJECTED)\n\
+                    71    <... fdatasync resumed>) = -1 EIO (Input/output error) (INJECTED)\n\
+                    72    <... fsync resumed>) = 0\n\
+                    71    fdatasync(9</d/journal/1-2.journal> <unfinished ...>\n\
+                    74    <... fsync resumed>) = -1 EIO (Input/output error) (INJECTED)\n\
+                    71    +++ exited with 1 +++\n";
+        let found: Vec<PathBuf> = paths(told, "(INJECTED)").into_iter().collect();
+        assert_eq!(found, [Path::new("/d/checkpoint.new"), Path::new("/d/journal/1-1.journal")]);
     }
 }

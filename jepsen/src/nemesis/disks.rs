@@ -32,6 +32,21 @@ pub(super) fn calls_hit(hosts: &[usize], hits: &[(usize, usize)]) -> Option<Stri
     hosts.iter().map(of_host).collect::<Option<Vec<_>>>().map(|evidence| evidence.join(", "))
 }
 
+/// Of what syncs failed so that a broker must stop, by host; `None` if on some of these hosts of nothing such.
+pub(super) fn syncs_failed(hosts: &[usize], hits: &[(usize, Vec<PathBuf>)]) -> Option<String> {
+    let of_host = |host: &usize| {
+        let (_, files) = hits.iter().find(|(at, files)| at == host && !files.is_empty())?;
+        Some(format!("syncs of {files:?} failed on {}", network::name(*host)))
+    };
+    hosts.iter().map(of_host).collect::<Option<Vec<_>>>().map(|evidence| evidence.join(", "))
+}
+
+/// Those of these paths a failed sync of which must stop the broker with this data directory, as paths below it.
+fn files_that_must_stop(data: &Path, paths: impl IntoIterator<Item = PathBuf>) -> Vec<PathBuf> {
+    let below = paths.into_iter().filter_map(|path| path.strip_prefix(data).map(Path::to_owned).ok());
+    below.filter(|path| must_stop_a_broker(path)).collect()
+}
+
 /// Whether a failed sync of this, below the data directory, is a reason to stop: of all but the catalog's tables, which are a cache.
 fn must_stop_a_broker(path: &Path) -> bool {
     !path.starts_with("catalog")
@@ -83,11 +98,15 @@ impl<C: Connector> Nemesis<C> {
         Ok(())
     }
 
+    /// Of what in a host's data directory syncs were hit so that its broker must stop; paths are those below it.
+    pub(super) fn files_hit(&self, host: usize, tracer: &Tracer) -> Vec<PathBuf> {
+        files_that_must_stop(&self.cluster.hosts[host].disk.data(), tracer.paths_hit())
+    }
+
     /// A broker that was told that bytes are not durable must not go on (rule J15), wherever in its data directory that was.
     async fn judge_failed_sync(&mut self, host: usize, tracer: &Tracer) -> Harness<()> {
-        let data = self.cluster.hosts[host].disk.data();
-        let stops = |path: &PathBuf| path.strip_prefix(&data).is_ok_and(must_stop_a_broker);
-        let files: Vec<PathBuf> = tracer.paths_hit().into_iter().filter(stops).collect();
+        let files = self.files_hit(host, tracer);
+        // Only its cache was hit: the fault was not seen, and the run is rejected.
         if files.is_empty() {
             return Ok(());
         }
@@ -200,6 +219,21 @@ mod tests {
         assert_eq!(calls_hit(&[0, 2], &[(0, 3), (2, 1)]).as_deref(), Some("3 calls of n1, 1 calls of n3"));
         assert_eq!(calls_hit(&[0, 2], &[(0, 3), (2, 0)]), None);
         assert_eq!(calls_hit(&[0, 2], &[(0, 3)]), None, "no broker ran on n3");
+    }
+
+    #[test]
+    fn a_failed_sync_is_seen_only_where_it_must_stop_a_broker() {
+        let hit = |paths: &[&str]| files_that_must_stop(Path::new("/d"), paths.iter().map(PathBuf::from));
+        let seen = |paths: &[&str]| syncs_failed(&[1], &[(1, hit(paths))]);
+        assert_eq!(seen(&[]), None);
+        assert_eq!(
+            seen(&["/d/catalog/db", "/elsewhere/journal/1-1.journal"]),
+            None,
+            "a cache, and no file of this broker"
+        );
+        let evidence = "syncs of [\"journal/1-1.journal\"] failed on n2";
+        assert_eq!(seen(&["/d/catalog/db", "/d/journal/1-1.journal"]).as_deref(), Some(evidence));
+        assert_eq!(syncs_failed(&[0, 1], &[(1, hit(&["/d/checkpoint"]))]), None, "not on both");
     }
 
     #[test]

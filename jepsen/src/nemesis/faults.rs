@@ -213,6 +213,10 @@ impl<C: Connector> Nemesis<C> {
         Ok(match (open.kind, &open.hit, &open.means) {
             (Kind::Partition(_) | Kind::Loss, Hit::Ways(ways), _) => self.packets_lost(ways).await?,
             (_, _, Means::Netem(netem)) => netem.counters.evidence(),
+            (Kind::FailedFsync, Hit::Hosts(hosts), Means::Traced(traced)) => {
+                let hits: Vec<_> = traced.iter().map(|(host, tracer)| (*host, self.files_hit(*host, tracer))).collect();
+                disks::syncs_failed(hosts, &hits)
+            }
             (_, Hit::Hosts(hosts), Means::Traced(traced)) => {
                 let hits: Vec<(usize, usize)> = traced.iter().map(|(host, tracer)| (*host, tracer.hits())).collect();
                 disks::calls_hit(hosts, &hits)
