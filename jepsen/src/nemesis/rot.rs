@@ -46,6 +46,14 @@ pub const BEFORE: &[&str] = &["snapshot", "base"];
 /// without, make anew or fetch.
 const INDISPENSABLE: &[&str] = &["journal", "checkpoint"];
 
+/// What a folder is called whose replica is gone: kept for a person, or on its way out. Nobody reads in it any more, and what rots there
+/// is no fault.
+const DEAD: [&str; 2] = ["quarantined-", "deleted-"];
+
+fn is_dead(path: &Path) -> bool {
+    path.iter().any(|name| DEAD.iter().any(|dead| name.to_string_lossy().starts_with(dead)))
+}
+
 /// Whether a broker may refuse to start on a directory in which a file of this kind rotted.
 pub fn may_cost_the_directory(kind: &str) -> bool {
     INDISPENSABLE.contains(&kind)
@@ -72,7 +80,9 @@ impl fmt::Display for Rotten {
 pub fn rot(data: &Path, rot: Rot, kinds: &[&str], random: &mut Random) -> io::Result<Rotten> {
     let files = files_below(data)?;
     let of_class = |class: &Class| -> Vec<&PathBuf> {
-        let fits = |path: &&PathBuf| path.strip_prefix(data).is_ok_and(|path| (class.1)(&path.to_string_lossy()));
+        let fits = |path: &&PathBuf| {
+            path.strip_prefix(data).is_ok_and(|path| !is_dead(path) && (class.1)(&path.to_string_lossy()))
+        };
         files.iter().filter(fits).collect()
     };
     let mut classes: Vec<&Class> =
@@ -175,6 +185,27 @@ mod tests {
         }
         assert!(hit.contains(&"segment") && hit.contains(&"checkpoint"), "{hit:?}");
         assert!(rot(data().path(), Rot::Flip, &["journal"], &mut Random::new(1)).is_err());
+    }
+
+    #[test]
+    fn what_rots_in_files_of_replicas_that_are_gone_is_no_fault() {
+        let dir = data();
+        let groups = dir.path().join("groups");
+        fs::remove_dir_all(groups.join("1-2")).unwrap();
+        for dead in ["quarantined-1-2", "quarantined-1-2-1", "deleted-3-4"] {
+            fs::create_dir(groups.join(dead)).unwrap();
+            fs::write(groups.join(dead).join("0-1.segment"), [7; 100]).unwrap();
+        }
+        for seed in 0..20 {
+            let nothing = rot(dir.path(), Rot::Flip, &["segment"], &mut Random::new(seed));
+            assert!(nothing.is_err(), "{nothing:?}");
+        }
+        fs::create_dir(groups.join("5-6")).unwrap();
+        fs::write(groups.join("5-6/0-1.segment"), [7; 100]).unwrap();
+        for seed in 0..20 {
+            let done = rot(dir.path(), Rot::Flip, &["segment"], &mut Random::new(seed)).unwrap();
+            assert_eq!(done.path, Path::new("groups/5-6/0-1.segment"));
+        }
     }
 
     #[test]
