@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::Nemesis;
 use super::faults::Means;
+use super::recovery;
 use super::rot::{self, Rot, Rotten};
 use crate::client::Connector;
 use crate::cluster::network;
@@ -14,8 +15,6 @@ use crate::timeline::Entry;
 
 /// A disk is full with less than this left.
 const FULL_BYTES: u64 = 64 << 10;
-/// How long a broker with a rotten disk may take to be ready before it gets a new one.
-const READY_PATIENCE: Duration = Duration::from_secs(45);
 /// How long a broker may take to see that it cannot go on.
 const STOP_PATIENCE: Duration = Duration::from_secs(10);
 /// One that is not ready so often in a row stays so: a single answer may be late.
@@ -169,7 +168,7 @@ impl<C: Connector> Nemesis<C> {
         Ok(Some(evidence.join("; ")))
     }
 
-    /// A broker that stands up again on its rotten disk is left to itself; one that does not gets an empty disk, as an operator would
+    /// A broker that stands up again on its rotten disk, in the time that any recovery may take, is left to itself; one that does not gets an empty disk, as an operator would
     /// give it, and is accused unless what rotted is what no broker can do without. One that ran all the while is started anew first.
     pub(super) async fn see_to_disks(&mut self, rotten: &[(usize, Rotten)], anew: bool) -> Harness<()> {
         for (host, rotten) in rotten {
@@ -178,7 +177,7 @@ impl<C: Connector> Nemesis<C> {
             }
             // Perhaps it ended already, and somebody heard of that.
             self.cluster.start(*host)?;
-            let deadline = Instant::now() + READY_PATIENCE;
+            let deadline = Instant::now() + recovery::PATIENCE;
             let why = loop {
                 if let Some(status) = self.cluster.ended_by_itself(*host)? {
                     break format!("it ended with {status}");

@@ -16,8 +16,8 @@ use crate::workload::final_reads::read_everything;
 use crate::workload::steps::{Ended, Life};
 use crate::workload::{Values, retained};
 
-/// How long the cluster may take.
-const PATIENCE: Duration = Duration::from_secs(180);
+/// How long the cluster may take, and each of its brokers.
+pub(super) const PATIENCE: Duration = Duration::from_secs(180);
 /// How long it may take to read everything.
 const READ_PATIENCE: Duration = Duration::from_secs(30);
 /// After a probe that did not work.
