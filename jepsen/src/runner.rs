@@ -17,6 +17,7 @@ use crate::client::any::AnyConnector;
 use crate::client::http::HttpConnector;
 use crate::client::kafka::KafkaConnector;
 use crate::client::retries::Counted;
+use crate::cluster::admin::Comparison;
 use crate::cluster::{Cluster, Doing as _, Harness, HarnessError, Tuning, isolation, network};
 use crate::nemesis::Nemesis;
 use crate::nemesis::scenario::RETRIES;
@@ -162,7 +163,7 @@ async fn play(
     phase(recorder, FINAL_READS);
     nemesis.recover(&[]).await?;
     read_everything(recorder, &connector, &values).await?;
-    compare_topics(&nemesis.cluster, recorder).await;
+    judge_topics(recorder, nemesis.cluster.await_same_topics(SAME_PATIENCE).await);
     judge_groups(plan, recorder, connector.kafka());
     look_at_retries(plan, recorder, &connector);
     let (came, went) = churn.last_look().await;
@@ -185,17 +186,23 @@ async fn play(
     compare_disks(plan, &nemesis.cluster, recorder).await
 }
 
-/// With everything healed and nobody changing topics any more: brokers that have applied the same tell the same.
-async fn compare_topics(cluster: &Cluster, recorder: &Recorder) {
-    match cluster.await_same_topics(SAME_PATIENCE).await {
-        Ok(topics) => note(recorder, format!("every broker tells the same of {topics} topics")),
-        Err(how) => {
+/// With everything healed and nobody changing topics any more: brokers that have applied the same tell the same. One that tells nothing
+/// differs from nobody.
+fn judge_topics(recorder: &Recorder, found: Comparison) {
+    match found {
+        Comparison::Same(topics) => note(recorder, format!("every broker tells the same of {topics} topics")),
+        Comparison::Differ(how) => {
             let what = format!(
                 "brokers differ in what they tell of topics, {} s after everything: {how}",
                 SAME_PATIENCE.as_secs()
             );
             progress(recorder, &format!("  {what}"));
             recorder.accuse("brokers", what);
+        }
+        Comparison::Unanswered(why) => {
+            let what = format!("what brokers tell of topics is not compared: {why}");
+            progress(recorder, &format!("  {what}"));
+            recorder.untested(&what);
         }
     }
 }
@@ -365,4 +372,23 @@ async fn stop_all(cluster: &mut Cluster, recorder: &Arc<Recorder>) -> Harness<()
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::Accusations;
+
+    #[test]
+    fn brokers_that_differ_are_accused_and_one_that_tells_nothing_is_not() {
+        let accusations = Accusations::new();
+        judge_topics(&accusations.recorder(), Comparison::Same(3));
+        assert_eq!((accusations.told(), accusations.untested()), (vec![], vec![]));
+        judge_topics(&accusations.recorder(), Comparison::Unanswered("n2 tells nothing: timed out".to_owned()));
+        let untested = "what brokers tell of topics is not compared: n2 tells nothing: timed out: nothing was tested";
+        assert_eq!((accusations.told(), accusations.untested()), (vec![], vec![untested.to_owned()]));
+        judge_topics(&accusations.recorder(), Comparison::Differ("broker 1 tells more".to_owned()));
+        let accused = "brokers: brokers differ in what they tell of topics, 30 s after everything: broker 1 tells more";
+        assert_eq!(accusations.told(), [accused]);
+    }
 }

@@ -60,8 +60,30 @@ struct Topics {
     topics: Vec<Topic>,
 }
 
+/// What came of asking every broker for its topics.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Comparison {
+    /// All tell the same, of so many topics.
+    Same(usize),
+    /// They do not: how.
+    Differ(String),
+    /// One did not tell anything, and why.
+    Unanswered(String),
+}
+
+/// Compares what each broker told.
+pub fn compare(told: Result<Vec<Vec<Topic>>, String>) -> Comparison {
+    match told {
+        Err(why) => Comparison::Unanswered(why),
+        Ok(told) => match difference(&told) {
+            None => Comparison::Same(told.first().map_or(0, Vec::len)),
+            Some(how) => Comparison::Differ(how),
+        },
+    }
+}
+
 /// Where brokers differ in what they say of topics: the first and another, by the first topic of which they do.
-pub fn difference(told: &[Vec<Topic>]) -> Option<String> {
+fn difference(told: &[Vec<Topic>]) -> Option<String> {
     let (first, others) = told.split_first()?;
     for (at, other) in (2..).zip(others) {
         let only = |one: &[Topic], other: &[Topic]| one.iter().find(|topic| !other.contains(topic)).cloned();
@@ -198,6 +220,10 @@ mod tests {
         let told = difference(&[all(), vec![topic("a", 1), topic("b", 1)]]).unwrap();
         assert!(told.contains("leader: Some(2)") && told.contains("leader: Some(1)"), "{told}");
         assert!(difference(&[vec![], all()]).is_some());
+        assert_eq!(compare(Ok(vec![all(), all()])), Comparison::Same(2));
+        assert!(matches!(compare(Ok(vec![all(), vec![]])), Comparison::Differ(_)));
+        let silent = compare(Err("n2 tells nothing: timed out".to_owned()));
+        assert_eq!(silent, Comparison::Unanswered("n2 tells nothing: timed out".to_owned()));
     }
 
     #[test]

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
-use super::admin::{Admin, Topic, difference};
+use super::admin::{Admin, Comparison, Topic, compare};
 use super::broker::Broker;
 use super::disk::Disk;
 use super::network::{self, Network};
@@ -258,19 +258,13 @@ impl Cluster {
         }
     }
 
-    /// Waits until every broker tells the same of all topics; `Err`: how they differed last.
-    pub async fn await_same_topics(&self, patience: Duration) -> Result<usize, String> {
+    /// Waits until every broker tells the same of all topics; otherwise what came of the last look.
+    pub async fn await_same_topics(&self, patience: Duration) -> Comparison {
         let deadline = Instant::now() + patience;
         loop {
-            let differ = match self.topics().await {
-                Err(why) => why,
-                Ok(told) => match difference(&told) {
-                    None => return Ok(told.first().map_or(0, Vec::len)),
-                    Some(how) => how,
-                },
-            };
-            if Instant::now() >= deadline {
-                return Err(differ);
+            let found = compare(self.topics().await);
+            if matches!(found, Comparison::Same(_)) || Instant::now() >= deadline {
+                return found;
             }
             tokio::time::sleep(LOOK).await;
         }

@@ -69,9 +69,17 @@ impl Accusations {
 
     /// All accusations so far.
     pub(crate) fn told(&self) -> Vec<String> {
+        self.timeline().accusations.into_iter().map(|(_, what)| what).collect()
+    }
+
+    /// What was not tested so far.
+    pub(crate) fn untested(&self) -> Vec<String> {
+        self.timeline().untested.into_iter().map(|(_, what)| what).collect()
+    }
+
+    fn timeline(&self) -> Timeline {
         let file = std::fs::File::open(self.dir.path().join(TIMELINE_JSONL)).expect("a timeline");
-        let timeline = Timeline::read(std::io::BufReader::new(file)).expect("a timeline");
-        timeline.accusations.into_iter().map(|(_, what)| what).collect()
+        Timeline::read(std::io::BufReader::new(file)).expect("a timeline")
     }
 }
 
