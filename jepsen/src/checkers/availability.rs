@@ -3,7 +3,8 @@
 //! While a single broker is killed (`kill-one`, for as short or long as that lasts) and when it comes back and catches up, every key must
 //! take writes, but for the first seconds, which an election may need. What is held against the brokers: somebody sent to a key, several
 //! sends were tried from then on, and for [`SILENCE`] none of them was acknowledged. (Redpanda #9718: a node was back after ten minutes, and
-//! throughput fell to zero while it caught up.) A fault that overlaps with another one shows nothing.
+//! throughput fell to zero while it caught up.) What never recovers is held against them until the harness gives up. A fault that overlaps
+//! with another one shows nothing.
 
 use std::collections::BTreeMap;
 
@@ -29,11 +30,13 @@ struct Sends {
 /// What brokers did not do while one of them was away, sentence by sentence.
 pub fn accusations(timeline: &Timeline, history: &History) -> Vec<String> {
     let keys = sends(history);
+    let errors_ns = timeline.harness_errors.iter().map(|(time_ns, _)| *time_ns);
+    let given_up_ns = errors_ns.chain([history.end_ns()]).min().unwrap_or(0);
     let mut found = Vec::new();
     for fault in timeline.faults.iter().filter(|fault| fault.kind == KIND && is_alone(fault, &timeline.faults)) {
-        let Some((recovered_ns, _)) = fault.recovered else { continue };
+        let until_ns = fault.recovered.as_ref().map_or(given_up_ns, |(recovered_ns, _)| *recovered_ns);
         for (key, sends) in &keys {
-            if let Some(from_ns) = sends.silence(fault.start_ns + GRACE_NS, recovered_ns) {
+            if let Some(from_ns) = sends.silence(fault.start_ns + GRACE_NS, until_ns) {
                 found.push(format!(
                     "only {} was away (fault {}), and from {:.3} s on no send to key {} was acknowledged for {} s",
                     fault.targets.join(", "),
@@ -140,6 +143,20 @@ mod tests {
         assert!(accused(20..40, vec![fault(0, "kill-majority", 10, 50)]).is_empty());
         assert!(accused(20..40, vec![fault(0, KIND, 10, 50), fault(1, "loss", 49, 55)]).is_empty());
         assert_eq!(accused(20..40, vec![fault(0, KIND, 10, 50), fault(1, "loss", 50, 55)]).len(), 1);
+    }
+
+    #[test]
+    fn what_never_recovers_accuses_until_the_harness_gives_up() {
+        let lost = || Fault { recovered: None, ..fault(0, KIND, 10, 15) };
+        let found = accused(20..60, vec![lost()]);
+        assert!(found.len() == 1 && found[0].contains("from 20.000 s on no send to key 0"), "{found:?}");
+        assert!(accused(60..60, vec![lost()]).is_empty(), "it takes writes all the while");
+        let given_up = |second: u64| {
+            let harness_errors = vec![(second * 1_000_000_000, "the cluster did not recover".to_owned())];
+            accusations(&Timeline { faults: vec![lost()], harness_errors, ..Timeline::default() }, &history(20..60))
+        };
+        assert_eq!((given_up(29).len(), given_up(30).len()), (0, 1));
+        assert!(accused(20..60, vec![lost(), fault(1, "loss", 11, 12)]).is_empty(), "something else is broken");
     }
 
     #[test]
