@@ -175,9 +175,7 @@ async fn play(
     let (count, answered) = registers.last_reads().await;
     note(recorder, format!("{count} offsets of consumer groups were read once more at the end"));
     if !answered {
-        let (broker, what) =
-            ("groups".to_owned(), "a group's offset cannot be read though everything is healed".to_owned());
-        recorder.tell(|time_ns| Entry::Accused { time_ns, broker, what });
+        recorder.accuse("groups", "a group's offset cannot be read though everything is healed".to_owned());
     }
     phase(recorder, "stop");
     nemesis.note_ends()?;
@@ -233,9 +231,7 @@ async fn look_at_retention(plan: &Plan, recorder: &Arc<Recorder>, retained: Reta
     let again = format!("{remembered} batches that were sent again after they were gone were known");
     note(recorder, format!("of {end} records of the topic with retention the first {start} went; {again}"));
     if !read {
-        let (broker, what) =
-            ("retention".to_owned(), "the retained topic cannot be read though everything is healed".to_owned());
-        recorder.tell(|time_ns| Entry::Accused { time_ns, broker, what });
+        recorder.accuse("retention", "the retained topic cannot be read though everything is healed".to_owned());
     }
     let scenario = plan.scenario().map_err(HarnessError)?;
     match scenario.map(|scenario| scenario.name) {
@@ -268,9 +264,7 @@ async fn compare_disks(plan: &Plan, cluster: &Cluster, recorder: &Arc<Recorder>)
     }
     accusations.extend(disagreements);
     note(recorder, format!("{entries} entries compared between the disks: {} disagreements", accusations.len()));
-    for what in accusations {
-        recorder.tell(|time_ns| Entry::Accused { time_ns, broker: "disks".to_owned(), what });
-    }
+    accusations.into_iter().for_each(|what| recorder.accuse("disks", what));
     Ok(())
 }
 
@@ -333,9 +327,7 @@ async fn tell_progress(recorder: Arc<Recorder>, mut halted: watch::Receiver<bool
 /// Consumer groups: what they must not show accuses the brokers.
 fn judge_groups(plan: &Plan, recorder: &Arc<Recorder>, connector: &KafkaConnector) {
     let kept = connector.ledger().kept();
-    for what in generations::accusations(&kept) {
-        recorder.tell(|time_ns| Entry::Accused { time_ns, broker: "groups".to_owned(), what });
-    }
+    generations::accusations(&kept).into_iter().for_each(|what| recorder.accuse("groups", what));
     if plan.workload != Workload::SingleSubscribe {
         return;
     }
@@ -366,9 +358,8 @@ async fn read_everything(recorder: &Arc<Recorder>, connector: &AnyConnector, val
 async fn stop_all(cluster: &mut Cluster, recorder: &Arc<Recorder>) -> Harness<()> {
     for host in 0..cluster.hosts.len() {
         if let Some(what) = cluster.stop(host).await? {
-            let broker = network::name(host);
             progress(recorder, &format!("  {what}"));
-            recorder.tell(|time_ns| Entry::Accused { time_ns, broker, what });
+            recorder.accuse(&network::name(host), what);
         }
     }
     Ok(())

@@ -13,7 +13,6 @@ use super::CLIENTS;
 use crate::history::{Key, Kind, Offset, Process};
 use crate::recorder::Recorder;
 use crate::registers::{Deed, Register};
-use crate::timeline::Entry;
 
 /// Members' registers have numbers from here on; those of clients that only set and read registers have smaller ones.
 const FIRST_REGISTER: u64 = 1 << 32;
@@ -134,7 +133,7 @@ impl Ledger {
                     open.group, offset.0
                 );
                 self.fail_look(open, what.clone());
-                self.recorder.tell(|time_ns| Entry::Accused { time_ns, broker: "groups".to_owned(), what });
+                self.recorder.accuse("groups", what);
             }
         }
     }

@@ -27,7 +27,6 @@ use crate::cluster::network::{self, Way};
 use crate::cluster::{Cluster, Harness};
 use crate::random::Random;
 use crate::recorder::Recorder;
-use crate::timeline::Entry;
 use crate::workload::Values;
 use faults::Open;
 use recovery::Probe;
@@ -181,7 +180,7 @@ impl<C: Connector> Nemesis<C> {
                 let broker = network::name(host);
                 self.say(&format!("{broker}: {what}"));
                 if !self.fragile.contains(&host) {
-                    self.recorder.tell(|time_ns| Entry::Accused { time_ns, broker, what });
+                    self.recorder.accuse(&broker, what);
                     // One that ends again and again until the next recovery says nothing new.
                     self.fragile.push(host);
                 }

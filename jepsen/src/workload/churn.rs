@@ -15,7 +15,6 @@ use tokio::sync::watch;
 use super::http::{Answer, ask};
 use crate::random::Random;
 use crate::recorder::Recorder;
-use crate::timeline::Entry;
 
 /// How long a request may take.
 const TIMEOUT: Duration = Duration::from_secs(8);
@@ -101,7 +100,7 @@ impl Churn {
     }
 
     fn accuse(&self, what: String) {
-        self.recorder.tell(|time_ns| Entry::Accused { time_ns, broker: "topics".to_owned(), what });
+        self.recorder.accuse("topics", what);
     }
 
     async fn step(&mut self) {

@@ -25,7 +25,6 @@ use super::http::{Answer, ask};
 use crate::client::http::PRODUCER_IS_LOST;
 use crate::random::Random;
 use crate::recorder::Recorder;
-use crate::timeline::Entry;
 
 /// The topic's name.
 pub const TOPIC: &str = "retained";
@@ -180,7 +179,7 @@ impl Retained {
     }
 
     fn accuse(&self, what: String) {
-        self.recorder.tell(|time_ns| Entry::Accused { time_ns, broker: "retention".to_owned(), what });
+        self.recorder.accuse("retention", what);
     }
 
     fn url(&self, broker: usize) -> String {

@@ -6,10 +6,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::client::{Client, Connector, Sent};
+use crate::client::{CLIENTS, Client, Connector, Sent};
 use crate::history::{Action, ClaimedRange, Key, Kind, MicroOp, Offset, Process, Records, Value};
 use crate::recorder::Recorder;
-use crate::timeline::Entry;
 
 /// How often a linearizable read goes on after a part before it gives up reaching the end.
 const PARTS_MAX: usize = 200;
@@ -118,7 +117,7 @@ impl<C: Connector> Life<C> {
             && *first != wanted
         {
             let what = format!("a send to key {} only at offset {} went to {}", key.0, wanted.0, first.0);
-            self.recorder.tell(|time_ns| Entry::Accused { time_ns, broker: "clients".to_owned(), what });
+            self.recorder.accuse(CLIENTS, what);
         }
         let (kind, first, error, ended) = match sent {
             Sent::At(first) => (Kind::Ok, Some(first), None, Ended::Ok),
