@@ -2,13 +2,12 @@
 //!
 //! While a single broker is killed (`kill-one`, for as short or long as that lasts) and when it comes back and catches up, every key must
 //! take writes, but for the first seconds, which an election may need. What is held against the brokers: somebody sent to a key, several
-//! sends were tried from then on, and for [`SILENCE`] none of them was acknowledged. (Redpanda #9718: a node was back after ten minutes, and
+//! sends were tried from then on, and for [`SILENCE_NS`] none of them was acknowledged. (Redpanda #9718: a node was back after ten minutes, and
 //! throughput fell to zero while it caught up.) What never recovers is held against them until the harness gives up. A fault that overlaps
 //! with another one shows nothing.
 
-use std::collections::BTreeMap;
-
-use crate::history::{History, Key, Kind, MicroOp};
+use super::sends::{self, Sends};
+use crate::history::History;
 use crate::timeline::{Fault, Timeline};
 
 /// The fault that the others must bear.
@@ -20,23 +19,16 @@ const SILENCE_NS: u64 = 10_000_000_000;
 /// With fewer sends than this in such a time nothing is said: some are refused for good reasons.
 const TRIES_MIN: usize = 5;
 
-/// The sends to one key: when each was invoked, and when those that were acknowledged were.
-#[derive(Default)]
-struct Sends {
-    invoked_ns: Vec<u64>,
-    acknowledged_ns: Vec<u64>,
-}
-
 /// What brokers did not do while one of them was away, sentence by sentence.
 pub fn accusations(timeline: &Timeline, history: &History) -> Vec<String> {
-    let keys = sends(history);
+    let keys = sends::by_key(history);
     let errors_ns = timeline.harness_errors.iter().map(|(time_ns, _)| *time_ns);
     let given_up_ns = errors_ns.chain([history.end_ns()]).min().unwrap_or(0);
     let mut found = Vec::new();
     for fault in timeline.faults.iter().filter(|fault| fault.kind == KIND && is_alone(fault, &timeline.faults)) {
         let until_ns = fault.recovered.as_ref().map_or(given_up_ns, |(recovered_ns, _)| *recovered_ns);
         for (key, sends) in &keys {
-            if let Some(from_ns) = sends.silence(fault.start_ns + GRACE_NS, until_ns) {
+            if let Some(from_ns) = silence(sends, fault.start_ns + GRACE_NS, until_ns) {
                 found.push(format!(
                     "only {} was away (fault {}), and from {:.3} s on no send to key {} was acknowledged for {} s",
                     fault.targets.join(", "),
@@ -58,44 +50,25 @@ fn is_alone(fault: &Fault, all: &[Fault]) -> bool {
     !all.iter().filter(|other| other.id != fault.id).any(|other| overlaps(&other))
 }
 
-fn sends(history: &History) -> BTreeMap<Key, Sends> {
-    let mut keys: BTreeMap<Key, Sends> = BTreeMap::new();
-    for (id, operation) in history.operations().iter().enumerate() {
-        let (invoked_ns, told) = (history.events()[operation.invoked].time_ns, history.outcome_event(id));
-        for step in told.action.micro_ops() {
-            let MicroOp::Send { key, .. } = step else { continue };
-            let sends = keys.entry(*key).or_default();
-            sends.invoked_ns.push(invoked_ns);
-            sends.acknowledged_ns.extend((operation.outcome == Kind::Ok).then_some(told.time_ns));
-        }
-    }
-    for sends in keys.values_mut() {
-        sends.invoked_ns.sort_unstable();
-        sends.acknowledged_ns.sort_unstable();
-    }
-    keys
-}
-
-impl Sends {
-    /// When a send was asked for, between the two, after which too long none was acknowledged.
-    fn silence(&self, from_ns: u64, to_ns: u64) -> Option<u64> {
-        let in_time = |at_ns: u64| (from_ns..=to_ns.saturating_sub(SILENCE_NS)).contains(&at_ns);
-        let within = |times: &[u64], at_ns: u64| {
-            let end = times.partition_point(|time_ns| *time_ns <= at_ns + SILENCE_NS);
-            end - times.partition_point(|time_ns| *time_ns < at_ns)
-        };
-        self.invoked_ns
-            .iter()
-            .copied()
-            .filter(|at_ns| in_time(*at_ns))
-            .find(|at_ns| within(&self.acknowledged_ns, *at_ns) == 0 && within(&self.invoked_ns, *at_ns) >= TRIES_MIN)
-    }
+/// When a send was asked for, between the two, after which too long none was acknowledged.
+fn silence(sends: &Sends, from_ns: u64, to_ns: u64) -> Option<u64> {
+    let in_time = |at_ns: u64| (from_ns..=to_ns.saturating_sub(SILENCE_NS)).contains(&at_ns);
+    let tries = |at_ns: u64| {
+        let end = sends.invoked_ns.partition_point(|time_ns| *time_ns <= at_ns + SILENCE_NS);
+        end - sends.invoked_ns.partition_point(|time_ns| *time_ns < at_ns)
+    };
+    let silent = |at_ns: u64| {
+        let next = sends.acknowledged_ns.partition_point(|(time_ns, _)| *time_ns < at_ns);
+        sends.acknowledged_ns.get(next).is_none_or(|(time_ns, _)| *time_ns > at_ns + SILENCE_NS)
+    };
+    let mut asked = sends.invoked_ns.iter().copied().filter(|at_ns| in_time(*at_ns));
+    asked.find(|at_ns| silent(*at_ns) && tries(*at_ns) >= TRIES_MIN)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::history::{Action, Event, Offset, Process, Value};
+    use crate::history::{Action, Event, Key, Kind, MicroOp, Offset, Process, Value};
     use crate::testing::a_fault;
 
     /// A send to key 0 every second; those from one second on to another are refused.
@@ -163,8 +136,8 @@ mod tests {
     fn a_few_refusals_where_hardly_anybody_sends_say_nothing() {
         let second = |s: u64| s * 1_000_000_000;
         let sends = Sends { invoked_ns: (20..24).map(second).collect(), acknowledged_ns: Vec::new() };
-        assert_eq!(sends.silence(second(10), second(50)), None);
+        assert_eq!(silence(&sends, second(10), second(50)), None);
         let sends = Sends { invoked_ns: (20..25).map(second).collect(), acknowledged_ns: Vec::new() };
-        assert_eq!(sends.silence(second(10), second(50)), Some(second(20)));
+        assert_eq!(silence(&sends, second(10), second(50)), Some(second(20)));
     }
 }

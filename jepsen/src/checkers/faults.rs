@@ -6,9 +6,10 @@
 //! 3. The recovery shows in the history itself: for each key that anybody sends to, some send was invoked after the fault's end and
 //!    acknowledged before the recovery was claimed.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
-use crate::history::{History, Key, Kind, MicroOp};
+use super::sends::{self, Sends};
+use crate::history::{History, Key};
 use crate::timeline::{Fault, Timeline};
 
 /// Why a run is rejected, sentence by sentence; empty if it is not.
@@ -22,12 +23,12 @@ pub fn rejections(planned: &[String], timeline: &Timeline, history: &History) ->
             found.push(format!("{kind} was planned, and not once seen to have happened"));
         }
     }
-    let sends = Sends::of(history);
-    found.extend(timeline.faults.iter().flat_map(|fault| missing(fault, &sends)));
+    let keys = sends::by_key(history);
+    found.extend(timeline.faults.iter().flat_map(|fault| missing(fault, &keys)));
     found
 }
 
-fn missing(fault: &Fault, sends: &Sends) -> Vec<String> {
+fn missing(fault: &Fault, keys: &BTreeMap<Key, Sends>) -> Vec<String> {
     let name = format!("fault {} ({} of {})", fault.id, fault.kind, fault.targets.join(", "));
     let mut found = Vec::new();
     if fault.confirmed.is_none() {
@@ -37,11 +38,10 @@ fn missing(fault: &Fault, sends: &Sends) -> Vec<String> {
         (None, _) => found.push(format!("{name} was never taken back")),
         (Some(_), None) => found.push(format!("the cluster was never seen to recover from {name}")),
         (Some(stop_ns), Some((recovered_ns, _))) => {
-            let silent = sends.without_acknowledgement(stop_ns, *recovered_ns);
+            let silent = without_acknowledgement(keys, stop_ns, *recovered_ns);
             if !silent.is_empty() {
-                let keys: Vec<u64> = silent.iter().map(|key| key.0).collect();
                 found.push(format!(
-                    "no send to keys {keys:?} worked between the end of {name} and the recovery from it"
+                    "no send to keys {silent:?} worked between the end of {name} and the recovery from it"
                 ));
             }
         }
@@ -49,36 +49,12 @@ fn missing(fault: &Fault, sends: &Sends) -> Vec<String> {
     found
 }
 
-/// The sends of a history.
-struct Sends {
-    /// Whatever anybody sent to.
-    keys: BTreeSet<Key>,
-    /// Those that were acknowledged: to where, invoked and completed when.
-    acknowledged: Vec<(Key, u64, u64)>,
-}
-
-impl Sends {
-    fn of(history: &History) -> Self {
-        let mut sends = Self { keys: BTreeSet::new(), acknowledged: Vec::new() };
-        for (id, operation) in history.operations().iter().enumerate() {
-            let (invoked_ns, told) = (history.events()[operation.invoked].time_ns, history.outcome_event(id));
-            for step in told.action.micro_ops() {
-                let MicroOp::Send { key, .. } = step else { continue };
-                sends.keys.insert(*key);
-                if operation.outcome == Kind::Ok {
-                    sends.acknowledged.push((*key, invoked_ns, told.time_ns));
-                }
-            }
-        }
-        sends
-    }
-
-    /// The keys of which no send began and was acknowledged between the two.
-    fn without_acknowledgement(&self, from_ns: u64, to_ns: u64) -> BTreeSet<Key> {
-        let within = |send: &&(Key, u64, u64)| send.1 >= from_ns && send.2 <= to_ns;
-        let acknowledged: BTreeSet<Key> = self.acknowledged.iter().filter(within).map(|send| send.0).collect();
-        self.keys.difference(&acknowledged).copied().collect()
-    }
+/// The keys of which no send began and was acknowledged between the two.
+fn without_acknowledgement(keys: &BTreeMap<Key, Sends>, from_ns: u64, to_ns: u64) -> Vec<u64> {
+    let works = |sends: &Sends| {
+        sends.acknowledged_ns.iter().any(|(time_ns, invoked_ns)| *invoked_ns >= from_ns && *time_ns <= to_ns)
+    };
+    keys.iter().filter(|(_, sends)| !works(sends)).map(|(key, _)| key.0).collect()
 }
 
 #[cfg(test)]

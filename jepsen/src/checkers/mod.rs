@@ -27,6 +27,7 @@ pub mod phantom;
 pub mod poll_skip;
 pub mod precommitted_read;
 pub mod realtime_send_order;
+pub mod sends;
 pub mod stale_read;
 pub mod successive;
 pub mod under_faults;
