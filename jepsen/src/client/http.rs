@@ -1,16 +1,15 @@
 //! Pontoon's HTTP behind [`Client`].
 //!
 //! Each client has its own connections. A refused connection certainly changed nothing; a broker's refusal says by `outcome` whether it
-//! may have; anything else (a time-out, a connection that broke, an answer that makes no sense) is unknown. An idempotent client asks
-//! for a producer id first and repeats an unknown send under the same sequence number, at any broker, until it knows or time is up.
+//! may have; anything else (a time-out, a connection that broke, an answer that makes no sense) is unknown.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde::Deserialize;
 use serde_json::json;
 
+use super::producer::{self, Batch, Producer, Produces, Sequence};
 use super::retries::{Counted, Retries};
 use super::{CLIENTS, Client, Connector, Fetched, Sent, payload};
 use crate::history::{Key, Offset, Value};
@@ -22,10 +21,6 @@ const CONNECT_TIMEOUT: Duration = Duration::from_millis(1500);
 const BROKER_TIMEOUT: Duration = Duration::from_secs(4);
 /// How long one request may take.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(6);
-/// How long an idempotent client repeats a send.
-const RETRY_FOR: Duration = Duration::from_secs(12);
-/// Between two attempts.
-const RETRY_PAUSE: Duration = Duration::from_millis(100);
 /// Most records of one fetch.
 const RECORDS_MAX: usize = 500;
 /// How much of a text goes into an error.
@@ -97,15 +92,6 @@ impl Connector for HttpConnector {
     }
 }
 
-/// What an idempotent producer remembers.
-#[derive(Default)]
-struct Producer {
-    /// Id and epoch, once there.
-    identity: Option<(i64, i64)>,
-    /// The sequence of each key's next record.
-    next: BTreeMap<Key, u64>,
-}
-
 /// One client.
 pub struct HttpClient {
     shared: Arc<Shared>,
@@ -148,7 +134,7 @@ struct FetchedRecord {
 #[derive(Deserialize)]
 struct NewProducer {
     producer_id: i64,
-    producer_epoch: i64,
+    producer_epoch: i16,
 }
 
 /// A request that did not work.
@@ -193,58 +179,9 @@ impl HttpClient {
         }
     }
 
-    /// Asks for a producer id, if there must be one and is none. It appends nothing, whatever happens.
-    async fn identify(&mut self) -> Result<Option<(i64, i64)>, String> {
-        let request = self.http.post(self.url("/v1/producers"));
-        let Some(producer) = &mut self.idempotent else { return Ok(None) };
-        if producer.identity.is_none() {
-            let body = Self::ask(request).await.map_err(|why| format!("no producer id: {:?}", why.outcome))?;
-            let new: NewProducer = serde_json::from_str(&body).map_err(|error| format!("{error}: {body}"))?;
-            producer.identity = Some((new.producer_id, new.producer_epoch));
-        }
-        Ok(producer.identity)
-    }
-
-    async fn attempt(&mut self, key: Key, body: &str, headers: &[(&'static str, String)], count: u64) -> Sent {
-        let url = match self.records_url(key) {
-            Ok(url) => url,
-            Err(why) => return Sent::Failed(why),
-        };
-        let wait_ms = BROKER_TIMEOUT.as_millis();
-        let mut request = self.http.post(format!("{url}?acks=all&timeout_ms={wait_ms}"));
-        request = request.header("content-type", "application/json").body(body.to_owned());
-        for (name, value) in headers {
-            request = request.header(*name, value);
-        }
-        let body = match Self::ask(request).await {
-            Ok(body) => body,
-            Err(trouble) => {
-                self.note_lost(key, &trouble);
-                return trouble.outcome;
-            }
-        };
-        match serde_json::from_str::<Produced>(&body) {
-            Ok(at) if at.last_offset.checked_sub(at.base_offset) == Some(count - 1) => {
-                if at.duplicate {
-                    self.shared.retries.met();
-                }
-                Sent::At(Offset(at.base_offset))
-            }
-            _ => Sent::Unknown(format!("an answer that makes no sense: {}", excerpt(&body))),
-        }
-    }
-
-    /// A producer that is lost accuses, once, and begins anew under another id.
     fn note_lost(&mut self, key: Key, trouble: &Trouble) {
-        let Some(producer) = self.idempotent.as_mut().filter(|_| PRODUCER_IS_LOST.contains(&trouble.code.as_str()))
-        else {
-            return;
-        };
-        if let Producer { identity: Some((id, _)), next } = std::mem::take(producer) {
-            let next = next.get(&key).copied().unwrap_or(0);
-            let what =
-                format!("producer {id}, whose next sequence of key {} is {next}, is told {:?}", key.0, trouble.outcome);
-            self.shared.recorder.accuse(CLIENTS, what);
+        if PRODUCER_IS_LOST.contains(&trouble.code.as_str()) {
+            producer::lose(self, key, &format!("{:?}", trouble.outcome));
         }
     }
 
@@ -268,48 +205,71 @@ impl HttpClient {
     }
 }
 
-impl Client for HttpClient {
-    async fn send(&mut self, key: Key, values: &[Value], at: Option<Offset>) -> Sent {
-        let record = |value: &Value| json!({ "value": payload::text(*value, (self.shared.sizes)(*value)) });
-        let body = json!({ "records": values.iter().map(record).collect::<Vec<_>>() }).to_string();
-        let count = values.len() as u64;
-        let condition: Vec<(&'static str, String)> =
-            at.map(|offset| ("if-match-offset", offset.0.to_string())).into_iter().collect();
-        let identity = match self.identify().await {
-            Ok(None) => return self.attempt(key, &body, &condition, count).await,
-            Ok(Some(identity)) => identity,
+impl Produces for HttpClient {
+    fn producer(&mut self) -> Option<&mut Producer> {
+        self.idempotent.as_mut()
+    }
+
+    fn retries(&self) -> &Retries {
+        &self.shared.retries
+    }
+
+    fn accuse(&self, what: String) {
+        self.shared.recorder.accuse(CLIENTS, what);
+    }
+
+    async fn ask_for_id(&mut self) -> Result<(i64, i16), String> {
+        let request = self.http.post(self.url("/v1/producers"));
+        let body = Self::ask(request).await.map_err(|why| format!("{:?}", why.outcome))?;
+        let new: NewProducer = serde_json::from_str(&body).map_err(|error| format!("{error}: {body}"))?;
+        Ok((new.producer_id, new.producer_epoch))
+    }
+
+    async fn attempt(&mut self, batch: &Batch<'_>, by: Option<Sequence>) -> Sent {
+        let url = match self.records_url(batch.key) {
+            Ok(url) => url,
             Err(why) => return Sent::Failed(why),
         };
-        let sequence = self.idempotent.as_ref().and_then(|producer| producer.next.get(&key).copied()).unwrap_or(0);
-        let mut headers = condition;
-        headers.extend([
-            ("producer-id", identity.0.to_string()),
-            ("producer-epoch", identity.1.to_string()),
-            ("producer-sequence", sequence.to_string()),
-        ]);
-        let deadline = Instant::now() + RETRY_FOR;
-        let mut unknown: Option<String> = None;
-        loop {
-            match (self.attempt(key, &body, &headers, count).await, &unknown) {
-                (Sent::At(offset), before) => {
-                    self.shared.retries.acknowledged(before.is_some());
-                    if let Some(producer) = &mut self.idempotent {
-                        producer.next.insert(key, sequence + count);
-                    }
-                    return Sent::At(offset);
-                }
-                // Nothing happened yet: the sequence is still free.
-                (Sent::Failed(why), None) => return Sent::Failed(why),
-                (Sent::Failed(why), Some(before)) if Instant::now() >= deadline => {
-                    return Sent::Unknown(format!("{before}; last: {why}"));
-                }
-                (Sent::Unknown(why), _) if Instant::now() >= deadline => return Sent::Unknown(why),
-                (Sent::Unknown(why), _) => unknown = Some(why),
-                (Sent::Failed(_), Some(_)) => {}
-            }
-            self.use_broker(self.broker + 1);
-            tokio::time::sleep(RETRY_PAUSE).await;
+        let record = |value: &Value| json!({ "value": payload::text(*value, (self.shared.sizes)(*value)) });
+        let body = json!({ "records": batch.values.iter().map(record).collect::<Vec<_>>() }).to_string();
+        let wait_ms = BROKER_TIMEOUT.as_millis();
+        let mut request = self.http.post(format!("{url}?acks=all&timeout_ms={wait_ms}"));
+        request = request.header("content-type", "application/json").body(body);
+        if let Some(at) = batch.at {
+            request = request.header("if-match-offset", at.0);
         }
+        if let Some(by) = by {
+            request = request
+                .header("producer-id", by.producer_id)
+                .header("producer-epoch", by.epoch)
+                .header("producer-sequence", by.first);
+        }
+        let body = match Self::ask(request).await {
+            Ok(body) => body,
+            Err(trouble) => {
+                self.note_lost(batch.key, &trouble);
+                return trouble.outcome;
+            }
+        };
+        match serde_json::from_str::<Produced>(&body) {
+            Ok(at) if at.last_offset.checked_sub(at.base_offset) == Some(batch.values.len() as u64 - 1) => {
+                if at.duplicate {
+                    self.shared.retries.met();
+                }
+                Sent::At(Offset(at.base_offset))
+            }
+            _ => Sent::Unknown(format!("an answer that makes no sense: {}", excerpt(&body))),
+        }
+    }
+
+    fn look_elsewhere(&mut self) {
+        self.use_broker(self.broker + 1);
+    }
+}
+
+impl Client for HttpClient {
+    async fn send(&mut self, key: Key, values: &[Value], at: Option<Offset>) -> Sent {
+        producer::send(self, &Batch { key, values, at }).await
     }
 
     async fn fetch(&mut self, key: Key, from: Option<Offset>, linearizable: bool) -> Result<Fetched, String> {
@@ -368,7 +328,7 @@ mod tests {
         let accusations = Accusations::new();
         let mut client = client(&accusations);
         let told = |code: &str| Trouble { outcome: Sent::Failed("409".to_owned()), code: code.to_owned() };
-        let known = || Some(Producer { identity: Some((17, 0)), next: BTreeMap::from([(Key(1), 4)]) });
+        let known = || Some(Producer::new(17, 0));
         client.idempotent = known();
         client.note_lost(Key(1), &told("NO_LEADER"));
         assert_eq!(accusations.told(), Vec::<String>::new());
@@ -380,6 +340,6 @@ mod tests {
         }
         let found = accusations.told();
         assert_eq!(found.len(), 3, "{found:?}");
-        assert!(found[0].contains("producer 17, whose next sequence of key 1 is 4, is told"), "{found:?}");
+        assert!(found[0].contains("producer 17, whose next sequence of key 1 is 0, is told"), "{found:?}");
     }
 }

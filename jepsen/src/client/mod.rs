@@ -3,13 +3,15 @@
 //! The trait is all that the workloads know; HTTP is behind it in [`http`], Kafka's protocol in [`kafka`], and [`any`] is either. A client
 //! never decides what goes into the history: it says what it was told, and how sure that is. What no broker may tell anybody (bytes that
 //! nobody sent, a wrong checksum, that a producer is unknown that did all as it should) it tells the timeline at once: in the history that
-//! would be one more operation that did not work. [`ledger`] keeps what members of consumer groups were told, beside the history, and [`retries`] how often producers sent again.
+//! would be one more operation that did not work. [`producer`] is what idempotent producers of either protocol have in
+//! common, [`retries`] how often they sent again; [`ledger`] keeps what members of consumer groups were told, beside the history.
 
 pub mod any;
 pub mod http;
 pub mod kafka;
 pub mod ledger;
 pub mod payload;
+mod producer;
 pub mod retries;
 
 use std::future::Future;

@@ -7,18 +7,11 @@ use kafka_protocol::records::{
 };
 
 use crate::client::payload;
+use crate::client::producer::Sequence;
 use crate::history::{Offset, Records, Value};
 
 /// How much of foreign contents goes into an error.
 const EXCERPT: usize = 160;
-
-/// Who writes a batch, and its first record's sequence.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Sequence {
-    pub(super) producer_id: i64,
-    pub(super) epoch: i16,
-    pub(super) first: i32,
-}
 
 /// One batch of these values.
 pub(super) fn encode(values: &[Value], sizes: fn(Value) -> usize, by: Option<Sequence>) -> Result<Bytes, String> {

@@ -1,8 +1,7 @@
 //! Pontoon's Kafka door behind [`Client`]: what the world's Kafka clients do, with every outcome told exactly.
 //!
 //! It finds leaders and coordinators itself, as Kafka's clients must. What certainly changed nothing fails; an answer that leaves it open, a
-//! time-out or a broken connection is unknown. An idempotent client repeats an unknown batch under the same sequence number, at
-//! whoever leads by then. A linearizable read asks for the end first (ListOffsets, latest), and reads up to there.
+//! time-out or a broken connection is unknown. A linearizable read asks for the end first (ListOffsets, latest), and reads up to there.
 //!
 //! [`connection`] is one broker, [`brokers`] all of them, [`batch`] values as records, [`group`] a member of a consumer group.
 
@@ -11,9 +10,8 @@ mod brokers;
 mod connection;
 mod group;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use kafka_protocol::messages::fetch_request::{FetchPartition, FetchTopic};
@@ -21,12 +19,12 @@ use kafka_protocol::messages::list_offsets_request::{ListOffsetsPartition, ListO
 use kafka_protocol::messages::produce_request::{PartitionProduceData, TopicProduceData};
 use kafka_protocol::messages::{BrokerId, FetchRequest, InitProducerIdRequest, ListOffsetsRequest, ProduceRequest};
 
-use self::batch::Sequence;
 use self::brokers::{Brokers, topic_name};
 use self::connection::NoAnswer;
 use self::group::{Member, NotCommitted};
 use super::http::Place;
 use super::ledger::Ledger;
+use super::producer::{self, Batch, Producer, Produces, Sequence};
 use super::retries::{Counted, Retries};
 use super::{Client, Connector, Fetched, FromGroup, Sent};
 use crate::history::{Key, Offset, Records, Value};
@@ -36,10 +34,6 @@ use crate::recorder::Recorder;
 const BROKER_TIMEOUT: Duration = Duration::from_secs(4);
 /// How long one request may take.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(6);
-/// How long an idempotent client repeats a send.
-const RETRY_FOR: Duration = Duration::from_secs(12);
-/// Between two attempts.
-const RETRY_PAUSE: Duration = Duration::from_millis(100);
 /// How long a read of nothing waits for something, at the broker.
 const FETCH_WAIT: Duration = Duration::from_millis(100);
 /// Most bytes of one fetch, but for a first batch that is larger.
@@ -129,15 +123,6 @@ impl Connector for KafkaConnector {
     }
 }
 
-/// What an idempotent producer remembers.
-#[derive(Default)]
-struct Producer {
-    /// Id and epoch, once there.
-    identity: Option<(i64, i16)>,
-    /// The sequence of each key's next record.
-    next: BTreeMap<Key, i32>,
-}
-
 /// One client.
 pub struct KafkaClient {
     shared: Arc<Shared>,
@@ -148,80 +133,10 @@ pub struct KafkaClient {
 }
 
 impl KafkaClient {
-    /// Asks for a producer id, if there must be one and is none. It appends nothing, whatever happens.
-    async fn identify(&mut self) -> Result<Option<(i64, i16)>, String> {
-        let Some(producer) = &mut self.idempotent else { return Ok(None) };
-        if producer.identity.is_none() {
-            let request = InitProducerIdRequest::default().with_transactional_id(None).with_producer_id((-1).into());
-            let any = self.brokers.any();
-            let told = self.brokers.ask(&any, &request, REQUEST_TIMEOUT).await;
-            let told = told.map_err(|why| format!("no producer id: {}", why.why()))?;
-            if told.error_code != 0 {
-                return Err(format!("no producer id: error {}", told.error_code));
-            }
-            *producer = Producer::default();
-            producer.identity = Some((told.producer_id.0, told.producer_epoch));
-        }
-        Ok(producer.identity)
-    }
-
-    async fn attempt(&mut self, key: Key, values: &[Value], by: Option<Sequence>) -> Sent {
-        let place = match self.shared.place(key) {
-            Ok(place) => place.clone(),
-            Err(why) => return Sent::Failed(why),
-        };
-        let batch = match batch::encode(values, self.shared.sizes, by) {
-            Ok(batch) => batch,
-            Err(why) => return Sent::Failed(why),
-        };
-        let partition = PartitionProduceData::default().with_index(place.partition as i32).with_records(Some(batch));
-        let topic =
-            TopicProduceData::default().with_name(topic_name(&place.topic)).with_partition_data(vec![partition]);
-        let request = ProduceRequest::default()
-            .with_acks(-1)
-            .with_timeout_ms(BROKER_TIMEOUT.as_millis() as i32)
-            .with_topic_data(vec![topic]);
-        let leader = match self.brokers.leader(key).await {
-            Ok(leader) => leader,
-            Err(why) => return Sent::Failed(why),
-        };
-        let told = match self.brokers.ask(&leader, &request, REQUEST_TIMEOUT).await {
-            Ok(told) => told,
-            Err(why) => {
-                self.brokers.forget(key);
-                return match why {
-                    NoAnswer::Unsent(why) => Sent::Failed(why),
-                    NoAnswer::Unknown(why) => Sent::Unknown(why),
-                };
-            }
-        };
-        let found = told.responses.into_iter().flat_map(|topic| topic.partition_responses).next();
-        let Some(found) = found else { return Sent::Unknown("an answer without a partition".to_owned()) };
-        if found.error_code == 0 {
-            return match u64::try_from(found.base_offset) {
-                Ok(offset) => Sent::At(Offset(offset)),
-                Err(_) => Sent::Unknown(format!("no error, and offset {}", found.base_offset)),
-            };
-        }
-        self.brokers.forget(key);
-        let why = format!("error {} {}", found.error_code, found.error_message.as_deref().unwrap_or_default());
-        self.note_lost(key, found.error_code, &why);
-        match code::NOTHING_WRITTEN.contains(&found.error_code) {
-            true => Sent::Failed(why),
-            false => Sent::Unknown(why),
-        }
-    }
-
-    /// A producer that is lost accuses, once, and begins anew under another id: see [`super::http::PRODUCER_IS_LOST`].
+    /// See [`super::http::PRODUCER_IS_LOST`].
     fn note_lost(&mut self, key: Key, error: i16, why: &str) {
-        let Some(producer) = self.idempotent.as_mut().filter(|_| code::PRODUCER_IS_LOST.contains(&error)) else {
-            return;
-        };
-        if let Some((id, _)) = producer.identity.take() {
-            let next = producer.next.get(&key).copied().unwrap_or(0);
-            self.shared
-                .ledger
-                .accuse(format!("producer {id}, whose next sequence of key {} is {next}, is told {why}", key.0));
+        if code::PRODUCER_IS_LOST.contains(&error) {
+            producer::lose(self, key, why);
         }
     }
 
@@ -294,6 +209,82 @@ fn fetch_request(place: &Place, from: Offset, wait: Duration) -> FetchRequest {
         .with_topics(vec![topic])
 }
 
+impl Produces for KafkaClient {
+    fn producer(&mut self) -> Option<&mut Producer> {
+        self.idempotent.as_mut()
+    }
+
+    fn retries(&self) -> &Retries {
+        &self.shared.retries
+    }
+
+    fn accuse(&self, what: String) {
+        self.shared.ledger.accuse(what);
+    }
+
+    async fn ask_for_id(&mut self) -> Result<(i64, i16), String> {
+        let request = InitProducerIdRequest::default().with_transactional_id(None).with_producer_id((-1).into());
+        let any = self.brokers.any();
+        let told = self.brokers.ask(&any, &request, REQUEST_TIMEOUT).await.map_err(NoAnswer::why)?;
+        match told.error_code {
+            0 => Ok((told.producer_id.0, told.producer_epoch)),
+            error => Err(format!("error {error}")),
+        }
+    }
+
+    async fn attempt(&mut self, batch: &Batch<'_>, by: Option<Sequence>) -> Sent {
+        let key = batch.key;
+        let place = match self.shared.place(key) {
+            Ok(place) => place.clone(),
+            Err(why) => return Sent::Failed(why),
+        };
+        let bytes = match batch::encode(batch.values, self.shared.sizes, by) {
+            Ok(bytes) => bytes,
+            Err(why) => return Sent::Failed(why),
+        };
+        let partition = PartitionProduceData::default().with_index(place.partition as i32).with_records(Some(bytes));
+        let topic =
+            TopicProduceData::default().with_name(topic_name(&place.topic)).with_partition_data(vec![partition]);
+        let request = ProduceRequest::default()
+            .with_acks(-1)
+            .with_timeout_ms(BROKER_TIMEOUT.as_millis() as i32)
+            .with_topic_data(vec![topic]);
+        let leader = match self.brokers.leader(key).await {
+            Ok(leader) => leader,
+            Err(why) => return Sent::Failed(why),
+        };
+        let told = match self.brokers.ask(&leader, &request, REQUEST_TIMEOUT).await {
+            Ok(told) => told,
+            Err(why) => {
+                self.brokers.forget(key);
+                return match why {
+                    NoAnswer::Unsent(why) => Sent::Failed(why),
+                    NoAnswer::Unknown(why) => Sent::Unknown(why),
+                };
+            }
+        };
+        let found = told.responses.into_iter().flat_map(|topic| topic.partition_responses).next();
+        let Some(found) = found else { return Sent::Unknown("an answer without a partition".to_owned()) };
+        if found.error_code == 0 {
+            return match u64::try_from(found.base_offset) {
+                Ok(offset) => Sent::At(Offset(offset)),
+                Err(_) => Sent::Unknown(format!("no error, and offset {}", found.base_offset)),
+            };
+        }
+        self.brokers.forget(key);
+        let why = format!("error {} {}", found.error_code, found.error_message.as_deref().unwrap_or_default());
+        self.note_lost(key, found.error_code, &why);
+        match code::NOTHING_WRITTEN.contains(&found.error_code) {
+            true => Sent::Failed(why),
+            false => Sent::Unknown(why),
+        }
+    }
+
+    fn look_elsewhere(&mut self) {
+        self.brokers.look_elsewhere();
+    }
+}
+
 impl Client for KafkaClient {
     fn can_condition(&self) -> bool {
         false // Kafka knows no such thing.
@@ -307,36 +298,7 @@ impl Client for KafkaClient {
         if at.is_some() {
             return Sent::Failed("Kafka has no condition on the end of a log".to_owned());
         }
-        let identity = match self.identify().await {
-            Ok(None) => return self.attempt(key, values, None).await,
-            Ok(Some(identity)) => identity,
-            Err(why) => return Sent::Failed(why),
-        };
-        let first = self.idempotent.as_ref().and_then(|producer| producer.next.get(&key).copied()).unwrap_or(0);
-        let by = Sequence { producer_id: identity.0, epoch: identity.1, first };
-        let deadline = Instant::now() + RETRY_FOR;
-        let mut unknown: Option<String> = None;
-        loop {
-            match (self.attempt(key, values, Some(by)).await, &unknown) {
-                (Sent::At(offset), before) => {
-                    self.shared.retries.acknowledged(before.is_some());
-                    if let Some(producer) = &mut self.idempotent {
-                        producer.next.insert(key, first.wrapping_add(values.len() as i32) & i32::MAX);
-                    }
-                    return Sent::At(offset);
-                }
-                // Nothing happened yet: the sequence is still free.
-                (Sent::Failed(why), None) => return Sent::Failed(why),
-                (Sent::Failed(why), Some(before)) if Instant::now() >= deadline => {
-                    return Sent::Unknown(format!("{before}; last: {why}"));
-                }
-                (Sent::Unknown(why), _) if Instant::now() >= deadline => return Sent::Unknown(why),
-                (Sent::Unknown(why), _) => unknown = Some(why),
-                (Sent::Failed(_), Some(_)) => {}
-            }
-            self.brokers.look_elsewhere();
-            tokio::time::sleep(RETRY_PAUSE).await;
-        }
+        producer::send(self, &Batch { key, values, at }).await
     }
 
     async fn fetch(&mut self, key: Key, from: Option<Offset>, linearizable: bool) -> Result<Fetched, String> {
@@ -430,12 +392,12 @@ mod tests {
         let accusations = Accusations::new();
         let mut client = client(&accusations);
         for (error, expected) in [(6, 0), (45, 1), (47, 2), (59, 3)] {
-            client.idempotent = Some(Producer { identity: Some((17, 0)), next: BTreeMap::from([(Key(1), 4)]) });
+            client.idempotent = Some(Producer::new(17, 0));
             client.note_lost(Key(1), error, "error");
             client.note_lost(Key(1), error, "error");
             assert_eq!(accusations.told().len(), expected);
         }
-        assert!(accusations.told()[0].contains("producer 17, whose next sequence of key 1 is 4"));
+        assert!(accusations.told()[0].contains("producer 17, whose next sequence of key 1 is 0"));
     }
 
     #[test]
