@@ -37,9 +37,9 @@ use crate::log::frame::{FRAME_HEADER_BYTES, FRAME_PAYLOAD_BYTES_MAX};
 use crate::log_store::READ_BYTES_MAX;
 use crate::types::{BrokerId, GroupId, LogId, ReplicaHome, ReplicaId, TypeConfig, Vote};
 
-type RpcError = RPCError<TypeConfig>;
-type Appended = Result<AppendResult, RpcError>;
-type AppendedStream<'s> = BoxStream<'s, Appended>;
+pub(super) type RpcError = RPCError<TypeConfig>;
+pub(super) type Appended = Result<AppendResult, RpcError>;
+pub(super) type AppendedStream<'s> = BoxStream<'s, Appended>;
 
 /// A stream without progress to a broker that is alive is given up after this: its disk may be slow, and sending
 /// everything again would not make it faster.
@@ -357,7 +357,10 @@ where
             self.ask_for_turn();
             match self.event().await {
                 Event::Turn => (self.turn, self.cleared) = (None, true),
-                Event::Answer(answer) => break self.answered(answer),
+                Event::Answer(answer) => match self.answered(answer) {
+                    Ok(Ok(matching)) if self.says_no_more_than_the_next(matching) => {}
+                    answered => break answered,
+                },
                 Event::Permit(permit) => {
                     self.permit = None;
                     if let Err(error) = self.send(permit) {
@@ -440,7 +443,11 @@ where
         if self.permit.is_some() {
             return Ok(());
         }
-        let kib = pending.bytes.div_ceil(1 << 10).clamp(1, WINDOW_BYTES_TOTAL >> 10) as u32;
+        // One without entries waits for nobody: an answer may wait for it.
+        let kib = match pending.prev == pending.last {
+            true => 0,
+            false => pending.bytes.div_ceil(1 << 10).clamp(1, WINDOW_BYTES_TOTAL >> 10) as u32,
+        };
         // A stream that was idle while its connection was lost begins anew; one with requests under way learns of it
         // from its answers.
         if self.in_flight.is_empty() && !self.lane.as_ref().is_some_and(OpenLane::is_open) {
@@ -505,6 +512,14 @@ where
                 Err(network(error))
             }
         }
+    }
+
+    /// Whether the answer that comes next tells openraft all that this one would: the next request has no entries, it only says what is
+    /// committed. This one must not be told before: openraft takes it for an answer to the next request as well, which may not even have
+    /// left this broker, and a read for confirmed that began between the two (RULES.md R2).
+    fn says_no_more_than_the_next(&self, matching: Option<LogId>) -> bool {
+        let next = self.in_flight.front().map(|asked| asked.last).or(self.pending.as_ref().map(|pending| pending.last));
+        next.is_some_and(|last| last <= matching)
     }
 
     /// Nothing was answered for a while: whether that is an error. Bytes that still flow are progress.

@@ -122,7 +122,7 @@ pub(super) struct Cluster {
     applications: ApplicationFactory,
 }
 
-fn host(broker: u32) -> String {
+pub(super) fn host(broker: u32) -> String {
     format!("b{broker}")
 }
 

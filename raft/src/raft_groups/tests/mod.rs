@@ -24,7 +24,7 @@ mod retention;
 mod rot;
 mod survivor;
 
-use cluster::{Cluster, config, offset, propose};
+use cluster::{Cluster, config, host, offset, propose};
 
 /// Shorter than openraft's own fallback (4 s): what happened within this was not left to its timers.
 const PROMPT: Duration = Duration::from_secs(3);
@@ -93,6 +93,39 @@ async fn who_comes_while_a_read_index_is_under_way_waits_for_the_next_one() {
     let second = group.join_round();
     assert!(first.borrow().is_none(), "it is over");
     assert!(!second.same_channel(&first));
+}
+
+/// R2, of a leader that was frozen while others elected the next: answers to what it had sent before the read began are all it gets, and
+/// requests it has not even sent yet must not make them look younger.
+#[tokio::test(start_paused = true)]
+async fn answers_from_before_a_read_index_do_not_confirm_it() {
+    for (first, last) in [(2, 3), (3, 2)] {
+        let cluster = Cluster::start(3).await;
+        let group = cluster.create(1).await;
+        propose(&group, "record 0").await.unwrap();
+        sleep(Duration::from_millis(50)).await;
+        for follower in [first, last] {
+            cluster.network.cut(&host(follower), &host(1));
+        }
+        let written = tokio::spawn({
+            let group = group.clone();
+            async move { propose(&group, "record 1").await }
+        });
+        sleep(Duration::from_millis(20)).await;
+        for follower in [first, last] {
+            cluster.network.cut(&host(1), &host(follower));
+        }
+        let mut read = Box::pin(group.read_index());
+        assert!(timeout(Duration::from_millis(20), &mut read).await.is_err());
+        // One that has it already commits it, and both are to be told so.
+        cluster.network.heal(&host(first), &host(1));
+        written.await.unwrap().unwrap();
+        assert!(timeout(Duration::from_millis(20), &mut read).await.is_err());
+        cluster.network.heal(&host(last), &host(1));
+        let confirmed = timeout(Duration::from_millis(200), &mut read).await;
+        assert!(!matches!(confirmed, Ok(Ok(()))), "nobody has heard of this leader since the read began");
+        cluster.network.heal_all();
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -12,7 +12,7 @@ use openraft::storage::SnapshotMeta;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::broadcast;
 
-use super::client::ReplicaNetwork;
+use super::client::{AppendedStream, ReplicaNetwork};
 use super::handshake::{HANDSHAKE_BYTES, Hello, PROTOCOL_VERSION, Turned, Welcome};
 use super::testing::MemoryNetwork;
 use super::wire::{HEADER_BYTES, Header};
@@ -84,9 +84,9 @@ impl RaftService for Groups {
                     loop {
                         groups.gate.notified().await;
                         let Some(request) = requests.next().await else { return };
-                        let last = request.entries[0].log_id;
-                        groups.appended.lock().entry(to).or_default().push(last.index);
-                        let _ = answers.send(Ok(Ok(Some(last))));
+                        let last = request.entries.last().map(|entry| entry.log_id);
+                        groups.appended.lock().entry(to).or_default().extend(last.map(|last| last.index));
+                        let _ = answers.send(Ok(Ok(last.or(request.prev_log_id))));
                     }
                 });
                 futures_util::stream::poll_fn(move |cx| answered.poll_recv(cx)).boxed()

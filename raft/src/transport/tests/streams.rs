@@ -215,6 +215,42 @@ async fn requests_of_a_stream_that_was_given_up_are_not_handed_out_any_more() {
     assert_eq!(b.groups.appended.lock()[&target(14, 2)], [100]);
 }
 
+/// openraft takes an answer for one to every request that ends where it ends, and for as young as the youngest.
+#[tokio::test(start_paused = true)]
+async fn an_answer_waits_for_that_to_a_request_without_entries_behind_it() {
+    let network = MemoryNetwork::new();
+    let (a, b) = two(&network).await;
+    let mut group = to(&a, 14, 2).await;
+    let (requests, mut input) = tokio::sync::mpsc::unbounded_channel();
+    let input = futures_util::stream::poll_fn(move |cx| input.poll_recv(cx));
+    let mut answers = group.stream_append(input, option()).await.unwrap();
+    for index in 0..2 {
+        requests.send(append(index, Bytes::new())).unwrap();
+    }
+    for _ in 0..2 {
+        let committed = Some(log_id(1, 1));
+        let notice = AppendEntriesRequest { prev_log_id: committed, entries: Vec::new(), ..append(2, Bytes::new()) };
+        requests.send(AppendEntriesRequest { leader_commit: committed, ..notice }).unwrap();
+    }
+    let silent =
+        async |answers: &mut AppendedStream<'_>| tokio::time::timeout(SECOND / 10, answers.next()).await.is_err();
+    assert!(silent(&mut answers).await);
+    b.groups.gate.notify_one();
+    assert_eq!(answers.next().await.unwrap().unwrap().unwrap(), Some(log_id(1, 0)));
+    // Of the second entry, and of the first of two that only say what is committed.
+    for _ in 0..2 {
+        b.groups.gate.notify_one();
+        assert!(silent(&mut answers).await);
+    }
+    b.groups.gate.notify_one();
+    assert_eq!(answers.next().await.unwrap().unwrap().unwrap(), Some(log_id(1, 1)));
+    requests.send(append(2, Bytes::new())).unwrap();
+    b.groups.gate.notify_one();
+    assert_eq!(answers.next().await.unwrap().unwrap().unwrap(), Some(log_id(1, 2)));
+    drop(requests);
+    assert!(answers.next().await.is_none());
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_idle_stream_outlives_its_connection() {
     let network = MemoryNetwork::new();
