@@ -308,10 +308,11 @@ impl Hosted {
         full || self.store.is_out_of_files().await
     }
 
-    /// Starts a replica that had to wait for something first, unless it was dropped meanwhile.
+    /// Starts a replica that had to wait for something first, unless it was dropped meanwhile. Until it runs, or is lost, it waits: who
+    /// finds it neither here nor waiting takes its files for missing.
     pub(crate) async fn host_mended(self: Arc<Self>, replica: Replica) {
         let _alone = self.lifecycle_of(replica.group).lock().await;
-        let waits = self.take_opening(replica.group, replica.replica);
+        let waits = self.is_opening(replica.group, replica.replica);
         if waits && !self.is_closed() && self.clone().host(replica).await.is_ok() {
             tracing::info!("a replica that had to wait is open");
         }
@@ -352,6 +353,7 @@ impl Hosted {
             }
             Err(why) => {
                 self.report_lost(id, incarnation, why.clone());
+                self.take_opening(id, incarnation);
                 return Err(why);
             }
         };
@@ -360,6 +362,7 @@ impl Hosted {
         let group =
             RaftGroup::new(self.transport.clone(), replica, raft, self.config.clone(), self.instruments.clone());
         self.groups.write().insert(id, group.clone());
+        self.take_opening(id, incarnation);
         let (hosted, supervised) = (Arc::downgrade(&self), group.clone());
         let supervision =
             async move { insist("supervision", || supervision::supervise(hosted.clone(), supervised.clone())).await };

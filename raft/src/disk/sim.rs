@@ -263,7 +263,7 @@ impl SimDisk {
         self.hardware.lock().slow_syncs.push((path_contains.to_owned(), delay));
     }
 
-    /// While true, [`DiskFile::try_read_at`] always answers `WouldBlock`.
+    /// While true, [`DiskFile::try_read_at`] always answers `WouldBlock`, and other reads take a while (tokio's time).
     pub fn set_cold(&self, cold: bool) {
         self.hardware.lock().cold = cold;
     }

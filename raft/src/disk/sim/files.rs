@@ -3,6 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -206,9 +207,18 @@ fn file(hardware: &mut Hardware, id: NodeId) -> io::Result<&mut FileState> {
     hardware.tree.file(id).ok_or_else(SimCrash::error)
 }
 
+/// How long a read takes that no cache answers.
+const COLD_READ: Duration = Duration::from_millis(1);
+
 impl DiskFile for SimFile {
     fn read_at(&self, position: u64, bytes: usize) -> BoxFuture<'_, io::Result<Bytes>> {
-        Box::pin(async move { self.read(position, bytes) })
+        Box::pin(async move {
+            let cold = self.disk.hardware.lock().cold;
+            if cold {
+                tokio::time::sleep(COLD_READ).await;
+            }
+            self.read(position, bytes)
+        })
     }
 
     fn try_read_at(&self, position: u64, bytes: usize) -> io::Result<Bytes> {
