@@ -154,6 +154,34 @@ async fn the_catalogs_snapshot_that_rots_while_its_broker_is_stopped_costs_nothi
     status_says(&cluster, id, "kept of a rotten replica, to be looked at", true).await;
 }
 
+/// What it has yet to apply is rotten: its replica keeps its vote and its id, and is repaired from the others (RULES.md R7).
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_catalogs_replica_that_has_to_be_repaired_before_it_starts_is_not_replaced() {
+    let mut cluster = Cluster::start(3).await;
+    let mut topics = Vec::new();
+    create_topics(&cluster, 1, &mut topics).await;
+    let folders = |cluster: &Cluster| {
+        let groups = fs::read_dir(cluster.data_dir(3).join("groups")).unwrap();
+        let names = groups.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        names
+            .filter(|name| name.contains("0-") && !name.starts_with(|first: char| ('1'..='9').contains(&first)))
+            .collect::<Vec<_>>()
+    };
+    all_there(&cluster, 3, &topics).await;
+    assert!(cluster.stop(3).success());
+    let before = folders(&cluster);
+    let [folder] = &before[..] else { panic!("{before:?}") };
+    let segments = files(cluster.data_dir(3), ".segment");
+    let log = segments.iter().rfind(|path| path.to_string_lossy().contains(&format!("/{folder}/"))).unwrap();
+    flip(log, fs::metadata(log).unwrap().len() / 2);
+    // Without the cache all of the log is to be applied again.
+    fs::remove_dir_all(cluster.data_dir(3).join("catalog")).unwrap();
+    cluster.restart(3).await;
+    all_there(&cluster, 3, &topics).await;
+    assert_eq!(folders(&cluster), before);
+    assert!(cluster.log(3).contains("rotten segment repaired"), "{}", cluster.log(3));
+}
+
 /// Nobody else has it: nothing is begun anew in its place, and nothing is thrown away.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_only_catalog_that_rots_with_its_cache_is_waited_for() {
