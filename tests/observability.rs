@@ -9,25 +9,7 @@ use pontoon_raft::instruments::Instrument;
 use reqwest::StatusCode;
 use serde_json::Value;
 
-use crate::support::{Cluster, PATIENCE};
-
-/// A broker's `/metrics`.
-async fn scrape(cluster: &Cluster, id: u32) -> String {
-    let response = cluster.http.get(format!("{}/metrics", cluster.url(id))).send().await.unwrap();
-    assert_eq!(response.status(), StatusCode::OK);
-    assert_eq!(response.headers()["content-type"], "text/plain; version=0.0.4; charset=utf-8");
-    response.text().await.unwrap()
-}
-
-/// The sum of a metric over its series (a histogram's count).
-fn value(text: &str, name: &str) -> f64 {
-    let count = format!("{name}_count");
-    let of = |line: &&str| {
-        let starts = |name: &str| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' ']));
-        starts(name) || starts(&count)
-    };
-    text.lines().filter(of).filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok()).sum()
-}
+use crate::support::{Cluster, PATIENCE, metric};
 
 /// The metrics that stand in the text, by kind.
 fn served(text: &str) -> BTreeMap<&str, &str> {
@@ -51,12 +33,12 @@ async fn every_promised_metric_is_served_and_moves() {
     assert_eq!(cluster.http.get(missing).send().await.unwrap().status(), StatusCode::NOT_FOUND);
     let mut total: BTreeMap<&str, f64> = BTreeMap::new();
     for id in 1..=3 {
-        let text = scrape(&cluster, id).await;
+        let text = cluster.metrics(id).await;
         let served = served(&text);
         for Instrument { kind, name, help } in promised() {
             assert_eq!(served.get(name), Some(&kind), "broker {id}: {name}");
             assert!(text.contains(&format!("# HELP {name} {}\n", help.trim())), "broker {id}: {name} has no help");
-            *total.entry(name).or_default() += value(&text, name);
+            *total.entry(name).or_default() += metric(&text, name);
         }
         let bare: Vec<_> = served.keys().filter(|name| !text.contains(&format!("# HELP {name} "))).collect();
         assert!(bare.is_empty(), "broker {id} serves what nobody explains: {bare:?}");
@@ -95,8 +77,8 @@ async fn every_promised_metric_is_served_and_moves() {
     cluster.kill(3);
     let deadline = Instant::now() + PATIENCE;
     loop {
-        let texts = [scrape(&cluster, 1).await, scrape(&cluster, 2).await];
-        let sum = |name| texts.iter().map(|text| value(text, name)).sum::<f64>();
+        let texts = [cluster.metrics(1).await, cluster.metrics(2).await];
+        let sum = |name| texts.iter().map(|text| metric(text, name)).sum::<f64>();
         let alive = texts.iter().all(|text| text.contains("peer=\"3\"} 0\n"));
         if alive && sum("pontoon_broker_leads") == 3.0 && sum("pontoon_partitions_under_replicated") == 3.0 {
             break;
@@ -111,13 +93,13 @@ async fn partitions_are_shown_only_if_asked_for() {
     let cluster = Cluster::start_with(1, &["--set", "metrics.partitions=true"]).await;
     cluster.create_topic(1, "some.topic", 2).await;
     cluster.produce_text(1, "some.topic", 1, "one").await;
-    let text = scrape(&cluster, 1).await;
+    let text = cluster.metrics(1).await;
     let wanted = "pontoon_partition_high_watermark{broker=\"1\",topic=\"some.topic\",partition=\"1\"} 1\n";
     assert!(text.contains(wanted), "{text}");
     assert_eq!(served(&text).get("pontoon_partition_in_sync"), Some(&"gauge"));
     let quiet = Cluster::start(1).await;
     quiet.create_topic(1, "some.topic", 2).await;
-    assert!(!scrape(&quiet, 1).await.contains("some.topic"), "no label grows with topics");
+    assert!(!quiet.metrics(1).await.contains("some.topic"), "no label grows with topics");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -263,13 +245,13 @@ async fn the_lag_of_groups_is_told_by_status_and_by_the_metrics_of_their_coordin
         by_group.entry(coordinator).or_insert_with(Vec::new).push((name, lag));
     }
     for id in 1..=3 {
-        let text = scrape(&cluster, id).await;
+        let text = cluster.metrics(id).await;
         let of_broker = by_group.remove(&id).unwrap_or_default();
-        assert_eq!(value(&text, "pontoon_groups"), of_broker.len() as f64, "broker {id}");
+        assert_eq!(metric(&text, "pontoon_groups"), of_broker.len() as f64, "broker {id}");
         let shown = text.lines().filter(|line| line.starts_with("pontoon_group_lag_records{")).count();
         assert_eq!(shown, of_broker.len().min(2), "broker {id}: no more than metrics.groups_max");
         let worst = of_broker.iter().map(|(_, lag)| *lag).max().unwrap_or(0);
-        assert_eq!(value(&text, "pontoon_group_lag_records_max"), worst as f64, "broker {id}");
+        assert_eq!(metric(&text, "pontoon_group_lag_records_max"), worst as f64, "broker {id}");
         for (name, lag) in of_broker.iter().filter(|(_, lag)| *lag == worst) {
             let of_group = format!("broker=\"{id}\",group=\"{name}\"");
             for line in [

@@ -170,13 +170,6 @@ async fn status_tells(servers: &str, words: &str) {
     }
 }
 
-/// Of one gauge, as a broker shows it.
-async fn gauge(cluster: &Cluster, id: u32, name: &str) -> f64 {
-    let text = cluster.http.get(format!("{}/metrics", cluster.url(id))).send().await.unwrap().text().await.unwrap();
-    let line = text.lines().find(|line| line.starts_with(&format!("{name}{{"))).unwrap_or_else(|| panic!("{name}"));
-    line.rsplit(' ').next().unwrap().parse().unwrap()
-}
-
 /// Its successor has never heard of it since it leads: that is no lag of everything.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_dead_leader_is_not_said_to_lack_the_whole_log() {
@@ -189,7 +182,7 @@ async fn a_dead_leader_is_not_said_to_lack_the_whole_log() {
     let words = format!("broker {leader} has not been heard of since the last election, it is dead");
     status_tells(&servers, &words).await;
     for id in (1..=3).filter(|id| *id != leader) {
-        assert_eq!(gauge(&cluster, id, "pontoon_replica_lag_bytes_max").await, 0.0);
+        assert_eq!(cluster.metric(id, "pontoon_replica_lag_bytes_max").await, 0.0);
     }
 }
 
@@ -227,8 +220,8 @@ async fn a_leader_without_a_majority_refuses_and_is_told_of() {
     status_tells(&address, "t/0 takes no writes: only 1 of 3 replicas live").await;
     status_tells(&address, "there is no controller").await;
     let deadline = Instant::now() + PATIENCE;
-    while gauge(&cluster, leader, "pontoon_partitions_without_leader").await == 0.0
-        || gauge(&cluster, leader, "pontoon_controller_known").await == 1.0
+    while cluster.metric(leader, "pontoon_partitions_without_leader").await == 0.0
+        || cluster.metric(leader, "pontoon_controller_known").await == 1.0
     {
         assert!(Instant::now() < deadline, "broker {leader}, of controller {controller}");
         tokio::time::sleep(Duration::from_millis(50)).await;

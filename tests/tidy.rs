@@ -1,7 +1,8 @@
 //! Style made executable: who may import whom, one home for each dependency, a header on every module (STYLE, ARCHITECTURE.md).
 
 use std::fs;
-use std::path::{Path, PathBuf};
+
+use crate::support::{all_rust, root, rust_files};
 
 /// What may be named only in its home. Files are matched by prefix of their path from the repository's root.
 const HOMES: &[(&str, &[&str])] = &[
@@ -80,31 +81,11 @@ const WALLS: &[(&str, &[&str])] = &[
     ("raft/src/transport", &["crate::store", "crate::journal", "crate::raft_group"]),
 ];
 
-fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-}
-
-fn rust_files() -> Vec<(String, String)> {
-    let mut files = Vec::new();
-    // Tests beside the code may do what they need.
-    let is_test = |path: &Path| path.components().any(|part| part.as_os_str() == "tests") || path.ends_with("tests.rs");
-    let mut folders: Vec<PathBuf> =
-        ["src", "raft/src", "jepsen/src"].iter().map(|folder| root().join(folder)).collect();
-    while let Some(folder) = folders.pop() {
-        let Ok(entries) = fs::read_dir(&folder) else { continue };
-        for entry in entries {
-            let path = entry.unwrap().path();
-            if is_test(path.strip_prefix(root()).unwrap()) {
-                continue;
-            } else if path.is_dir() {
-                folders.push(path);
-            } else if path.extension().is_some_and(|extension| extension == "rs") {
-                let name = path.strip_prefix(root()).unwrap().to_string_lossy().into_owned();
-                files.push((name, fs::read_to_string(&path).unwrap()));
-            }
-        }
-    }
-    files.sort();
+/// The code. Tests beside it may do what they need.
+fn code_files() -> Vec<(String, String)> {
+    let is_test = |name: &str| name.split('/').any(|part| part == "tests" || part == "tests.rs");
+    let files: Vec<_> =
+        rust_files(&["src", "raft/src", "jepsen/src"]).into_iter().filter(|(name, _)| !is_test(name)).collect();
     assert!(files.len() > 30, "only {} files found: is the test looking in the right place?", files.len());
     files
 }
@@ -121,14 +102,14 @@ fn offences(found: &[String]) {
 
 #[test]
 fn every_module_says_what_it_is_for() {
-    let bare = rust_files().into_iter().filter(|(_, text)| !text.starts_with("//!")).map(|(name, _)| name);
+    let bare = code_files().into_iter().filter(|(_, text)| !text.starts_with("//!")).map(|(name, _)| name);
     offences(&bare.map(|name| format!("{name}: no //! header")).collect::<Vec<_>>());
 }
 
 #[test]
 fn each_dependency_has_one_home() {
     let mut found = Vec::new();
-    for (name, text) in rust_files() {
+    for (name, text) in code_files() {
         for (line, code) in code_lines(&text) {
             for (word, homes) in HOMES {
                 if code.contains(word) && !homes.iter().any(|home| name.starts_with(home)) {
@@ -143,7 +124,7 @@ fn each_dependency_has_one_home() {
 #[test]
 fn no_room_reaches_through_a_wall() {
     let mut found = Vec::new();
-    for (name, text) in rust_files() {
+    for (name, text) in code_files() {
         for (room, forbidden) in WALLS.iter().filter(|(room, _)| name.starts_with(room)) {
             for (line, code) in code_lines(&text) {
                 for word in forbidden.iter().filter(|word| code.contains(**word)) {
@@ -158,7 +139,7 @@ fn no_room_reaches_through_a_wall() {
 #[test]
 fn nothing_is_left_unfinished() {
     let mut found = Vec::new();
-    for (name, text) in rust_files() {
+    for (name, text) in code_files() {
         for (line, code) in code_lines(&text) {
             for word in ["todo!(", "unimplemented!(", "dbg!(", "for now"] {
                 if code.contains(word) {
@@ -190,7 +171,7 @@ fn selects_at_random(code: &[(usize, &str)], at: usize) -> bool {
 #[test]
 fn the_raft_crate_does_nothing_at_random_that_a_seed_cannot_own() {
     let mut found = Vec::new();
-    for (name, text) in rust_files().iter().filter(|(name, _)| name.starts_with("raft/src")) {
+    for (name, text) in code_files().iter().filter(|(name, _)| name.starts_with("raft/src")) {
         let code: Vec<_> = code_lines(text).collect();
         for (at, (line, text)) in code.iter().enumerate() {
             let home = name == "raft/src/runtime.rs" || text.contains("// order: ");
@@ -220,7 +201,7 @@ fn every_rule_names_its_test() {
     wanted.extend((1..=20).map(|rule| format!("J{rule}")));
     wanted.extend((1..=10).map(|rule| format!("O{rule}")));
     wanted.extend((1..=10).map(|rule| format!("R{rule}")));
-    let sources: String = test_sources();
+    let sources = all_rust();
     let mut found = Vec::new();
     for rule in wanted {
         let Some(row) = architecture.lines().find(|line| line.starts_with(&format!("| {rule} |"))) else {
@@ -250,22 +231,4 @@ fn every_error_code_is_in_the_operators_table() {
     };
     let missing = pontoon::error::Code::ALL.iter().map(row).filter(|row| !docs.contains(row));
     offences(&missing.map(|row| format!("docs/OPERATIONS.md: {row}")).collect::<Vec<_>>());
-}
-
-/// Every line of Rust here, tests first of all.
-fn test_sources() -> String {
-    let mut all = String::new();
-    let mut folders: Vec<PathBuf> =
-        ["tests", "src", "raft", "jepsen"].iter().map(|folder| root().join(folder)).collect();
-    while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(folder).into_iter().flatten() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                folders.push(path);
-            } else if path.extension().is_some_and(|extension| extension == "rs") {
-                all.push_str(&fs::read_to_string(path).unwrap());
-            }
-        }
-    }
-    all
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::Instant;
 
-use reqwest::{Method, StatusCode};
+use reqwest::StatusCode;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 
@@ -185,14 +185,6 @@ async fn peers_find_each_other_where_it_is_advertised() {
     assert_eq!(status, StatusCode::OK, "{body}");
 }
 
-/// A counter of a broker's.
-async fn counter(cluster: &Cluster, id: u32, name: &str) -> u64 {
-    let text = cluster.send(id, Method::GET, "/metrics", None).await.text().await.unwrap();
-    let line =
-        text.lines().find(|line| line.starts_with(&format!("{name}{{"))).unwrap_or_else(|| panic!("{name}: {text}"));
-    line.rsplit_once(' ').unwrap().1.parse().unwrap()
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_interrupt_hands_leaderships_over_before_it_ends() {
     let mut cluster = Cluster::start(3).await;
@@ -206,9 +198,9 @@ async fn an_interrupt_hands_leaderships_over_before_it_ends() {
     let stay = [goes % 3 + 1, (goes + 1) % 3 + 1];
     // Nobody is taken for dead, and nobody elected for that.
     let forced = async |cluster: &Cluster| {
-        let mut all = 0;
+        let mut all = 0.0;
         for id in stay {
-            all += counter(cluster, id, "pontoon_raft_elections_forced_total").await;
+            all += cluster.metric(id, "pontoon_raft_elections_forced_total").await;
         }
         all
     };

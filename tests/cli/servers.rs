@@ -5,7 +5,7 @@ use std::process::{ChildStderr, Stdio};
 use std::time::{Duration, Instant};
 
 use super::{Killed, status, stderr, stdout};
-use crate::support::{Cluster, PATIENCE, free_ports, pontoon, run};
+use crate::support::{Cluster, PATIENCE, free_ports, metric, pontoon, run};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_cannot_be_one_is_a_mistake() {
@@ -97,11 +97,10 @@ async fn a_server_that_hangs_is_told_of_and_waited_for() {
 }
 
 /// How many fetches a broker has answered.
-async fn answered_fetches(cluster: &Cluster) -> u64 {
-    let text = cluster.http.get(format!("{}/metrics", cluster.url(1))).send().await.unwrap().text().await.unwrap();
-    let fetches =
-        |line: &&str| line.starts_with("pontoon_http_requests_total{") && line.contains("/records\",method=\"GET");
-    text.lines().filter(fetches).map(|line| line.rsplit_once(' ').unwrap().1.parse::<u64>().unwrap()).sum()
+async fn answered_fetches(cluster: &Cluster) -> f64 {
+    let text = cluster.metrics(1).await;
+    let of_fetches = |line: &&str| line.starts_with('#') || line.contains("/records\",method=\"GET");
+    metric(&text.lines().filter(of_fetches).collect::<Vec<_>>().join("\n"), "pontoon_http_requests_total")
 }
 
 /// Waiting for records is no silence.
@@ -113,7 +112,7 @@ async fn whoever_follows_a_quiet_topic_is_told_nothing_until_its_server_is_gone(
     let mut printed = BufReader::new(following.process.0.stdout.take().unwrap()).lines();
     // Each of these waits for longer than a request is tried without a word.
     let deadline = Instant::now() + PATIENCE;
-    while answered_fetches(&cluster).await < 2 {
+    while answered_fetches(&cluster).await < 2.0 {
         assert!(Instant::now() < deadline, "it does not ask");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }

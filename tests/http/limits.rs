@@ -58,12 +58,6 @@ async fn produce_patiently(cluster: &Cluster, value: Vec<u8>) {
     }
 }
 
-async fn metric(cluster: &Cluster, name: &str) -> f64 {
-    let text = cluster.send(1, reqwest::Method::GET, "/metrics", None).await.text().await.unwrap();
-    let line = text.lines().find(|line| line.starts_with(&format!("{name}{{")));
-    line.unwrap_or_else(|| panic!("no {name} in {text}")).rsplit(' ').next().unwrap().parse().unwrap()
-}
-
 #[tokio::test]
 async fn what_is_no_request_gets_the_error_body_too() {
     let cluster = Cluster::start_with(1, &["--set", "limits.header_bytes_max=8192"]).await;
@@ -140,7 +134,7 @@ async fn half_bodies_hold_up_nobody() {
     produce_patiently(&cluster, vec![b'y'; 1 << 20]).await;
     drop(held);
     let deadline = Instant::now() + PATIENCE;
-    while metric(&cluster, "pontoon_http_request_bytes_in_flight").await > 0.0 {
+    while cluster.metric(1, "pontoon_http_request_bytes_in_flight").await > 0.0 {
         assert!(Instant::now() < deadline, "room is not given back");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
@@ -209,7 +203,7 @@ async fn a_tail_that_is_not_read_is_closed_and_others_go_on() {
     }
     let mut tail = Tail::open(&cluster, 1, "", None).await;
     let deadline = Instant::now() + PATIENCE;
-    while metric(&cluster, "pontoon_http_tails").await > 1.0 {
+    while cluster.metric(1, "pontoon_http_tails").await > 1.0 {
         assert!(Instant::now() < deadline, "tails that nobody reads stay open");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }

@@ -1,11 +1,11 @@
 //! Refusals whose code a client acts upon: each is asked for by what earns it, and called by its name; and nothing was changed.
 
-use pontoon::kafka::messages::{JoinGroupProtocol, JoinGroupRequest, LeaveGroupRequest, Request, Response};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
 use super::{fetch, records_url, refusal};
 use crate::kafka_hostile::Client;
+use crate::support::member::{join, leave};
 use crate::support::{Cluster, read};
 
 /// A refusal's code, of something that was not done and that the same request will never do.
@@ -116,24 +116,13 @@ async fn a_group_that_is_not_there_or_in_use_is_refused_by_its_code() {
     assert_eq!(for_good(cluster.get(1, "/v1/groups/other").await), (404, "UNKNOWN_GROUP".into()));
     assert_eq!(cluster.get(1, "/v1/groups/other/offsets").await, (StatusCode::OK, json!({"offsets": []})));
 
-    let mut member = Client::connect_to(&cluster, 1).await;
-    let join = JoinGroupRequest {
-        group_id: "g".into(),
-        session_timeout_ms: 300_000,
-        rebalance_timeout_ms: 300_000,
-        protocol_type: "consumer".into(),
-        protocols: vec![JoinGroupProtocol { name: "range".into(), ..Default::default() }],
-        ..Default::default()
-    };
-    let Response::JoinGroup(joined) = member.call(Request::JoinGroup(join), 3).await else { panic!() };
-    assert_eq!(joined.error_code, 0, "{joined:?}");
+    let mut client = Client::connect_to(&cluster, 1).await;
+    let joined = join(&mut client, "g", "").await;
     let answer = put(2).await;
     assert!(answer.1["message"].as_str().unwrap().contains("\"g\""), "{}", answer.1);
     assert_eq!(for_good(answer), (409, "GROUP_NOT_EMPTY".into()));
     assert_eq!(cluster.get(1, "/v1/groups/g/offsets").await.1, offsets(1), "the members' offsets are as they were");
-    let leave = LeaveGroupRequest { group_id: "g".into(), member_id: joined.member_id, ..Default::default() };
-    let Response::LeaveGroup(left) = member.call(Request::LeaveGroup(leave), 1).await else { panic!() };
-    assert_eq!(left.error_code, 0);
+    leave(&mut client, "g", joined.member_id).await;
     assert_eq!(put(2).await, (StatusCode::NO_CONTENT, Value::Null));
     assert_eq!(cluster.get(1, "/v1/groups/g/offsets").await.1, offsets(2));
 }

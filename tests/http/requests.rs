@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::openapi::document;
 use super::schema::{resolve, schema, validate};
 use super::{produce, records_url};
-use crate::support::Cluster;
+use crate::support::{Cluster, rust_files};
 
 const JSON: &str = "application/json";
 const LINES: &str = "application/x-ndjson";
@@ -628,22 +628,10 @@ async fn every_parameter_and_every_field_that_is_read_is_in_the_document() {
 /// Words in quotes in the code that reads requests: each may be the name of a header that it reads.
 fn words() -> BTreeSet<String> {
     let word = Regex::new("\"([a-z][a-z-]+)\"").unwrap();
-    let mut folders: Vec<_> = ["src/http", "src/api"]
-        .iter()
-        .map(|folder| format!("{}/{folder}", env!("CARGO_MANIFEST_DIR")).into())
-        .collect();
     let mut words = BTreeSet::new();
-    while let Some(folder) = folders.pop() {
-        for entry in std::fs::read_dir::<std::path::PathBuf>(folder).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                folders.push(path);
-            } else if path.extension().is_some_and(|extension| extension == "rs") {
-                let text = std::fs::read_to_string(path).unwrap();
-                let code = text.split("#[cfg(test)]").next().unwrap();
-                words.extend(word.captures_iter(code).map(|found| found[1].to_owned()));
-            }
-        }
+    for (_, text) in rust_files(&["src/http", "src/api"]) {
+        let code = text.split("#[cfg(test)]").next().unwrap();
+        words.extend(word.captures_iter(code).map(|found| found[1].to_owned()));
     }
     words
 }

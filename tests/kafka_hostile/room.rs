@@ -5,16 +5,17 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures_util::future::join_all;
 use pontoon::kafka::messages::{
-    Api, DescribeGroupsRequest, FindCoordinatorRequest, JoinGroupProtocol, JoinGroupRequest, MetadataRequest,
-    MetadataTopicName, OffsetCommitPartition, OffsetCommitRequest, OffsetCommitTopic, OffsetDeletePartition,
-    OffsetDeleteRequest, OffsetDeleteTopic, OffsetFetchGroup, OffsetFetchRequest, OffsetFetchTopic, ProducePartition,
-    ProduceRequest, ProduceTopic, Request, Response, SyncGroupAssignment, SyncGroupRequest,
+    Api, DescribeGroupsRequest, FindCoordinatorRequest, MetadataRequest, MetadataTopicName, OffsetCommitPartition,
+    OffsetCommitRequest, OffsetCommitTopic, OffsetDeletePartition, OffsetDeleteRequest, OffsetDeleteTopic,
+    OffsetFetchGroup, OffsetFetchRequest, OffsetFetchTopic, ProducePartition, ProduceRequest, ProduceTopic, Request,
+    Response, SyncGroupAssignment, SyncGroupRequest,
 };
 use pontoon::kafka::wire::{RecordData, Uuid};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 
 use super::{Client, await_log, batch, fetch_request, forget_peak, frame, peak_bytes, produce_request};
+use crate::support::member::join;
 use crate::support::{Cluster, PATIENCE};
 
 /// A broker with little room, so that it runs short soon. Whoever is closed is so because of what it does, not because time is over.
@@ -177,16 +178,7 @@ async fn make_group(client: &mut Client) {
     let Response::OffsetCommit(committed) = client.call(request, 8).await else { panic!() };
     assert!(committed.topics[0].partitions.iter().all(|partition| partition.error_code == 0), "{committed:?}");
     let metadata = Bytes::from(vec![7; 8 << 10]);
-    let join = JoinGroupRequest {
-        group_id: GROUP.into(),
-        session_timeout_ms: 300_000,
-        rebalance_timeout_ms: 300_000,
-        protocol_type: "consumer".into(),
-        protocols: vec![JoinGroupProtocol { name: "range".into(), metadata }],
-        ..Default::default()
-    };
-    let Response::JoinGroup(joined) = client.call(Request::JoinGroup(join), 3).await else { panic!() };
-    assert_eq!(joined.error_code, 0);
+    let joined = join(client, GROUP, metadata).await;
     let assignment = SyncGroupAssignment { member_id: joined.member_id.clone(), assignment: Bytes::from_static(b"a") };
     let sync = SyncGroupRequest {
         group_id: GROUP.into(),

@@ -72,12 +72,6 @@ async fn status_says(cluster: &Cluster, id: u32, words: &str, says: bool) {
     until("status", cluster, id, async || line().await == says).await;
 }
 
-async fn rotten_files(cluster: &Cluster, id: u32) -> String {
-    let text = cluster.http.get(format!("{}/metrics", cluster.url(id))).send().await.unwrap().text().await.unwrap();
-    let line = text.lines().find(|line| line.starts_with("pontoon_rotten_files{")).unwrap();
-    line.rsplit_once(' ').unwrap().1.to_owned()
-}
-
 async fn controller(cluster: &Cluster, id: u32) -> u32 {
     cluster.get(id, "/v1/cluster").await.1["controller"].as_u64().unwrap() as u32
 }
@@ -93,7 +87,7 @@ async fn the_catalogs_snapshot_that_rots_under_running_brokers_is_named_and_made
         let named = |log: String| log.lines().any(|line| line.contains("rotten file") && line.contains(name(&rotten)));
         until("not found", &cluster, id, async || named(cluster.log(id))).await;
         status_says(&cluster, id, name(&rotten), true).await;
-        assert_eq!(rotten_files(&cluster, id).await, "1", "broker {id}");
+        assert_eq!(cluster.metric(id, "pontoon_rotten_files").await, 1.0, "broker {id}");
     }
     all_there(&cluster, follows, &topics).await;
 
@@ -114,7 +108,7 @@ async fn the_catalogs_snapshot_that_rots_under_running_brokers_is_named_and_made
         };
         until("no sound one", &cluster, id, whole).await;
         status_says(&cluster, id, "snapshot-", false).await;
-        assert_eq!(rotten_files(&cluster, id).await, "0", "broker {id}");
+        assert_eq!(cluster.metric(id, "pontoon_rotten_files").await, 0.0, "broker {id}");
     }
     // And they hold all of it, for who has nothing but them.
     for id in 1..=3 {
@@ -203,9 +197,8 @@ async fn the_only_catalog_that_rots_with_its_cache_is_waited_for() {
     let (status, refused) = cluster.get(1, "/v1/topics/t0").await;
     assert_eq!((status.as_u16(), &refused["error"]), (503, &"NOT_READY".into()), "{refused}");
     status_says(&cluster, 1, name(&rotten), true).await;
-    let text = cluster.http.get(format!("{}/metrics", cluster.url(1))).send().await.unwrap().text().await.unwrap();
     for metric in ["pontoon_replicas_lost", "pontoon_replicas_corrupt"] {
-        assert!(text.contains(&format!("{metric}{{broker=\"1\"}} 1\n")), "{metric}: {text}");
+        assert_eq!(cluster.metric(1, metric).await, 1.0, "{metric}");
     }
     let held = files(cluster.data_dir(1), "/groups/");
     assert!(cluster.stop(1).success());

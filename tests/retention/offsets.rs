@@ -4,14 +4,14 @@
 use std::time::{Duration, SystemTime};
 
 use pontoon::kafka::messages::{
-    JoinGroupProtocol, JoinGroupRequest, LeaveGroupRequest, OffsetCommitPartition, OffsetCommitRequest,
-    OffsetCommitTopic, Request, Response, SyncGroupRequest,
+    OffsetCommitPartition, OffsetCommitRequest, OffsetCommitTopic, Request, Response, SyncGroupRequest,
 };
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
 use crate::kafka_hostile::Client;
 use crate::support::Cluster;
+use crate::support::member::{join, leave};
 
 const RETENTION: Duration = Duration::from_secs(60);
 /// Longest that it is waited for, on a busy machine and over a failover.
@@ -34,16 +34,7 @@ async fn committed(cluster: &Cluster, id: u32, group: &str) -> Option<Value> {
 /// A member, alone in its group, that commits an offset and asks for it to be kept no longer than a millisecond: as in Kafka since
 /// version 5 of that request, it is not for clients to say. Its id.
 async fn join_and_commit(client: &mut Client, group: &str) -> String {
-    let join = JoinGroupRequest {
-        group_id: group.into(),
-        // It says nothing from then on, and is a member all the same.
-        session_timeout_ms: 300_000,
-        rebalance_timeout_ms: 300_000,
-        protocol_type: "consumer".into(),
-        protocols: vec![JoinGroupProtocol { name: "range".into(), ..Default::default() }],
-        ..Default::default()
-    };
-    let Response::JoinGroup(joined) = client.call(Request::JoinGroup(join), 3).await else { panic!() };
+    let joined = join(client, group, "").await;
     let (member_id, generation_id) = (joined.member_id.clone(), joined.generation_id);
     let sync =
         SyncGroupRequest { group_id: group.into(), generation_id, member_id: member_id.clone(), ..Default::default() };
@@ -58,15 +49,9 @@ async fn join_and_commit(client: &mut Client, group: &str) -> String {
         ..Default::default()
     };
     let Response::OffsetCommit(done) = client.call(Request::OffsetCommit(commit), 4).await else { panic!() };
-    let codes = (joined.error_code, synced.error_code, done.topics[0].partitions[0].error_code);
-    assert_eq!(codes, (0, 0, 0), "{joined:?} {synced:?} {done:?}");
+    let codes = (synced.error_code, done.topics[0].partitions[0].error_code);
+    assert_eq!(codes, (0, 0), "{synced:?} {done:?}");
     member_id
-}
-
-async fn leave(client: &mut Client, group: &str, member_id: String) {
-    let leave = LeaveGroupRequest { group_id: group.into(), member_id, ..Default::default() };
-    let Response::LeaveGroup(left) = client.call(Request::LeaveGroup(leave), 1).await else { panic!() };
-    assert_eq!(left.error_code, 0);
 }
 
 /// By the clock that the brokers go by.

@@ -15,6 +15,13 @@ use reqwest::{Method, Response, StatusCode};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
+pub mod member;
+mod metrics;
+mod sources;
+
+pub use metrics::metric;
+pub use sources::{Contract, all_rust, every_line_has_tests, root, rust_files};
+
 /// Longest that a broker may take to become ready, or to end after SIGTERM.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -462,31 +469,6 @@ pub async fn read(response: Response) -> (StatusCode, Value) {
             .unwrap_or_else(|error| panic!("{status}: {error}: {}", String::from_utf8_lossy(&body)))
     };
     (status, value)
-}
-
-/// Lines of a contract, each with the tests that hold it.
-pub type Contract = &'static [(&'static str, &'static [&'static str])];
-
-/// Holds a contract's names of tests to the sources.
-pub fn every_line_has_tests(contract: Contract) {
-    let mut folders = vec![PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/tests"))];
-    let mut sources = String::new();
-    while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(folder).unwrap() {
-            let path = entry.unwrap().path();
-            match path.extension() {
-                _ if path.is_dir() => folders.push(path),
-                Some(extension) if extension == "rs" => sources.push_str(&fs::read_to_string(path).unwrap()),
-                _ => {}
-            }
-        }
-    }
-    for (promise, tests) in contract {
-        assert!(!tests.is_empty(), "{promise}: no test");
-        for test in *tests {
-            assert!(sources.contains(&format!("fn {test}()")), "{promise}: there is no test {test}");
-        }
-    }
 }
 
 /// The first panic that a log tells of.
