@@ -19,7 +19,7 @@ use crate::api::{self, OffsetsAnswer};
 use crate::error::{Code, Error};
 use crate::http::leader::{AtLeader, Passable, Repeat};
 use crate::http::refusal::Refusal;
-use crate::http::request::{Params, Target, accept};
+use crate::http::request::{Params, Target, accept, digits};
 use crate::http::{Shared, tail};
 use crate::partition::aside::read_batch;
 use crate::partition::{Consistency, Fetch, FetchFrom, Fetched, Partition};
@@ -124,8 +124,8 @@ pub(super) fn from(text: Option<&str>) -> Result<FetchFrom, Refusal> {
         None | Some("earliest") => Ok(FetchFrom::Earliest),
         Some("latest") => Ok(FetchFrom::Latest),
         Some(text) => match text.strip_prefix("timestamp:") {
-            Some(ms) => ms.parse().ok().filter(|ms| *ms >= 0).map(FetchFrom::Timestamp).ok_or_else(|| wrong(text)),
-            None => text.parse().map(|offset| FetchFrom::Offset(Offset(offset))).map_err(|_| wrong(text)),
+            Some(ms) => digits(ms).map(FetchFrom::Timestamp).ok_or_else(|| wrong(text)),
+            None => digits(text).map(|offset| FetchFrom::Offset(Offset(offset))).ok_or_else(|| wrong(text)),
         },
     }
 }

@@ -42,10 +42,10 @@ impl<S: Send + Sync> FromRequestParts<S> for Target {
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Refusal> {
         let Path((topic, partition)): Path<(String, String)> =
             Path::from_request_parts(parts, state).await.map_err(|error| path_refusal(&error))?;
-        let partition = partition
-            .parse()
-            .map_err(|_| Refusal::invalid(format!("partition {partition:?} in the path is not a number")))?;
-        Ok(Self { topic, partition })
+        match digits(&partition) {
+            Some(partition) => Ok(Self { topic, partition }),
+            None => Err(Refusal::invalid(format!("partition {partition:?} in the path is not a number"))),
+        }
     }
 }
 
@@ -72,6 +72,11 @@ pub(super) fn check_path(uri: &Uri) -> Result<(), Refusal> {
         return Err(Refusal::invalid(format!("path {:?}: %2F cannot be part of a name", uri.path())));
     }
     Ok(())
+}
+
+/// A number of digits and nothing else: Rust's own reader also takes a sign.
+pub(super) fn digits<T: FromStr>(text: &str) -> Option<T> {
+    text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok()).flatten()
 }
 
 /// A query's parameters: known ones only, each at most once.
@@ -107,8 +112,8 @@ impl Params {
         T: FromStr + PartialOrd + Display,
     {
         let Some(text) = self.text(name) else { return Ok(None) };
-        match text.parse() {
-            Ok(number) if range.contains(&number) => Ok(Some(number)),
+        match digits(text) {
+            Some(number) if range.contains(&number) => Ok(Some(number)),
             _ => Err(Refusal::invalid(format!(
                 "{name}={text:?} is not a number from {} to {}",
                 range.start(),
@@ -142,8 +147,8 @@ where
     T: FromStr + PartialOrd + Display,
 {
     let Some(text) = text_header(headers, name)? else { return Ok(None) };
-    match text.parse() {
-        Ok(number) if range.contains(&number) => Ok(Some(number)),
+    match digits(text) {
+        Some(number) if range.contains(&number) => Ok(Some(number)),
         _ => Err(Refusal::invalid(format!(
             "header {name}: {text:?} is not a number from {} to {}",
             range.start(),
@@ -391,8 +396,9 @@ mod tests {
         let unknown = message(params("ack=all"));
         assert!(unknown.contains("\"ack\"") && unknown.contains("\"acks\""), "{unknown}");
         assert!(message(params("acks=all&acks=none")).contains("twice"));
-        for wrong in ["", "x", "-1", "1.5", "11", "99999999999999999999999"] {
-            let text = message(params(&format!("offset={wrong}")).unwrap().number("offset", 0..=10u64));
+        for wrong in ["", "x", "-1", "-0", "+1", "1.5", "11", "99999999999999999999999"] {
+            let query = format!("offset={}", wrong.replace('+', "%2B"));
+            let text = message(params(&query).unwrap().number("offset", 0..=10i64));
             assert!(text.contains(&format!("offset={wrong:?}")) && text.contains("0 to 10"), "{text}");
         }
     }

@@ -203,14 +203,15 @@ fn bounds(schema: &Value, least: &str, most: &str) -> Vec<i128> {
     least.chain(of(most).into_iter().flat_map(|most| [most, most + 1])).collect()
 }
 
-/// Values that a schema names itself, and strings as long as it allows, and longer.
+/// Values that a schema names itself, and strings as long as it allows, and longer: in characters, and in bytes.
 fn named(schema: &Value) -> Vec<Value> {
     let mut values: Vec<Value> =
         ["enum", "examples"].iter().filter_map(|key| schema[key].as_array()).flatten().cloned().collect();
     values.extend(schema.get("default").cloned());
     let longest = schema["maxLength"].as_u64().unwrap_or(0) as usize;
     if longest > 0 {
-        values.extend([json!("x".repeat(longest)), json!("x".repeat(longest + 1))]);
+        values.extend(["x".repeat(longest), "x".repeat(longest + 1)].map(Value::from));
+        values.extend(["é".repeat(longest / 2), "é".repeat(longest / 2 + 1), "é".repeat(longest)].map(Value::from));
     }
     values
 }
@@ -222,10 +223,16 @@ const TEXTS: &[&str] = &[
     "1",
     "7",
     "-1",
+    "-0",
+    "+5",
+    "007",
     "1.5",
+    "1e3",
+    "0x5",
     "a b",
     "a/b",
     "é",
+    "٣",
     "null",
     "true",
     "latest",
@@ -233,20 +240,27 @@ const TEXTS: &[&str] = &[
     "timestamp:5",
     "timestamp:",
     "timestamp:x",
+    "timestamp:-1",
+    "timestamp:+5",
+    "timestamp:9223372036854775807",
+    "timestamp:9223372036854775808",
+    "18446744073709551615",
+    "18446744073709551616",
     "99999999999999999999999",
 ];
 
 fn texts(schema: &Value) -> Vec<String> {
     let named = named(schema).into_iter().map(|value| value.as_str().map_or_else(|| value.to_string(), str::to_owned));
     let bounds = bounds(schema, "minimum", "maximum").into_iter().map(|bound| bound.to_string());
-    TEXTS.iter().map(|text| (*text).to_owned()).chain(named).chain(bounds).collect()
+    let one_of = schema["oneOf"].as_array().into_iter().flatten().flat_map(texts);
+    TEXTS.iter().map(|text| (*text).to_owned()).chain(named).chain(bounds).chain(one_of).collect()
 }
 
-/// Whether the document allows a parameter this text.
+/// Whether the document allows a parameter this text, as a text or as the number that it is: of digits and nothing else.
 fn allows(document: &Value, parameter: &Value, text: &str) -> bool {
-    let schema = &parameter["schema"];
-    let number = text.parse::<u64>().ok().filter(|_| schema["type"] == "integer");
-    validate(document, schema, &number.map_or_else(|| json!(text), |number| json!(number))).is_ok()
+    let number = text.parse::<u64>().ok().filter(|_| text.bytes().all(|byte| byte.is_ascii_digit()));
+    let values = [Some(json!(text)), number.map(Value::from)];
+    values.iter().flatten().any(|value| validate(document, &parameter["schema"], value).is_ok())
 }
 
 /// The operation's request to which a parameter may be added.
@@ -333,7 +347,7 @@ async fn what_the_document_says_does_not_go_together_is_refused() {
 fn pool() -> Vec<Value> {
     let lists = json!([[], [1], ["a", "b"], [["a", "b"]], [["a"]], [["a", "b", "c"]], [[1, "b"]], [["a", 1]]]);
     let objects = json!([{}, {"a": 1}, {"base64": "YQ=="}, {"base64": 5}]);
-    let others = json!([null, true, 0, 1, -1, 1.5, "", "x", "a b", "5", "-1", "1.5", "YQ==", "YR==", ".", ".."]);
+    let others = json!([null, true, 0, 1, -1, 1.5, "", "x", "a b", "5", "+5", "-1", "1.5", "YQ==", "YR==", ".", ".."]);
     [others, lists, objects].into_iter().flat_map(|values| values.as_array().unwrap().clone()).collect()
 }
 

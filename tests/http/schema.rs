@@ -42,7 +42,7 @@ fn check(
         "enum" => {}
         "minimum" if number(value).is_some_and(|found| found < number(wanted).unwrap()) => return wrong("less than"),
         "maximum" if number(value).is_some_and(|found| found > number(wanted).unwrap()) => return wrong("more than"),
-        // The same for a number that is written as a string.
+        // The same for a number that is written as a string, or stands at its end.
         "x-minimum" if in_text(value).is_some_and(|found| found < number(wanted).unwrap()) => {
             return wrong("less than");
         }
@@ -52,9 +52,13 @@ fn check(
         "maxLength" if chars(value).is_some_and(|found| found > wanted.as_u64().unwrap()) => {
             return wrong("longer than");
         }
+        // What JSON Schema has no word for.
+        "x-maxBytes" if value.as_str().is_some_and(|text| text.len() as u64 > wanted.as_u64().unwrap()) => {
+            return wrong("of more bytes than");
+        }
         "minItems" if items(value).is_some_and(|found| found < wanted.as_u64().unwrap()) => return wrong("fewer than"),
         "maxItems" if items(value).is_some_and(|found| found > wanted.as_u64().unwrap()) => return wrong("more than"),
-        "minimum" | "maximum" | "x-minimum" | "x-maximum" | "maxLength" | "minItems" | "maxItems" => {}
+        "minimum" | "maximum" | "x-minimum" | "x-maximum" | "maxLength" | "x-maxBytes" | "minItems" | "maxItems" => {}
         "pattern" => {
             let pattern = Regex::new(wanted.as_str().unwrap()).unwrap();
             if value.as_str().is_some_and(|text| !pattern.is_match(text)) {
@@ -111,7 +115,7 @@ fn number(value: &Value) -> Option<i128> {
 }
 
 fn in_text(value: &Value) -> Option<i128> {
-    value.as_str()?.parse().ok()
+    value.as_str()?.rsplit(':').next()?.parse().ok()
 }
 
 fn chars(value: &Value) -> Option<u64> {
