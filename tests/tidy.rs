@@ -67,7 +67,15 @@ const WALLS: &[(&str, &[&str])] = &[
     ),
     (
         "src/partition",
-        &["crate::http", "crate::catalog", "crate::controller", "crate::broker", "crate::cli", "crate::api"],
+        &[
+            "crate::http",
+            "crate::catalog",
+            "crate::controller",
+            "crate::broker",
+            "crate::cli",
+            "crate::api",
+            "crate::clock",
+        ],
     ),
     ("src/record_batch", &["crate::http", "crate::partition", "crate::broker", "crate::catalog", "tokio::"]),
     ("src/catalog", &["crate::http", "crate::partition", "crate::broker", "crate::cli", "crate::api"]),

@@ -382,6 +382,7 @@ impl Shared {
             storage_has_room: Arc::new(move || store.upgrade().is_some_and(|store| store.available_bytes() > reserve)),
             broker_alive: Arc::new(move |id| broker.upgrade().is_some_and(|broker| broker.alive(id))),
             instruments: self.instruments.partitions.clone(),
+            now: crate::clock::now_ms,
         }
     }
 

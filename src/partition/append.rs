@@ -17,7 +17,6 @@ use tokio::time::{Instant, timeout_at};
 
 use super::verdict::Verdict;
 use super::{Acks, MAJORITY_DEAD, Partition, Produced, ReplicatedLog, proposal};
-use crate::clock::now_ms;
 use crate::error::{Code, Error, Result};
 use crate::record_batch::{BatchHeader, RecordBatch};
 
@@ -88,7 +87,8 @@ impl<L: ReplicatedLog> Partition<L> {
             );
         }
         let deadline = Instant::now() + timeout;
-        let batch = if self.options.settings.log_append_time { batch.with_append_time(now_ms()) } else { batch };
+        let stamped = self.options.settings.log_append_time;
+        let batch = if stamped { batch.with_append_time((self.options.now)()) } else { batch };
         let header = *batch.header();
         let payload = proposal::wrap(batch, if_match);
         match acks.at_least(self.options.settings.acks_floor) {

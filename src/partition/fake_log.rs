@@ -141,6 +141,7 @@ impl FakeLog {
             storage_has_room: Arc::new(storage_has_room),
             broker_alive: Arc::new(broker_alive),
             instruments: Arc::new(PartitionInstruments::new(BrokerId(1))),
+            now: || 1_700_000_000_000,
         }
     }
 

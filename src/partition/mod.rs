@@ -187,6 +187,8 @@ pub struct PartitionOptions {
     pub broker_alive: Arc<dyn Fn(BrokerId) -> bool + Send + Sync>,
     /// What it counts and times with: its broker's.
     pub instruments: Arc<PartitionInstruments>,
+    /// The clock for records that get the time of their append, in ms since 1970.
+    pub now: fn() -> i64,
 }
 
 /// A partition whose replica is on this broker.

@@ -134,6 +134,21 @@ async fn a_topics_floor_raises_what_asks_for_less_and_lowers_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn records_have_the_time_of_the_partitions_clock_where_the_topic_says_so() {
+    for (log_append_time, expected) in [(true, 1_700_000_000_123), (false, 5)] {
+        let log = FakeLog::new();
+        let options = log.options(|| true, |_| true);
+        let settings = Settings { log_append_time, ..options.settings };
+        let partition =
+            Partition::new(log.clone(), PartitionOptions { settings, now: || 1_700_000_000_123, ..options });
+        partition.produce(batch(&[4, 5], None), Acks::All, None, SECOND).await.unwrap();
+        let stored = log.frame(0);
+        assert_eq!(RecordBatch::stored(stored.payload).unwrap().header().max_timestamp, expected);
+        assert_eq!(stored.header.max_timestamp, expected, "what retention goes by");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn every_waits_for_all_of_them_and_says_when_they_do_not_come() {
     let log = FakeLog::new();
     let partition = log.partition();
