@@ -7,6 +7,8 @@ use std::process::{Output, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
 use crate::support::{Cluster, PATIENCE, free_ports, free_ports_in_a_row, pontoon, run};
 
@@ -151,15 +153,36 @@ async fn sigterm_ends_cleanly_and_answers_who_waits() {
     let mut cluster = Cluster::start(3).await;
     cluster.create_topic(1, "t", 3).await;
     cluster.produce_text(1, "t", 0, "kept").await;
-    let url = format!("{}/v1/topics/t/partitions/1/records?max_wait_ms=60000", cluster.url(2));
-    let waiting = tokio::spawn(cluster.http.get(url).send());
-    tokio::time::sleep(Duration::from_millis(100)).await;
+    // For records of each partition: of those that it leads, and of others, which it has passed on to their leaders by the time that
+    // it is stopped. All are sent before it is asked whether it has.
+    let mut waiting = Vec::new();
+    for partition in 0..3 {
+        let path = format!("/v1/topics/t/partitions/{partition}/records?offset=latest&max_wait_ms=60000");
+        let mut stream = TcpStream::connect(cluster.address(2)).await.unwrap();
+        stream.write_all(format!("GET {path} HTTP/1.1\r\nhost: localhost\r\n\r\n").as_bytes()).await.unwrap();
+        waiting.push(stream);
+    }
+    let elsewhere = async || {
+        let mut count = 0.0;
+        for partition in 0..3 {
+            count += if cluster.leader(2, "t", partition).await == 2 { 0.0 } else { 1.0 };
+        }
+        count
+    };
+    let deadline = Instant::now() + PATIENCE;
+    while cluster.metric(2, "pontoon_http_forwarded_total").await < elsewhere().await {
+        assert!(Instant::now() < deadline, "they do not wait");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
     let began = Instant::now();
     let ended = tokio::task::block_in_place(|| cluster.stop(2));
     assert_eq!(ended.code(), Some(0), "{}", cluster.log(2));
     assert!(began.elapsed() < PATIENCE);
-    let answer = waiting.await.unwrap().unwrap();
-    assert!(answer.status().is_success() || answer.status() == 503, "{}", answer.status());
+    for mut stream in waiting {
+        let mut status = [0; 12];
+        stream.read_exact(&mut status).await.unwrap();
+        assert!([&b"HTTP/1.1 200"[..], b"HTTP/1.1 503"].contains(&&status[..]), "{}", status.escape_ascii());
+    }
     // The others go on, and the one that left comes back with what it had.
     cluster.produce_text(3, "t", 0, "meanwhile").await;
     cluster.restart(2).await;

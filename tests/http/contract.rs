@@ -467,7 +467,13 @@ async fn hundreds_wait_and_outlive_their_leader() {
             tokio::spawn(cluster.http.get(url).send())
         })
         .collect();
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    // All of them are passed on to the leader, which has nothing for them.
+    let deadline = Instant::now() + PATIENCE;
+    let passed_on = async |id: u32| cluster.metric(id, "pontoon_http_forwarded_total").await;
+    while passed_on(others[0]).await + passed_on(others[1]).await < 200.0 {
+        assert!(Instant::now() < deadline, "not all wait at the leader");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
     assert!(waiting.iter().all(|waiting| !waiting.is_finished()));
     tokio::task::block_in_place(|| cluster.kill(leader));
     cluster.produce_text(others[0], "t", 0, "from the next").await;
