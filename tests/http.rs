@@ -272,7 +272,7 @@ async fn a_waiting_fetch_is_woken_by_a_record_or_by_its_time() {
 #[tokio::test]
 async fn sequences_and_expected_offsets_are_held_to() {
     let cluster = Cluster::start(1).await;
-    cluster.create_topic(1, "t", 1).await;
+    cluster.create_topic(1, "t", 2).await;
     let (status, producer) = cluster.ask(1, Method::POST, "/v1/producers", None).await;
     assert_eq!(status, StatusCode::CREATED);
     let (_, other) = cluster.ask(1, Method::POST, "/v1/producers", None).await;
@@ -306,6 +306,13 @@ async fn sequences_and_expected_offsets_are_held_to() {
     assert_eq!(at(3).await.1["base_offset"], 3);
     let answer = cluster.fetch_all(1, "t", 0).await;
     let stored: Vec<_> = answer.iter().map(|record| record["value"].as_str().unwrap()).collect();
+    // Each partition counts for itself.
+    let url = format!("{}/v1/topics/t/partitions/1/records", cluster.url(1));
+    let request = cluster.http.post(url).header("content-type", "text/plain").header("producer-sequence", "0");
+    let request = request.header("producer-id", producer["producer_id"].to_string());
+    let request = request.header("producer-epoch", epoch.to_string()).body("elsewhere");
+    let (status, first) = read(request.send().await.unwrap()).await;
+    assert_eq!((status, &first["base_offset"], first.get("duplicate")), (StatusCode::OK, &json!(0), None), "{first}");
     assert_eq!(stored, ["a", "b", "newer", "c"]);
 }
 

@@ -122,41 +122,69 @@ fn only_segment(data: &Path, group: GroupId) -> PathBuf {
     found(folder).find(|path| path.extension().is_some_and(|extension| extension == "segment")).unwrap()
 }
 
-/// Nobody can write 2^31 records for a test: a log that has come that far is made by hand.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn after_the_last_sequence_comes_0_and_a_duplicate_of_either_is_one() {
+const TWO: &str = r#"{"records":[{"value":"a"},{"value":"b"}]}"#;
+const ONE: &str = r#"{"records":[{"value":"c"}]}"#;
+
+async fn send(cluster: &Cluster, sequence: i32, body: &'static str) -> (StatusCode, Value) {
+    let request = cluster.http.post(records_url(cluster, 1, "t")).header("content-type", "application/json");
+    let request = request.header("producer-id", "7").header("producer-epoch", "0");
+    read(request.header("producer-sequence", sequence).body(body).send().await.unwrap()).await
+}
+
+/// Sends, and is told these offsets.
+async fn written(cluster: &Cluster, sequence: i32, body: &'static str, offsets: (u64, u64), duplicate: bool) {
+    let (status, answer) = send(cluster, sequence, body).await;
+    assert_eq!(status, StatusCode::OK, "{sequence}: {answer}");
+    let told = (answer["base_offset"].as_u64(), answer["last_offset"].as_u64(), answer.get("duplicate").is_some());
+    assert_eq!(told, (Some(offsets.0), Some(offsets.1), duplicate), "{sequence}: {answer}");
+}
+
+/// Is refused, and told which sequence is next.
+async fn out_of_order(cluster: &Cluster, sequence: i32, next: i32) {
+    let answer = send(cluster, sequence, ONE).await;
+    assert!(answer.1["message"].as_str().unwrap().contains(&format!("; {next} is next")), "{sequence}: {}", answer.1);
+    assert_eq!(refusal(answer), (409, "OUT_OF_ORDER_SEQUENCE".into()), "{sequence}");
+}
+
+/// A partition of two records, the first of this sequence. Nobody can write 2^31 records for a test: a log that has come that far is
+/// made by hand.
+async fn two_records_from(sequence: i32) -> Cluster {
     let mut cluster = Cluster::start(1).await;
     cluster.create_topic(1, "t", 1).await;
-    let two = r#"{"records":[{"value":"a"},{"value":"b"}]}"#;
-    let one = r#"{"records":[{"value":"c"}]}"#;
-    let send = async |cluster: &Cluster, sequence: i32, body: &'static str| {
-        let request = cluster.http.post(records_url(cluster, 1, "t")).header("content-type", "application/json");
-        let request = request.header("producer-id", "7").header("producer-epoch", "0");
-        read(request.header("producer-sequence", sequence).body(body).send().await.unwrap()).await
-    };
-    assert_eq!(send(&cluster, 0, two).await.0, StatusCode::OK);
-    assert!(cluster.stop(1).success());
-    renumber_only_batch(cluster.data_dir(1), i32::MAX - 3).await;
+    written(&cluster, 0, TWO, (0, 1), false).await;
+    assert!(tokio::task::block_in_place(|| cluster.stop(1)).success());
+    renumber_only_batch(cluster.data_dir(1), sequence).await;
     cluster.restart(1).await;
+    cluster
+}
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_the_last_sequence_comes_0_and_a_duplicate_of_either_is_one() {
+    let cluster = two_records_from(i32::MAX - 3).await;
     // It ends at 2^31-1; the next begins at 0 again.
-    let written = async |sequence, body, base: u64, last: u64, duplicate: bool| {
-        let (status, answer) = send(&cluster, sequence, body).await;
-        assert_eq!(status, StatusCode::OK, "{sequence}: {answer}");
-        let told = (answer["base_offset"].as_u64(), answer["last_offset"].as_u64(), answer.get("duplicate").is_some());
-        assert_eq!(told, (Some(base), Some(last), duplicate), "{sequence}: {answer}");
-    };
-    assert_eq!(refusal(send(&cluster, 0, one).await), (409, "OUT_OF_ORDER_SEQUENCE".into()), "not before the end");
-    written(i32::MAX - 1, two, 2, 3, false).await;
-    let gap = send(&cluster, 1, one).await;
-    assert!(gap.1["message"].as_str().unwrap().contains("; 0 is next"), "{}", gap.1);
-    assert_eq!(refusal(gap), (409, "OUT_OF_ORDER_SEQUENCE".into()));
-    written(0, one, 4, 4, false).await;
+    out_of_order(&cluster, 0, i32::MAX - 1).await;
+    written(&cluster, i32::MAX - 1, TWO, (2, 3), false).await;
+    out_of_order(&cluster, 1, 0).await;
+    written(&cluster, 0, ONE, (4, 4), false).await;
     for _ in 0..2 {
-        written(i32::MAX - 1, two, 2, 3, true).await;
-        written(0, one, 4, 4, true).await;
+        written(&cluster, i32::MAX - 1, TWO, (2, 3), true).await;
+        written(&cluster, 0, ONE, (4, 4), true).await;
     }
-    // A batch that begins before the end and ends behind it follows in the same way: 1 is next.
-    written(1, one, 5, 5, false).await;
+    written(&cluster, 1, ONE, (5, 5), false).await;
     assert_eq!(cluster.fetch_all(1, "t", 0).await.len(), 6);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_batch_from_the_last_sequence_to_0_is_followed_by_1() {
+    let cluster = two_records_from(i32::MAX - 2).await;
+    out_of_order(&cluster, 0, i32::MAX).await;
+    written(&cluster, i32::MAX, TWO, (2, 3), false).await;
+    out_of_order(&cluster, 0, 1).await;
+    out_of_order(&cluster, 2, 1).await;
+    written(&cluster, i32::MAX, TWO, (2, 3), true).await;
+    written(&cluster, 1, ONE, (4, 4), false).await;
+    for (sequence, body, offsets) in [(i32::MAX, TWO, (2, 3)), (1, ONE, (4, 4))] {
+        written(&cluster, sequence, body, offsets, true).await;
+    }
+    assert_eq!(cluster.fetch_all(1, "t", 0).await.len(), 5);
 }

@@ -88,7 +88,14 @@ const CONTRACT: Contract = &[
             "every_line_once_and_in_order_while_brokers_are_killed_in_turn",
         ],
     ),
-    ("Producer-Sequence is int32 and wraps", &["after_the_last_sequence_comes_0_and_a_duplicate_of_either_is_one"]),
+    (
+        "Producer-Sequence is int32, wraps, and counts for a partition",
+        &[
+            "sequences_and_expected_offsets_are_held_to",
+            "after_the_last_sequence_comes_0_and_a_duplicate_of_either_is_one",
+            "a_batch_from_the_last_sequence_to_0_is_followed_by_1",
+        ],
+    ),
     (
         "Producer-*: 400 by key and with a RecordBatch",
         &["a_bad_request_by_key_writes_nothing", "a_raw_batch_that_lies_is_refused"],
