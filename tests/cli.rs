@@ -96,12 +96,14 @@ async fn starts_that_cannot_be_are_refused_with_the_key() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("pontoon.toml");
     fs::write(&file, "broker_id = 1\nbootstrap = [\"1@127.0.0.1:7090\"]\nhttp.listn = \"127.0.0.1:1\"\n").unwrap();
-    let cases: [(&[&str], &[&str]); 6] = [
+    let cases: [(&[&str], &[&str]); 8] = [
         (&["--config", file.to_str().unwrap()], &["http.listn", "http.listen", "pontoon.toml"]),
         (&["--broker-id", "1"], &["bootstrap"]),
         (&["--bootstrap", "1@127.0.0.1:7090"], &["broker_id"]),
         (&["--broker-id", "1", "--bootstrap", "1@127.0.0.1"], &["bootstrap", "127.0.0.1"]),
         (&["--broker-id", "1", "--bootstrap", "1@127.0.0.1:7090", "--http-listen", "0.0.0.0:8090"], &["http.listen"]),
+        (&["--broker-id", "1", "--bootstrap", "1@127.0.0.1:7090", "--kafka-listen", "0.0.0.0:9"], &["kafka.listen"]),
+        (&["--broker-id", "1", "--bootstrap", "1@127.0.0.1:7090", "--peer-listen", "0.0.0.0:9"], &["peer.listen"]),
         (
             &["--broker-id", "1", "--bootstrap", "1@127.0.0.1:7090", "--set", "raft.heartbeat_ms=x"],
             &["heartbeat_ms", "\"x\""],

@@ -10,6 +10,7 @@ use crate::support::{Cluster, PATIENCE, read};
 mod batches;
 mod by_key;
 mod contract;
+mod defaults;
 mod forms;
 mod limits;
 mod openapi;
@@ -47,6 +48,16 @@ fn refusal((status, body): (StatusCode, Value)) -> (u16, String) {
         assert!(!body[field].is_null(), "{status} without {field}: {body}");
     }
     (status.as_u16(), body["error"].as_str().unwrap().to_owned())
+}
+
+/// Reads a refusal that says when a retry may help: the header in whole seconds, the body to the millisecond.
+async fn refused_for_a_while(response: Response) -> (StatusCode, Value) {
+    let header = response.headers().get("retry-after").map(|seconds| seconds.to_str().unwrap().to_owned());
+    let answer = read(response).await;
+    let ms = answer.1["retry_after_ms"].as_u64();
+    assert_eq!(header, ms.map(|ms| ms.div_ceil(1000).max(1).to_string()), "{}", answer.1);
+    assert!(ms.is_some(), "{}", answer.1);
+    answer
 }
 
 #[tokio::test]
@@ -295,6 +306,13 @@ async fn sequences_and_expected_offsets_are_held_to() {
     assert_eq!(refusal(send(5, epoch, "gap").await), (409, "OUT_OF_ORDER_SEQUENCE".into()));
     assert_eq!(send(0, epoch + 1, "newer").await.0, StatusCode::OK);
     assert_eq!(refusal(send(2, epoch, "older").await), (409, "PRODUCER_FENCED".into()));
+    // Each partition counts for itself.
+    let url = format!("{}/v1/topics/t/partitions/1/records", cluster.url(1));
+    let request = cluster.http.post(url).header("content-type", "text/plain").header("producer-sequence", "0");
+    let request = request.header("producer-id", producer["producer_id"].to_string());
+    let request = request.header("producer-epoch", epoch.to_string()).body("elsewhere");
+    let (status, first) = read(request.send().await.unwrap()).await;
+    assert_eq!((status, &first["base_offset"], first.get("duplicate")), (StatusCode::OK, &json!(0), None), "{first}");
 
     let at = async |offset: u64| {
         let request = cluster.http.post(records_url(&cluster, 1, "t")).header("content-type", "text/plain");
@@ -306,13 +324,6 @@ async fn sequences_and_expected_offsets_are_held_to() {
     assert_eq!(at(3).await.1["base_offset"], 3);
     let answer = cluster.fetch_all(1, "t", 0).await;
     let stored: Vec<_> = answer.iter().map(|record| record["value"].as_str().unwrap()).collect();
-    // Each partition counts for itself.
-    let url = format!("{}/v1/topics/t/partitions/1/records", cluster.url(1));
-    let request = cluster.http.post(url).header("content-type", "text/plain").header("producer-sequence", "0");
-    let request = request.header("producer-id", producer["producer_id"].to_string());
-    let request = request.header("producer-epoch", epoch.to_string()).body("elsewhere");
-    let (status, first) = read(request.send().await.unwrap()).await;
-    assert_eq!((status, &first["base_offset"], first.get("duplicate")), (StatusCode::OK, &json!(0), None), "{first}");
     assert_eq!(stored, ["a", "b", "newer", "c"]);
 }
 
@@ -448,10 +459,13 @@ async fn without_a_majority_requests_wait_their_time_and_say_so() {
     let url = format!("{}?timeout_ms=700", records_url(&cluster, survivor, "t"));
     let request = cluster.http.post(url).header("content-type", "text/plain").body("x");
     let response = request.send().await.unwrap();
-    assert!(response.headers().contains_key("retry-after"));
-    let answer = read(response).await;
+    let answer = refused_for_a_while(response).await;
     assert_eq!(answer.1["outcome"], "none", "{}", answer.1);
     assert_eq!((answer.1["retriable"].clone(), refusal(answer)), (json!(true), (503, "NO_LEADER".into())));
+    let url = format!("{}/v1/topics/t/records?timeout_ms=300", cluster.url(survivor));
+    let by_key = cluster.http.post(url).header("content-type", "text/plain").body("x").send().await.unwrap();
+    assert_eq!(refusal(refused_for_a_while(by_key).await), (503, "NO_LEADER".into()));
+    assert_eq!(cluster.get(survivor, "/readyz").await, (StatusCode::OK, json!({"ready": true})), "that is no reason");
     cluster.restart(leader).await;
     cluster.produce_text(survivor, "t", 0, "again").await;
 }

@@ -76,7 +76,7 @@ const CONTRACT: Contract = &[
     ("log dump and verify FILE, offline", &["any_file_is_shown_and_judged_offline"]),
     ("explain CODE", &["every_code_is_explained_to_people_and_to_programs"]),
     (
-        "scripts/cluster start, stop, status; kill (-9), pause, resume, restart N",
+        "scripts/cluster start, stop, status; kill (-9), pause, resume, restart N; data and logs under DIR",
         &["the_script_runs_three_brokers_and_does_to_each_what_it_is_told"],
     ),
     // Configuration.
@@ -234,6 +234,10 @@ impl Script {
         self.dir.path().join("pontoon-cluster")
     }
 
+    fn elsewhere(&self) -> PathBuf {
+        self.dir.path().join("elsewhere")
+    }
+
     fn run(&self, args: &[&str]) -> Output {
         let binary = pontoon();
         let mut command = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/cluster"));
@@ -261,6 +265,7 @@ impl Drop for Script {
     fn drop(&mut self) {
         for broker in ["1", "2", "3"] {
             self.run(&["kill", broker]);
+            self.run(&["kill", broker, self.elsewhere().to_str().unwrap()]);
         }
     }
 }
@@ -305,12 +310,21 @@ async fn the_script_runs_three_brokers_and_does_to_each_what_it_is_told() {
     states([running; 3]);
     script.does(&["stop"]);
     states([gone, gone, gone]);
-    script.does(&["start"]);
+    // Where it is told to have its data.
+    std::fs::rename(script.data(), script.elsewhere()).unwrap();
+    let dir = script.elsewhere();
+    let dir = dir.to_str().unwrap();
+    assert!(script.does(&["start", dir]).contains(dir));
     let consumed = run(&["consume", "t", "--server", &servers], b"").await;
     assert_eq!(stdout(&consumed), "all three\nwithout 2\nwithout 3\n", "{}", stderr(&consumed));
-    script.does(&["stop"]);
+    script.does(&["kill", "3", dir]);
+    script.does(&["restart", "3", dir]);
+    states([gone, gone, gone]);
+    script.does(&["stop", dir]);
+    assert!(!script.does(&["status", dir]).contains(": running") && !script.data().exists());
 
-    for (args, code) in [(&["kill", "2"][..], 1), (&["kill", "4"], 1), (&["kill"], 2), (&["dance"], 2), (&[], 2)] {
+    let wrong = [(&["kill", "2"][..], 1), (&["kill", "4"], 1), (&["kill"], 2), (&["dance"], 2), (&[], 2)];
+    for (args, code) in wrong.into_iter().chain([(&["stop", "here", "and there"][..], 2)]) {
         let refused = script.run(args);
         assert!(status(&refused) == code && !stderr(&refused).is_empty(), "{args:?}: {}", stderr(&refused));
     }

@@ -44,11 +44,15 @@ fn renumbered(batch: &[u8], sequence: i32) -> Bytes {
     bytes.into()
 }
 
-async fn raw(cluster: &Cluster, id: u32) -> Vec<u8> {
-    let url = format!("{}?consistency=linearizable", records_url(cluster, id, "t"));
+async fn raw_answer(cluster: &Cluster, id: u32, query: &str) -> reqwest::Response {
+    let url = format!("{}?{query}", records_url(cluster, id, "t"));
     let answer = cluster.http.get(url).header("accept", "application/octet-stream").send().await.unwrap();
     assert_eq!(answer.status(), StatusCode::OK);
-    answer.bytes().await.unwrap().to_vec()
+    answer
+}
+
+async fn raw(cluster: &Cluster, id: u32) -> Vec<u8> {
+    raw_answer(cluster, id, "consistency=linearizable").await.bytes().await.unwrap().to_vec()
 }
 
 /// The leader writes base offset (bytes 0..8) and leader epoch (12..16), which no checksum covers. All else is the client's.
@@ -84,6 +88,31 @@ async fn a_batch_is_read_as_it_was_sent_but_for_its_offset_and_its_leaders_epoch
     }
     cluster.restart_all(&[1, 2, 3]).await;
     assert_eq!(raw(&cluster, 1).await, expected);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn raw_batches_are_whole_and_the_first_may_begin_before_the_offset() {
+    let cluster = Cluster::start(1).await;
+    cluster.create_topic(1, "t", 1).await;
+    for records in ["[{\"value\":\"0\"},{\"value\":\"1\"}]", "[{\"value\":\"2\"},{\"value\":\"3\"},{\"value\":\"4\"}]"]
+    {
+        let body = format!("{{\"records\":{records}}}");
+        assert_eq!(produce(&cluster, 1, "t", "application/json", body).await.0, StatusCode::OK);
+    }
+    let all = raw(&cluster, 1).await;
+    let (first, second) = all.split_at(12 + u32::from_be_bytes(all[8..12].try_into().unwrap()) as usize);
+    assert_eq!((&first[..8], &second[..8]), (&0u64.to_be_bytes()[..], &2u64.to_be_bytes()[..]));
+    for (query, bytes, next) in [
+        ("offset=1", &all[..], 5),
+        ("offset=1&max_bytes=1", first, 2),
+        ("offset=2", second, 5),
+        ("offset=4&max_bytes=1", second, 5),
+        ("offset=5", &[], 5),
+    ] {
+        let answer = raw_answer(&cluster, 1, query).await;
+        assert_eq!(answer.headers()["pontoon-next-offset"], next.to_string(), "{query}");
+        assert_eq!(answer.bytes().await.unwrap(), bytes, "{query}");
+    }
 }
 
 /// Gives the only batch of a stopped broker's only partition another sequence: in its segment, and in the checkpoint as it follows.

@@ -8,7 +8,7 @@ use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
 use super::tails::Tail;
-use super::{fetch, produce, records_url, refusal, values};
+use super::{fetch, produce, records_url, refusal, refused_for_a_while, values};
 use crate::support::{Cluster, Contract, PATIENCE, every_line_has_tests, read};
 
 /// What is promised, and the tests that show it. What the command line promises is in `tests/cli/contract.rs`.
@@ -56,6 +56,10 @@ const CONTRACT: Contract = &[
             "without_a_majority_requests_wait_their_time_and_say_so",
             "a_killed_leader_is_replaced_under_a_waiting_client",
         ],
+    ),
+    (
+        "timeout_ms: default 30000",
+        &["a_request_waits_for_half_a_minute_and_a_read_for_ten_seconds_unless_it_says_how_long"],
     ),
     (
         "JSON: strings, other JSON as its text, null, base64, headers, timestamp",
@@ -111,6 +115,7 @@ const CONTRACT: Contract = &[
         "max_bytes, max_records, at least one record",
         &["the_cursor_leads_through_everything_once", "parameters_out_of_range_are_refused"],
     ),
+    ("max_bytes: default 1 MiB", &["a_fetch_brings_a_mebibyte_unless_it_says_how_much"]),
     ("max_wait_ms", &["a_waiting_fetch_is_woken_by_a_record_or_by_its_time", "hundreds_wait_and_outlive_their_leader"]),
     (
         "consistency=committed|linearizable",
@@ -129,6 +134,10 @@ const CONTRACT: Contract = &[
     ("bytes that are not UTF-8 come as base64", &["every_body_format_comes_back_as_it_went_in"]),
     ("next_offset is the only cursor", &["the_cursor_leads_through_everything_once"]),
     ("octet-stream: raw batches, the cursor in headers", &["every_body_format_comes_back_as_it_went_in"]),
+    (
+        "octet-stream: the first may begin before offset",
+        &["raw_batches_are_whole_and_the_first_may_begin_before_the_offset"],
+    ),
     ("x-ndjson: a record a line, the cursor in headers", &["records_come_as_lines_and_the_cursor_is_in_the_headers"]),
     ("unacceptable Accept: 406", &["a_method_or_a_format_that_is_not_there_is_refused_by_its_code"]),
     ("offsets; timestamp adds the first offset at or after it", &["the_cursor_leads_through_everything_once"]),
@@ -147,8 +156,12 @@ const CONTRACT: Contract = &[
     // Leader.
     ("any broker takes any request and passes it on, one hop", &["any_broker_takes_any_request_and_passes_it_on_once"]),
     (
-        "Prefer: redirect: 307 to the leader, query kept",
-        &["any_broker_takes_any_request_and_passes_it_on_once", "what_passes_through_another_broker_is_listed_too"],
+        "Prefer: redirect: 307 to the leader's advertised address, query kept",
+        &[
+            "any_broker_takes_any_request_and_passes_it_on_once",
+            "what_passes_through_another_broker_is_listed_too",
+            "a_redirect_names_the_advertised_address",
+        ],
     ),
     // Errors.
     (
@@ -184,6 +197,15 @@ const CONTRACT: Contract = &[
     ("429", &["half_bodies_hold_up_nobody", "one_connection_too_many_is_told_so_and_room_comes_back"]),
     ("431", &["what_is_no_request_gets_the_error_body_too"]),
     (
+        "retry_after_ms beside Retry-After, of a 429 or a 503",
+        &[
+            "without_a_majority_requests_wait_their_time_and_say_so",
+            "every_replica_has_it_or_the_refusal_says_what_happened",
+            "readiness_says_why_not_and_health_only_that_it_lives",
+            "one_connection_too_many_is_told_so_and_room_comes_back",
+        ],
+    ),
+    (
         "503 with Retry-After: no leader, not enough replicas, not ready",
         &[
             "without_a_majority_requests_wait_their_time_and_say_so",
@@ -201,8 +223,9 @@ const CONTRACT: Contract = &[
     ("507 STORAGE_FULL", &["a_full_disk_refuses_produce_and_nothing_else_until_there_is_room"]),
     ("one table in docs lists every code", &["every_error_code_is_in_the_operators_table"]),
     // Limits.
+    ("record 1 MiB, request 16 MiB", &["a_record_has_a_mebibyte_and_a_request_sixteen_unless_the_configuration_says"]),
     (
-        "record, request",
+        "record, request: configurable",
         &[
             "bad_records_are_refused_whole_with_what_is_wrong",
             "a_body_over_the_limit_is_refused_and_the_client_can_read_so",
@@ -232,10 +255,12 @@ const CONTRACT: Contract = &[
     ("what lags", &["who_lags_is_seen"]),
     ("GET /healthz: 200 while the process lives", &["readiness_says_why_not_and_health_only_that_it_lives"]),
     ("GET /readyz: 200, or 503 with the reason", &["readiness_says_why_not_and_health_only_that_it_lives"]),
+    ("GET /readyz: a group without a leader is no reason", &["without_a_majority_requests_wait_their_time_and_say_so"]),
     (
-        "GET /metrics: prefix pontoon_, no label that grows with topics",
+        "GET /metrics: prefix pontoon_, base units, no label that grows with topics",
         &["metrics_have_one_prefix_and_no_label_that_grows_with_topics"],
     ),
+    ("GET /metrics: partitions where that is switched on", &["partitions_are_shown_only_if_asked_for"]),
     (
         "GET /openapi.json: true to the above, answers",
         &["every_answer_is_one_that_the_document_lists", "nothing_is_served_that_is_not_in_the_document"],
@@ -268,19 +293,6 @@ const CONTRACT: Contract = &[
 #[test]
 fn every_line_of_the_http_contract_names_tests_that_exist() {
     every_line_has_tests(CONTRACT);
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_topic_has_defaults_that_suit_the_cluster() {
-    let cluster = Cluster::start(3).await;
-    let (status, body) = cluster.post(2, "/v1/topics", json!({"name": "d"})).await;
-    assert_eq!(status, StatusCode::CREATED);
-    let partitions = body["partitions"].as_array().unwrap();
-    assert_eq!((partitions.len(), &body["config"]), (1, &json!({})), "{body}");
-    let mut replicas: Vec<_> =
-        partitions[0]["replicas"].as_array().unwrap().iter().map(|id| id.as_u64().unwrap()).collect();
-    replicas.sort_unstable();
-    assert_eq!(replicas, [1, 2, 3]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -342,8 +354,7 @@ async fn readiness_says_why_not_and_health_only_that_it_lives() {
     assert_eq!((status, &body["ready"]), (StatusCode::SERVICE_UNAVAILABLE, &json!(false)));
     assert!(!body["reason"].as_str().unwrap().is_empty(), "{body}");
     let response = cluster.send(1, Method::GET, "/v1/topics/t", None).await;
-    assert!(response.headers().contains_key("retry-after"));
-    assert_eq!(refusal(read(response).await), (503, "NOT_READY".into()));
+    assert_eq!(refusal(refused_for_a_while(response).await), (503, "NOT_READY".into()));
     cluster.spawn(2);
     cluster.spawn(3);
     for id in 1..=3 {
@@ -365,6 +376,11 @@ async fn metrics_have_one_prefix_and_no_label_that_grows_with_topics() {
         let name = line.trim_start_matches("# HELP ").trim_start_matches("# TYPE ");
         assert!(name.starts_with("pontoon_"), "{line}");
         assert!(!line.contains("a-name-to-look-for") && !line.contains("partition=\""), "{line}");
+        let of_time_or_size = name.split(['{', ' ']).next().unwrap().split('_').rfind(|word| *word != "total").unwrap();
+        assert!(
+            !["ms", "us", "ns", "millis", "minutes", "kb", "mb", "kib", "percent"].contains(&of_time_or_size),
+            "{line}"
+        );
     }
     for name in ["pontoon_produce_records_total", "pontoon_fetch_records_total", "pontoon_ready"] {
         let line = text.lines().find(|line| line.starts_with(&format!("{name}{{broker=\"1\""))).unwrap_or_default();
@@ -382,33 +398,28 @@ async fn every_replica_has_it_or_the_refusal_says_what_happened() {
     let every = async |timeout: u32| {
         let url = format!("{}?acks=every&timeout_ms={timeout}", records_url(&cluster, leader, "t"));
         let request = cluster.http.post(url).header("content-type", "text/plain").body("x");
-        let response = request.send().await.unwrap();
-        let retry_after = response.headers().contains_key("retry-after");
-        (retry_after, read(response).await)
+        request.send().await.unwrap()
     };
-    assert_eq!(every(30_000).await.1.0, StatusCode::OK);
+    assert_eq!(every(30_000).await.status(), StatusCode::OK);
     cluster.pause(follower);
-    let (_, after) = every(700).await;
+    let after = read(every(700).await).await;
     assert_eq!(after.1["outcome"], "unknown", "{}", after.1);
     assert_eq!(refusal(after), (504, "NOT_ENOUGH_REPLICAS_AFTER_APPEND".into()));
     cluster.resume(follower);
-    assert_eq!(every(30_000).await.1.0, StatusCode::OK);
-    cluster.kill(other);
+    assert_eq!(every(30_000).await.status(), StatusCode::OK);
+    tokio::task::block_in_place(|| cluster.kill(other));
+    let url = format!("{}?acks=every&timeout_ms=700", records_url(&cluster, leader, "t"));
     let deadline = Instant::now() + PATIENCE;
-    let every = async || {
-        let url = format!("{}?acks=every&timeout_ms=700", records_url(&cluster, leader, "t"));
-        let response = cluster.http.post(url).header("content-type", "text/plain").body("x").send().await.unwrap();
-        (response.headers().contains_key("retry-after"), read(response).await)
-    };
     loop {
-        let (retry_after, answer) = every().await;
-        if answer.0 == StatusCode::SERVICE_UNAVAILABLE {
-            assert!(retry_after);
+        let request = cluster.http.post(&url).header("content-type", "text/plain").body("x");
+        let answer = request.send().await.unwrap();
+        if answer.status() == StatusCode::SERVICE_UNAVAILABLE {
+            let answer = refused_for_a_while(answer).await;
             assert_eq!(answer.1["outcome"], "none", "{}", answer.1);
             assert_eq!(refusal(answer), (503, "NOT_ENOUGH_REPLICAS".into()));
             break;
         }
-        assert!(Instant::now() < deadline, "{answer:?}");
+        assert!(Instant::now() < deadline, "{:?}", read(answer).await);
     }
     assert_eq!(produce(&cluster, leader, "t", "text/plain", "a majority").await.0, StatusCode::OK);
 }

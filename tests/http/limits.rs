@@ -231,6 +231,7 @@ async fn one_connection_too_many_is_told_so_and_room_comes_back() {
         break String::from_utf8(answer).unwrap();
     };
     assert!(answer.contains("retry-after: 1"), "{answer}");
+    assert!(parts(&answer).1["retry_after_ms"].is_u64(), "{answer}");
     assert_eq!(refusal(parts(&answer)), (429, "TOO_MANY_REQUESTS".into()));
     drop(held);
     let deadline = Instant::now() + PATIENCE;
