@@ -244,7 +244,7 @@ pub(super) fn raise_file_limit(configs: &mut [&mut Config]) -> Result<(), Failur
 }
 
 /// How many connections each door of so many brokers may have, so that half of all files are left for segments: a directory that
-/// cannot open a file stops. A connection over HTTP may need another one, to the broker that leads.
+/// cannot open a file puts off what it needs it for, at last its writes. A connection over HTTP may need another one, to the broker that leads.
 fn connections_max(files: u64, brokers: usize) -> usize {
     let doors = 3 * brokers as u64;
     usize::try_from(files / 2 / doors.max(1)).unwrap_or(usize::MAX)
