@@ -4,6 +4,8 @@ use std::fs;
 
 use crate::support::{all_rust, root, rust_files};
 
+mod docs;
+
 /// What may be named only in its home. Files are matched by prefix of their path from the repository's root.
 const HOMES: &[(&str, &[&str])] = &[
     (
