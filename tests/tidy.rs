@@ -33,7 +33,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ("rustix::fs", &["raft/src/disk", "jepsen/src"]),
     ("std::thread", &["raft/src/disk", "src/catalog/tables", "src/cli/dev", "jepsen/src"]),
     ("spawn_blocking", &["raft/src/disk", "src/catalog", "src/cli"]),
-    ("SystemTime", &["src", "jepsen/src"]),
+    ("SystemTime", &["src/clock.rs", "jepsen/src"]),
     ("std::time::Instant", &["src", "raft/src/disk", "jepsen/src"]),
 ];
 
