@@ -139,6 +139,27 @@ async fn what_one_partition_refuses_is_told_apart_from_what_another_has_written(
     assert_eq!(refusal(answer), (503, "NO_LEADER".into()));
 }
 
+/// Its share was sent, and is not sent again.
+#[tokio::test]
+async fn a_share_that_was_not_answered_is_unknown() {
+    let cluster = Cluster::start_with(2, &["--set", "raft.silence_max_ms=60000"]).await;
+    let (status, body) = cluster.post(1, "/v1/topics", json!({"name": "t", "replicas": 1})).await;
+    assert_eq!(status, StatusCode::CREATED, "{body}");
+    let home = body["partitions"][0]["replicas"][0].as_u64().unwrap() as u32;
+    let other = home % 2 + 1;
+    let record = |value: &str| json!({"records": [{"value": value}]}).to_string();
+    let first = produce(&cluster, other, "", "application/json", record("first")).await;
+    assert_eq!(first.0, StatusCode::OK, "and the way is there: {}", first.1);
+    cluster.pause(home);
+    let answer = produce(&cluster, other, "?timeout_ms=500", "application/json", record("second")).await;
+    cluster.resume(home);
+    let result = &answer.1["results"][0];
+    assert_eq!((&result["error"], &result["outcome"]), (&json!("OUTCOME_UNKNOWN"), &json!("unknown")), "{result}");
+    assert_eq!(answer.1["outcome"], "unknown", "{}", answer.1);
+    assert_eq!(refusal(answer), (504, "OUTCOME_UNKNOWN".into()));
+    assert!(cluster.fetch_all(other, "t", 0).await.len() <= 2);
+}
+
 #[tokio::test]
 async fn an_answer_says_where_the_time_went_whoever_leads() {
     let cluster = Cluster::start(3).await;

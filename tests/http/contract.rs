@@ -43,7 +43,10 @@ const CONTRACT: Contract = &[
     ("by key: results in input order", &["a_key_leads_where_kafkas_clients_lead_it_and_each_record_has_its_result"]),
     (
         "by key: the first failure's status and body, results, outcome none, unknown or partial",
-        &["what_one_partition_refuses_is_told_apart_from_what_another_has_written"],
+        &[
+            "what_one_partition_refuses_is_told_apart_from_what_another_has_written",
+            "a_share_that_was_not_answered_is_unknown",
+        ],
     ),
     ("acks=all|every|leader|none; none: 202 {}", &["every_ack_level_answers_as_documented"]),
     (
