@@ -39,6 +39,10 @@ const PROTOCOLS_MAX: usize = 32;
 /// How long a group that was empty waits for more members before its first generation.
 const FIRST_REBALANCE_DELAY: Duration = Duration::from_millis(500);
 
+/// Longest that a generation waits for a member that does not join again, or does not sync. Clients may ask for 24 days (Kafka Streams
+/// did, for years), and one that hangs would keep all the others from working for so long.
+const REBALANCE_TIMEOUT_MAX: Duration = Duration::from_secs(3600);
+
 /// Where an answer goes.
 pub(super) type Reply<T> = oneshot::Sender<Result<T, GroupError>>;
 
@@ -86,8 +90,9 @@ pub(super) struct Group {
     active_ms: i64,
     /// Whether there is anything of it in the log.
     stored: bool,
-    /// The last generation that is in the log.
+    /// The last generation that is in the log, and its bytes: a copy of its own.
     last: Option<GroupRecord>,
+    last_bytes: usize,
 }
 
 impl Group {
@@ -110,6 +115,7 @@ impl Group {
             active_ms: 0,
             stored: false,
             last: None,
+            last_bytes: 0,
         }
     }
 
@@ -128,6 +134,7 @@ impl Group {
         group.protocol = record.protocol;
         group.leader = record.leader;
         group.active_ms = record.time_ms;
+        group.last_bytes = group.generation_bytes();
         group
     }
 
@@ -147,6 +154,7 @@ impl Group {
         self.stored = true;
         let record = self.record(self.active_ms);
         self.last = Some(record.clone());
+        self.last_bytes = self.generation_bytes();
         out.entries.push((self.name.clone(), Entry::Group(record)));
     }
 
@@ -162,14 +170,20 @@ impl Group {
 
     /// How many bytes it takes: what was told of it, and some for each thing.
     pub(super) fn bytes(&self) -> usize {
-        let members: usize = self.members.values().map(|member| THING_BYTES + member.all_bytes()).sum();
         let promised: usize = self.promised.keys().map(|id| THING_BYTES + id.len()).sum();
-        // The name stands in its shard's tables too.
-        self.own_bytes() + members + promised + self.offset_bytes
+        let (things, now) = (THING_BYTES * self.members.len(), self.generation_bytes());
+        // Twice: as it is, and as it stands in the log, or will.
+        self.own_bytes() + promised + things + now + now.max(self.last_bytes) + self.offset_bytes
     }
 
     fn own_bytes(&self) -> usize {
+        // The name stands in its shard's tables too.
         THING_BYTES + 4 * self.name.len()
+    }
+
+    /// Bytes of the present generation: its kind, and its members with what they were assigned.
+    fn generation_bytes(&self) -> usize {
+        self.protocol_type.len() + self.members.values().map(Member::all_bytes).sum::<usize>()
     }
 
     /// What a group takes that its shard has not counted yet, for it is new.

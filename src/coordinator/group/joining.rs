@@ -3,16 +3,14 @@
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use super::member::{Member, Stale, new_member_id, protocol_bytes};
+use super::member::{Member, Stale, kept, new_member_id, said_bytes};
 use super::{GROUP_BYTES_MAX, Group, Outbox, PROTOCOLS_MAX, Reply, THING_BYTES};
 use crate::coordinator::{GroupError, GroupState, Join, Joined, JoinedMember, consumer_protocol};
 
 impl Join {
-    /// Bytes of what it says of itself. The client's name stands in the member's id too.
+    /// Bytes of what it says of itself.
     fn bytes(&self) -> usize {
-        let instance = self.instance_id.as_deref().map_or(0, str::len);
-        let own = 2 * self.client_id.len() + self.client_host.len() + 2 * instance;
-        own + protocol_bytes(&self.protocols)
+        said_bytes(&self.client_id, &self.client_host, self.instance_id.as_deref(), &self.protocols)
     }
 }
 
@@ -74,11 +72,14 @@ impl Group {
         let instance = join.instance_id.as_deref().and_then(|instance| self.of_instance(instance));
         let known = self.members.get(instance.unwrap_or(&join.member_id));
         let has = match known {
-            Some(member) => THING_BYTES + member.bytes(),
+            Some(member) => THING_BYTES + 2 * member.bytes(),
             None if self.promised.contains_key(&join.member_id) => THING_BYTES + join.member_id.len(),
             None => 0,
         };
-        (THING_BYTES + join.bytes()).saturating_sub(has)
+        // The first says what kind of group it is.
+        let kind = if self.members.is_empty() { join.protocol_type.len() } else { 0 };
+        let kind = kind.saturating_sub(self.protocol_type.len());
+        (THING_BYTES + 2 * (join.bytes() + kind)).saturating_sub(has)
     }
 
     /// Whether it is a member, or was promised to become one, or there is room for one more.
@@ -158,7 +159,7 @@ impl Group {
             client_host: join.client_host,
             session_timeout: join.session_timeout,
             rebalance_timeout: join.rebalance_timeout,
-            protocols: join.protocols,
+            protocols: kept(&join.protocols),
             assignment: Bytes::new(),
             deadline: now + join.session_timeout,
             joining: None,
@@ -175,7 +176,7 @@ impl Group {
             member.client_host.clone_from(&join.client_host);
             member.session_timeout = join.session_timeout;
             member.rebalance_timeout = join.rebalance_timeout;
-            member.protocols.clone_from(&join.protocols);
+            member.protocols = kept(&join.protocols);
             member.heard(now);
         }
     }

@@ -10,6 +10,9 @@ use super::{Outbox, Reply};
 use crate::coordinator::entry::MemberRecord;
 use crate::coordinator::{GroupError, Joined, Synced};
 
+/// What a protocol takes besides its name and what is said under it, in bytes.
+const PROTOCOL_BYTES: usize = 64;
+
 /// Somebody in a group.
 pub(super) struct Member {
     pub(super) instance_id: Option<String>,
@@ -59,8 +62,7 @@ impl Member {
 
     /// Bytes of what it says of itself.
     pub(super) fn bytes(&self) -> usize {
-        let instance = self.instance_id.as_deref().map_or(0, str::len);
-        2 * self.client_id.len() + self.client_host.len() + 2 * instance + protocol_bytes(&self.protocols)
+        said_bytes(&self.client_id, &self.client_host, self.instance_id.as_deref(), &self.protocols)
     }
 
     /// The same, and of what it was assigned.
@@ -108,9 +110,22 @@ impl Stale {
     }
 }
 
-/// Bytes of protocols with their names.
-pub(super) fn protocol_bytes(protocols: &[(String, Bytes)]) -> usize {
-    protocols.iter().map(|(name, metadata)| name.len() + metadata.len()).sum()
+/// Bytes of what somebody says of themselves. One of the two names stands in the member's id too, which may be the leader's; that of a
+/// protocol may be the chosen one's.
+pub(super) fn said_bytes(
+    client_id: &str,
+    client_host: &str,
+    instance_id: Option<&str>,
+    protocols: &[(String, Bytes)],
+) -> usize {
+    let names = client_id.len() + instance_id.map_or(0, str::len);
+    let protocols = protocols.iter().map(|(name, metadata)| PROTOCOL_BYTES + 2 * name.len() + metadata.len());
+    3 * names + client_host.len() + protocols.sum::<usize>()
+}
+
+/// Protocols as they are kept: what came may share the memory of a frame that is far larger.
+pub(super) fn kept(protocols: &[(String, Bytes)]) -> Vec<(String, Bytes)> {
+    protocols.iter().map(|(name, metadata)| (name.clone(), Bytes::copy_from_slice(metadata))).collect()
 }
 
 /// An id that nobody has had before.

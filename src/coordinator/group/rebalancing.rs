@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use super::{FIRST_REBALANCE_DELAY, GROUP_BYTES_MAX, Group, Outbox, Reply};
+use super::{FIRST_REBALANCE_DELAY, GROUP_BYTES_MAX, Group, Outbox, REBALANCE_TIMEOUT_MAX, Reply};
 use crate::coordinator::{GroupError, GroupState, Sync, Synced};
 
 impl Group {
@@ -20,8 +20,10 @@ impl Group {
         self.complete_if_due(now, out);
     }
 
+    /// How long everybody waits for who has not come: as long as the most patient member asks for, up to a bound.
     fn rebalance_timeout(&self) -> Duration {
-        self.members.values().map(|member| member.rebalance_timeout).max().unwrap_or_default()
+        let asked = self.members.values().map(|member| member.rebalance_timeout).max();
+        asked.unwrap_or_default().min(REBALANCE_TIMEOUT_MAX)
     }
 
     fn answer_syncing(&mut self, out: &mut Outbox, answer: impl Fn() -> Result<Synced, GroupError>) {
@@ -116,7 +118,8 @@ impl Group {
         }
         let mut assignments: BTreeMap<String, Bytes> = sync.assignments.into_iter().collect();
         for (id, member) in &mut self.members {
-            member.assignment = assignments.remove(id).unwrap_or_default();
+            // What came may share the memory of a frame that is far larger.
+            member.assignment = assignments.remove(id).map_or_else(Bytes::new, |given| Bytes::copy_from_slice(&given));
         }
         self.state = GroupState::Stable;
         self.phase_deadline = None;
@@ -158,7 +161,7 @@ impl Group {
             return 0;
         }
         let assigned: usize = sync.assignments.iter().map(|(_, assignment)| assignment.len()).sum();
-        assigned.saturating_sub(self.members.values().map(|member| member.assignment.len()).sum())
+        2 * assigned.saturating_sub(self.members.values().map(|member| member.assignment.len()).sum())
     }
 
     fn synced(&self, id: &str) -> Synced {

@@ -430,13 +430,105 @@ fn the_bytes_of_a_group_are_those_of_what_is_in_it() {
     let same = Join { member_id: other.member_id.clone(), protocol_type: "consumer".into(), ..Join::default() };
     assert_eq!(story.group.growth_by_join(&same), 0);
     let more = vec![(other.member_id, Bytes::from(vec![0; 100]))];
-    assert_eq!(story.group.growth_by_sync(&Sync { assignments: more, ..Sync::default() }), 98, "besides A and B");
+    let more = Sync { assignments: more, ..Sync::default() };
+    assert_eq!(story.group.growth_by_sync(&more), 2 * 98, "besides A and B, and in the log");
     drop(story.ask_join("", |join| join.id_required = true));
     let promised = story.group.promised.keys().next().unwrap().clone();
     assert_eq!(story.group.bytes(), restored.bytes() + THING_BYTES + promised.len());
     story.pass(SESSION);
     story.group.expire(i64::MAX, 0, &mut story.out);
-    assert_eq!(story.group.bytes(), THING_BYTES + 4);
+    assert_eq!(story.group.bytes(), THING_BYTES + 4 + 2 * "consumer".len());
+}
+
+/// The first member says of what kind the group is; each text may have 32 KiB.
+#[test]
+fn all_that_a_member_says_counts_and_so_does_the_copy_that_is_in_the_log() {
+    const LONG: usize = 32 << 10;
+    let long = |join: &mut Join| {
+        join.protocol_type = "k".repeat(LONG);
+        join.instance_id = Some("i".repeat(LONG));
+        join.protocols = (0..PROTOCOLS_MAX as u8).map(|n| (format!("{n}"), Bytes::from(vec![n; 9]))).collect();
+    };
+    let mut story = Story::new();
+    let mut join = Join { client_id: "c".to_owned(), ..Join::default() };
+    long(&mut join);
+    let growth = story.group.growth_by_join(&join);
+    let empty = story.group.bytes();
+    let mut joined = story.ask_join("", long);
+    assert_eq!(story.group.bytes(), empty + growth, "what it may grow to is known when it is let in");
+    // The kind, and the member's name, id, and id as the leader's, here and in the log.
+    assert!(growth > 2 * (LONG + 3 * LONG + PROTOCOLS_MAX * 64), "{growth}");
+    story.pass(FIRST_REBALANCE_DELAY);
+    let joined = take(&mut joined).unwrap();
+    take(&mut story.ask_sync(&joined, &[(&joined.member_id, b"A")])).unwrap();
+    let stored = story.group.bytes();
+    story.pass(SESSION);
+    assert_eq!(story.group.state, GroupState::Empty);
+    assert_eq!(story.group.bytes(), empty + 2 * LONG, "the kind is kept");
+    assert!(stored >= empty + growth, "{stored}");
+    let again = Join { protocol_type: "k".repeat(LONG + 1), ..Join::default() };
+    assert_eq!(story.group.growth_by_join(&again), THING_BYTES + 2, "the kind is there but for one letter");
+}
+
+/// While a generation is being made the last one is still in memory, whoever has gone since.
+#[test]
+fn who_has_left_counts_until_the_next_generation_is_in_the_log() {
+    let (mut story, leader, other) = Story::stable();
+    let large = |join: &mut Join| join.protocols[0].1 = Bytes::from(vec![7; 5000]);
+    let mut joins = [story.ask_join(&leader.member_id, |_| {}), story.ask_join(&other.member_id, large)];
+    let joined = joins.each_mut().map(|join| take(join).unwrap());
+    let leads = joined.iter().find(|joined| joined.leader == joined.member_id).unwrap();
+    take(&mut story.ask_sync(leads, &[])).unwrap();
+    let both = story.group.bytes();
+    let leaving = Leaving { member_id: other.member_id, instance_id: None };
+    story.group.leave(&leaving, story.now, &mut story.out).unwrap();
+    assert!(story.group.bytes() > both - 6000, "it goes once, not twice");
+    let joined = take(&mut story.ask_join(&leader.member_id, |_| {})).unwrap();
+    take(&mut story.ask_sync(&joined, &[])).unwrap();
+    assert!(story.group.bytes() < both - 10_000);
+}
+
+/// A frame may have 100 MiB, of which a member is told by a few bytes.
+#[test]
+fn a_member_holds_no_more_of_a_frame_than_what_it_says() {
+    let mut story = Story::new();
+    let frame = Bytes::from(vec![7; 1 << 20]);
+    let says = |join: &mut Join| join.protocols = vec![("range".to_owned(), frame.slice(5..9))];
+    let mut joined = story.ask_join("", says);
+    story.pass(FIRST_REBALANCE_DELAY);
+    let joined = take(&mut joined).unwrap();
+    let given = Sync {
+        member_id: joined.member_id.clone(),
+        generation: 1,
+        assignments: vec![(joined.member_id.clone(), frame.slice(7..8))],
+        ..Sync::default()
+    };
+    let (reply, mut answer) = oneshot::channel();
+    story.group.sync(given, reply, story.now, &mut story.out);
+    story.settle();
+    assert_eq!((take(&mut answer).unwrap().assignment, &joined.members[0].metadata[..]), ("\x07".into(), &[7; 4][..]));
+    let mut again = story.ask_join(&joined.member_id, says);
+    assert!(take(&mut again).is_ok());
+    assert!(frame.is_unique(), "somebody holds the frame");
+}
+
+#[test]
+fn a_member_that_asks_for_weeks_is_waited_for_an_hour() {
+    let (mut story, leader, other) = Story::stable();
+    let weeks = |join: &mut Join| {
+        join.rebalance_timeout = Duration::from_millis(i32::MAX as u64);
+        join.session_timeout = 2 * REBALANCE_TIMEOUT_MAX;
+    };
+    let mut first = story.ask_join(&leader.member_id, weeks);
+    let mut second = story.ask_join(&other.member_id, weeks);
+    let (first, _) = (take(&mut first).unwrap(), take(&mut second).unwrap());
+    take(&mut story.ask_sync(&first, &[])).unwrap();
+    let mut again = story.ask_join(&first.member_id, weeks);
+    story.pass(REBALANCE_TIMEOUT_MAX - Duration::from_secs(1));
+    assert!(again.try_recv().is_err(), "the other may still come");
+    story.pass(Duration::from_secs(1));
+    let again = take(&mut again).unwrap();
+    assert_eq!((again.generation, again.members.len()), (3, 1));
 }
 
 #[test]
