@@ -12,7 +12,7 @@
 //! The log is kept short: when most of it is overwritten, all groups are written once more and the log starts there.
 //!
 //! Clients make groups, as many as they like: all of them together may take so many bytes. At that point nobody is refused what makes
-//! them no larger, so that who is there can go on.
+//! them no larger, so that who is there can go on. What is wrong with a request for itself is said first: it tells a client more.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -225,8 +225,8 @@ impl Shard {
     /// strangers who fill the rest do not keep them from their next generation.
     fn check_room(&mut self, growth: usize, known: bool, now: Instant) -> Result<(), GroupError> {
         let (bytes, max) = (self.group_bytes, self.settings.bytes_max);
-        let max = if known { max + max / 8 } else { max };
-        if growth == 0 || bytes + growth <= max {
+        let max = if known { max.saturating_add(max / 8) } else { max };
+        if growth == 0 || bytes.saturating_add(growth) <= max {
             return Ok(());
         }
         if self.said_full.is_none_or(|said| now.duration_since(said) >= FULL_AGAIN) {
@@ -241,13 +241,13 @@ impl Shard {
         let name = match request {
             Request::Join(name, join, reply) => {
                 let group = self.group(&name).0;
-                let (growth, known) = (group.growth_by_join(&join) + group.uncounted_bytes(), group.has(&join));
-                match self.check_room(growth, known, now) {
-                    Ok(()) => {
-                        let (group, out) = self.group(&name);
-                        group.join(*join, reply, now, out);
-                    }
-                    Err(error) => self.out.answer(reply, Err(error)),
+                let growth = group.growth_by_join(&join) + group.uncounted_bytes();
+                let (sound, known) = (group.check_join(&join), group.has(&join));
+                let done = sound.and_then(|()| self.check_room(growth, known, now));
+                let (group, out) = self.group(&name);
+                match done {
+                    Ok(()) => group.join(*join, reply, now, out),
+                    Err(error) => out.answer(reply, Err(error)),
                 }
                 name
             }
@@ -257,12 +257,11 @@ impl Shard {
                 name
             }
             Request::Sync(name, sync, reply) => {
-                let growth = self.groups.get(&name).map_or(0, |group| group.growth_by_sync(&sync));
-                match self.check_room(growth, true, now) {
-                    Ok(()) => match self.groups.get_mut(&name) {
-                        Some(group) => group.sync(*sync, reply, now, &mut self.out),
-                        None => self.out.answer(reply, Err(GroupError::UnknownMember)),
-                    },
+                let group = self.groups.get(&name).ok_or(GroupError::UnknownMember);
+                let growth = group.and_then(|group| group.check_sync(&sync).map(|()| group.growth_by_sync(&sync)));
+                let done = growth.and_then(|growth| self.check_room(growth, true, now));
+                match done.and_then(|()| self.groups.get_mut(&name).ok_or(GroupError::UnknownMember)) {
+                    Ok(group) => group.sync(*sync, reply, now, &mut self.out),
                     Err(error) => self.out.answer(reply, Err(error)),
                 }
                 name
@@ -328,10 +327,11 @@ impl Shard {
             // A generation of a group that is not there any more.
             return Err(GroupError::IllegalGeneration);
         }
+        let by = (speaker.member_id.as_str(), speaker.instance_id.as_deref(), speaker.generation);
         let group = self.group(name).0;
+        group.check_commit(by)?;
         let growth = group.growth_by_commit(&offsets) + group.uncounted_bytes();
         self.check_room(growth, speaker.generation >= 0, now)?;
-        let by = (speaker.member_id.as_str(), speaker.instance_id.as_deref(), speaker.generation);
         let (group, out) = self.group(name);
         group.commit(by, offsets, now, out)
     }

@@ -126,3 +126,33 @@ async fn a_group_that_is_not_there_or_in_use_is_refused_by_its_code() {
     assert_eq!(put(2).await, (StatusCode::NO_CONTENT, Value::Null));
     assert_eq!(cluster.get(1, "/v1/groups/g/offsets").await.1, offsets(2));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_group_that_there_is_no_room_for_is_refused_until_others_go() {
+    let args = ["--set=limits.groups_bytes_max=65536", "--set=offsets.topic.num.partitions=1"];
+    let cluster = Cluster::start_with(1, &args).await;
+    cluster.create_topic(1, "t", 1).await;
+    let put = async |group: &str| {
+        let offset = json!({"topic": "t", "partition": 0, "offset": 1, "metadata": "m".repeat(4000)});
+        let path = format!("/v1/groups/{group}/offsets");
+        cluster.ask(1, Method::PUT, &path, Some(json!({"offsets": [offset]}))).await
+    };
+    assert_eq!(put("first").await.0, StatusCode::NO_CONTENT);
+    join(&mut Client::connect_to(&cluster, 1).await, "members", "").await;
+    let mut groups = 0;
+    let (status, refused) = loop {
+        let (status, body) = put(&format!("group-{groups}")).await;
+        if status != StatusCode::NO_CONTENT {
+            break (status, body);
+        }
+        groups += 1;
+        assert!(groups < 16, "{groups} groups of more than 4000 bytes");
+    };
+    assert_eq!(refusal((status, refused.clone())), (429, "TOO_MANY_REQUESTS".into()));
+    assert_eq!((&refused["retriable"], &refused["outcome"]), (&json!(true), &json!("none")), "{refused}");
+    assert!(refused["retry_after_ms"].is_u64(), "{refused}");
+    assert!(refused["message"].as_str().unwrap().contains("limits.groups_bytes_max"), "{refused}");
+    assert_eq!(put("first").await.0, StatusCode::NO_CONTENT, "it is there already");
+    // To come again would not help.
+    assert_eq!(for_good(put("members").await), (409, "GROUP_NOT_EMPTY".into()));
+}

@@ -32,16 +32,14 @@ impl Group {
             return self.add(id, join, reply, now, out);
         }
         let id = join.member_id.clone();
-        if self.promised.remove(&id).is_some() {
-            self.add(id, join, reply, now, out);
-        } else if self.members.contains_key(&id) {
-            self.join_again(&id, join, reply, now, out);
-        } else {
-            out.answer(reply, Err(GroupError::UnknownMember));
+        match self.promised.remove(&id) {
+            Some(_) => self.add(id, join, reply, now, out),
+            None => self.join_again(&id, join, reply, now, out),
         }
     }
 
-    fn check_join(&self, join: &Join) -> Result<(), GroupError> {
+    /// Whether it may join.
+    pub(in crate::coordinator) fn check_join(&self, join: &Join) -> Result<(), GroupError> {
         if join.protocols.is_empty() || join.protocols.len() > PROTOCOLS_MAX || join.protocol_type.is_empty() {
             return Err(GroupError::InconsistentProtocol);
         }
@@ -50,14 +48,24 @@ impl Group {
         if !self.has_place_for(join) || bytes + join.bytes() > GROUP_BYTES_MAX {
             return Err(GroupError::Full);
         }
-        if self.members.is_empty() {
-            return Ok(());
-        }
         let common = |(name, _): &(String, Bytes)| others().all(|other| other.protocols.iter().any(|(n, _)| n == name));
-        if join.protocol_type != self.protocol_type || !join.protocols.iter().any(common) {
+        let alike = || join.protocol_type == self.protocol_type && join.protocols.iter().any(common);
+        if !self.members.is_empty() && !alike() {
             return Err(GroupError::InconsistentProtocol);
         }
-        Ok(())
+        self.check_identity(join)
+    }
+
+    /// Whether it is somebody new, or who it says.
+    fn check_identity(&self, join: &Join) -> Result<(), GroupError> {
+        let id = &join.member_id;
+        match join.instance_id.as_deref().map(|instance| self.of_instance(instance)) {
+            _ if id.is_empty() => Ok(()),
+            Some(Some(known)) if known == id => Ok(()),
+            Some(Some(_)) => Err(GroupError::FencedInstance),
+            None if self.promised.contains_key(id) || self.members.contains_key(id) => Ok(()),
+            _ => Err(GroupError::UnknownMember),
+        }
     }
 
     /// Whether it is a member already.
@@ -92,16 +100,10 @@ impl Group {
     /// A member that keeps its place over restarts (KIP-345).
     fn join_static(&mut self, instance: &str, join: Join, reply: Reply<Joined>, now: Instant, out: &mut Outbox) {
         let Some(known) = self.of_instance(instance).cloned() else {
-            if join.member_id.is_empty() {
-                return self.add(new_member_id(instance), join, reply, now, out);
-            }
-            return out.answer(reply, Err(GroupError::UnknownMember));
+            return self.add(new_member_id(instance), join, reply, now, out);
         };
         if join.member_id == known {
             return self.join_again(&known, join, reply, now, out);
-        }
-        if !join.member_id.is_empty() {
-            return out.answer(reply, Err(GroupError::FencedInstance));
         }
         // Its process was restarted: it gets a new id, and whoever still has the old one is fenced.
         let Some(mut member) = self.members.remove(&known) else { return };

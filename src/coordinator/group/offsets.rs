@@ -34,30 +34,40 @@ impl Group {
         offsets.iter().map(bytes).sum::<usize>().saturating_sub(old)
     }
 
-    /// Commits offsets: as a member of the present generation, or from outside (`generation` -1) while there are no members. Who reads
-    /// by assignment comes from outside, whatever it calls itself: it may have an instance id without ever having joined.
+    /// Whether somebody may commit: as a member of the present generation, or from outside (`generation` -1) while there are no members.
+    /// Who reads by assignment comes from outside, whatever it calls itself: it may have an instance id without ever having joined.
+    pub(in crate::coordinator) fn check_commit(
+        &self,
+        (id, instance, generation): (&str, Option<&str>, i32),
+    ) -> Result<(), GroupError> {
+        if generation < 0 && self.state == GroupState::Empty {
+            // Nobody is there whom it could disturb.
+            return Ok(());
+        }
+        if generation < 0 && id.is_empty() && instance.is_none() {
+            return Err(GroupError::UnknownMember);
+        }
+        self.check_member(id, instance)?;
+        if generation != self.generation {
+            return Err(GroupError::IllegalGeneration);
+        }
+        match self.state {
+            GroupState::CompletingRebalance => Err(GroupError::RebalanceInProgress),
+            _ => Ok(()),
+        }
+    }
+
+    /// Commits offsets, if who does may.
     pub(in crate::coordinator) fn commit(
         &mut self,
-        (id, instance, generation): (&str, Option<&str>, i32),
+        by: (&str, Option<&str>, i32),
         offsets: Vec<CommittedOffset>,
         now: Instant,
         out: &mut Outbox,
     ) -> Result<(), GroupError> {
-        if generation < 0 && self.state == GroupState::Empty {
-            // Nobody is there whom it could disturb.
-        } else if generation >= 0 || !id.is_empty() || instance.is_some() {
-            self.check_member(id, instance)?;
-            if generation != self.generation {
-                return Err(GroupError::IllegalGeneration);
-            }
-            if self.state == GroupState::CompletingRebalance {
-                return Err(GroupError::RebalanceInProgress);
-            }
-            if let Some(member) = self.members.get_mut(id) {
-                member.heard(now);
-            }
-        } else {
-            return Err(GroupError::UnknownMember);
+        self.check_commit(by)?;
+        if let Some(member) = self.members.get_mut(by.0) {
+            member.heard(now);
         }
         if offsets.is_empty() {
             // Nothing to remember, nor a group that was not there.

@@ -136,7 +136,8 @@ impl Group {
         }
     }
 
-    fn check_sync(&self, sync: &Sync) -> Result<(), GroupError> {
+    /// Whether it may have its assignment, or bring everybody's.
+    pub(in crate::coordinator) fn check_sync(&self, sync: &Sync) -> Result<(), GroupError> {
         self.check_member(&sync.member_id, sync.instance_id.as_deref())?;
         if sync.generation != self.generation {
             return Err(GroupError::IllegalGeneration);
@@ -155,9 +156,9 @@ impl Group {
         }
     }
 
-    /// By how many bytes assignments make the group larger.
+    /// By how many bytes assignments make the group larger: those that are awaited.
     pub(in crate::coordinator) fn growth_by_sync(&self, sync: &Sync) -> usize {
-        if sync.assignments.is_empty() {
+        if self.state != GroupState::CompletingRebalance || self.leader.as_ref() != Some(&sync.member_id) {
             return 0;
         }
         let assigned: usize = sync.assignments.iter().map(|(_, assignment)| assignment.len()).sum();

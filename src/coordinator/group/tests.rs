@@ -429,9 +429,17 @@ fn the_bytes_of_a_group_are_those_of_what_is_in_it() {
     // Members: what they say, and what they are assigned.
     let same = Join { member_id: other.member_id.clone(), protocol_type: "consumer".into(), ..Join::default() };
     assert_eq!(story.group.growth_by_join(&same), 0);
-    let more = vec![(other.member_id, Bytes::from(vec![0; 100]))];
-    let more = Sync { assignments: more, ..Sync::default() };
-    assert_eq!(story.group.growth_by_sync(&more), 2 * 98, "besides A and B, and in the log");
+    let more = |by: &Joined| Sync {
+        member_id: by.member_id.clone(),
+        generation: 2,
+        assignments: vec![(other.member_id.clone(), Bytes::from(vec![0; 100]))],
+        ..Sync::default()
+    };
+    assert_eq!(story.group.growth_by_sync(&more(&leader)), 0, "an assignment is there");
+    let mut again = [story.ask_join(&leader.member_id, |_| {}), story.ask_join(&other.member_id, |_| {})];
+    again.iter_mut().for_each(|join| assert!(take(join).is_ok()));
+    assert_eq!(story.group.growth_by_sync(&more(&leader)), 2 * 98, "besides A and B, and in the log");
+    assert_eq!(story.group.growth_by_sync(&more(&other)), 0, "only the leader assigns");
     drop(story.ask_join("", |join| join.id_required = true));
     let promised = story.group.promised.keys().next().unwrap().clone();
     assert_eq!(story.group.bytes(), restored.bytes() + THING_BYTES + promised.len());

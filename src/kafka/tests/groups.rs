@@ -58,7 +58,11 @@ impl Member<'_> {
     }
 
     async fn commit(&mut self, topic: &str, offset: i64) -> i16 {
-        let partition = OffsetCommitPartition { offset, metadata: Some("mine".into()), ..Default::default() };
+        self.commit_with(topic, offset, "mine").await
+    }
+
+    async fn commit_with(&mut self, topic: &str, offset: i64, metadata: &str) -> i16 {
+        let partition = OffsetCommitPartition { offset, metadata: Some(metadata.into()), ..Default::default() };
         let request = OffsetCommitRequest {
             group_id: "g".into(),
             generation_id: self.generation,
@@ -338,6 +342,7 @@ async fn groups_grow_to_so_many_bytes_and_no_further() {
     };
     let Response::JoinGroup(late) = member.client.call(Request::JoinGroup(join), 5).await else { panic!() };
     assert_eq!(late.error_code, 81);
+    what_is_wrong_is_said_before_that_there_is_no_room(&mut member).await;
     let names = || house.broker.groups().list();
     assert_eq!(names().await.unwrap().len(), taken + 1, "nothing is kept of those who were refused");
     // A coordinator that reads the log counts the same.
@@ -352,6 +357,50 @@ async fn groups_grow_to_so_many_bytes_and_no_further() {
     }
     assert_eq!(commit(taken).await, 0);
     house.close().await;
+}
+
+/// A member of an old generation joins again by that. By the other it would stay where it is.
+async fn what_is_wrong_is_said_before_that_there_is_no_room(member: &mut Member<'_>) {
+    const LARGE: usize = 1 << 15;
+    let (id, generation) = (member.id.clone(), member.generation);
+    let long = "x".repeat(4000);
+    let mut codes = Vec::new();
+    for (id, generation) in [(&id[..], generation - 1), ("nobody", generation), ("", -1)] {
+        (member.id, member.generation) = (id.to_owned(), generation);
+        codes.push(member.commit_with("t", 3, &long).await);
+    }
+    assert_eq!(codes, [22, 25, 25], "commits");
+    codes.clear();
+    for (id, generation) in [(&id[..], generation - 1), ("nobody", generation)] {
+        let sync = SyncGroupRequest {
+            group_id: "g".into(),
+            generation_id: generation,
+            member_id: id.to_owned(),
+            assignments: vec![SyncGroupAssignment { member_id: id.to_owned(), assignment: vec![0; LARGE].into() }],
+            ..Default::default()
+        };
+        let Response::SyncGroup(synced) = member.client.call(Request::SyncGroup(sync), 3).await else { panic!() };
+        codes.push(synced.error_code);
+    }
+    assert_eq!(codes, [22, 25], "a leader's assignments");
+    codes.clear();
+    for (id, instance, name) in [("nobody", None, "range"), ("nobody", Some("i"), "range"), ("", None, "other")] {
+        let protocols = vec![JoinGroupProtocol { name: name.into(), metadata: vec![0; LARGE].into() }];
+        let join = JoinGroupRequest {
+            group_id: "g".into(),
+            group_instance_id: instance.map(str::to_owned),
+            member_id: id.to_owned(),
+            session_timeout_ms: 10_000,
+            protocol_type: "consumer".into(),
+            protocols,
+            ..Default::default()
+        };
+        let Response::JoinGroup(joined) = member.client.call(Request::JoinGroup(join), 5).await else { panic!() };
+        codes.push(joined.error_code);
+    }
+    assert_eq!(codes, [25, 25, 23], "who would join");
+    (member.id, member.generation) = (id, generation);
+    assert_eq!((member.commit_with("t", 3, &long).await, member.heartbeat().await), (28, 0), "nothing else is wrong");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
