@@ -107,7 +107,7 @@ codes! {
     UnsupportedMediaType = "UNSUPPORTED_MEDIA_TYPE", 415, false;
     #[doc = " The offset is below the log start or past the high watermark; the message names both."]
     OffsetOutOfRange = "OFFSET_OUT_OF_RANGE", 416, false;
-    #[doc = " Too many requests or bytes in flight; wait for `retry_after_ms`."]
+    #[doc = " Too many requests or bytes in flight, or no room for more of consumer groups (`limits.groups_bytes_max`); wait for `retry_after_ms`."]
     TooManyRequests = "TOO_MANY_REQUESTS", 429, true;
     #[doc = " The request's head (first line and headers) is larger than the limit, or has too many headers."]
     HeadersTooLarge = "HEADERS_TOO_LARGE", 431, false;

@@ -197,7 +197,14 @@ const CONTRACT: Contract = &[
             "bad_records_are_refused_whole_with_what_is_wrong",
         ],
     ),
-    ("429", &["half_bodies_hold_up_nobody", "one_connection_too_many_is_told_so_and_room_comes_back"]),
+    (
+        "429",
+        &[
+            "half_bodies_hold_up_nobody",
+            "one_connection_too_many_is_told_so_and_room_comes_back",
+            "a_group_that_there_is_no_room_for_is_refused_until_others_go",
+        ],
+    ),
     ("431", &["what_is_no_request_gets_the_error_body_too"]),
     (
         "retry_after_ms beside Retry-After, of a 429 or a 503",

@@ -58,16 +58,17 @@ impl Member<'_> {
     }
 
     async fn commit(&mut self, topic: &str, offset: i64) -> i16 {
-        self.commit_with(topic, offset, "mine").await
+        self.commit_often(topic, offset, "mine", 1).await
     }
 
-    async fn commit_with(&mut self, topic: &str, offset: i64, metadata: &str) -> i16 {
+    /// Commits one partition so many times at once.
+    async fn commit_often(&mut self, topic: &str, offset: i64, metadata: &str, times: usize) -> i16 {
         let partition = OffsetCommitPartition { offset, metadata: Some(metadata.into()), ..Default::default() };
         let request = OffsetCommitRequest {
             group_id: "g".into(),
             generation_id: self.generation,
             member_id: self.id.clone(),
-            topics: vec![OffsetCommitTopic { name: topic.into(), partitions: vec![partition] }],
+            topics: vec![OffsetCommitTopic { name: topic.into(), partitions: vec![partition; times] }],
             ..Default::default()
         };
         let Response::OffsetCommit(response) = self.client.call(Request::OffsetCommit(request), 8).await else {
@@ -367,7 +368,7 @@ async fn what_is_wrong_is_said_before_that_there_is_no_room(member: &mut Member<
     let mut codes = Vec::new();
     for (id, generation) in [(&id[..], generation - 1), ("nobody", generation), ("", -1)] {
         (member.id, member.generation) = (id.to_owned(), generation);
-        codes.push(member.commit_with("t", 3, &long).await);
+        codes.push(member.commit_often("t", 3, &long, 8).await);
     }
     assert_eq!(codes, [22, 25, 25], "commits");
     codes.clear();
@@ -400,7 +401,7 @@ async fn what_is_wrong_is_said_before_that_there_is_no_room(member: &mut Member<
     }
     assert_eq!(codes, [25, 25, 23], "who would join");
     (member.id, member.generation) = (id, generation);
-    assert_eq!((member.commit_with("t", 3, &long).await, member.heartbeat().await), (28, 0), "nothing else is wrong");
+    assert_eq!((member.commit_often("t", 3, &long, 8).await, member.heartbeat().await), (28, 0), "all else is right");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
