@@ -56,7 +56,7 @@ pub(super) async fn produce(
     let shape = broker.topic_shape(&topic, left(deadline)).await?;
     let turn = shared.turns.of(&topic);
     let divide = || divide(&received.bytes, kind, shape, &turn, now_ms());
-    let shares = aside_if_many(received.bytes.len(), divide).await?;
+    let shares = aside_if_many(received.bytes.len(), deadline, divide).await.map_err(Error::from)??;
     let sending = shares.into_iter().map(|share| share.send(&shared, &topic, acks, deadline));
     // All at once: a partition without a leader holds up no other. There are no more than the topic has partitions.
     answer(futures_util::future::join_all(sending).await, acks)

@@ -12,6 +12,7 @@ use bytes::Bytes;
 use pontoon_raft::stages::{StageTimes, Stages};
 use pontoon_raft::types::Offset;
 use serde_json::json;
+use tokio::time::Instant;
 
 use crate::api::records::{self, Record};
 use crate::api::{self, ProduceAnswer};
@@ -22,7 +23,7 @@ use crate::http::Shared;
 use crate::http::leader::{AtLeader, Passable, Repeat};
 use crate::http::refusal::Refusal;
 use crate::http::request::{BodyKind, Params, Target, number_header, read_body};
-use crate::partition::aside::{aside_if_many, check_batch};
+use crate::partition::aside::{NoPlace, aside_if_many, check_batch};
 use crate::partition::{Acks, Partition};
 use crate::record_batch::{
     Allowance, BatchHeader, BatchLimits, Header, NewRecord, ProducerSequence, RecordBatch, RecordBatchBuilder,
@@ -101,18 +102,19 @@ impl<'a> Produce<'a> {
         Self { target, kind, body, producer: None, acks, if_match: None, batch: OnceLock::from(batch) }
     }
 
-    async fn batch(&self, limits: &BatchLimits) -> Result<&RecordBatch, Refusal> {
+    async fn batch(&self, limits: &BatchLimits, deadline: Instant) -> Result<&RecordBatch, Refusal> {
         if let Some(batch) = self.batch.get() {
             return Ok(batch);
         }
         let batch = match self.kind {
             BodyKind::Batch => {
                 let mut allowance = Allowance::new(limits.decompressed_bytes_max);
-                check_batch(self.body.clone(), limits, &mut allowance).await.map_err(Error::from)?
+                let checked = check_batch(self.body.clone(), limits, &mut allowance, deadline).await;
+                checked.map_err(Error::from)?.map_err(Error::from)?
             }
             kind => {
                 let make = || make_batch(&self.body, kind, self.producer, limits, now_ms());
-                aside_if_many(self.body.len(), make).await?
+                aside_if_many(self.body.len(), deadline, make).await.map_err(Error::from)??
             }
         };
         Ok(self.batch.get_or_init(|| batch))
@@ -121,7 +123,13 @@ impl<'a> Produce<'a> {
 
 impl AtLeader for Produce<'_> {
     async fn run(&self, partition: &Partition, left: Duration) -> Result<Response, Refusal> {
-        let batch = self.batch(partition.limits()).await?;
+        let deadline = Instant::now() + left;
+        let batch = self.batch(partition.limits(), deadline).await?;
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            // Proposed now it could only be answered by "perhaps".
+            return Err(Error::from(NoPlace).into());
+        }
         let stages = Stages::start();
         let produced = partition.produce_staged(batch.clone(), self.acks, self.if_match, left, &stages).await?;
         if self.acks == Acks::None {
@@ -202,7 +210,11 @@ mod tests {
     use axum::http::HeaderValue;
 
     use super::*;
-    use crate::error::Code;
+    use crate::error::{Code, WriteOutcome};
+    use crate::partition::aside::testing::hold_places;
+
+    const LARGE: BatchLimits =
+        BatchLimits { record_bytes_max: 4 << 20, batch_bytes_max: 8 << 20, decompressed_bytes_max: 8 << 20 };
 
     fn make(kind: BodyKind, body: &'static str) -> Result<RecordBatch, Refusal> {
         make_batch(&Bytes::from_static(body.as_bytes()), kind, None, &BatchLimits::default(), 99)
@@ -234,6 +246,21 @@ mod tests {
         assert_eq!(records[0].headers.iter().next().unwrap().value.as_deref(), Some("\u{e9}".as_bytes()));
         assert_eq!((records[0].timestamp, records[1].timestamp), (5, 99));
         assert_eq!(records[1].value, None);
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+    async fn a_large_body_waits_for_a_processor_as_long_as_it_has_time() {
+        let _held = hold_places().await;
+        let target = Target { topic: "t".into(), partition: 0 };
+        for kind in [BodyKind::Text, BodyKind::Batch] {
+            let text = || make_batch(&vec![b'x'; 2 << 20].into(), BodyKind::Text, None, &LARGE, 0);
+            let body = if kind == BodyKind::Batch { text().unwrap().into_bytes() } else { vec![b'x'; 2 << 20].into() };
+            let batch = OnceLock::new();
+            let work = Produce { target: &target, kind, body, producer: None, acks: Acks::All, if_match: None, batch };
+            let error = work.batch(&LARGE, Instant::now()).await.unwrap_err().error;
+            assert_eq!((error.code, error.outcome), (Code::TooManyRequests, WriteOutcome::None), "{kind:?}");
+            assert!(error.retry_after_ms.is_some() && work.batch.get().is_none());
+        }
     }
 
     #[test]

@@ -13,6 +13,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use tokio::task::{unconstrained, yield_now};
+use tokio::time::Instant;
 
 use super::connection::Turn;
 use super::dispatch::Handled;
@@ -23,11 +24,11 @@ use super::messages::{
 use super::metadata::{Leaders, TopicName};
 use super::{Door, ErrorCode};
 use crate::broker::{Route, check_not_internal};
-use crate::partition::aside::check_batch;
+use crate::partition::aside::{NoPlace, check_batch};
 use crate::partition::{Acks, Partition};
 use crate::record_batch::{Allowance, BatchLimits, RecordBatch};
 
-/// Longest that a produce may wait for its ack level, whatever it asks for.
+/// Longest that a produce may wait to be looked at and for its ack level, whatever it asks for.
 const TIMEOUT_MAX: Duration = Duration::from_secs(600);
 /// Batches of a request that are proposed at the same time.
 pub(super) const PRODUCE_SIDE_BY_SIDE: usize = 1024;
@@ -60,6 +61,12 @@ impl Refused {
     }
 }
 
+impl From<NoPlace> for Refused {
+    fn from(error: NoPlace) -> Self {
+        Self { code: ErrorCode::RequestTimedOut, message: Some(error.to_string()) }
+    }
+}
+
 impl From<ErrorCode> for Refused {
     fn from(code: ErrorCode) -> Self {
         Self { code, message: None }
@@ -86,13 +93,13 @@ struct Ready {
 /// Produce. The turn ends once all its batches are proposed.
 pub(super) async fn produce(door: &Arc<Door>, request: ProduceRequest, version: i16, turn: Turn) -> Handled {
     let acks = acks(request.acks);
-    let timeout = Duration::from_millis(request.timeout_ms.max(0) as u64).min(TIMEOUT_MAX);
+    let deadline = Instant::now() + Duration::from_millis(request.timeout_ms.max(0) as u64).min(TIMEOUT_MAX);
     let refusal = match (&acks, &request.transactional_id) {
         (None, _) => Some((ErrorCode::InvalidRequiredAcks, format!("acks {} is not -1, 0 or 1", request.acks))),
         (_, Some(_)) => Some((ErrorCode::InvalidRequest, "there are no transactions".to_owned())),
         _ => None,
     };
-    let (mut topics, ready) = check(door, request.topics, refusal, version).await;
+    let (mut topics, ready) = check(door, request.topics, refusal, version, deadline).await;
     // Side by side, in their order; so many at a time, for a frame may hold very many. Whoever sends more than that waits for the answer.
     let acks = acks.unwrap_or_default();
     let mut produced = stream::iter(ready)
@@ -100,7 +107,10 @@ pub(super) async fn produce(door: &Arc<Door>, request: ProduceRequest, version: 
             // Proposed when it is polled first, before what comes behind it: not even tokio's budget, used up by those before, may put
             // that off. Its leader may have changed since it was checked.
             let produced = match partition.leader_epoch() {
-                Ok(_) => unconstrained(partition.produce(batch, acks, None, timeout)).await,
+                Ok(_) => {
+                    let left = deadline.saturating_duration_since(Instant::now());
+                    unconstrained(partition.produce(batch, acks, None, left)).await
+                }
                 Err(error) => Err(error),
             };
             (topic, at, produced, partition)
@@ -146,6 +156,7 @@ async fn check(
     asked: Vec<ProduceTopic>,
     refusal: Option<(ErrorCode, String)>,
     version: i16,
+    deadline: Instant,
 ) -> (Vec<ProducedTopic>, Vec<Ready>) {
     let (mut topics, mut ready) = (Vec::with_capacity(asked.len()), Vec::new());
     let mut allowance = allowance(door);
@@ -166,7 +177,7 @@ async fn check(
                 (None, Some(code)) => Err(code.into()),
                 (None, None) => {
                     let (sent, spent) = (records.len(), allowance.spent());
-                    let one = check_one(door, &name.name, index, records, &mut allowance).await;
+                    let one = check_one(door, &name.name, index, records, &mut allowance, deadline).await;
                     looked_at += sent + allowance.spent() - spent;
                     one
                 }
@@ -196,10 +207,11 @@ async fn check_one(
     index: i32,
     records: Bytes,
     allowance: &mut Allowance,
+    deadline: Instant,
 ) -> Result<(Arc<Partition>, RecordBatch), Refused> {
     check_not_internal(topic)?;
     let partition = leading(door, topic, index)?;
-    let checked = check_batch(records, partition.limits(), allowance).await;
+    let checked = check_batch(records, partition.limits(), allowance, deadline).await?;
     let batch = checked.map_err(|error| Refused { code: ErrorCode::from(&error), message: Some(error.to_string()) })?;
     Ok((partition, batch))
 }

@@ -4,15 +4,18 @@
 //! 64 MiB, which a batch of a few kilobytes may come to, take tens of milliseconds and more: heartbeats, elections and everybody's
 //! requests would stand still for so long, as often as somebody likes. So the thread's other tasks are handed to another thread meanwhile.
 //! Only so many are aside at a time, in the order in which they came: each may hold what its batch decompresses to, and half of the
-//! processors stay with everybody else. Small batches, nearly all of them, are worked on where they are: aside costs more than they do.
+//! processors stay with everybody else. Whoever writes waits for a place as long as the request has time, and nothing is written then.
+//! Small batches, nearly all of them, are worked on where they are: aside costs more than they do.
 
 use std::sync::LazyLock;
 
 use bytes::Bytes;
 use tokio::runtime::{Handle, RuntimeFlavor};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::task::block_in_place;
+use tokio::time::{Instant, timeout_at};
 
+use crate::error::{Code, Error};
 use crate::record_batch::{Allowance, BatchError, BatchLimits, RecordBatch, Records};
 
 /// Bytes, compressed or not, that are worked on at once; what comes to more goes aside.
@@ -22,28 +25,58 @@ pub const AT_ONCE_BYTES: usize = 1 << 20;
 static PLACES: LazyLock<Semaphore> =
     LazyLock::new(|| Semaphore::new((Handle::current().metrics().num_workers() / 2).max(1)));
 
-/// Does what takes long. A runtime of one thread (a simulation) has nobody to hand its tasks to, and must not depend on others.
+/// No place was free in time: nothing was done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the time of the request was over before there was a processor to look at its records; nothing was written")]
+pub struct NoPlace;
+
+impl From<NoPlace> for Error {
+    fn from(error: NoPlace) -> Self {
+        Self::new(Code::TooManyRequests, error.to_string())
+    }
+}
+
+async fn place(places: &Semaphore, deadline: Instant) -> Result<SemaphorePermit<'_>, NoPlace> {
+    // They are never closed.
+    timeout_at(deadline, places.acquire()).await.ok().and_then(Result::ok).ok_or(NoPlace)
+}
+
+/// A runtime of one thread (a simulation) has nobody to hand its tasks to, and must not depend on others.
+fn alone() -> bool {
+    Handle::current().runtime_flavor() == RuntimeFlavor::CurrentThread
+}
+
+/// Does what takes long, once there is a place.
 pub async fn aside<T>(work: impl FnOnce() -> T) -> T {
-    if Handle::current().runtime_flavor() == RuntimeFlavor::CurrentThread {
+    if alone() {
         return work();
     }
-    // It is never closed.
     let _place = PLACES.acquire().await;
     block_in_place(work)
 }
 
-/// Does it aside if so many bytes are many.
-pub async fn aside_if_many<T>(bytes: usize, work: impl FnOnce() -> T) -> T {
-    if bytes > AT_ONCE_BYTES { aside(work).await } else { work() }
+/// The same, waiting for a place until then.
+async fn aside_by<T>(deadline: Instant, work: impl FnOnce() -> T) -> Result<T, NoPlace> {
+    if alone() {
+        return Ok(work());
+    }
+    let _place = place(&PLACES, deadline).await?;
+    Ok(block_in_place(work))
 }
 
-/// [`RecordBatch::check_within`]. What a compressed batch comes to shows only by trying: the first so many bytes of a large one are
+/// Does it aside if so many bytes are many.
+pub async fn aside_if_many<T>(bytes: usize, deadline: Instant, work: impl FnOnce() -> T) -> Result<T, NoPlace> {
+    if bytes > AT_ONCE_BYTES { aside_by(deadline, work).await } else { Ok(work()) }
+}
+
+/// [`RecordBatch::check_within`], begun before the deadline. What a compressed batch comes to shows only by trying: the first so many bytes of a large one are
 /// decompressed twice.
 pub async fn check_batch(
     bytes: Bytes,
     limits: &BatchLimits,
     allowance: &mut Allowance,
-) -> Result<RecordBatch, BatchError> {
+    deadline: Instant,
+) -> Result<Result<RecordBatch, BatchError>, NoPlace> {
     let few = limits.decompressed_bytes_max.min(AT_ONCE_BYTES);
     if bytes.len() <= AT_ONCE_BYTES {
         let mut trial = allowance.clone();
@@ -52,11 +85,11 @@ pub async fn check_batch(
             Err(BatchError::DecompressedTooLarge { .. }) => {}
             checked => {
                 *allowance = trial;
-                return checked;
+                return Ok(checked);
             }
         }
     }
-    aside(|| RecordBatch::check_within(bytes, limits, allowance)).await
+    aside_by(deadline, || RecordBatch::check_within(bytes, limits, allowance)).await
 }
 
 /// Has `work` look at the records of a batch off the log, decompressed to at most `bytes_max`.
@@ -77,80 +110,91 @@ pub async fn read_batch<T>(batch: Bytes, bytes_max: usize, work: impl FnOnce(Res
 
 #[cfg(test)]
 pub(crate) mod testing {
-    use std::sync::Arc;
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::mpsc;
+    use std::time::Duration;
 
-    use tokio::task::yield_now;
+    use tokio::sync::SemaphorePermit;
 
-    /// Does some work on the only worker thread, and counts how often another task of it has its turn meanwhile.
-    pub(crate) async fn turns_beside<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> (usize, T) {
+    use super::PLACES;
+
+    /// Takes every place, and holds them: whoever goes aside waits meanwhile, other tests too. (There is one to a runtime of a test's
+    /// size.)
+    pub(crate) async fn hold_places() -> SemaphorePermit<'static> {
+        let mut held = PLACES.acquire().await.unwrap();
+        while let Ok(more) = PLACES.try_acquire() {
+            held.merge(more);
+        }
+        held
+    }
+
+    /// Takes long: until another task has had its turn on the only worker thread, which is never unless this is done aside.
+    pub(crate) fn take_until_others_had_their_turn() {
         assert_eq!(tokio::runtime::Handle::current().metrics().num_workers(), 1);
-        let turns = Arc::new(AtomicUsize::new(0));
-        let counting = Arc::clone(&turns);
-        let other = tokio::spawn(async move {
-            loop {
-                counting.fetch_add(1, Ordering::Relaxed);
-                yield_now().await;
-            }
-        });
-        let working = tokio::spawn(async move {
-            let before = turns.load(Ordering::Relaxed);
-            let done = work.await;
-            (turns.load(Ordering::Relaxed) - before, done)
-        });
-        let counted = working.await.unwrap();
-        other.abort();
-        counted
+        let (had, turn) = mpsc::channel();
+        tokio::spawn(async move { had.send(()) });
+        turn.recv_timeout(Duration::from_secs(30)).expect("nobody else has had their turn");
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::testing::turns_beside;
-    use super::*;
-    use crate::record_batch::{NewRecord, RecordBatchBuilder};
+    use std::pin::pin;
+    use std::time::Duration;
 
-    /// A batch of so many records of a million zeros, compressed.
-    fn squeezed(records: usize) -> Bytes {
-        let limits = BatchLimits { batch_bytes_max: 80 << 20, ..BatchLimits::default() };
-        let mut builder = RecordBatchBuilder::new(limits);
-        let record = NewRecord { value: Some(vec![0; 1_000_000].into()), ..NewRecord::default() };
-        (0..records).for_each(|_| builder.push(&record).unwrap());
-        let plain = builder.build(None).unwrap().into_bytes();
-        let mut batch = plain[..61].to_vec();
-        batch.extend(zstd::stream::encode_all(&plain[61..], 3).unwrap());
-        batch[22] = 4;
-        let length = (batch.len() - 12) as i32;
-        batch[8..12].copy_from_slice(&length.to_be_bytes());
-        let crc = crc32c::crc32c(&batch[21..]);
-        batch[17..21].copy_from_slice(&crc.to_be_bytes());
-        batch.into()
+    use futures_util::poll;
+
+    use super::testing::{hold_places, take_until_others_had_their_turn};
+    use super::*;
+    use crate::record_batch::testing::{squeezed, zeros};
+
+    /// The task itself runs on the worker thread.
+    async fn on_the_worker<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> T {
+        tokio::spawn(work).await.unwrap()
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-    async fn others_have_their_turn_while_a_small_batch_becomes_large() {
-        let batch = squeezed(60);
-        let checked = batch.clone();
-        let (turns, checked) =
-            turns_beside(
-                async move { check_batch(checked, &BatchLimits::default(), &mut Allowance::new(64 << 20)).await },
-            )
-            .await;
-        assert!(turns > 100, "{turns} turns beside a check");
-        assert_eq!(checked.unwrap().header().record_count, 60);
-        let (turns, count) = turns_beside(read_batch(batch, 64 << 20, |records| records.unwrap().count())).await;
-        assert!(turns > 100, "{turns} turns beside a read");
-        assert_eq!(count, 60);
+    async fn others_have_their_turn_while_something_is_done_aside() {
+        on_the_worker(aside(take_until_others_had_their_turn)).await;
+        let batch = squeezed(&zeros(2));
+        let read = read_batch(batch, 64 << 20, |records| {
+            take_until_others_had_their_turn();
+            records.unwrap().count()
+        });
+        assert_eq!(on_the_worker(read).await, 2, "it is small, and becomes large");
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+    async fn small_batches_that_become_large_wait_for_a_place_and_others_do_not() {
+        let held = hold_places().await;
+        let (small, large) = (squeezed(&zeros(1)), squeezed(&zeros(60)));
+        let far = Instant::now() + Duration::from_secs(3600);
+        let (limits, mut allowance) = (BatchLimits::default(), Allowance::new(64 << 20));
+        check_batch(small.clone(), &limits, &mut allowance, far).await.unwrap().unwrap();
+        assert_eq!(read_batch(small, 64 << 20, |records| records.unwrap().count()).await, 1);
+        {
+            let mut checked = pin!(check_batch(large.clone(), &limits, &mut allowance, far));
+            assert!(poll!(&mut checked).is_pending());
+            let mut read = pin!(read_batch(large.clone(), 64 << 20, |records| records.unwrap().count()));
+            assert!(poll!(&mut read).is_pending());
+            drop(held);
+            assert_eq!(checked.await.unwrap().unwrap().header().record_count, 60);
+            assert_eq!(read.await, 60);
+        }
+        let _held = hold_places().await;
+        let spent = allowance.spent();
+        let late = check_batch(large, &limits, &mut allowance, Instant::now()).await;
+        assert_eq!((late, allowance.spent()), (Err(NoPlace), spent), "nobody waits for longer than they have");
     }
 
     /// Whether it is tried first or not: as much is allowed, and as much is spent.
     #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
     async fn what_is_checked_aside_is_checked_as_elsewhere() {
         let limits = BatchLimits { decompressed_bytes_max: 3 << 20, ..BatchLimits::default() };
+        let far = Instant::now() + Duration::from_secs(3600);
         for (records, left) in [(1, 9 << 20), (2, 9 << 20), (2, 1 << 20), (1, 1000), (4, 9 << 20), (4, 2 << 20)] {
-            let batch = squeezed(records);
+            let batch = squeezed(&zeros(records));
             let (mut one, mut other) = (Allowance::new(left), Allowance::new(left));
-            let checked = check_batch(batch.clone(), &limits, &mut one).await;
+            let checked = check_batch(batch.clone(), &limits, &mut one, far).await.unwrap();
             let wanted = RecordBatch::check_within(batch, &limits, &mut other);
             assert_eq!((checked, one.spent()), (wanted, other.spent()), "{records} records, {left} bytes left");
         }
@@ -158,6 +202,18 @@ mod tests {
 
     #[tokio::test]
     async fn one_thread_does_it_where_it_is() {
-        assert_eq!(aside_if_many(AT_ONCE_BYTES + 1, || 7).await, 7);
+        assert_eq!(aside_if_many(AT_ONCE_BYTES + 1, Instant::now(), || 7).await, Ok(7));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_place_is_waited_for_until_the_deadline_and_no_longer() {
+        let places = Semaphore::new(1);
+        let began = Instant::now();
+        let deadline = began + Duration::from_secs(7);
+        let first = place(&places, deadline).await.unwrap();
+        assert!(place(&places, deadline).await.is_err());
+        assert_eq!(Instant::now(), deadline);
+        drop(first);
+        assert!(place(&places, began).await.is_ok(), "what is free is taken, however late it is");
     }
 }

@@ -498,4 +498,6 @@ pub fn stamp(batch: &mut BytesMut, base_offset: u64, leader_epoch: u64) {
 }
 
 #[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
 mod tests;

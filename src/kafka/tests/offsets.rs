@@ -6,10 +6,11 @@ use std::task::Poll;
 use futures_util::poll;
 use tokio::task::yield_now;
 
-use super::produce::{squeezed, to_partitions, zeros};
+use super::produce::to_partitions;
 use super::*;
 use crate::kafka::{connection, offsets};
 use crate::record_batch::DECOMPRESSED;
+use crate::record_batch::testing::{squeezed, zeros};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn offsets_are_found_by_every_special_time_and_by_time() {

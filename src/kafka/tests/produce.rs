@@ -7,27 +7,8 @@ use futures_util::poll;
 
 use super::*;
 use crate::kafka::connection::Turn;
-use crate::partition::aside::testing::turns_beside;
-
-/// The same batch, its records compressed.
-pub(super) fn squeezed(plain: &Bytes) -> Bytes {
-    let mut batch = plain[..61].to_vec();
-    batch.extend(zstd::stream::encode_all(&plain[61..], 3).unwrap());
-    batch[22] = 4;
-    let length = (batch.len() - 12) as i32;
-    batch[8..12].copy_from_slice(&length.to_be_bytes());
-    let crc = crc32c::crc32c(&batch[21..]);
-    batch[17..21].copy_from_slice(&crc.to_be_bytes());
-    batch.into()
-}
-
-/// A batch of so many records of a million zeros.
-pub(super) fn zeros(records: usize) -> Bytes {
-    let mut builder = RecordBatchBuilder::new(BatchLimits { batch_bytes_max: 80 << 20, ..Default::default() });
-    let record = NewRecord { value: Some(vec![0; 1_000_000].into()), ..Default::default() };
-    (0..records).for_each(|_| builder.push(&record).unwrap());
-    builder.build(None).unwrap().into_bytes()
-}
+use crate::partition::aside::testing::hold_places;
+use crate::record_batch::testing::{squeezed, zeros};
 
 /// One batch for each partition, in this order.
 pub(super) fn to_partitions(batches: impl IntoIterator<Item = (i32, Bytes)>) -> ProduceRequest {
@@ -236,18 +217,27 @@ async fn others_get_their_turn_between_the_batches_of_a_request() {
 
 /// One batch may take as long as many: 64 MiB and more are seen to be in a few kilobytes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn others_have_their_turn_while_a_bomb_is_checked() {
+async fn a_bomb_waits_for_a_place_aside_as_long_as_its_request_has_time() {
     let house = House::open().await;
     house.topic("t", 1).await;
     let (door, bomb) = (house.door(), squeezed(&zeros(70)));
-    let (turns, answered) = turns_beside(async move {
-        let (turn, _end) = Turn::begin();
-        crate::kafka::produce::produce(&door, to_partitions([(0, bomb)]), 9, turn).await
-    })
-    .await;
-    let dispatch::Handled::Response(Response::Produce(answer)) = answered else { panic!() };
-    assert_eq!(answer.topics[0].partitions[0].error_code, 10);
-    assert!(turns > 100, "{turns} turns beside a bomb");
+    let refusal = |answered| {
+        let dispatch::Handled::Response(Response::Produce(mut answer)) = answered else { panic!() };
+        let refused = answer.topics.remove(0).partitions.remove(0);
+        (refused.error_code, refused.error_message.unwrap())
+    };
+    let held = hold_places().await;
+    let (turn, _end) = Turn::begin();
+    let mut patient = pin!(crate::kafka::produce::produce(&door, to_partitions([(0, bomb)]), 9, turn));
+    assert!(poll!(&mut patient).is_pending());
+    // One that is in order, and comes to as much.
+    let late = ProduceRequest { timeout_ms: 1, ..to_partitions([(0, squeezed(&zeros(15)))]) };
+    let (turn, _end) = Turn::begin();
+    let (code, why) = refusal(crate::kafka::produce::produce(&door, late, 9, turn).await);
+    assert!(code == 7 && why.ends_with("nothing was written"), "{code}: {why}");
+    drop(held);
+    assert_eq!(refusal(patient.await).0, 10, "it was looked at");
+    assert_eq!(house.client().await.list(-1).await.0, 0);
     house.close().await;
 }
 
