@@ -275,7 +275,7 @@ async fn alter_one(
         }
         door.broker.check_topic_changes(&resource_name, &changes)?;
         if !validate_only && !changes.is_empty() {
-            door.broker.alter_topic(&resource_name, None, changes, time.left()).await?;
+            door.broker.alter_topic(&resource_name, None, changes, time.left()?).await?;
         }
         Ok(())
     };

@@ -26,8 +26,9 @@ use tracing::{debug, info};
 
 use super::Door;
 use super::budget::PATIENCE;
-use super::dispatch::{self, Answer, Done, Incoming};
+use super::dispatch::{self, Answer, Done, Handled, Incoming};
 use super::frames::{Ahead, Frame, FrameLimits, RATE_MIN, read_frame};
+use super::messages::Response;
 
 /// Frames that are read ahead of the one that waits for its turn.
 const READ_AHEAD: usize = 1;
@@ -70,6 +71,15 @@ impl Client {
     /// Resolves when the client has closed the connection: nobody will read the answer.
     pub(super) async fn gone(&self) {
         let _ = self.gone.clone().wait_for(|gone| *gone).await;
+    }
+
+    /// Does what may take long, unless nobody is there any more who wants to know. What has begun may still happen.
+    pub(super) async fn while_there(&self, work: impl Future<Output = Response>) -> Handled {
+        tokio::select! {
+            biased;
+            response = work => response.into(),
+            () = self.gone() => Handled::Silence,
+        }
     }
 }
 
@@ -339,6 +349,18 @@ impl Buf for Pieces {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kafka::messages::HeartbeatResponse;
+
+    #[tokio::test]
+    async fn nothing_is_done_on_for_a_client_that_has_gone() {
+        let (client, gone) = Client::alone();
+        let answer = async { Response::Heartbeat(HeartbeatResponse::default()) };
+        assert!(matches!(client.while_there(answer).await, Handled::Response(_)));
+        let mut waiting = pin!(client.while_there(std::future::pending()));
+        assert!(futures_util::poll!(&mut waiting).is_pending());
+        gone.send_replace(true);
+        assert!(matches!(waiting.await, Handled::Silence));
+    }
 
     #[test]
     fn pieces_are_one_run_of_bytes() {

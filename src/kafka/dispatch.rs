@@ -160,7 +160,7 @@ async fn route(door: &Arc<Door>, client: &Client, header: &Header, request: Requ
         Request::ListOffsets(request) => offsets::list(door, client, request).await,
         Request::Metadata(request) => metadata::metadata(door, request, version).await,
         Request::OffsetCommit(request) => group_offsets::commit(door, request).await.into(),
-        Request::OffsetFetch(request) => group_offsets::fetch(door, request, version).await.into(),
+        Request::OffsetFetch(request) => client.while_there(group_offsets::fetch(door, request, version)).await,
         Request::FindCoordinator(request) => groups::find_coordinator(door, request, version).await.into(),
         Request::JoinGroup(request) => groups::join(door, client, header.client_id.clone(), request, version).await,
         Request::Heartbeat(request) => groups::heartbeat(door, request).await.into(),
@@ -170,16 +170,18 @@ async fn route(door: &Arc<Door>, client: &Client, header: &Header, request: Requ
         Request::ListGroups(request) => groups::list(door, request).await.into(),
         Request::DeleteGroups(request) => groups::delete(door, request).await.into(),
         Request::OffsetDelete(request) => group_offsets::delete_offsets(door, request).await.into(),
-        Request::AlterConfigs(request) => configs::alter(door, request).await.into(),
-        Request::IncrementalAlterConfigs(request) => configs::alter_incrementally(door, request).await.into(),
-        Request::DeleteRecords(request) => topics::delete_records(door, request).await.into(),
+        Request::AlterConfigs(request) => client.while_there(configs::alter(door, request)).await,
+        Request::IncrementalAlterConfigs(request) => {
+            client.while_there(configs::alter_incrementally(door, request)).await
+        }
+        Request::DeleteRecords(request) => client.while_there(topics::delete_records(door, request)).await,
         Request::ApiVersions(_) => Response::from(api_versions(ErrorCode::None)).into(),
-        Request::CreateTopics(request) => topics::create(door, request).await.into(),
-        Request::DeleteTopics(request) => topics::delete(door, request, version).await.into(),
+        Request::CreateTopics(request) => client.while_there(topics::create(door, request)).await,
+        Request::DeleteTopics(request) => client.while_there(topics::delete(door, request, version)).await,
         Request::InitProducerId(request) => produce::init_producer_id(door, request).await.into(),
-        Request::OffsetForLeaderEpoch(request) => offsets::for_leader_epoch(door, request).await.into(),
+        Request::OffsetForLeaderEpoch(request) => client.while_there(offsets::for_leader_epoch(door, request)).await,
         Request::DescribeConfigs(request) => configs::describe(door, request).into(),
-        Request::CreatePartitions(request) => topics::create_partitions(door, request).await.into(),
+        Request::CreatePartitions(request) => client.while_there(topics::create_partitions(door, request)).await,
         Request::DescribeCluster(request) => metadata::describe_cluster(door, request).await,
     }
 }

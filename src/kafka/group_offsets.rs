@@ -9,10 +9,11 @@ use std::time::Duration;
 use super::groups::code;
 use super::messages::*;
 use super::metadata::topic_uuid;
+use super::topics::Time;
 use super::{Door, ErrorCode};
 use crate::coordinator::{CommittedOffset, GroupError, METADATA_BYTES_MAX, Partitions, Speaker};
 
-/// Longest that it waits for the catalog, when a committed offset is of a topic that this broker does not know.
+/// Longest that a request waits for the catalog, when a committed offset is of a topic that this broker does not know.
 const CATALOG_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Which topics there are, and their ids: each is looked up once per request.
@@ -47,10 +48,12 @@ impl<'a> Topics<'a> {
 async fn of_known_topics(
     door: &Door,
     offsets: Vec<CommittedOffset>,
+    time: &Time,
 ) -> Result<BTreeMap<(String, u32), CommittedOffset>, GroupError> {
     let mut known = Topics::new(door);
     if !offsets.iter().all(|offset| known.has(offset)) {
-        door.broker.catch_up(CATALOG_TIMEOUT).await.map_err(|_| GroupError::Loading)?;
+        let left = time.left().map_err(|_| GroupError::Loading)?;
+        door.broker.catch_up(left).await.map_err(|_| GroupError::Loading)?;
         known = Topics::new(door);
     }
     let place = |offset: CommittedOffset| ((offset.topic.clone(), offset.partition), offset);
@@ -109,11 +112,12 @@ pub(super) async fn commit(door: &Arc<Door>, request: OffsetCommitRequest) -> Re
 
 /// OffsetFetch.
 pub(super) async fn fetch(door: &Arc<Door>, request: OffsetFetchRequest, version: i16) -> Response {
+    let time = Time::of(CATALOG_TIMEOUT);
     if version >= 8 {
         let (mut groups, mut seen) = (Vec::new(), BTreeSet::new());
         for group in request.groups {
             groups.push(match seen.insert(group.group_id.clone()) {
-                true => fetch_group(door, group).await,
+                true => fetch_group(door, group, &time).await,
                 // A short request must not ask for everything again and again.
                 false => OffsetFetchedGroup {
                     group_id: group.group_id,
@@ -127,7 +131,7 @@ pub(super) async fn fetch(door: &Arc<Door>, request: OffsetFetchRequest, version
     // Before version 2 "all" could not be said: an empty list is one.
     let topics = request.topics.or((version < 2).then(Vec::new));
     let group = OffsetFetchGroup { group_id: request.group_id, topics, ..Default::default() };
-    let mut fetched = fetch_group(door, group).await;
+    let mut fetched = fetch_group(door, group, &time).await;
     if version < 2 && fetched.error_code != 0 {
         // There is no other place to say it.
         for partition in fetched.topics.iter_mut().flat_map(|topic| &mut topic.partitions) {
@@ -138,11 +142,11 @@ pub(super) async fn fetch(door: &Arc<Door>, request: OffsetFetchRequest, version
     Response::OffsetFetch(OffsetFetchResponse { topics, error_code, ..Default::default() })
 }
 
-async fn fetch_group(door: &Arc<Door>, group: OffsetFetchGroup) -> OffsetFetchedGroup {
+async fn fetch_group(door: &Arc<Door>, group: OffsetFetchGroup, time: &Time) -> OffsetFetchedGroup {
     let asked = group.topics.map(by_topic);
     let wanted = asked.as_ref().map(|asked| asked.iter().map(|(name, partitions)| (name.clone(), numbers(partitions))));
     let found = match door.broker.groups().committed(&group.group_id, wanted.map(Iterator::collect)).await {
-        Ok(committed) => of_known_topics(door, committed).await,
+        Ok(committed) => of_known_topics(door, committed, time).await,
         Err(error) => Err(error),
     };
     let error_code = code(&found);

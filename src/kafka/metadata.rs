@@ -249,7 +249,10 @@ async fn wanted_topic(
         Err(error) if error.code == Code::UnknownTopic => match (check_name(&name), creation) {
             // Producers wait for a topic that is not there, and are told at once of one that never will be.
             (Err(illegal), _) => Err(illegal),
-            (Ok(()), Some(time)) => auto_create(door, &name, time.left()).await,
+            (Ok(()), Some(time)) => match time.left() {
+                Ok(left) => auto_create(door, &name, left).await,
+                Err(over) => Err(over),
+            },
             (Ok(()), None) => Err(error),
         },
         found => found,

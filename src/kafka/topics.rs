@@ -26,8 +26,6 @@ use crate::error::{Code, Error};
 
 /// Longest that such a request may take, whatever it asks for.
 const TIMEOUT_MAX: Duration = Duration::from_secs(120);
-/// Least time that each has of what a request names, unless the request gives it less.
-const EACH_MIN: Duration = Duration::from_millis(100);
 /// Least time that a partition has for moving its log start.
 const DELETE_RECORDS_MIN: Duration = Duration::from_secs(2);
 
@@ -50,20 +48,24 @@ pub(super) fn timeout(ms: i32) -> Duration {
     Duration::from_millis(ms.max(1) as u64).min(TIMEOUT_MAX)
 }
 
-/// The time of a request, for all that it names together: without a controller each would take all of it.
+/// The time of a request, for all that it names together: without a controller each would take all of it, and a frame may name hundreds
+/// of thousands.
 pub(super) struct Time {
     deadline: Instant,
-    each_min: Duration,
 }
 
 impl Time {
     pub(super) fn of(timeout: Duration) -> Self {
-        Self { deadline: Instant::now() + timeout, each_min: timeout.min(EACH_MIN) }
+        Self { deadline: Instant::now() + timeout }
     }
 
-    /// What the next one has.
-    pub(super) fn left(&self) -> Duration {
-        self.deadline.saturating_duration_since(Instant::now()).max(self.each_min)
+    /// What the next one has. `NOT_READY`: nothing is left, and it is not tried any more.
+    pub(super) fn left(&self) -> Result<Duration, Error> {
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        match left.is_zero() {
+            true => Err(Error::new(Code::NotReady, "the time of the request was over before it was tried")),
+            false => Ok(left),
+        }
     }
 }
 
@@ -86,7 +88,7 @@ pub(super) async fn create(door: &Arc<Door>, request: CreateTopicsRequest) -> Re
         let created = if twice.contains(&name) {
             Err(Refused(ErrorCode::InvalidRequest, "the topic is named twice".to_owned()))
         } else {
-            create_one(door, topic, time.left(), request.validate_only).await
+            create_one(door, topic, &time, request.validate_only).await
         };
         topics.push(created.unwrap_or_else(|Refused(code, message)| CreatedTopic {
             name,
@@ -101,7 +103,7 @@ pub(super) async fn create(door: &Arc<Door>, request: CreateTopicsRequest) -> Re
 async fn create_one(
     door: &Arc<Door>,
     topic: CreatableTopic,
-    timeout: Duration,
+    time: &Time,
     validate_only: bool,
 ) -> Result<CreatedTopic, Refused> {
     let spec = spec(door, topic)?;
@@ -115,7 +117,7 @@ async fn create_one(
             ..Default::default()
         });
     }
-    let created = door.broker.create_topic(spec, timeout).await?;
+    let created = door.broker.create_topic(spec, time.left()?).await?;
     Ok(describe(door, &created))
 }
 
@@ -219,7 +221,7 @@ pub(super) async fn delete(door: &Arc<Door>, request: DeleteTopicsRequest, versi
     let mut topics = Vec::with_capacity(wanted.len());
     let time = Time::of(timeout(request.timeout_ms));
     for DeletableTopic { name, topic_id } in wanted {
-        topics.push(match delete_one(door, name.clone(), topic_id, time.left()).await {
+        topics.push(match delete_one(door, name.clone(), topic_id, &time).await {
             Ok((name, topic_id)) => DeletedTopic { name: Some(name), topic_id, ..Default::default() },
             Err(Refused(code, message)) => {
                 DeletedTopic { name, topic_id, error_code: code.number(), error_message: Some(message) }
@@ -233,17 +235,17 @@ async fn delete_one(
     door: &Arc<Door>,
     name: Option<String>,
     topic_id: Uuid,
-    timeout: Duration,
+    time: &Time,
 ) -> Result<(String, Uuid), Refused> {
     let Some(name) = name else {
-        let deleted = door.broker.delete_topic_by_id(topic_id.0, timeout).await;
+        let deleted = door.broker.delete_topic_by_id(topic_id.0, time.left()?).await;
         return deleted.map(|name| (name, topic_id)).map_err(|error| match error.code {
             Code::UnknownTopic => Refused(ErrorCode::UnknownTopicId, error.message),
             _ => error.into(),
         });
     };
     let id = door.broker.topic(&name).map(|topic| topic_uuid(&topic)).unwrap_or(topic_id);
-    door.broker.delete_topic(&name, timeout).await?;
+    door.broker.delete_topic(&name, time.left()?).await?;
     Ok((name, id))
 }
 
@@ -256,7 +258,7 @@ pub(super) async fn create_partitions(door: &Arc<Door>, request: CreatePartition
         let name = topic.name.clone();
         let done = match twice.contains(&name) {
             true => Err(Refused(ErrorCode::InvalidRequest, "the topic is named twice".to_owned())),
-            false => more_partitions(door, topic, time.left(), request.validate_only).await,
+            false => more_partitions(door, topic, &time, request.validate_only).await,
         };
         results.push(match done {
             Ok(()) => MorePartitionsResult { name, ..Default::default() },
@@ -271,7 +273,7 @@ pub(super) async fn create_partitions(door: &Arc<Door>, request: CreatePartition
 async fn more_partitions(
     door: &Arc<Door>,
     topic: MorePartitions,
-    timeout: Duration,
+    time: &Time,
     validate_only: bool,
 ) -> Result<(), Refused> {
     let has = door.broker.topic(&topic.name)?.partitions.len();
@@ -281,7 +283,7 @@ async fn more_partitions(
     door.broker.check_growth(&topic.name, count)?;
     let Some(assignments) = topic.assignments.filter(|assignments| !assignments.is_empty()) else {
         if !validate_only {
-            door.broker.alter_topic(&topic.name, Some(count), BTreeMap::new(), timeout).await?;
+            door.broker.alter_topic(&topic.name, Some(count), BTreeMap::new(), time.left()?).await?;
         }
         return Ok(());
     };
@@ -292,7 +294,7 @@ async fn more_partitions(
     let assignment: Vec<_> = assignments.into_iter().map(|one| brokers(one.broker_ids)).collect::<Result<_, _>>()?;
     match validate_only {
         true => door.broker.check_assignment(&assignment)?,
-        false => drop(door.broker.grow_topic(&topic.name, has as u32, assignment, timeout).await?),
+        false => drop(door.broker.grow_topic(&topic.name, has as u32, assignment, time.left()?).await?),
     }
     Ok(())
 }
@@ -342,4 +344,24 @@ async fn delete_records_of(
         Err(_) => return Err(Error::new(Code::OffsetOutOfRange, format!("offset {offset}"))),
     };
     Ok(found.start_log_at(start, now_ms(), limit).await?.0 as i64)
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::advance;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn the_time_of_a_request_ends_for_all_that_it_names() {
+        let time = Time::of(Duration::from_secs(3));
+        assert_eq!(time.left(), Ok(Duration::from_secs(3)));
+        advance(Duration::from_millis(2999)).await;
+        assert_eq!(time.left(), Ok(Duration::from_millis(1)));
+        for _ in 0..2 {
+            advance(Duration::from_millis(1)).await;
+            let Refused(code, why) = time.left().unwrap_err().into();
+            assert_eq!(code, ErrorCode::RequestTimedOut, "{why}");
+        }
+    }
 }
