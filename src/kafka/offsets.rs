@@ -4,11 +4,13 @@
 //! acknowledged before it asked. Epochs are found in the batches themselves, which carry the one they were appended in.
 
 use std::collections::BTreeSet;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::{StreamExt, stream};
+use futures_util::{Stream, StreamExt, stream};
 use pontoon_raft::types::Offset;
+use tokio::sync::mpsc;
 use tokio::task::yield_now;
 
 use super::connection::Client;
@@ -33,7 +35,7 @@ const MAX_TIMESTAMP: i64 = -3;
 const EARLIEST_LOCAL: i64 = -4;
 /// The latest that is in tiered storage; there is none.
 const LATEST_TIERED: i64 = -5;
-/// Partitions of a request that are looked at at a time.
+/// What a request names that is looked at at a time.
 pub(super) const SIDE_BY_SIDE: usize = 64;
 
 /// An offset and what is known of the record there.
@@ -45,6 +47,38 @@ struct Found {
 }
 
 const NOTHING: Found = Found { offset: -1, timestamp: -1, epoch: -1 };
+
+/// Does something for each of what a request names, and tells what came of it in their order. Side by side: one that has no quorum takes its
+/// time to say so, and must not keep the others waiting. So many at a time: a frame may name very many.
+pub(super) fn side_by_side<T, F: Future>(asked: Vec<T>, one: impl FnMut(T) -> F) -> impl Stream<Item = F::Output> {
+    stream::iter(asked).map(one).buffered(SIDE_BY_SIDE)
+}
+
+/// The same in two steps, of which the second is done one by one, in their order. The first go on meanwhile.
+async fn one_by_one_behind<T, P: Future, F: Future>(
+    asked: Vec<T>,
+    first: impl FnMut(T) -> P,
+    second: impl Fn(P::Output) -> F,
+) -> Vec<F::Output> {
+    // All of them fit in.
+    let (sender, mut queue) = mpsc::channel(asked.len().max(1));
+    let before = async move {
+        let mut done = pin!(side_by_side(asked, first));
+        while let Some(one) = done.next().await {
+            if sender.send(one).await.is_err() {
+                break;
+            }
+        }
+    };
+    let behind = async {
+        let mut done = Vec::new();
+        while let Some(one) = queue.recv().await {
+            done.push(second(one).await);
+        }
+        done
+    };
+    tokio::join!(before, behind).1
+}
 
 /// What is told of a partition, or what is left to do for it.
 enum Told {
@@ -61,8 +95,6 @@ pub(super) async fn list(door: &Arc<Door>, client: &Client, request: ListOffsets
         asked.extend(topic.partitions.into_iter().map(|partition| (topics.len(), partition)));
         topics.push(ListedOffsetsTopic { name: topic.name, partitions: Vec::new() });
     }
-    // Side by side: one that has no quorum takes its time to say so, and must not keep the others waiting. So many at a time: a frame may
-    // name very many.
     let names: Vec<String> = topics.iter().map(|topic| topic.name.clone()).collect();
     let mut seen = BTreeSet::new();
     let twice: BTreeSet<_> = asked
@@ -79,22 +111,25 @@ pub(super) async fn list(door: &Arc<Door>, client: &Client, request: ListOffsets
             (at, asked, told)
         }
     };
-    let mut told = stream::iter(asked).map(one).buffered(SIDE_BY_SIDE);
-    while let Some((at, asked, told)) = told.next().await {
+    // By time one by one, as Kafka does: each is a look into a batch, and there is no end to how many a request may name. Others have their
+    // turn before each, and nobody looks on for a client that has gone.
+    let look = async |(at, asked, told): (usize, ListOffsetsPartition, _)| {
         let found = match told {
             Ok(Told::Found(found)) => Ok(found),
-            // One by one, as Kafka does: each is a look into a batch, and there is no end to how many a request may name. Others have their
-            // turn before each, and nobody looks on for a client that has gone.
             Ok(Told::Timed(partition)) => {
                 yield_now().await;
-                tokio::select! {
-                    biased;
-                    () = client.gone() => return Handled::Silence,
-                    found = timed(&partition, asked.timestamp) => found.map_err(|error| ErrorCode::from(&error)),
-                }
+                timed(&partition, asked.timestamp).await.map_err(|error| ErrorCode::from(&error))
             }
             Err(code) => Err(code),
         };
+        (at, asked, found)
+    };
+    let listed = tokio::select! {
+        biased;
+        () = client.gone() => return Handled::Silence,
+        listed = one_by_one_behind(asked, one, look) => listed,
+    };
+    for (at, asked, found) in listed {
         let code = found.as_ref().err().copied().unwrap_or(ErrorCode::None);
         let Found { offset, timestamp, epoch } = found.unwrap_or(NOTHING);
         topics[at].partitions.push(ListedOffsetsPartition {
@@ -173,14 +208,13 @@ pub(super) async fn for_leader_epoch(door: &Arc<Door>, request: OffsetForLeaderE
         asked.extend(partitions.into_iter().map(|partition| (topics.len(), Arc::clone(&name), partition)));
         topics.push(EpochEndTopic { topic, partitions: Vec::new() });
     }
-    // Side by side, as above.
-    let ends = stream::iter(asked).map(|(at, name, asked)| async move {
+    let ends = side_by_side(asked, |(at, name, asked)| async move {
         let found = epoch_end(door, &name, &asked).await;
         let code = found.as_ref().err().copied().unwrap_or(ErrorCode::None);
         let (leader_epoch, end_offset) = found.unwrap_or((-1, -1));
         (at, EpochEndPartition { error_code: code.number(), partition: asked.partition, leader_epoch, end_offset })
     });
-    let mut ends = ends.buffered(SIDE_BY_SIDE);
+    let mut ends = pin!(ends);
     while let Some((at, end)) = ends.next().await {
         topics[at].partitions.push(end);
     }
@@ -221,4 +255,42 @@ async fn epoch_end(door: &Door, topic: &str, asked: &LeaderEpochPartition) -> Re
         }
     }
     Ok(if found < 0 { (asked.leader_epoch, offsets.log_start_offset.0 as i64) } else { (found, low as i64) })
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::{Instant, sleep};
+
+    use super::*;
+
+    const STEP: Duration = Duration::from_secs(5);
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_silent_is_waited_for_side_by_side_and_told_in_order() {
+        let began = Instant::now();
+        let asked: Vec<usize> = (0..2 * SIDE_BY_SIDE + 2).collect();
+        let told = side_by_side(asked.clone(), async |number| {
+            sleep(STEP).await;
+            number
+        });
+        assert_eq!(told.collect::<Vec<_>>().await, asked);
+        assert_eq!(began.elapsed(), 3 * STEP, "so many at a time");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_first_steps_go_on_while_a_second_is_taken() {
+        let began = Instant::now();
+        let first = async |number: u32| {
+            for _ in 0..number {
+                sleep(STEP).await;
+            }
+            number
+        };
+        let second = async |number| {
+            sleep(if number == 0 { 2 * STEP } else { STEP }).await;
+            number
+        };
+        assert_eq!(one_by_one_behind(vec![0, 3, 1], first, second).await, [0, 3, 1]);
+        assert_eq!(began.elapsed(), 5 * STEP, "three of the first, and two of the second behind them");
+    }
 }

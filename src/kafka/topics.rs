@@ -2,10 +2,11 @@
 //! partition's leader moves its log start.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::{StreamExt, stream};
+use futures_util::StreamExt;
 use pontoon_raft::types::{BrokerId, Offset};
 use tokio::time::Instant;
 
@@ -16,7 +17,7 @@ use super::messages::{
     DeletedTopic, MorePartitions, MorePartitionsResult, ReplicaAssignment, Response,
 };
 use super::metadata::topic_uuid;
-use super::offsets::SIDE_BY_SIDE;
+use super::offsets::side_by_side;
 use super::produce::leading;
 use super::wire::Uuid;
 use super::{Door, ErrorCode, configs, promises};
@@ -309,8 +310,7 @@ pub(super) async fn delete_records(door: &Arc<Door>, request: DeleteRecordsReque
         asked.extend(partitions.into_iter().map(|partition| (topics.len(), Arc::clone(&topic), partition)));
         topics.push(DeletedRecordsTopic { name, partitions: Vec::new() });
     }
-    // Side by side: each may take all the time there is.
-    let done = stream::iter(asked).map(|(at, topic, DeleteRecordsPartition { partition, offset })| async move {
+    let done = side_by_side(asked, |(at, topic, DeleteRecordsPartition { partition, offset })| async move {
         let done = match delete_records_of(door, &topic, partition, offset, limit).await {
             Ok(start) => DeletedRecordsPartition { partition, low_watermark: start, error_code: 0 },
             Err(error) => DeletedRecordsPartition {
@@ -321,7 +321,7 @@ pub(super) async fn delete_records(door: &Arc<Door>, request: DeleteRecordsReque
         };
         (at, done)
     });
-    let mut done = done.buffered(SIDE_BY_SIDE);
+    let mut done = pin!(done);
     while let Some((at, partition)) = done.next().await {
         topics[at].partitions.push(partition);
     }
