@@ -73,7 +73,9 @@ impl Group {
             // Nothing to remember, nor a group that was not there.
             return Ok(());
         }
-        self.active_ms = now_ms();
+        if self.state != GroupState::Empty {
+            self.active_ms = now_ms();
+        }
         self.stored = true;
         out.entries.push((self.name.clone(), Entry::Committed(offsets.clone())));
         self.take_offsets(offsets);
@@ -142,9 +144,9 @@ impl Group {
         }
     }
 
-    /// Drops offsets that nobody has cared for since `before_ms`: of a group without members, and of topics that no member wants (KIP-211;
-    /// most are of topics that were deleted). Returns whether the group can be forgotten altogether: it has had neither members nor
-    /// offsets since `empty_before_ms`.
+    /// Drops offsets that nobody has cared for since `before_ms`: of a group that has had no members since, and of topics that no member
+    /// wants (KIP-211; most are of topics that were deleted). Where there never were members each goes by its own last commit. Returns
+    /// whether the group can be forgotten altogether: it has no offsets, and has had no members since `empty_before_ms`.
     pub(in crate::coordinator) fn expire(&mut self, before_ms: i64, empty_before_ms: i64, out: &mut Outbox) -> bool {
         let some_are_old = self.offsets.values().any(|offset| offset.time_ms < before_ms);
         let wanted = match self.state {

@@ -356,6 +356,29 @@ fn offsets_expire_only_where_nobody_is() {
     assert!(matches!(&story.log[story.log.len() - 2..], [Entry::OffsetsRemoved(_), Entry::GroupRemoved]));
 }
 
+/// KIP-211. What a coordinator remembers must not depend on how long it has been one.
+#[test]
+fn offsets_of_who_is_no_member_expire_one_by_one_and_as_after_a_restart() {
+    const HOUR: i64 = 3_600_000;
+    let today = crate::clock::now_ms();
+    let at = |partition, time_ms| CommittedOffset { time_ms, ..offset(partition, 5) };
+    let mut left = Story::stable().0;
+    left.pass(SESSION);
+    for (mut story, kept) in [(Story::new(), vec![1]), (left, vec![0, 1])] {
+        let offsets = vec![at(0, today - 2 * HOUR), at(1, today)];
+        story.group.commit(("", None, -1), offsets, story.now, &mut story.out).unwrap();
+        story.settle();
+        let mut stored = BTreeMap::new();
+        story.log.into_iter().for_each(|entry| super::super::entry::apply(&mut stored, "g".to_owned(), entry));
+        let restored = Group::restore("g", MEMBERS_MAX, stored.remove("g").unwrap(), story.now);
+        for mut group in [story.group, restored] {
+            assert!(!group.expire(today - HOUR, today - HOUR, &mut Outbox::default()));
+            let partitions: Vec<u32> = group.committed(None).iter().map(|offset| offset.partition).collect();
+            assert_eq!(partitions, kept, "of a group that members have left for less than an hour all are kept");
+        }
+    }
+}
+
 /// A group that reads whatever is there, while topics come and go, must not remember them all for ever.
 #[test]
 fn offsets_of_topics_that_no_member_wants_expire_too() {
