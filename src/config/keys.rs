@@ -58,7 +58,7 @@ keys! {
     "offsets.topic.num.partitions", "16", "Over how many partitions consumer groups are spread; fixed when the first group is made." => |c, t| c.kafka.offsets_partitions = at_least(t, 1)?;
     "offsets.retention.minutes", "10080", "How long committed offsets of a consumer group without members are kept." => |c, t| c.kafka.offsets_retention = Duration::from_secs(60 * at_least::<u64>(t, 1)?.min(u64::from(u32::MAX)));
     "offsets.retention.check.interval.ms", "60000", "How often committed offsets that are older than that are looked for." => |c, t| c.kafka.offsets_retention_check_interval = millis(t)?;
-    "group.max.size", "2000", "Most members of a consumer group, those who are about to join among them." => |c, t| c.kafka.group_members_max = at_least(t, 1)?;
+    "group.max.size", "2000", "Most members of a consumer group, those who are about to join among them. Any number may be set, Kafka's default (2147483647) too: `limits.groups_bytes_max` holds in any case, and each takes more than 512 bytes of it." => |c, t| c.kafka.group_members_max = at_least(t, 1)?;
     "peer.listen", "127.0.0.1:7090", "Where other brokers are served. Unless set: this broker's address in `bootstrap`." => |c, t| c.peer.listen = address(t)?;
     "peer.advertised", "", "The peer address that other brokers are told. Unless set: `peer.listen`." => |c, t| c.peer.advertised = Some(address(t)?);
     "limits.record_bytes_max", "1048588", "Largest record: key, value and headers together. A topic's `max.message.bytes` takes its place." => |c, t| c.limits.record_bytes_max = at_least(t, 1)?;
