@@ -155,6 +155,8 @@ impl Group {
         let record = self.record(self.active_ms);
         self.last = Some(record.clone());
         self.last_bytes = self.generation_bytes();
+        // It takes the place of those before it: one round may bring hundreds, each of which would be held to its end.
+        out.entries.retain(|(name, entry)| *name != self.name || !matches!(entry, Entry::Group(_)));
         out.entries.push((self.name.clone(), Entry::Group(record)));
     }
 

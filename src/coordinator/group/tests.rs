@@ -256,6 +256,37 @@ fn a_static_member_keeps_its_place_over_a_restart() {
     assert_eq!(take(&mut other).unwrap().generation, 2);
 }
 
+/// A generation may have megabytes, and a round hundreds of requests.
+#[test]
+fn a_round_writes_a_group_once_however_often_it_changes() {
+    let mut story = Story::new();
+    let instance = |join: &mut Join| join.instance_id = Some("i".to_owned());
+    let mut first = story.ask_join("", instance);
+    story.pass(FIRST_REBALANCE_DELAY);
+    let first = take(&mut first).unwrap();
+    take(&mut story.ask_sync(&first, &[(&first.member_id, b"A")])).unwrap();
+    story.out.entries.push(("another".to_owned(), Entry::Group(GroupRecord::default())));
+    for _ in 0..9 {
+        let mut join = Join { client_id: "c".to_owned(), protocol_type: "consumer".to_owned(), ..Join::default() };
+        join.protocols =
+            vec![("range".to_owned(), Bytes::from_static(b"r")), ("rr".to_owned(), Bytes::from_static(b"x"))];
+        (join.session_timeout, join.rebalance_timeout) = (SESSION, REBALANCE);
+        instance(&mut join);
+        story.group.join(join, oneshot::channel().0, story.now, &mut story.out);
+        let offsets = vec![offset(0, 5)];
+        let id = story.group.leader.clone().unwrap();
+        story.group.commit((&id, Some("i"), 1), offsets, story.now, &mut story.out).unwrap();
+    }
+    let kinds: Vec<_> =
+        story.out.entries.iter().map(|(name, entry)| (&name[..], std::mem::discriminant(entry))).collect();
+    let of = |entry: &Entry| std::mem::discriminant(entry);
+    let (group, committed) = (of(&Entry::Group(GroupRecord::default())), of(&Entry::Committed(Vec::new())));
+    let mut expected = vec![("another", group)];
+    expected.extend([("g", committed); 8]);
+    expected.extend([("g", group), ("g", committed)]);
+    assert_eq!(kinds, expected);
+}
+
 /// What a consumer says of itself: its topics, and then its own business, such as the generation that it was in.
 fn subscription(topic: &'static str, generation: u8) -> Bytes {
     [&[0, 3, 0, 0, 0, 1, 0, topic.len() as u8][..], topic.as_bytes(), &[255, 255, 255, 255, 0, 0, 0, generation]]
