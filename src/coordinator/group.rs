@@ -24,9 +24,8 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::consumer_protocol;
 use super::entry::{CommittedOffset, Entry, GroupRecord, StoredGroup};
-use super::{GroupDescription, GroupError, GroupProgress, GroupState, Leaving, MemberDescription};
+use super::{GroupDescription, GroupError, GroupListing, GroupProgress, GroupState, Leaving, MemberDescription};
 use member::{Member, Stale};
 
 /// Most bytes of what all members of a group say of themselves, and of what they are assigned: a generation stands in the log as one
@@ -321,19 +320,21 @@ impl Group {
         GroupProgress { name, state: self.state, members, offsets: self.offsets.values().cloned().collect() }
     }
 
+    /// For a list of all.
+    pub(super) fn listing(&self) -> GroupListing {
+        let (name, protocol_type) = (self.name.clone(), self.protocol_type.clone());
+        GroupListing { name, state: self.state, protocol_type, members: self.members.len() }
+    }
+
     /// For those who look.
     pub(super) fn describe(&self) -> GroupDescription {
-        let member = |(id, member): (&String, &Member)| {
-            let assigned = consumer_protocol::assigned_partitions(&member.assignment);
-            MemberDescription {
-                id: id.clone(),
-                instance_id: member.instance_id.clone(),
-                client_id: member.client_id.clone(),
-                client_host: member.client_host.clone(),
-                metadata: member.metadata(self.protocol.as_deref()),
-                assigned: assigned.filter(|_| self.protocol_type == consumer_protocol::CONSUMER).unwrap_or_default(),
-                assignment: member.assignment.clone(),
-            }
+        let member = |(id, member): (&String, &Member)| MemberDescription {
+            id: id.clone(),
+            instance_id: member.instance_id.clone(),
+            client_id: member.client_id.clone(),
+            client_host: member.client_host.clone(),
+            metadata: member.metadata(self.protocol.as_deref()),
+            assignment: member.assignment.clone(),
         };
         GroupDescription {
             name: self.name.clone(),

@@ -235,6 +235,19 @@ pub struct Speaker {
     pub generation: i32,
 }
 
+/// A group, as it is listed: there may be very many, and each may have megabytes to tell.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GroupListing {
+    /// Its name.
+    pub name: String,
+    /// Where it stands.
+    pub state: GroupState,
+    /// Its kind.
+    pub protocol_type: String,
+    /// How many members.
+    pub members: usize,
+}
+
 /// A group, described.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GroupDescription {
@@ -267,8 +280,15 @@ pub struct MemberDescription {
     pub metadata: Bytes,
     /// What was assigned to it.
     pub assignment: Bytes,
-    /// The same read, if the group's members are consumers: topics and partitions.
-    pub assigned: Vec<(String, Vec<u32>)>,
+}
+
+impl MemberDescription {
+    /// The topics and partitions of its assignment, in a group of this kind: nothing if that is not consumers'. They take several times as
+    /// much memory as the assignment.
+    pub fn assigned(&self, protocol_type: &str) -> Vec<(String, Vec<u32>)> {
+        let assigned = consumer_protocol::assigned_partitions(&self.assignment);
+        assigned.filter(|_| protocol_type == consumer_protocol::CONSUMER).unwrap_or_default()
+    }
 }
 
 /// How far a group has read.
@@ -382,7 +402,7 @@ impl Coordinator {
     }
 
     /// Every group that this broker coordinates. `Loading` if one of its shards cannot say yet.
-    pub async fn list(&self) -> Answer<Vec<GroupDescription>> {
+    pub async fn list(&self) -> Answer<Vec<GroupListing>> {
         let mut groups = Vec::new();
         for partition in 0..self.home.partitions() {
             let (reply, answer) = oneshot::channel();

@@ -20,14 +20,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use pontoon_raft::types::Offset;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
 use super::entry::{self, CommittedOffset, Entry, StoredGroup};
 use super::group::{Group, Outbox, Reply};
 use super::{
-    GroupDescription, GroupError, GroupProgress, GroupSettings, Join, Joined, Leaving, Partitions, Speaker, Sync,
-    Synced,
+    GroupDescription, GroupError, GroupListing, GroupProgress, GroupSettings, Join, Joined, Leaving, Partitions,
+    Speaker, Sync, Synced,
 };
 use crate::clock::now_ms;
 use crate::error::{Code, Error};
@@ -72,7 +72,7 @@ pub(super) enum Request {
     RemoveOffsets(String, Partitions, Reply<Vec<Result<(), GroupError>>>),
     Describe(String, Reply<GroupDescription>),
     Delete(String, Reply<()>),
-    List(oneshot::Sender<Result<Vec<GroupDescription>, GroupError>>),
+    List(Reply<Vec<GroupListing>>),
     Progress(Reply<Vec<GroupProgress>>),
 }
 
@@ -305,7 +305,7 @@ impl Shard {
                 return self.out.answer(reply, done);
             }
             Request::List(reply) => {
-                let groups = self.groups.values().map(Group::describe).collect();
+                let groups = self.groups.values().map(Group::listing).collect();
                 return self.out.answer(reply, Ok(groups));
             }
             Request::Progress(reply) => {

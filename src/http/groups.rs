@@ -76,12 +76,12 @@ async fn ask(peers: &reqwest::Client, address: &str, asker: BrokerId) -> Option<
     serde_json::from_slice(&answer.bytes().await.ok()?).ok()
 }
 
-fn summary(group: &coordinator::GroupDescription, coordinator: BrokerId) -> GroupSummary {
+fn summary(group: &coordinator::GroupListing, coordinator: BrokerId) -> GroupSummary {
     GroupSummary {
         group: group.name.clone(),
         state: group.state.as_str().to_owned(),
         protocol_type: group.protocol_type.clone(),
-        members: group.members.len() as u32,
+        members: group.members as u32,
         coordinator,
     }
 }
@@ -222,25 +222,24 @@ impl AtCoordinator {
             }
         };
         let offsets: Vec<GroupLag> = self.committed().await?.into_iter().map(lag).collect();
-        let member = |member: coordinator::MemberDescription| GroupMember {
-            member_id: member.id,
-            group_instance_id: member.instance_id,
-            client_id: member.client_id,
-            client_host: member.client_host,
-            assignment: member
-                .assigned
-                .into_iter()
-                .map(|(topic, partitions)| AssignedTopic { topic, partitions })
-                .collect(),
+        let member = |member: coordinator::MemberDescription| {
+            let assigned = member.assigned(&group.protocol_type).into_iter();
+            GroupMember {
+                member_id: member.id,
+                group_instance_id: member.instance_id,
+                client_id: member.client_id,
+                client_host: member.client_host,
+                assignment: assigned.map(|(topic, partitions)| AssignedTopic { topic, partitions }).collect(),
+            }
         };
         Ok(GroupDescription {
+            members: group.members.into_iter().map(member).collect(),
             group: group.name,
             state: group.state.as_str().to_owned(),
             generation: group.generation,
             protocol_type: group.protocol_type,
             protocol: group.protocol,
             coordinator: self.broker.id(),
-            members: group.members.into_iter().map(member).collect(),
             lag: offsets.iter().map(|offset| offset.lag).sum(),
             offsets,
         })

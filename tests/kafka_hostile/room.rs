@@ -5,10 +5,10 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures_util::future::join_all;
 use pontoon::kafka::messages::{
-    Api, DescribeGroupsRequest, FindCoordinatorRequest, MetadataRequest, MetadataTopicName, OffsetCommitPartition,
-    OffsetCommitRequest, OffsetCommitTopic, OffsetDeletePartition, OffsetDeleteRequest, OffsetDeleteTopic,
-    OffsetFetchGroup, OffsetFetchRequest, OffsetFetchTopic, ProducePartition, ProduceRequest, ProduceTopic, Request,
-    Response, SyncGroupAssignment, SyncGroupRequest,
+    Api, DescribeGroupsRequest, FindCoordinatorRequest, ListGroupsRequest, MetadataRequest, MetadataTopicName,
+    OffsetCommitPartition, OffsetCommitRequest, OffsetCommitTopic, OffsetDeletePartition, OffsetDeleteRequest,
+    OffsetDeleteTopic, OffsetFetchGroup, OffsetFetchRequest, OffsetFetchTopic, ProducePartition, ProduceRequest,
+    ProduceTopic, Request, Response, SyncGroupAssignment, SyncGroupRequest,
 };
 use pontoon::kafka::wire::{RecordData, Uuid};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -160,7 +160,7 @@ const GROUP: &str = "a-group-of-consumers";
 const PARTITIONS: u32 = 100;
 
 /// Makes a group of which there is something to tell: 100 offsets with 128 bytes of metadata each, and a member with 8 KiB. Told 20 000
-/// times that would be more than 256 MiB.
+/// times that would be more than 256 MiB. The member is assigned as many topics without a name and without partitions as it may be.
 async fn make_group(client: &mut Client) {
     let keys = vec![GROUP.to_owned()];
     let found = client.call(Request::FindCoordinator(FindCoordinatorRequest { keys, ..Default::default() }), 4).await;
@@ -179,7 +179,9 @@ async fn make_group(client: &mut Client) {
     assert!(committed.topics[0].partitions.iter().all(|partition| partition.error_code == 0), "{committed:?}");
     let metadata = Bytes::from(vec![7; 8 << 10]);
     let joined = join(client, GROUP, metadata).await;
-    let assignment = SyncGroupAssignment { member_id: joined.member_id.clone(), assignment: Bytes::from_static(b"a") };
+    let count = (8 << 20) / 6 - 1;
+    let assignment = [&[0, 0][..], &i32::to_be_bytes(count), &vec![0; 6 * count as usize]].concat().into();
+    let assignment = SyncGroupAssignment { member_id: joined.member_id.clone(), assignment };
     let sync = SyncGroupRequest {
         group_id: GROUP.into(),
         generation_id: joined.generation_id,
@@ -200,6 +202,11 @@ fn told_once(what: &str, answer: &Response) {
             let partition = &answer.groups[0].topics[0].partitions[0];
             assert_eq!((told, partition.offset), (vec![PARTITIONS as usize], 7), "{what}");
             assert_eq!(partition.metadata.as_ref().map(String::len), Some(128));
+        }
+        Response::ListGroups(answer) => {
+            let groups: Vec<_> =
+                answer.groups.iter().map(|group| (&group.group_id[..], &group.group_state[..])).collect();
+            assert_eq!(groups, [(GROUP, "Stable")], "{what}");
         }
         Response::DescribeGroups(answer) => {
             let members: Vec<_> = answer.groups.iter().flat_map(|group| &group.members).collect();
@@ -274,6 +281,7 @@ fn greedy_requests() -> Vec<(&'static str, i16, Request)> {
                 ..Default::default()
             }),
         ),
+        ("all groups", 4, Request::ListGroups(ListGroupsRequest::default())),
         (
             "a group, again and again",
             5,
