@@ -6,14 +6,18 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::StreamExt;
+
 use super::groups::code;
 use super::messages::*;
 use super::metadata::topic_uuid;
+use super::offsets::side_by_side;
 use super::topics::Time;
 use super::{Door, ErrorCode};
 use crate::coordinator::{CommittedOffset, GroupError, METADATA_BYTES_MAX, Partitions, Speaker};
 
-/// Longest that a request waits for the catalog, when a committed offset is of a topic that this broker does not know.
+/// Longest that a request waits for the catalog, when a committed offset is of a topic that this broker does not know; and after which no
+/// further group that it names is asked for.
 const CATALOG_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Which topics there are, and their ids: each is looked up once per request.
@@ -114,18 +118,22 @@ pub(super) async fn commit(door: &Arc<Door>, request: OffsetCommitRequest) -> Re
 pub(super) async fn fetch(door: &Arc<Door>, request: OffsetFetchRequest, version: i16) -> Response {
     let time = Time::of(CATALOG_TIMEOUT);
     if version >= 8 {
-        let (mut groups, mut seen) = (Vec::new(), BTreeSet::new());
-        for group in request.groups {
-            groups.push(match seen.insert(group.group_id.clone()) {
-                true => fetch_group(door, group, &time).await,
-                // A short request must not ask for everything again and again.
-                false => OffsetFetchedGroup {
-                    group_id: group.group_id,
-                    error_code: ErrorCode::InvalidRequest.number(),
-                    ..Default::default()
-                },
-            });
-        }
+        let mut seen = BTreeSet::new();
+        let fetched = side_by_side(request.groups, |group| {
+            let (first, time) = (seen.insert(group.group_id.clone()), &time);
+            async move {
+                match first {
+                    true => fetch_group(door, group, time).await,
+                    // A short request must not ask for everything again and again.
+                    false => OffsetFetchedGroup {
+                        group_id: group.group_id,
+                        error_code: ErrorCode::InvalidRequest.number(),
+                        ..Default::default()
+                    },
+                }
+            }
+        });
+        let groups = fetched.collect().await;
         return Response::OffsetFetch(OffsetFetchResponse { groups, ..Default::default() });
     }
     // Before version 2 "all" could not be said: an empty list is one.
@@ -142,13 +150,16 @@ pub(super) async fn fetch(door: &Arc<Door>, request: OffsetFetchRequest, version
     Response::OffsetFetch(OffsetFetchResponse { topics, error_code, ..Default::default() })
 }
 
-async fn fetch_group(door: &Arc<Door>, group: OffsetFetchGroup, time: &Time) -> OffsetFetchedGroup {
+pub(super) async fn fetch_group(door: &Arc<Door>, group: OffsetFetchGroup, time: &Time) -> OffsetFetchedGroup {
     let asked = group.topics.map(by_topic);
     let wanted = asked.as_ref().map(|asked| asked.iter().map(|(name, partitions)| (name.clone(), numbers(partitions))));
-    let found = match door.broker.groups().committed(&group.group_id, wanted.map(Iterator::collect)).await {
-        Ok(committed) => of_known_topics(door, committed, time).await,
-        Err(error) => Err(error),
+    let found = async {
+        // Without a majority the coordinator takes its time to say so, too.
+        time.left().map_err(|_| GroupError::Loading)?;
+        let committed = door.broker.groups().committed(&group.group_id, wanted.map(Iterator::collect)).await?;
+        of_known_topics(door, committed, time).await
     };
+    let found = found.await;
     let error_code = code(&found);
     let found = found.unwrap_or_default();
     let asked = asked.unwrap_or_else(|| {

@@ -1,6 +1,8 @@
 //! Consumer groups, and the topic that holds them.
 
 use super::*;
+use crate::kafka::group_offsets::fetch_group;
+use crate::kafka::topics::Time;
 
 /// One consumer, as far as the group is concerned.
 struct Member<'a> {
@@ -292,6 +294,53 @@ async fn what_holds_the_groups_is_not_for_clients_to_change() {
     let Response::DeleteTopics(refused) = client.call(Request::DeleteTopics(request), 4).await else { panic!() };
     assert_eq!(refused.topics[0].error_code, INVALID_TOPIC);
     assert_eq!(house.broker.topic(OFFSETS_TOPIC).unwrap().config["retention.ms"], "-1");
+    house.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn offsets_of_many_groups_are_told_in_the_order_they_were_asked_for() {
+    let house = House::open_with(|config| config.kafka.offsets_partitions = 1).await;
+    house.topic("t", 1).await;
+    let mut client = house.client().await;
+    client.find_coordinator("g").await;
+    for number in 0..9 {
+        let partition = OffsetCommitPartition { offset: number, ..Default::default() };
+        let request = OffsetCommitRequest {
+            group_id: format!("group-{number}"),
+            generation_id: -1,
+            topics: vec![OffsetCommitTopic { name: "t".into(), partitions: vec![partition] }],
+            ..Default::default()
+        };
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let request = Request::OffsetCommit(request.clone());
+            let Response::OffsetCommit(done) = client.call(request, 8).await else { panic!() };
+            match done.topics[0].partitions[0].error_code {
+                // It has just been elected.
+                14 | 16 if Instant::now() < deadline => sleep(Duration::from_millis(10)).await,
+                done => break assert_eq!(done, 0),
+            }
+        }
+    }
+    // More than are asked for at a time; most were never heard of, and one is named twice.
+    let name = |number: i32| if number == 150 { "group-7".to_owned() } else { format!("group-{number}") };
+    let group = |number| OffsetFetchGroup { group_id: name(number), topics: None, ..Default::default() };
+    let request = OffsetFetchRequest { groups: (0..200).rev().map(group).collect(), ..Default::default() };
+    let Response::OffsetFetch(found) = client.call(Request::OffsetFetch(request), 8).await else { panic!() };
+    let told = found.groups.iter().map(|group| {
+        let offset = group.topics.first().map(|topic| topic.partitions[0].offset);
+        (group.group_id.clone(), group.error_code, offset)
+    });
+    let expected = (0..200).rev().map(|number| match number {
+        150 => (name(150), 0, Some(7)),
+        7 => (name(7), 42, None),
+        committed if committed < 9 => (name(committed), 0, Some(i64::from(committed))),
+        other => (name(other), 0, None),
+    });
+    assert_eq!(told.collect::<Vec<_>>(), expected.collect::<Vec<_>>());
+    // Once the time is over no further one is asked for.
+    let over = fetch_group(&house.door(), group(0), &Time::of(Duration::ZERO)).await;
+    assert_eq!((over.error_code, over.topics.len()), (14, 0));
     house.close().await;
 }
 
