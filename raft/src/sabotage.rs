@@ -24,6 +24,8 @@ pub enum Sabotage {
     ReuseReplicaIds,
     /// A purge begins the high watermark anew at the log's start.
     PurgeResetsTheWatermark,
+    /// A snapshot is taken where the log is applied, wherever its boundary is to be: the purge that follows takes what was to be kept.
+    SnapshotsIgnoreTheBoundary,
     /// Followers do not note producers (against RULES.md O3).
     FollowersForgetProducers,
     /// A truncation takes the entries back, but not what they taught the table (against RULES.md O6).

@@ -53,6 +53,8 @@ pub(crate) const VARIANTS: &[(Variant, &str, u64)] = &[
     (Variant::AnswerBeforeCommit, "acknowledged_is_readable", 20),
     (Variant::Sabotage(Sabotage::ReuseReplicaIds), "no_vote_from_quarantine", 20),
     (Variant::Sabotage(Sabotage::PurgeResetsTheWatermark), "high_watermark", 20),
+    (Variant::Sabotage(Sabotage::SnapshotsIgnoreTheBoundary), "kept_entries_stay", 3),
+    (Variant::Sabotage(Sabotage::SnapshotsIgnoreTheBoundary), "acknowledged_is_readable", 10),
     (Variant::Sabotage(Sabotage::FollowersForgetProducers), "exact_dedup", 20),
     (Variant::Sabotage(Sabotage::TruncationKeepsTheTable), "table_of_the_log", 20),
 ];

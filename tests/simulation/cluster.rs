@@ -21,6 +21,7 @@ use tokio::time::sleep;
 
 use crate::broken::Variant;
 use crate::disk::TracedDisk;
+use crate::event::Event;
 use crate::ledger::Ledger;
 use crate::net::TracedNetwork;
 use crate::observer::observe;
@@ -284,8 +285,10 @@ async fn housekeeping(world: World, broker: Arc<Broker>) {
             }
         } else {
             // What nobody has shown yet must not go.
-            let shown = world.ledger.known(group.group().0);
-            if group.snapshot(shown.saturating_sub(KEPT)).await.is_ok() {
+            let (id, shown) = (group.group().0, world.ledger.known(group.group().0));
+            let boundary = shown.saturating_sub(KEPT);
+            world.ledger.tell(Event::Boundary { group: id, index: boundary });
+            if group.snapshot(boundary).await.is_ok() {
                 world.ledger.count("snapshots");
             }
         }

@@ -100,6 +100,10 @@ pub(crate) enum Event<'a> {
     Committed { group: u64, index: u64, fact: Fact, frame: &'a Frame },
     /// Digest of a replica's append state, as of the last entry of its log.
     Table { by: Replica, index: u64, term: u64, digest: u32 },
+    /// A replica's log begins at this index, and its records, so it says, at this offset.
+    Start { by: Replica, first: u64, log_start: u64 },
+    /// A replica of a group is asked to keep all entries from this index on; those before may go.
+    Boundary { group: u64, index: u64 },
     /// A replica's high watermark.
     Watermark { by: Replica, high_watermark: u64 },
     /// A replica's vote, as saved: term, for whom, and whether that one leads.

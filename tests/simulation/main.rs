@@ -178,6 +178,7 @@ variants! {
     offsets_for_blanks_are_noticed => Variant::Sabotage(Sabotage::BlanksTakeOffsets);
     replica_ids_that_are_used_again_are_noticed => Variant::Sabotage(Sabotage::ReuseReplicaIds);
     a_watermark_that_a_purge_resets_is_noticed => Variant::Sabotage(Sabotage::PurgeResetsTheWatermark);
+    snapshots_that_ignore_their_boundary_are_noticed => Variant::Sabotage(Sabotage::SnapshotsIgnoreTheBoundary);
     followers_that_forget_producers_are_noticed => Variant::Sabotage(Sabotage::FollowersForgetProducers);
     a_table_that_survives_a_truncation_is_noticed => Variant::Sabotage(Sabotage::TruncationKeepsTheTable);
 }

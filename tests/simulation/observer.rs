@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pontoon::broker::Broker;
+use pontoon_raft::log::Log;
 use pontoon_raft::log::frame::Frame;
 use pontoon_raft::raft_group::RaftGroup;
 use pontoon_raft::sabotage::Sabotage;
@@ -33,6 +34,8 @@ struct Seen {
 /// What a replica shows without being read. What has not changed is not told again.
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
 struct State {
+    /// Where the log begins: index and offset.
+    start: (u64, u64),
     high_watermark: u64,
     /// Term, for whom, and whether that one leads.
     vote: Option<(u64, u64, bool)>,
@@ -108,7 +111,7 @@ impl Observer {
         let log = group.log();
         let applied = group.status().applied_index.map_or(0, |index| index + 1);
         let last = log.last_log_id();
-        let first = log.purged_log_id().map_or(0, |purged| purged.index + 1);
+        let first = first_index(log);
         let seen = self.seen.entry((by.group, by.id)).or_default();
         if seen.next > 0 && seen.next < first {
             self.world.ledger.count("snapshots installed");
@@ -143,6 +146,7 @@ impl Observer {
     /// What can be had without reading.
     fn show_state(&mut self, group: &RaftGroup, by: Replica) {
         let (ledger, log) = (&self.world.ledger, group.log());
+        let first = first_index(log);
         let (start, high_watermark, end) = (log.log_start_offset().0, log.high_watermark().0, log.log_end_offset().0);
         if start > high_watermark || high_watermark > end {
             ledger.broken("high_watermark", format!("{by:?}: {start}, {high_watermark}, {end} are out of order"));
@@ -154,7 +158,11 @@ impl Observer {
         };
         let vote = log.vote().map(|vote| (vote.leader_id.term, vote.leader_id.voted_for.0, vote.committed));
         let leader = group.watch_leader().borrow().map(|leader| (leader.term, leader.replica.0));
-        let was = std::mem::replace(&mut seen.state, State { high_watermark, vote, leader, table });
+        let now = State { start: (first, start), high_watermark, vote, leader, table };
+        let was = std::mem::replace(&mut seen.state, now);
+        if was.start != now.start {
+            ledger.tell(Event::Start { by, first, log_start: start });
+        }
         if was.high_watermark != high_watermark {
             ledger.tell(Event::Watermark { by, high_watermark });
         }
@@ -187,6 +195,11 @@ impl Observer {
             self.world.ledger.broken("acknowledged_is_readable", why);
         }
     }
+}
+
+/// The first index that is not purged.
+fn first_index(log: &Log) -> u64 {
+    log.purged_log_id().map_or(0, |purged| purged.index + 1)
 }
 
 /// Reads entries; none if they are purged or truncated meanwhile.

@@ -322,6 +322,10 @@ impl Log {
     /// The last entry before the segment that holds the first entry to keep ([`Self::set_snapshot_boundary`]), never above
     /// `applied`.
     pub(crate) fn snapshot_boundary(&self, applied: LogId) -> Option<LogId> {
+        #[cfg(any(test, feature = "simulation"))]
+        if crate::sabotage::on(crate::sabotage::Sabotage::SnapshotsIgnoreTheBoundary) {
+            return Some(applied);
+        }
         let state = self.state.lock();
         let boundary = state.boundary;
         let starts = state.segments.iter().filter(|segment| segment.first_index() <= boundary);

@@ -6,12 +6,23 @@ use std::collections::BTreeMap;
 use super::Invariant;
 use crate::event::{Attempt, Event, Place};
 
+/// Where a batch stands.
+#[derive(Clone, Copy)]
+struct Stands {
+    group: u64,
+    index: u64,
+    base: u64,
+    term: u64,
+    span: u32,
+}
+
 /// What was promised, and what came of it.
 #[derive(Default)]
 pub(super) struct AcknowledgedIsReadable {
     acknowledged: BTreeMap<Attempt, Place>,
-    /// Where each attempt stands: partition, base offset, term, offsets.
-    committed: BTreeMap<Attempt, (u64, u64, u32)>,
+    committed: BTreeMap<Attempt, Stands>,
+    /// By group: the last index that anybody was asked to keep the entries from.
+    kept: BTreeMap<u64, u64>,
     /// What each partition's final read has read; until that begins, what was read of it at all.
     read: BTreeMap<u32, BTreeMap<u64, Attempt>>,
     read_from: BTreeMap<u32, u64>,
@@ -19,14 +30,21 @@ pub(super) struct AcknowledgedIsReadable {
 
 impl AcknowledgedIsReadable {
     /// The attempt that an acknowledgement is about: the very one, or an earlier one of the same batch.
-    fn stands(&self, attempt: Attempt, at: Place) -> Option<(Attempt, (u64, u64, u32))> {
+    fn stands(&self, attempt: Attempt, at: Place) -> Option<(Attempt, Stands)> {
         let earlier = Attempt { attempt: 0, ..attempt };
         let mut of_batch = self.committed.range(earlier..=attempt);
         of_batch.find(|(stands, _)| at.duplicate || **stands == attempt).map(|(stands, place)| (*stands, *place))
     }
 
+    /// The first offset of a partition that must be readable, wherever its leader says that the log starts.
+    fn kept_from(&self, partition: u32) -> Option<u64> {
+        let of_partition = self.committed.iter().filter(|(attempt, _)| attempt.partition == partition);
+        let kept = of_partition.filter(|(_, at)| at.index >= self.kept.get(&at.group).copied().unwrap_or(0));
+        kept.map(|(_, at)| at.base).min()
+    }
+
     fn check(&self, attempt: Attempt, at: Place) -> Result<(), String> {
-        let Some((stands, (base, term, span))) = self.stands(attempt, at) else {
+        let Some((stands, Stands { base, term, span, .. })) = self.stands(attempt, at) else {
             return Err(format!("{attempt:?}, acknowledged {at:?}, is not in the log"));
         };
         if (base, base + u64::from(span) - 1, term) != (at.base_offset, at.last_offset, at.epoch) {
@@ -43,18 +61,15 @@ impl AcknowledgedIsReadable {
     }
 }
 
-/// Offsets are dense, so an answer has each from the one that was asked for on. Only what lies below the log start, which may have
-/// moved since the client asked last, may be missing.
+/// An offset that is asked for by its number is answered from there on or refused, and offsets are dense.
 fn check_dense(from: u64, log_start: u64, offsets: &[u64]) -> Result<(), String> {
-    let mut next = from;
-    for offset in offsets {
-        let is_below_the_start = (next..=log_start).contains(offset);
-        if *offset != next && !is_below_the_start {
-            return Err(format!("offset {offset} was read where {next} was due, with a log start at {log_start}"));
-        }
-        next = offset + 1;
+    if log_start > from {
+        return Err(format!("a read from {from} was answered by a log that starts at {log_start}"));
     }
-    Ok(())
+    match (from..).zip(offsets).find(|(due, offset)| due != *offset) {
+        Some((due, offset)) => Err(format!("offset {offset} was read where {due} was due")),
+        None => Ok(()),
+    }
 }
 
 impl Invariant for AcknowledgedIsReadable {
@@ -65,9 +80,13 @@ impl Invariant for AcknowledgedIsReadable {
     fn see(&mut self, event: &Event<'_>) -> Result<(), String> {
         match *event {
             Event::Acknowledged { attempt, at } => drop(self.acknowledged.insert(attempt, at)),
-            Event::Committed { fact, .. } => {
-                let place = (fact.base_offset, fact.term, fact.span);
-                fact.attempt.map(|attempt| self.committed.insert(attempt, place));
+            Event::Committed { group, index, fact, .. } => {
+                let (base, term, span) = (fact.base_offset, fact.term, fact.span);
+                fact.attempt.map(|attempt| self.committed.insert(attempt, Stands { group, index, base, term, span }));
+            }
+            Event::Boundary { group, index } => {
+                let kept = self.kept.entry(group).or_default();
+                *kept = index.max(*kept);
             }
             Event::Read { partition, offset, attempt, .. } => {
                 self.read.entry(partition).or_default().insert(offset, attempt);
@@ -77,10 +96,12 @@ impl Invariant for AcknowledgedIsReadable {
             }
             Event::ReadingAll { partition } => drop(self.read.remove(&partition)),
             Event::ReadAll { partition, log_start, end } => {
-                self.read_from.insert(partition, log_start);
+                let from = self.kept_from(partition).unwrap_or(log_start).min(log_start);
+                self.read_from.insert(partition, from);
                 let read = self.read.entry(partition).or_default();
-                if let Some(missing) = (log_start..end).find(|offset| !read.contains_key(offset)) {
-                    return Err(format!("partition {partition}: offset {missing} of {log_start}..{end} was not read"));
+                if let Some(missing) = (from..end).find(|offset| !read.contains_key(offset)) {
+                    let why = format!("offset {missing} of {from}..{end} was not read, in a log said to start at");
+                    return Err(format!("partition {partition}: {why} {log_start}"));
                 }
             }
             Event::Tail { partition, end, known } if end < known => {
@@ -139,10 +160,33 @@ mod tests {
         answer(3, 0, &[4, 5]).unwrap_err();
         answer(3, 0, &[3, 5]).unwrap_err();
         answer(3, 0, &[3, 3]).unwrap_err();
-        // The log start has moved, to 7: the batch that holds it may begin below.
-        answer(3, 7, &[6, 7, 8]).unwrap();
-        answer(3, 7, &[8]).unwrap_err();
-        answer(3, 7, &[7, 9]).unwrap_err();
+        answer(3, 3, &[3]).unwrap();
+        // Refused (416) is what it should have been.
+        answer(3, 7, &[7, 8]).unwrap_err();
+        answer(3, 7, &[6, 7, 8]).unwrap_err();
+        answer(3, 7, &[]).unwrap_err();
+    }
+
+    #[test]
+    fn a_log_that_says_that_it_starts_above_what_was_to_be_kept_is_seen() {
+        for (log_start, is_seen) in [(0, false), (1, false), (2, true)] {
+            let mut invariant = AcknowledgedIsReadable::default();
+            for number in 0..2 {
+                let (index, at) = (u64::from(number), u64::from(number));
+                let at = Place { base_offset: at, last_offset: at, epoch: 1, duplicate: false };
+                commit(&mut invariant, &frame(index, index, attempt(number, 1))).unwrap();
+                invariant.see(&Event::Acknowledged { attempt: attempt(number, 1), at }).unwrap();
+            }
+            invariant.see(&Event::Boundary { group: 1, index: 1 }).unwrap();
+            invariant.see(&Event::Boundary { group: 1, index: 0 }).unwrap();
+            for number in log_start..2 {
+                let (offset, attempt) = (number, attempt(number as u32, 1));
+                invariant.see(&Event::Read { partition: 0, offset, attempt, record: 0 }).unwrap();
+            }
+            let complete = invariant.see(&Event::ReadAll { partition: 0, log_start, end: 2 });
+            assert_eq!(complete.is_err(), is_seen, "{log_start}");
+            assert_eq!(invariant.judge().len(), usize::from(is_seen), "{log_start}");
+        }
     }
 
     #[test]

@@ -10,6 +10,7 @@ mod committed_never_changes;
 mod dense_offsets;
 mod exact_dedup;
 mod high_watermark;
+mod kept_entries_stay;
 mod log_matching;
 mod no_vote_from_quarantine;
 mod one_leader_per_term;
@@ -42,6 +43,7 @@ pub(crate) fn all() -> Vec<Box<dyn Invariant>> {
         Box::<committed_never_changes::CommittedNeverChanges>::default(),
         Box::<dense_offsets::DenseOffsets>::default(),
         Box::<acknowledged_is_readable::AcknowledgedIsReadable>::default(),
+        Box::<kept_entries_stay::KeptEntriesStay>::default(),
         Box::<no_vote_from_quarantine::NoVoteFromQuarantine>::default(),
         Box::<high_watermark::HighWatermark>::default(),
         Box::<exact_dedup::ExactDedup>::default(),
