@@ -40,7 +40,7 @@ pub(crate) const CLIENT: u32 = BROKERS + 1;
 /// Groups, by number from 1.
 pub(crate) const GROUPS: u64 = 4;
 /// Entries that a snapshot leaves in the log, at least.
-const KEPT: u64 = 40;
+const KEPT: u64 = 8;
 
 /// What the client asks of a broker.
 #[derive(Debug, Serialize, Deserialize)]
@@ -125,7 +125,7 @@ pub(crate) fn config() -> RaftConfig {
         bypass_bytes_min: 8 << 10,
         checkpoint_journal_bytes: 128 << 10,
         checkpoint_interval: Duration::from_secs(2),
-        segment_bytes_max: 16 << 10,
+        segment_bytes_max: 4 << 10,
         index_interval_bytes: 1 << 10,
         tail_cache_bytes: 8 << 10,
         tail_cache_bytes_total: 24 << 10,
@@ -270,10 +270,17 @@ async fn observe(world: World, broker: u32, life: u64, who: Arc<str>, group: Raf
     let log = group.log().clone();
     let mut reader = LogStore::new(log.clone());
     let mut watermark = log.watch_high_watermark();
-    let mut next = 0;
+    let (mut next, mut last) = (0, None);
     while world.is_alive(broker, life) {
         let first = log.purged_log_id().map_or(0, |purged| purged.index + 1);
+        if next > 0 && next < first {
+            world.model.count("snapshots installed");
+        }
         next = next.max(first);
+        let was = std::mem::replace(&mut last, log.last_log_id());
+        if was > last || was.zip(last).is_some_and(|(was, is)| was.index >= is.index && was != is) {
+            world.model.count("truncations");
+        }
         let high_watermark = log.high_watermark().0;
         let to = group.status().applied_index.map_or(0, |applied| applied + 1);
         if next < to {
@@ -298,7 +305,7 @@ async fn observe(world: World, broker: u32, life: u64, who: Arc<str>, group: Raf
         if start > high_watermark || high_watermark > end {
             world.model.broken(format!("{who}: group {id}: offsets {start}, {high_watermark}, {end} are out of order"));
         }
-        world.model.shown(broker, id, Shown { life, next, high_watermark });
+        world.model.shown(broker, id, Shown { life, first, next, high_watermark });
         tokio::select! {
             biased;
             _ = watermark.changed() => {}
@@ -332,6 +339,10 @@ async fn snapshots(model: Model, groups: RaftGroups) {
         let group = &all[random_u64() as usize % all.len()];
         let applied = group.status().applied_index.unwrap_or(0).min(model.known(group.group().0));
         // What nobody has shown yet must not go.
-        let _ = group.snapshot(applied.saturating_sub(KEPT)).await;
+        let boundary = applied.saturating_sub(KEPT);
+        model.boundary(group.group().0, boundary);
+        if group.snapshot(boundary).await.is_ok() {
+            model.count("snapshots");
+        }
     }
 }

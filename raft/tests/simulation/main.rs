@@ -32,6 +32,7 @@ use model::Model;
 use parking_lot::Mutex;
 use pontoon_raft::disk::sim::SimDisk;
 use pontoon_raft::runtime;
+use pontoon_raft::sabotage::{self, Sabotage};
 use seeds::{Told, replay_all, run_all};
 use trace::Trace;
 use turmoil::Sim;
@@ -44,7 +45,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 const SEEDS: u64 = 100;
 /// And how many of them are run twice.
 const REPLAYED: u64 = 2;
-/// All that is counted: faults, and calls that a disk has refused.
+/// All that is counted: faults, calls that a disk has refused, and what came of them.
 const KINDS: &[&str] = &[
     "power off",
     "black-out",
@@ -63,6 +64,9 @@ const KINDS: &[&str] = &[
     "failed allocation",
     "failed removal",
     "failed change of length",
+    "snapshots",
+    "snapshots installed",
+    "truncations",
 ];
 /// Longest step of simulated time: all processes of a run take steps of so many ms, 1 to this many, as the seed says. Whatever comes
 /// within one step comes in an order that the seed draws.
@@ -166,7 +170,8 @@ impl Simulation<'_> {
         let (broken, terms) = (model.all_broken(), model.elections());
         let acknowledged = model.acknowledgements();
         let (lines, hash) = self.world.trace.take();
-        let struck = std::mem::take(&mut self.faults.struck);
+        let mut struck = std::mem::take(&mut self.faults.struck);
+        struck.extend(model.happened());
         Told { broken, lines, hash, acknowledged, terms, simulated_ms: self.now_ms, struck }
     }
 }
@@ -181,29 +186,56 @@ fn agreed(world: &World) -> bool {
     world.model.agreed(&lives, GROUPS)
 }
 
+/// What is wrong on purpose.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Wrong {
+    Nothing,
+    /// The journal's rounds are written, but not synced as is said.
+    SyncsAreSkipped,
+    /// The code itself.
+    Code(Sabotage),
+}
+
 /// Runs a seed on a thread of its own: what a thread remembers must not decide anything.
-fn spawn(seed: u64, traced: bool, lies: bool) -> thread::JoinHandle<Told> {
+fn spawn(seed: u64, traced: bool, wrong: Wrong) -> thread::JoinHandle<Told> {
     // A panic names the thread.
     let thread = thread::Builder::new().name(format!("PONTOON_SEED={seed}"));
-    thread.spawn(move || Simulation::new(seed, traced, lies).run()).expect("a thread")
+    let run = move || {
+        sabotage::make_on_this_thread(match wrong {
+            Wrong::Code(mistake) => Some(mistake),
+            _ => None,
+        });
+        Simulation::new(seed, traced, wrong == Wrong::SyncsAreSkipped).run()
+    };
+    thread.spawn(run).expect("a thread")
+}
+
+/// What breaks in the first two seeds.
+fn broken_by(wrong: Wrong) -> Vec<String> {
+    (1..=2).flat_map(|seed| spawn(seed, false, wrong).join().expect("a run that comes to its end").broken).collect()
 }
 
 #[test]
 fn nothing_acknowledged_is_lost() {
-    run_all(SEEDS, KINDS, |seed, traced| spawn(seed, traced, false));
+    run_all(SEEDS, KINDS, |seed, traced| spawn(seed, traced, Wrong::Nothing));
 }
 
 #[test]
 fn a_seed_replays_to_the_same_trace() {
     owned::assert_tokio_is_seeded();
-    replay_all(REPLAYED, |seed, traced| spawn(seed, traced, false));
+    replay_all(REPLAYED, |seed, traced| spawn(seed, traced, Wrong::Nothing));
 }
 
 /// A simulation in which nothing could be lost would show nothing: if the journal's rounds are not synced, it comes out, be it that
 /// a recovery refuses what it finds or that the model misses something.
 #[test]
 fn disks_that_lie_about_the_journal_s_syncs_are_found_out() {
-    let found: Vec<String> =
-        (1..=2).flat_map(|seed| spawn(seed, false, true).join().expect("a run that comes to its end").broken).collect();
-    assert!(!found.is_empty(), "nobody noticed");
+    assert!(!broken_by(Wrong::SyncsAreSkipped).is_empty(), "nobody noticed");
+}
+
+/// What is purged cannot be missed by who looks from the log's start on.
+#[test]
+fn snapshots_that_ignore_their_boundary_are_found_out() {
+    let found = broken_by(Wrong::Code(Sabotage::SnapshotsIgnoreTheBoundary));
+    assert!(found.iter().any(|why| why.contains("was to keep")), "{found:?}");
 }

@@ -2,7 +2,7 @@
 //!
 //! - A committed entry never changes: whoever shows an index shows the same entry, in whatever life of whichever broker.
 //! - What was acknowledged is there exactly where it was acknowledged; what is unknown is there once or not; what was refused is not.
-//! - Offsets are dense; a term has one leader; the high watermark never goes back within a life.
+//! - What a log was asked to keep is there. Offsets are dense; a term has one leader; the high watermark never goes back within a life.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -43,12 +43,15 @@ struct Group {
     /// Payloads that the log said it holds already.
     duplicates: BTreeSet<(u8, u32)>,
     refused: BTreeSet<Attempt>,
+    /// The last index that any broker was asked to keep the entries from.
+    kept: u64,
 }
 
-/// How far one broker has shown its log of one group: next index, high watermark.
+/// How far one broker has shown its log of one group: its first index, the next, high watermark.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Shown {
     pub(crate) life: u64,
+    pub(crate) first: u64,
     pub(crate) next: u64,
     pub(crate) high_watermark: u64,
 }
@@ -58,6 +61,8 @@ struct Inner {
     groups: BTreeMap<u64, Group>,
     shown: BTreeMap<(u32, u64), Shown>,
     broken: Vec<String>,
+    /// What happened to logs, by kind.
+    happened: BTreeMap<&'static str, u64>,
 }
 
 /// All that is known. Clones share it.
@@ -103,6 +108,16 @@ impl Model {
         self.inner.lock().broken.clone()
     }
 
+    /// Counts something that happened to a log.
+    pub(crate) fn count(&self, what: &'static str) {
+        *self.inner.lock().happened.entry(what).or_default() += 1;
+    }
+
+    /// What happened to logs, by kind.
+    pub(crate) fn happened(&self) -> BTreeMap<&'static str, u64> {
+        self.inner.lock().happened.clone()
+    }
+
     /// A broker shows an applied entry of its log.
     pub(crate) fn committed(&self, broker: u32, group: u64, entry: &Entry) {
         let index = entry.log_id.index;
@@ -124,9 +139,24 @@ impl Model {
         }
     }
 
+    /// A broker is asked to keep all entries from this index on; those before may go.
+    pub(crate) fn boundary(&self, group: u64, index: u64) {
+        let mut inner = self.inner.lock();
+        let kept = &mut inner.groups.entry(group).or_default().kept;
+        *kept = index.max(*kept);
+    }
+
     /// How far a broker has come.
     pub(crate) fn shown(&self, broker: u32, group: u64, now: Shown) {
-        let before = self.inner.lock().shown.insert((broker, group), now).unwrap_or_default();
+        let (before, kept) = {
+            let mut inner = self.inner.lock();
+            let kept = inner.groups.get(&group).map_or(0, |group| group.kept);
+            (inner.shown.insert((broker, group), now).unwrap_or_default(), kept)
+        };
+        if now.first > kept {
+            let first = now.first;
+            self.broken(format!("broker {broker}, group {group}: begins at {first}, was to keep all from {kept} on"));
+        }
         if before.life == now.life && before.high_watermark > now.high_watermark {
             self.broken(format!("broker {broker}, group {group}: the high watermark went from {before:?} to {now:?}"));
         }
@@ -280,7 +310,8 @@ mod tests {
             model.acknowledged(1, (0, number as u32, 1), acknowledged(number, number));
         }
         model.leader(1, 1, 1, 11);
-        model.shown(1, 1, Shown { life: 1, next: 2, high_watermark: 2 });
+        model.boundary(1, 1);
+        model.shown(1, 1, Shown { life: 1, first: 1, next: 2, high_watermark: 2 });
         what(&model);
         model.judge();
         model.all_broken()
@@ -294,11 +325,12 @@ mod tests {
     #[test]
     fn each_breach_is_seen() {
         type Breach = (&'static str, fn(&Model));
-        let breaches: [Breach; 9] = [
+        let breaches: [Breach; 10] = [
             ("index 1 was", |model| model.committed(2, 1, &entry(1, 7, 1))),
             ("led by 11 and by 12", |model| model.leader(2, 1, 1, 12)),
-            ("went from", |model| model.shown(1, 1, Shown { life: 1, next: 2, high_watermark: 1 })),
-            ("not the end 2", |model| model.shown(2, 1, Shown { life: 1, next: 2, high_watermark: 1 })),
+            ("went from", |model| model.shown(1, 1, Shown { life: 1, first: 0, next: 2, high_watermark: 1 })),
+            ("was to keep", |model| model.shown(1, 1, Shown { life: 1, first: 2, next: 2, high_watermark: 2 })),
+            ("not the end 2", |model| model.shown(2, 1, Shown { life: 1, first: 0, next: 2, high_watermark: 1 })),
             ("is not there", |model| model.acknowledged(1, (0, 2, 1), acknowledged(2, 2))),
             ("was refused", |model| model.refused(1, (0, 1, 1))),
             ("said to be a duplicate", |model| model.duplicate(1, 0, 2)),
