@@ -58,12 +58,24 @@ pub(crate) struct Start {
     pub(crate) life: u64,
     /// It has been asked to stop cleanly.
     pub(crate) stop: bool,
-    /// Its disk has been made to fail, so that its end surprises nobody.
-    pub(crate) disk_fails: bool,
     /// Its disk has been given a bound, which may leave no room for what a start must write.
     pub(crate) disk_fills: bool,
     /// Bits of it were flipped, or all of it taken: its replicas may be lost.
     pub(crate) rots: bool,
+}
+
+impl Start {
+    /// The first start on a disk.
+    pub(crate) fn first(disk: SimDisk) -> Self {
+        let (tables, after) = (Arc::default(), Duration::ZERO);
+        Self { disk, tables, after, life: 1, stop: false, disk_fills: false, rots: false }
+    }
+
+    /// Whether its end in this life surprises nobody, nor that it cannot read: a call of its disk has failed, or its files are not
+    /// what they were. A fault that is still to come excuses nothing.
+    pub(crate) fn is_excused(&self) -> bool {
+        self.disk.has_struck() || self.rots
+    }
 }
 
 /// How far the client is and shall come.
@@ -195,7 +207,7 @@ pub(crate) async fn run(world: World, broker: u32) -> turmoil::Result {
     world.trace.note(&who, format_args!("ends: {why}"));
     let start = world.start_of(broker);
     let no_room = start.disk_fills && ended.as_ref().is_err_and(|error| is_for_want_of_room(&**error));
-    if start.life == life && ended.is_err() && !start.disk_fails && !start.rots && !no_room {
+    if start.life == life && ended.is_err() && !start.is_excused() && !no_room {
         world.ledger.broken("liveness", format!("{who} ended: {why}"));
     }
     [network, http].iter().for_each(TracedNetwork::sever);
@@ -292,5 +304,28 @@ async fn housekeeping(world: World, broker: Arc<Broker>) {
                 world.ledger.count("snapshots");
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+    use pontoon_raft::disk::Disk;
+    use pontoon_raft::disk::sim::{EIO, Fault, OpKind};
+
+    use super::*;
+
+    #[test]
+    fn only_a_fault_that_has_struck_in_this_life_is_an_excuse() {
+        let mut start = Start::first(SimDisk::new(0));
+        let path_contains = String::new();
+        start.disk.inject(Fault { kind: OpKind::CreateDir, path_contains, skip: 0, errno: EIO, loses_data: false });
+        assert!(!start.is_excused());
+        assert!(start.disk.create_dir_all("/data".as_ref()).now_or_never().unwrap().is_err());
+        assert!(start.is_excused());
+        start.disk = start.disk.kill();
+        assert!(!start.is_excused());
+        start.rots = true;
+        assert!(start.is_excused());
     }
 }

@@ -301,7 +301,6 @@ impl Faults {
     fn fail(&mut self, broker: u32, fault: Fault) {
         self.world.trace.note("fault", format_args!("of {broker}'s disk to come: {fault:?}"));
         self.disk(broker).inject(fault);
-        self.change(broker, |start| start.disk_fails = true);
     }
 
     /// Counts the calls that a disk has refused.
@@ -460,8 +459,6 @@ impl Faults {
             start.disk_fills &= !mended;
             start.life += 1;
             start.stop = false;
-            // A fault that has not struck yet may strike in this life.
-            start.disk_fails = start.disk.faults_left() > 0;
             change(start);
         });
     }

@@ -84,8 +84,7 @@ impl Observer {
                 self.world.trace.note(&self.who, format_args!("quarantined {by:?}: {why}"));
                 self.world.ledger.tell(Event::Quarantined { by });
                 // A disk that fails within a recovery costs a replica, too.
-                let start = self.world.start_of(self.broker);
-                if !start.rots && !start.disk_fails {
+                if !self.world.start_of(self.broker).is_excused() {
                     let why = format!("{by:?} is corrupt, and nobody has touched its files: {why}");
                     self.world.ledger.broken("acknowledged_is_readable", why);
                 }
@@ -186,10 +185,10 @@ impl Observer {
         }
     }
 
-    /// A replica that could not be read: that is wrong unless its disk was made to fail, or it is going.
+    /// A replica that could not be read: that is wrong unless its disk has failed, or it is going.
     fn complain(&self, group: &RaftGroup, why: &str) {
         let start = self.world.start_of(self.broker);
-        let excused = start.life != self.life || start.disk_fails || start.rots || start.stop;
+        let excused = start.life != self.life || start.is_excused() || start.stop;
         if !excused && group.status().stopped.is_none() {
             let why = format!("{}: group {} cannot be read: {why}", self.who, group.group());
             self.world.ledger.broken("acknowledged_is_readable", why);

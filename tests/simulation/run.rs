@@ -1,7 +1,6 @@
 //! One run: a seed, from an empty cluster through everything that goes wrong to the verdict.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
@@ -89,9 +88,7 @@ impl Simulation<'_> {
             .enable_random_order();
         let starts = (1..=BROKERS).map(|broker| {
             let disk = faults::new_disk(plan.seed << 8 | u64::from(broker));
-            let (tables, after) = (Arc::default(), Duration::ZERO);
-            let (stop, disk_fails, disk_fills, rots) = (false, false, false, false);
-            (broker, Start { disk, tables, after, life: 1, stop, disk_fails, disk_fills, rots })
+            (broker, Start::first(disk))
         });
         let world = World::new(Trace::new(plan.traced), starts.collect(), plan.variant);
         let mut sim = builder.build();

@@ -113,6 +113,8 @@ struct Hardware {
     crashed: bool,
     faults: Vec<Fault>,
     struck: Vec<(OpKind, PathBuf)>,
+    /// A fault has struck this process.
+    has_struck: bool,
     slow_syncs: Vec<(String, Duration)>,
     capacity: Option<u64>,
     out_of_files: bool,
@@ -143,6 +145,7 @@ impl SimDisk {
             crashed: false,
             faults: Vec::new(),
             struck: Vec::new(),
+            has_struck: false,
             slow_syncs: Vec::new(),
             capacity: None,
             out_of_files: false,
@@ -179,6 +182,7 @@ impl SimDisk {
         hardware.generation += 1;
         hardware.crashed = false;
         hardware.crash_at = None;
+        hardware.has_struck = false;
         hardware.open.clear();
         hardware.locks.clear();
         hardware.tree.collect(&BTreeSet::new());
@@ -241,6 +245,11 @@ impl SimDisk {
     /// Which operations failed by a fault, on what, since this was last asked.
     pub fn take_struck(&self) -> Vec<(OpKind, PathBuf)> {
         std::mem::take(&mut self.hardware.lock().struck)
+    }
+
+    /// Whether an operation has failed by a fault since the last crash or kill. One that is still to come is none.
+    pub fn has_struck(&self) -> bool {
+        self.hardware.lock().has_struck
     }
 
     /// How many bytes all files may take together; `None`: any number. Writes and allocations beyond are ENOSPC.
@@ -378,6 +387,7 @@ impl Hardware {
         });
         let Some(struck) = struck else { return Ok(()) };
         self.struck.push((kind, path.to_owned()));
+        self.has_struck = true;
         Err(struck)
     }
 

@@ -137,7 +137,7 @@ pub(crate) fn config() -> RaftConfig {
 /// The broker's machine. A process that ends is noted, and stays until somebody takes it away.
 pub(crate) async fn run(world: World, broker: u32) -> turmoil::Result {
     let start = world.starts.lock()[&broker].clone();
-    let (life, after) = (start.life, start.after);
+    let (life, after, machine) = (start.life, start.after, start.disk.clone());
     sleep(after).await;
     let who: Arc<str> = format!("{}.{life}", host(broker)).into();
     world.trace.note(&who, "starts");
@@ -145,10 +145,10 @@ pub(crate) async fn run(world: World, broker: u32) -> turmoil::Result {
     tokio::spawn(die(world.clone(), broker, life, network.clone()));
     let Err(error) = serve(&world, broker, start, who.clone(), network.clone()).await;
     world.trace.note(&who, format_args!("ends: {error}"));
-    // A disk that fails ends a process; anything else does not, while it lives.
-    let disk_failed =
+    // A disk that has failed ends a process, one that is yet to fail does not; nor does anything else, while it lives.
+    let says_so =
         error.is::<Stopped>() || matches!(error.downcast_ref(), Some(OpenError::Io { .. } | OpenError::Full { .. }));
-    if !disk_failed && world.is_alive(broker, life) {
+    if !(says_so && machine.has_struck()) && world.is_alive(broker, life) {
         world.model.broken(format!("{who} ended: {error}"));
     }
     network.sever();

@@ -199,6 +199,21 @@ async fn the_nth_matching_operation_fails_and_no_other() {
 }
 
 #[tokio::test]
+async fn a_fault_has_struck_once_it_does_and_in_that_life_only() {
+    let disk = SimDisk::new(0);
+    let fault =
+        |path: &str| Fault { kind: OpKind::Create, path_contains: path.into(), skip: 0, errno: EIO, loses_data: false };
+    disk.inject(fault("/a"));
+    disk.inject(fault("/b"));
+    assert!(!disk.has_struck());
+    disk.open(Path::new("/a"), OpenMode::CreateNew).await.err().unwrap();
+    assert!(disk.has_struck());
+    for (next, left) in [(disk.kill(), 1), (disk.crash(), 1)] {
+        assert_eq!((next.has_struck(), next.faults_left()), (false, left));
+    }
+}
+
+#[tokio::test]
 async fn a_full_disk_refuses_what_does_not_fit() {
     let disk = SimDisk::new(0);
     let file = create(&disk, "/a", "12345").await;
