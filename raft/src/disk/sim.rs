@@ -290,6 +290,15 @@ impl SimDisk {
         });
     }
 
+    /// Takes a folder off the platter, with all that is in it. Panics if there is none.
+    pub fn remove_tree(&self, path: &Path) {
+        let mut hardware = self.hardware.lock();
+        let place = hardware.place(path).ok().filter(|place| hardware.entry(place).is_some());
+        let (dir, name) = place.unwrap_or_else(|| panic!("{} is not there", path.display()));
+        hardware.tree.lose(dir, &name);
+        hardware.collect();
+    }
+
     fn with_file(&self, path: &Path, change: impl FnOnce(&mut FileState)) {
         let mut hardware = self.hardware.lock();
         let id = hardware.lookup(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));

@@ -295,6 +295,18 @@ impl Tree {
         self.change(vec![(from, None), (to, Some(node))]);
     }
 
+    /// An entry is gone from the platter and from what would come there.
+    pub(super) fn lose(&mut self, dir: NodeId, name: &str) {
+        for change in &mut self.pending {
+            change.sets.retain(|((of, called), _)| (*of, called.as_str()) != (dir, name));
+        }
+        self.pending.retain(|change| !change.sets.is_empty());
+        if let Some(Node::Dir(dir)) = self.nodes.get_mut(&dir) {
+            dir.entries.remove(name);
+            dir.durable.remove(name);
+        }
+    }
+
     fn change(&mut self, sets: Vec<(Place, Option<NodeId>)>) {
         let change = NameChange { sets };
         self.apply(&change, |dir| &mut dir.entries);

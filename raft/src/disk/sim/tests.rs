@@ -260,6 +260,28 @@ async fn rot_is_seen_at_once_and_after_a_crash() {
 }
 
 #[tokio::test]
+async fn a_folder_that_is_lost_stays_lost_and_takes_no_fault_with_it() {
+    for seed in 0..20 {
+        let disk = SimDisk::new(seed);
+        let (kept, lost) = (Path::new("/kept"), Path::new("/lost"));
+        disk.create_dir_all(lost).await.unwrap();
+        create(&disk, "/lost/a", "a").await;
+        if seed % 2 == 0 {
+            disk.sync_dir(Path::new("/")).await.unwrap();
+        }
+        disk.create_dir_all(kept).await.unwrap();
+        let (kind, path_contains) = (OpKind::Remove, String::new());
+        disk.inject(Fault { kind, path_contains, skip: 0, errno: EIO, loses_data: false });
+        disk.remove_tree(lost);
+        assert_eq!((disk.faults_left(), disk.used_bytes()), (1, 0));
+        assert!(disk.read_dir(kept).await.unwrap().is_empty());
+        assert_eq!(disk.read_dir(lost).await.err().map(|error| error.kind()), Some(io::ErrorKind::NotFound));
+        let disk = disk.crash();
+        assert_eq!(disk.read_dir(lost).await.err().map(|error| error.kind()), Some(io::ErrorKind::NotFound));
+    }
+}
+
+#[tokio::test]
 async fn from_the_named_operation_on_everything_fails() {
     let disk = SimDisk::new(0);
     disk.record_trace();
