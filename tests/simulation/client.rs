@@ -14,9 +14,10 @@ use pontoon_raft::runtime::random_u64;
 use tokio::time::sleep;
 
 use crate::broken::Variant;
-use crate::cluster::{BROKERS, Phase, World, http_address};
+use crate::cluster::{Phase, World, http_address};
 use crate::event::{Attempt, Event, Place};
 use crate::http::{Answer, Ask, Failed, ask};
+use crate::machines::BROKERS;
 use crate::net::TracedNetwork;
 
 /// The topic, and its partitions.

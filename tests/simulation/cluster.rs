@@ -23,14 +23,11 @@ use crate::broken::Variant;
 use crate::disk::TracedDisk;
 use crate::event::Event;
 use crate::ledger::Ledger;
+use crate::machines::{BROKERS, host};
 use crate::net::TracedNetwork;
 use crate::observer::observe;
 use crate::trace::Trace;
 
-/// Brokers, by number from 1.
-pub(crate) const BROKERS: u32 = 3;
-/// The client, among the hosts.
-pub(crate) const CLIENT: u32 = BROKERS + 1;
 /// Entries that a snapshot leaves in the log, at least.
 const KEPT: u64 = 8;
 /// How long a clean stop may take.
@@ -155,10 +152,6 @@ impl World {
     pub(crate) fn has_arrived(&self, phase: Phase) -> bool {
         self.progress.lock().arrived >= Some(phase)
     }
-}
-
-pub(crate) fn host(broker: u32) -> String {
-    if broker == CLIENT { "client".into() } else { format!("b{broker}") }
 }
 
 pub(crate) fn http_address(broker: u32) -> String {

@@ -1,7 +1,7 @@
 //! Three real brokers, HTTP door and all, and their client in one process, on a simulated network, disk and clock, under one seed.
 //!
 //! The client (`client`) produces, reads and asks for confirmed ends over HTTP, while machines lose power, processes are killed and
-//! stopped, wires are cut, held, slowed and cut one way, disks stall, fail, fill up, rot and get lost (`faults`). Observers
+//! stopped, wires are cut, held, slowed and cut one way, disks stall, fail, fill up, rot and get lost (`faults`, `machines`). Observers
 //! (`observer`) look at every replica all the time. Every fact goes through the ledger (`ledger`) to every invariant (`invariants`).
 //! Once the faults are over, everything must become writable again within a bound; then all machines lose their power once more,
 //! the brokers must agree on everything, and the client reads all there is.
@@ -23,6 +23,8 @@ mod faults;
 mod http;
 mod invariants;
 mod ledger;
+#[path = "../../raft/tests/simulation/machines.rs"]
+mod machines;
 #[path = "../../raft/tests/simulation/net.rs"]
 mod net;
 mod observer;
@@ -54,6 +56,7 @@ const KINDS: &[&str] = &[
     "kill",
     "stop",
     "partition",
+    "isolation",
     "one-way cut",
     "hold",
     "delay",

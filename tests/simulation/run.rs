@@ -10,9 +10,10 @@ use turmoil::Sim;
 
 use crate::broken::Variant;
 use crate::client;
-use crate::cluster::{self, BROKERS, CLIENT, Phase, Start, World, host};
-use crate::faults::{self, Faults, LATENCY};
+use crate::cluster::{self, Phase, Start, World};
+use crate::faults::Faults;
 use crate::ledger::Broken;
+use crate::machines::{BROKERS, CLIENT, LATENCY, host, new_disk};
 use crate::trace::Trace;
 
 /// Longest step of simulated time: all processes of a run take steps of so many ms, 1 to this many, as the seed says. Whatever comes
@@ -87,7 +88,7 @@ impl Simulation<'_> {
             .tcp_capacity(1024)
             .enable_random_order();
         let starts = (1..=BROKERS).map(|broker| {
-            let disk = faults::new_disk(plan.seed << 8 | u64::from(broker));
+            let disk = new_disk(plan.seed << 8 | u64::from(broker));
             (broker, Start::first(disk))
         });
         let world = World::new(Trace::new(plan.traced), starts.collect(), plan.variant);
@@ -142,12 +143,12 @@ impl Simulation<'_> {
             self.faults.step_and_strike(&mut self.sim);
             self.step();
         }
-        self.faults.heal();
+        self.faults.machines.heal();
         self.world.want(Phase::Finish);
         self.until("everything is writable again", |world| arrived(world, Phase::Finish));
         self.until("the brokers agree", agreed);
         if !self.is_over() {
-            self.faults.black_out(&mut self.sim);
+            self.faults.machines.black_out(&mut self.sim);
         }
         self.until("the brokers agree after a black-out", agreed);
         self.world.want(Phase::ReadAll);
@@ -163,7 +164,7 @@ impl Simulation<'_> {
         let ledger = &self.world.ledger;
         let (broken, (acknowledged, terms)) = (ledger.all_broken(), ledger.counts());
         let (lines, hash) = self.world.trace.take();
-        let (mut struck, simulated_ms) = (std::mem::take(&mut self.faults.struck), self.now_ms);
+        let (mut struck, simulated_ms) = (std::mem::take(&mut self.faults.machines.struck), self.now_ms);
         struck.extend(ledger.happened());
         Run { broken, lines, hash, acknowledged, terms, struck, simulated_ms }
     }

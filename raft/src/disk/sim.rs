@@ -257,6 +257,11 @@ impl SimDisk {
         self.hardware.lock().capacity = bytes;
     }
 
+    /// The bound that [`Self::set_capacity`] has set.
+    pub fn capacity(&self) -> Option<u64> {
+        self.hardware.lock().capacity
+    }
+
     /// While true, nothing can be opened: EMFILE. What is open stays open.
     pub fn set_out_of_files(&self, out: bool) {
         self.hardware.lock().out_of_files = out;

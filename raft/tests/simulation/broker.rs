@@ -29,14 +29,11 @@ use tokio::sync::Notify;
 use tokio::time::sleep;
 
 use crate::disk::TracedDisk;
+use crate::machines::{BROKERS, host};
 use crate::model::{Model, Shown};
 use crate::net::TracedNetwork;
 use crate::trace::Trace;
 
-/// Brokers, by number from 1.
-pub(crate) const BROKERS: u32 = 3;
-/// The client, among the hosts.
-pub(crate) const CLIENT: u32 = BROKERS + 1;
 /// Groups, by number from 1.
 pub(crate) const GROUPS: u64 = 4;
 /// Entries that a snapshot leaves in the log, at least.
@@ -107,10 +104,6 @@ impl World {
     pub(crate) fn is_alive(&self, broker: u32, life: u64) -> bool {
         self.starts.lock()[&broker].life == life
     }
-}
-
-pub(crate) fn host(broker: u32) -> String {
-    if broker == CLIENT { "client".into() } else { format!("b{broker}") }
 }
 
 pub(crate) fn replica(group: u64, broker: u32) -> ReplicaId {

@@ -12,7 +12,8 @@ use pontoon_raft::transport::{CallError, PeerService, Transport, TransportIdenti
 use pontoon_raft::types::{BrokerId, ClusterId};
 use tokio::time::sleep;
 
-use crate::broker::{Answer, Ask, BROKERS, CLIENT, GROUPS, World, config, host};
+use crate::broker::{Answer, Ask, GROUPS, World, config};
+use crate::machines::{BROKERS, CLIENT, host};
 use crate::model::Acknowledged;
 use crate::net::TracedNetwork;
 

@@ -1,7 +1,7 @@
 //! Three brokers' real raft and log code in one process, on a simulated network, disk and clock, under one seed.
 //!
 //! A client (`client`) produces through whoever leads and reads confirmed ends, while machines lose power, processes are
-//! killed, wires are cut, held or cut one way, disks stall and fail (`faults`). Every fact that anyone learns goes to `model`,
+//! killed, wires are cut, held or cut one way, disks stall and fail (`faults`, `machines`). Every fact that anyone learns goes to `model`,
 //! which says what must hold. At the end all machines lose their power once more, and what they find is looked at as a whole.
 //!
 //! Every operation on a disk, every piece on a wire, every change of leadership and every answer is a line of the trace
@@ -15,6 +15,7 @@ mod broker;
 mod client;
 mod disk;
 mod faults;
+mod machines;
 mod model;
 mod net;
 mod owned;
@@ -26,11 +27,11 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use broker::{BROKERS, CLIENT, GROUPS, Start, World, host};
+use broker::{GROUPS, Start, World};
 use faults::Faults;
+use machines::{BROKERS, CLIENT, LATENCY, host, new_disk};
 use model::Model;
 use parking_lot::Mutex;
-use pontoon_raft::disk::sim::SimDisk;
 use pontoon_raft::runtime;
 use pontoon_raft::sabotage::{self, Sabotage};
 use seeds::{Told, replay_all, run_all};
@@ -55,6 +56,7 @@ const KINDS: &[&str] = &[
     "isolation",
     "one-way cut",
     "hold",
+    "delay",
     "stall",
     "failed sync",
     "failed write",
@@ -95,12 +97,11 @@ impl Simulation<'_> {
             .simulation_duration(Duration::from_secs(3600))
             .tick_duration(Duration::from_millis(step_ms))
             .min_message_latency(Duration::ZERO)
-            .max_message_latency(Duration::from_millis(5))
+            .max_message_latency(LATENCY)
             .tcp_capacity(1024)
             .enable_random_order();
         let starts = (1..=BROKERS).map(|broker| {
-            let disk = SimDisk::new(seed << 8 | u64::from(broker));
-            faults::usual_pace(&disk);
+            let disk = new_disk(seed << 8 | u64::from(broker));
             (broker, Start { disk, after: Duration::ZERO, life: 1 })
         });
         let world = World {
@@ -155,12 +156,12 @@ impl Simulation<'_> {
             self.faults.step_and_strike(&mut self.sim);
             self.step();
         }
-        self.faults.heal();
+        self.faults.machines.heal();
         self.world.finish.lock().0 = true;
         self.until("the client comes to its end", |world| world.finish.lock().1);
         self.until("the brokers agree", agreed);
         if !self.is_broken() {
-            self.faults.black_out(&mut self.sim);
+            self.faults.machines.black_out(&mut self.sim);
         }
         self.until("the brokers agree after a black-out", agreed);
         if !self.is_broken() {
@@ -170,7 +171,7 @@ impl Simulation<'_> {
         let (broken, terms) = (model.all_broken(), model.elections());
         let acknowledged = model.acknowledgements();
         let (lines, hash) = self.world.trace.take();
-        let mut struck = std::mem::take(&mut self.faults.struck);
+        let mut struck = std::mem::take(&mut self.faults.machines.struck);
         struck.extend(model.happened());
         Told { broken, lines, hash, acknowledged, terms, simulated_ms: self.now_ms, struck }
     }
