@@ -13,18 +13,18 @@ use tokio::time::{Instant, sleep, timeout_at};
 use super::peer::{self, PeerAnswer, PeerRequest};
 use super::shared::Shared;
 use crate::catalog::command::ReplicaReport;
-use crate::controller::requests::{ControlAnswer, ControlError, ControlRequest};
+use crate::controller::requests::{ANSWER_WITHIN, ControlAnswer, ControlError, ControlRequest};
+use crate::error::Code;
 
 /// Between two attempts.
 const RETRY_WAIT: Duration = Duration::from_millis(50);
-/// One attempt. The controller's own work is a commit or two.
-const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 /// Most items in one report.
 const REPORT_ITEMS_MAX: usize = 10_000;
 
 impl Shared {
     /// Asks the controller, again and again until it answers or `limit` has passed. A request may so be carried out
-    /// although this ends in an error; every request may be repeated ([`crate::controller::requests`]).
+    /// although this ends in an error, which is [`ControlError::Unknown`] then; every request may be repeated
+    /// ([`crate::controller::requests`]).
     pub(super) async fn control(
         &self,
         request: ControlRequest,
@@ -41,28 +41,23 @@ impl Shared {
         limit: Duration,
     ) -> Result<ControlAnswer, ControlError> {
         let deadline = Instant::now() + limit;
+        let mut outcome = Outcome::new(request.changes_the_catalog());
         let request = PeerRequest::Control(request);
-        let mut last = ControlError::NotController { controller: None };
         loop {
-            let attempt = timeout_at(deadline, self.control_once(&request, hint.take())).await;
-            let error = match attempt {
-                Ok(Ok(answer)) => return Ok(answer),
-                Ok(Err(refused @ ControlError::Refused { .. })) => return Err(refused),
-                Ok(Err(error)) => error,
-                Err(_) => return Err(last_word(last)),
-            };
-            match &error {
-                ControlError::NotController { controller: Some(known) } if known.0 != self.broker => {
-                    hint = Some(known.clone());
+            if let Some((broker, address)) = hint.take().or_else(|| self.known_controller()) {
+                match timeout_at(deadline, self.control_once(&request, broker, &address)).await {
+                    Ok(Ok(answer)) => return Ok(answer),
+                    Ok(Err(refused @ ControlError::Refused { .. })) => return Err(outcome.refused(refused)),
+                    Ok(Err(ControlError::NotController { controller })) => {
+                        hint = controller.filter(|known| known.0 != self.broker);
+                    }
+                    Ok(Err(ControlError::Unknown(why))) => outcome.note(why),
+                    // It may have been sent, or proposed: dropping it takes nothing back.
+                    Err(_) => outcome.note(format!("broker {broker} did not answer in time")),
                 }
-                _ => {}
-            }
-            // Once it may have been done, a later "not me" does not undo that.
-            if !matches!(last, ControlError::Unknown(_)) {
-                last = error;
             }
             if timeout_at(deadline, sleep(RETRY_WAIT)).await.is_err() {
-                return Err(last_word(last));
+                return Err(outcome.at_the_deadline());
             }
         }
     }
@@ -70,19 +65,16 @@ impl Shared {
     async fn control_once(
         &self,
         request: &PeerRequest,
-        hint: Option<(BrokerId, String)>,
+        broker: BrokerId,
+        address: &str,
     ) -> Result<ControlAnswer, ControlError> {
-        let (broker, address) = match hint.or_else(|| self.known_controller()) {
-            Some(known) => known,
-            None => return Err(ControlError::NotController { controller: None }),
-        };
         if broker == self.broker {
             let PeerRequest::Control(request) = request else {
                 return Err(ControlError::Unknown("not a request for the controller".to_owned()));
             };
             return self.controller.handle(request.clone()).await;
         }
-        match peer::call_address(self.transport(), &address, request, CALL_TIMEOUT).await {
+        match peer::call_address(self.transport(), address, request, ANSWER_WITHIN).await {
             Ok(PeerAnswer::Control(answer)) => answer,
             Ok(_) => Err(ControlError::Unknown(format!("broker {broker} answered something else"))),
             Err(CallError::NoAnswer(_, why)) => Err(ControlError::Unknown(why)),
@@ -100,11 +92,38 @@ impl Shared {
     }
 }
 
-/// What to say when time is up.
-fn last_word(last: ControlError) -> ControlError {
-    match last {
-        ControlError::NotController { .. } => ControlError::NotController { controller: None },
-        other => other,
+/// What the attempts so far may have done: once something, a later "not me" does not undo that.
+struct Outcome {
+    /// Why it is not known, if the request may have been carried out.
+    unknown: Option<String>,
+    /// Without that there is nothing to be carried out.
+    changes: bool,
+}
+
+impl Outcome {
+    fn new(changes: bool) -> Self {
+        Self { unknown: None, changes }
+    }
+
+    fn note(&mut self, why: String) {
+        self.unknown = self.changes.then_some(why);
+    }
+
+    /// What to say when time is up.
+    fn at_the_deadline(self) -> ControlError {
+        self.unknown.map_or(ControlError::NotController { controller: None }, ControlError::Unknown)
+    }
+
+    /// A refusal of the last attempt. What the catalog's log has refused stands behind whatever an earlier attempt left in it; what
+    /// was refused before it was proposed says nothing of that.
+    fn refused(self, refusal: ControlError) -> ControlError {
+        let decided = [Code::TopicExists, Code::TopicNameCollision, Code::UnknownTopic];
+        match (self.unknown, refusal) {
+            (Some(why), ControlError::Refused { code, message }) if decided.iter().all(|by| by.as_str() != code) => {
+                ControlError::Unknown(format!("{why}; then: {message}"))
+            }
+            (_, refusal) => refusal,
+        }
     }
 }
 
@@ -206,7 +225,7 @@ pub(super) async fn report(shared: Arc<Shared>, mut stop: watch::Receiver<bool>)
                 shared.reports.wake.notified().await;
                 return;
             }
-            let told = shared.control(ControlRequest::Report(report.clone()), CALL_TIMEOUT).await;
+            let told = shared.control(ControlRequest::Report(report.clone()), ANSWER_WITHIN).await;
             if let Err(error) = told {
                 tracing::debug!(%error, "the controller has not been told what became of replicas");
                 shared.reports.put_back(report);
@@ -237,6 +256,23 @@ mod tests {
         reports.created(GroupId(1), ReplicaId(1));
         reports.put_back(taken.clone());
         assert_eq!(reports.take(), taken);
+    }
+
+    #[test]
+    fn what_may_have_been_done_is_never_called_undone() {
+        let refused = |code| ControlError::refused(code, "why");
+        let tried = |changes| {
+            let mut outcome = Outcome::new(changes);
+            outcome.note("no answer".to_owned());
+            outcome
+        };
+        let none = ControlError::NotController { controller: None };
+        assert_eq!(Outcome::new(true).at_the_deadline(), none, "nobody was asked");
+        assert_eq!(tried(false).at_the_deadline(), none, "a question changes nothing");
+        assert_eq!(tried(true).at_the_deadline(), ControlError::Unknown("no answer".to_owned()));
+        assert_eq!(tried(true).refused(refused(Code::TopicExists)), refused(Code::TopicExists));
+        assert!(matches!(tried(true).refused(refused(Code::NotEnoughReplicas)), ControlError::Unknown(_)));
+        assert_eq!(Outcome::new(true).refused(refused(Code::NotEnoughReplicas)), refused(Code::NotEnoughReplicas));
     }
 
     #[test]

@@ -18,7 +18,8 @@ use pontoon_raft::raft_groups::RaftGroups;
 use pontoon_raft::runtime::random_u64;
 use pontoon_raft::transport::Liveness;
 use pontoon_raft::types::{BrokerId, ClusterId, DirectoryId, GroupId, Outcome, ReplicaHome, ReplicaId};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Semaphore, SemaphorePermit, watch};
+use tokio::time::timeout;
 
 use crate::catalog::Catalog;
 use crate::catalog::command::{Command, CommandError, CommandResult, Done, NewPartition, Placement};
@@ -32,7 +33,7 @@ pub mod repair;
 pub mod requests;
 pub mod voters;
 
-use requests::{ControlAnswer, ControlError, ControlRequest};
+use requests::{ANSWER_WITHIN, ControlAnswer, ControlError, ControlRequest};
 
 /// The catalog's group.
 pub const CATALOG_GROUP: GroupId = GroupId(0);
@@ -42,6 +43,9 @@ const STALE_RETRIES: u32 = 10;
 const LOOK_INTERVAL: Duration = Duration::from_secs(2);
 /// How often it looks while a learner of group 0 catches up.
 const CATCH_UP_INTERVAL: Duration = Duration::from_millis(50);
+
+/// How long a request waits for its turn: less than its asker waits for the answer, so that nothing is begun for nobody.
+const TURN_WITHIN: Duration = Duration::from_secs(4);
 
 /// Asks whoever listens at a peer address which broker and directory it is.
 pub type Probe = Arc<dyn Fn(String) -> BoxFuture<'static, Option<(BrokerId, DirectoryId)>> + Send + Sync>;
@@ -307,13 +311,21 @@ impl Controller {
         broker == self.broker || self.groups.transport().liveness(broker) == Liveness::Alive
     }
 
+    /// Waits for its turn. Nothing was done if that does not come in time.
+    async fn turn(&self) -> Result<SemaphorePermit<'_>, ControlError> {
+        match timeout(TURN_WITHIN, self.serial.acquire()).await {
+            Ok(Ok(turn)) => Ok(turn),
+            _ => Err(ControlError::NotController { controller: None }),
+        }
+    }
+
     /// Executes a command that draws ids, computed from the newest state, again if that has changed under way.
     async fn execute_fresh(
         &self,
         group: &RaftGroup,
         build: impl Fn(&CatalogState) -> Result<Option<Command>, ControlError>,
     ) -> Answer {
-        let _turn = self.serial.acquire().await;
+        let _turn = self.turn().await?;
         for _ in 0..STALE_RETRIES {
             let Some(command) = build(&self.catalog.state())? else {
                 return Ok(ControlAnswer::Done { index: self.applied_index() });
@@ -331,9 +343,12 @@ impl Controller {
         answer(result, index)
     }
 
-    /// Proposes a command and waits until it is applied here.
+    /// Proposes a command and waits until it is applied here, but not for ever: a leader without a majority leads on for a while,
+    /// and others wait for their turn.
     async fn propose(&self, group: &RaftGroup, command: &Command) -> Result<(CommandResult, u64), ControlError> {
-        let appended = group.propose(command.encode().into(), None).await.map_err(|error| self.propose_error(error))?;
+        let proposed = timeout(ANSWER_WITHIN, group.propose(command.encode().into(), None)).await;
+        let proposed = proposed.map_err(|_| ControlError::Unknown("the change is not committed yet".to_owned()))?;
+        let appended = proposed.map_err(|error| self.propose_error(error))?;
         let Outcome::Records { response, .. } = appended.outcome else {
             return Err(ControlError::Unknown("the command has no answer".to_owned()));
         };

@@ -3,6 +3,7 @@
 //! Every request may be sent again without doing its work twice: topics are created under an id that the asker chose.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use pontoon_raft::types::{BrokerId, ClusterId, DirectoryId};
 use serde::{Deserialize, Serialize};
@@ -10,6 +11,10 @@ use serde::{Deserialize, Serialize};
 use crate::catalog::command::{BrokerRegistration, ReplicaReport};
 use crate::catalog::state::TopicId;
 use crate::error::{Code, Error};
+
+/// Within so long the controller answers, and whoever asks waits for it: its work is a commit or two. What is not committed
+/// by then goes on behind.
+pub const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 
 /// A request to the controller.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -79,6 +84,13 @@ pub enum ControlRequest {
         /// For each new partition its brokers, the preferred leader first.
         assignment: Vec<Vec<BrokerId>>,
     },
+}
+
+impl ControlRequest {
+    /// Whether it may leave the catalog other than it was; else it is a question.
+    pub fn changes_the_catalog(&self) -> bool {
+        !matches!(self, Self::Admit { .. } | Self::Sync)
+    }
 }
 
 /// The controller's answer.

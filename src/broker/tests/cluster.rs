@@ -7,10 +7,12 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use pontoon_raft::error::OpenError;
+use pontoon_raft::transport::testing::MemoryNetwork;
 use pontoon_raft::types::{BrokerId, Offset};
 use tempfile::TempDir;
 use tokio::time::{Instant, sleep};
 
+use crate::broker::start::Seams;
 use crate::broker::{Broker, Route, StartError, TopicDescription, TopicSpec};
 use crate::catalog::state::CatalogState;
 use crate::config::Config;
@@ -40,6 +42,8 @@ pub(super) struct Cluster {
     pub(super) directories: BTreeMap<u32, TempDir>,
     ports: BTreeMap<u32, u16>,
     pub(super) brokers: BTreeMap<u32, Arc<Broker>>,
+    /// In place of the loopback, with hosts of the brokers' numbers.
+    wires: Option<MemoryNetwork>,
 }
 
 impl Cluster {
@@ -55,6 +59,7 @@ impl Cluster {
             directories: BTreeMap::new(),
             ports: BTreeMap::new(),
             brokers: BTreeMap::new(),
+            wires: None,
         };
         initial.iter().for_each(|id| cluster.add(*id));
         cluster
@@ -74,12 +79,34 @@ impl Cluster {
 
     /// Three running brokers that are ready.
     pub(super) async fn started() -> Self {
+        Self::of(&[1, 2, 3]).all_started().await
+    }
+
+    /// Three running brokers that are ready, on wires that a test can cut. Nobody is held dead for a silence that a test makes.
+    pub(super) async fn wired() -> (Self, MemoryNetwork) {
         let mut cluster = Self::of(&[1, 2, 3]);
+        let wires = cluster.wires.insert(MemoryNetwork::new()).clone();
+        (cluster.all_started().await, wires)
+    }
+
+    async fn all_started(mut self) -> Self {
+        let cluster = &mut self;
         for id in [1, 2, 3] {
             cluster.start(id).await;
         }
         cluster.await_ready().await;
-        cluster
+        self
+    }
+
+    /// Who leads the catalog, as broker 1 knows.
+    pub(super) async fn controller(&self) -> u32 {
+        let mut known = None;
+        eventually("a controller", || {
+            known = self.broker(1).shared.known_controller();
+            known.as_ref().map(|_| ()).ok_or("nobody leads the catalog")
+        })
+        .await;
+        known.unwrap().0.0
     }
 
     pub(super) fn config(&self, id: u32) -> Config {
@@ -91,6 +118,9 @@ impl Cluster {
         config.raft.segment_bytes_max = 1 << 20;
         config.raft.reserve_produce_bytes = 0;
         config.raft.reserve_append_bytes = 0;
+        if self.wires.is_some() {
+            config.raft.silence_max = PATIENCE;
+        }
         // Records of tests are of 1970.
         config.log.insert("retention.ms".into(), "-1".into());
         config
@@ -98,7 +128,12 @@ impl Cluster {
 
     pub(super) async fn try_start(&mut self, id: u32) -> Result<(), StartError> {
         let http = format!("127.0.0.1:{}", 40_000 + id);
-        let broker = Broker::start(self.config(id), http).await?;
+        let config = self.config(id);
+        let mut seams = Seams::real(&config).unwrap();
+        if let Some(wires) = &self.wires {
+            seams.network = wires.host(&id.to_string());
+        }
+        let broker = Broker::start_with(config, http, seams).await?;
         self.brokers.insert(id, broker);
         Ok(())
     }

@@ -1,5 +1,6 @@
 //! Brokers as a whole, several in one process on loopback, on real disks: what only they show together.
 
+mod changes;
 mod cluster;
 mod forming;
 mod serving;
