@@ -1,7 +1,7 @@
 //! The controller: what the leader of the catalog does for the cluster.
 //!
 //! It answers the brokers' requests ([`requests`]) by proposing commands, places new replicas ([`placement`]), has lost
-//! ones replaced ([`repair`]) and keeps group 0's membership ([`voters`]). Every broker has one; it acts only while its
+//! ones replaced ([`repair`]) and keeps group 0's membership ([`voters`]); [`upkeep`] is when. Every broker has one; it acts only while its
 //! broker leads group 0, and since each command is checked where it is applied, two that both believe to lead do no harm.
 //!
 //! It never touches a replica: brokers do what the catalog says ([`crate::broker`]).
@@ -17,8 +17,8 @@ use pontoon_raft::raft_group::RaftGroup;
 use pontoon_raft::raft_groups::RaftGroups;
 use pontoon_raft::runtime::random_u64;
 use pontoon_raft::transport::Liveness;
-use pontoon_raft::types::{BrokerId, ClusterId, DirectoryId, GroupId, Outcome, ReplicaHome, ReplicaId};
-use tokio::sync::{Semaphore, SemaphorePermit, watch};
+use pontoon_raft::types::{BrokerId, DirectoryId, GroupId, Outcome, ReplicaId};
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::timeout;
 
 use crate::catalog::Catalog;
@@ -31,6 +31,7 @@ use crate::error::Code;
 pub mod placement;
 pub mod repair;
 pub mod requests;
+mod upkeep;
 pub mod voters;
 
 use requests::{ANSWER_WITHIN, ControlAnswer, ControlError, ControlRequest};
@@ -39,11 +40,6 @@ use requests::{ANSWER_WITHIN, ControlAnswer, ControlError, ControlRequest};
 pub const CATALOG_GROUP: GroupId = GroupId(0);
 /// How often a command that was stale is computed anew before the asker is told to come again.
 const STALE_RETRIES: u32 = 10;
-/// How often the controller looks even if nothing seems to have changed.
-const LOOK_INTERVAL: Duration = Duration::from_secs(2);
-/// How often it looks while a learner of group 0 catches up.
-const CATCH_UP_INTERVAL: Duration = Duration::from_millis(50);
-
 /// How long a request waits for its turn: less than its asker waits for the answer, so that nothing is begun for nobody.
 const TURN_WITHIN: Duration = Duration::from_secs(4);
 
@@ -56,7 +52,7 @@ pub struct Controller {
     groups: RaftGroups,
     catalog: Arc<Catalog>,
     probe: Probe,
-    /// One command that draws ids at a time: others would only be stale.
+    /// One command at a time that draws ids, others would only be stale, or that says what became of replicas: a repair must know.
     serial: Semaphore,
 }
 
@@ -111,7 +107,7 @@ impl Controller {
             ControlRequest::Admit { broker, directory } => self.admit(&group, broker, directory).await,
             ControlRequest::Register(registration) => {
                 self.refuse_impostor(registration.broker, registration.directory).await?;
-                self.execute(&group, &Command::RegisterBroker(registration)).await
+                self.execute_in_turn(&group, &Command::RegisterBroker(registration)).await
             }
             ControlRequest::CreateTopic { topic, name, partitions, replicas, config } => {
                 self.create_topic(&group, topic, name, Placing::Anywhere { partitions, replicas }, config).await
@@ -126,7 +122,7 @@ impl Controller {
                 self.alter_topic(&group, topic, partitions, config).await
             }
             ControlRequest::DeleteTopic { topic } => self.execute(&group, &Command::DeleteTopic { topic }).await,
-            ControlRequest::Report(report) => self.execute(&group, &Command::Report(report)).await,
+            ControlRequest::Report(report) => self.execute_in_turn(&group, &Command::Report(report)).await,
             ControlRequest::ProducerIds { count } => {
                 let count = count.clamp(1, 1_000_000);
                 self.execute(&group, &Command::AllocateProducerIds { count }).await
@@ -312,7 +308,7 @@ impl Controller {
     }
 
     /// Waits for its turn. Nothing was done if that does not come in time.
-    async fn turn(&self) -> Result<SemaphorePermit<'_>, ControlError> {
+    pub(crate) async fn turn(&self) -> Result<SemaphorePermit<'_>, ControlError> {
         match timeout(TURN_WITHIN, self.serial.acquire()).await {
             Ok(Ok(turn)) => Ok(turn),
             _ => Err(ControlError::NotController { controller: None }),
@@ -341,6 +337,11 @@ impl Controller {
     async fn execute(&self, group: &RaftGroup, command: &Command) -> Answer {
         let (result, index) = self.propose(group, command).await?;
         answer(result, index)
+    }
+
+    async fn execute_in_turn(&self, group: &RaftGroup, command: &Command) -> Answer {
+        let _turn = self.turn().await?;
+        self.execute(group, command).await
     }
 
     /// Proposes a command and waits until it is applied here, but not for ever: a leader without a majority leads on for a while,
@@ -402,90 +403,7 @@ fn answer(result: CommandResult, index: u64) -> Answer {
     Err(ControlError::refused(code, error.to_string()))
 }
 
-/// The controller's own work, while its broker leads.
 impl Controller {
-    /// Keeps the cluster as it should be, until `stop` says so. A newly formed catalog is told its cluster's id first of all:
-    /// this directory's, so nothing is done before that has one.
-    pub async fn run(self: Arc<Self>, mut stop: watch::Receiver<bool>) {
-        let mut changes = self.catalog.watch();
-        let mut liveness = self.groups.transport().watch_liveness();
-        loop {
-            changes.mark_unchanged();
-            let wait = match (self.leading(), self.groups.store().cluster()) {
-                (Ok(group), Some(cluster)) => self.look(&group, cluster).await,
-                (Ok(_), None) => CATCH_UP_INTERVAL,
-                _ => LOOK_INTERVAL / 4,
-            };
-            tokio::select! {
-                _ = stop.wait_for(|stop| *stop) => return,
-                _ = tokio::time::sleep(wait) => {}
-                changed = changes.changed() => if changed.is_err() { return },
-                _ = liveness.recv() => {}
-            }
-        }
-    }
-
-    /// One look at everything. Returns how long nothing need be looked at, if nothing changes.
-    async fn look(&self, group: &RaftGroup, cluster: ClusterId) -> Duration {
-        if self.catalog.state().cluster() != Some(cluster) {
-            match self.propose(group, &Command::FormCluster { cluster }).await {
-                Ok((Ok(_), _)) => tracing::info!(cluster = format!("{:032x}", cluster.0), "the cluster is formed"),
-                Ok((Err(error), _)) => {
-                    tracing::error!(%error, "the catalog does not take its cluster's id");
-                    return LOOK_INTERVAL;
-                }
-                Err(error) => {
-                    tracing::debug!(%error, "the cluster's id was not proposed");
-                    return CATCH_UP_INTERVAL;
-                }
-            }
-        }
-        let wait = self.keep_voters(group).await;
-        self.repair(group).await;
-        wait
-    }
-
-    async fn keep_voters(&self, group: &RaftGroup) -> Duration {
-        let state = self.catalog.state();
-        let replicas = state.brokers().values().map(|broker| (broker.broker, broker.catalog_replica)).collect();
-        let step = voters::next_step(&replicas, &group.status(), |broker| self.alive(broker));
-        let done = match &step {
-            voters::Step::Settled => return LOOK_INTERVAL,
-            voters::Step::Wait => return CATCH_UP_INTERVAL,
-            voters::Step::AddLearner(replica, broker) => {
-                group.add_learner(*replica, ReplicaHome { broker: *broker }).await
-            }
-            voters::Step::ChangeVoters(voters) => group.change_voters(voters.clone()).await,
-        };
-        match done {
-            Ok(()) => tracing::info!(?step, "the catalog's membership has changed"),
-            Err(error) => {
-                tracing::warn!(?step, %error, "the catalog's membership could not be changed");
-                return CATCH_UP_INTERVAL * 4;
-            }
-        }
-        CATCH_UP_INTERVAL
-    }
-
-    async fn repair(&self, group: &RaftGroup) {
-        let Ok(_turn) = self.serial.acquire().await else { return };
-        for command in repair::plan(&self.catalog.state()) {
-            self.propose_repair(group, command, "lost replicas are replaced").await;
-        }
-        if let Some(command) = repair::grow(&self.catalog.state(), |broker| self.alive(broker)) {
-            self.propose_repair(group, command, "recovered partitions get replicas").await;
-        }
-    }
-
-    async fn propose_repair(&self, group: &RaftGroup, command: Command, what: &str) {
-        match self.propose(group, &command).await {
-            Ok((Ok(_), _)) => tracing::info!(?command, "{what}"),
-            // Stale or no longer the controller: the next look, here or elsewhere, computes it anew.
-            Ok((Err(error), _)) => tracing::debug!(%error, "a repair was stale"),
-            Err(error) => tracing::debug!(%error, "a repair was not proposed"),
-        }
-    }
-
     /// A seed for choices that need not be the same everywhere.
     pub fn random_topic_id() -> TopicId {
         TopicId(u128::from(random_u64()) << 64 | u128::from(random_u64()))

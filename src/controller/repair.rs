@@ -32,7 +32,8 @@ pub fn can_replace(state: &CatalogState, partition: &PartitionRecord) -> bool {
 }
 
 /// The commands that repair what can be repaired now. Ids follow the state's; propose them before anything else changes
-/// it, or they are refused as stale and computed anew.
+/// it, or they are refused as stale and computed anew. But whether the other replicas are still sound is not asked again where a
+/// replacement is applied: nothing may come between.
 pub fn plan(state: &CatalogState) -> Vec<Command> {
     let mut ids = Ids { next: state.next_replica().0 };
     let lossy = |partition: &&&PartitionRecord| partition.replicas.iter().any(|replica| is_lost(state, replica));
