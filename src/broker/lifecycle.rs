@@ -35,6 +35,8 @@ use crate::record_batch::BatchLimits;
 const STEPS_MAX: usize = 32;
 /// Before a step that failed is tried again.
 const RETRY_WAIT: Duration = Duration::from_millis(500);
+/// Before a new group that waits for replicas looks again whose brokers are away.
+const FORMING_WAIT: Duration = Duration::from_secs(1);
 /// Before a step that waits for a replica to catch up is taken again.
 const CATCH_UP_WAIT: Duration = Duration::from_millis(100);
 /// Longest that a broker which is otherwise ready waits for its peers' first words.
@@ -404,7 +406,10 @@ impl Shared {
         }
         let status = local.status();
         let first = partition.replicas.first().is_some_and(|first| first.replica == replica);
-        if first && membership::may_initialise(partition) && status.last_index.is_none() {
+        if first && !partition.initialised && status.last_index.is_none() {
+            if !membership::may_initialise(partition, |broker| self.alive(broker)) {
+                return Next::After(FORMING_WAIT);
+            }
             let members = membership::first_members(partition);
             if let Err(error) = local.initialize(members).await {
                 tracing::warn!(%group, %error, "a new group was not initialised");

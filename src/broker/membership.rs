@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use pontoon_raft::raft_group::GroupStatus;
 use pontoon_raft::types::{BrokerId, ReplicaHome, ReplicaId};
 
-use crate::catalog::state::{PartitionRecord, ReplicaState};
+use crate::catalog::state::{PartitionRecord, ReplicaRecord, ReplicaState};
 
 /// A learner this many entries behind counts as caught up.
 pub(super) const LAG_MAX: u64 = 256;
@@ -33,9 +33,16 @@ pub(super) fn first_members(partition: &PartitionRecord) -> BTreeMap<ReplicaId, 
     partition.replicas.iter().map(|record| (record.replica, ReplicaHome { broker: record.broker })).collect()
 }
 
-/// Whether the group may be initialised now: never before, and every replica is there.
-pub(super) fn may_initialise(partition: &PartitionRecord) -> bool {
-    !partition.initialised && partition.replicas.iter().all(|record| record.state == ReplicaState::Created)
+/// Whether the group may be initialised now: never before, and every replica is there, or a majority while the brokers of
+/// the others are away. Those are members all the same: they have no vote to forget before they are created (RULES.md R5).
+pub(super) fn may_initialise(partition: &PartitionRecord, alive: impl Fn(BrokerId) -> bool) -> bool {
+    let ready = |record: &ReplicaRecord| match record.state {
+        ReplicaState::Created => true,
+        ReplicaState::New => !alive(record.broker),
+        ReplicaState::Lost => false,
+    };
+    let created = partition.replicas.iter().filter(|record| record.state == ReplicaState::Created).count();
+    !partition.initialised && partition.replicas.iter().all(ready) && created * 2 > partition.replicas.len()
 }
 
 /// What the leader does next.
@@ -58,7 +65,7 @@ pub(super) fn next_step(partition: &PartitionRecord, status: &GroupStatus) -> St
     }
     // A lost voter keeps its vote until its replacement can take it: the quorum must not shrink.
     let stays = |record: &&_| match record {
-        crate::catalog::state::ReplicaRecord { state: ReplicaState::Created, .. } => true,
+        ReplicaRecord { state: ReplicaState::Created, .. } => true,
         record => voters.contains(&record.replica),
     };
     let target: BTreeSet<_> = partition.replicas.iter().filter(stays).map(|record| record.replica).collect();
@@ -79,7 +86,6 @@ mod tests {
     use pontoon_raft::types::{DirectoryId, GroupId};
 
     use super::*;
-    use crate::catalog::state::ReplicaRecord;
 
     fn record(replica: u64, broker: u32, state: ReplicaState) -> ReplicaRecord {
         ReplicaRecord { broker: BrokerId(broker), directory: DirectoryId(1), replica: ReplicaId(replica), state }
@@ -158,16 +164,21 @@ mod tests {
     }
 
     #[test]
-    fn a_group_is_initialised_once_and_only_when_all_are_there() {
-        let mut now = partition(&[record(1, 1, Created), record(2, 2, New)], &[]);
+    fn a_group_is_initialised_once_and_only_when_all_are_there_or_most_and_the_others_away() {
+        let mut now = partition(&[record(1, 1, Created), record(2, 2, Created), record(3, 3, New)], &[]);
         now.initialised = false;
-        assert!(!may_initialise(&now));
-        now.replicas[1].state = Created;
-        assert!(may_initialise(&now));
-        now.replicas[1].state = Lost;
-        assert!(!may_initialise(&now));
-        now.replicas[1].state = Created;
+        let all = |_| true;
+        let without = |broker| move |other| other != BrokerId(broker);
+        assert!(!may_initialise(&now, all), "3 is about to be created");
+        assert!(may_initialise(&now, without(3)) && !may_initialise(&now, without(2)));
+        now.replicas[1].state = New;
+        assert!(!may_initialise(&now, |broker| broker == BrokerId(1)), "1 of 3 elects nobody");
+        now.replicas.iter_mut().for_each(|record| record.state = Created);
+        assert!(may_initialise(&now, all));
+        now.replicas[2].state = Lost;
+        assert!(!may_initialise(&now, all) && !may_initialise(&now, without(3)));
+        now.replicas[2].state = Created;
         now.initialised = true;
-        assert!(!may_initialise(&now));
+        assert!(!may_initialise(&now, all));
     }
 }

@@ -263,7 +263,9 @@ impl Shared {
         if !found.initialised {
             return Err(no_leader());
         }
-        if let Some(hosted) = self.routing.hosted(found.group).filter(Hosted::leads) {
+        // Nor does a replica from before that lead it, which may be here a moment longer.
+        let current = |hosted: &Hosted| hosted.leads() && found.knows(hosted.group.replica());
+        if let Some(hosted) = self.routing.hosted(found.group).filter(current) {
             return Ok(Route::Local(hosted.partition));
         }
         let (leader, _) = self.leader(found).filter(|(leader, _)| *leader != self.broker).ok_or_else(no_leader)?;

@@ -75,6 +75,11 @@ impl PartitionRecord {
         self.replicas.iter().find(|record| record.replica == replica)
     }
 
+    /// Whether this replica is assigned, or may still be a member.
+    pub fn knows(&self, replica: ReplicaId) -> bool {
+        self.replicas.iter().chain(&self.leaving).any(|record| record.replica == replica)
+    }
+
     /// The replica on this broker, if one is assigned.
     pub fn on(&self, broker: BrokerId) -> Option<&ReplicaRecord> {
         self.replicas.iter().find(|record| record.broker == broker)

@@ -1,11 +1,14 @@
 //! Which lost replicas are replaced, and by what.
 //!
 //! Pure functions of the catalog's state. A replica is lost when its broker reported so, or when its broker has come back
-//! with another data directory. A broker that is merely down has lost nothing: no data moves because of it.
+//! with another data directory. A broker that is merely down has lost nothing: no data moves because of it. Only a group that
+//! has never had a leader, and whose first replica, which is to give it one, is away, starts anew in another order.
 //!
 //! A replica is replaced only while the rest is a majority that has its files: with less, what is there may be the last
 //! copy of acknowledged records, and a person must decide (`pontoon recover`). A partition with one replica is therefore
 //! never replaced (RULES.md R7). What a person has so recovered from one survivor gets its replicas back here ([`grow`]).
+
+use std::collections::BTreeSet;
 
 use pontoon_raft::types::{BrokerId, ReplicaId};
 
@@ -31,18 +34,29 @@ pub fn can_replace(state: &CatalogState, partition: &PartitionRecord) -> bool {
     partition.replicas.iter().filter(healthy).count() * 2 > partition.replicas.len()
 }
 
-/// The commands that repair what can be repaired now. Ids follow the state's; propose them before anything else changes
-/// it, or they are refused as stale and computed anew. But whether the other replicas are still sound is not asked again where a
-/// replacement is applied: nothing may come between.
-pub fn plan(state: &CatalogState) -> Vec<Command> {
+/// Whether the replica that is to initialise the group is away, while a majority is not.
+fn waits_for_its_first(partition: &PartitionRecord, away: &BTreeSet<BrokerId>) -> bool {
+    let is_away = |replica: &&ReplicaRecord| away.contains(&replica.broker);
+    let missing = partition.replicas.iter().filter(is_away).count();
+    partition.replicas.first().is_some_and(|first| is_away(&first)) && missing * 2 < partition.replicas.len()
+}
+
+/// The commands that repair what can be repaired now, while these brokers are away for longer. Ids follow the state's; propose
+/// them before anything else changes it, or they are refused as stale and computed anew. But whether the other replicas are still
+/// sound is not asked again where a replacement is applied: nothing may come between.
+pub fn plan(state: &CatalogState, away: &BTreeSet<BrokerId>) -> Vec<Command> {
     let mut ids = Ids { next: state.next_replica().0 };
     let lossy = |partition: &&&PartitionRecord| partition.replicas.iter().any(|replica| is_lost(state, replica));
     let partitions: Vec<&PartitionRecord> =
         state.topics().values().flat_map(|topic| topic.partitions.iter().map(|partition| &**partition)).collect();
     let mut commands = Vec::new();
-    for partition in partitions.iter().filter(lossy).filter(|partition| !partition.initialised) {
-        // It never acknowledged anything: all of it starts anew, so that whoever initialises it finds only empty logs.
-        let replicas = partition.replicas.iter().filter_map(|old| ids.placement(state, old)).collect();
+    let stuck = |partition: &&&PartitionRecord| lossy(partition) || waits_for_its_first(partition, away);
+    for partition in partitions.iter().filter(|partition| !partition.initialised).filter(stuck) {
+        // It never acknowledged anything: all of it starts anew, so that whoever initialises it finds only empty logs. On the same
+        // brokers: each drops what it had before it creates another, so that of those before no majority is left.
+        let mut order: Vec<&ReplicaRecord> = partition.replicas.iter().collect();
+        order.sort_by_key(|replica| away.contains(&replica.broker));
+        let replicas = order.into_iter().filter_map(|old| ids.placement(state, old)).collect();
         commands.push(Command::RestartPartition { group: partition.group, replicas });
     }
     let mut replacements = Vec::new();
@@ -123,6 +137,11 @@ mod tests {
     use crate::catalog::command::{BrokerRegistration, FEATURE_LEVEL, NewPartition, Recovery, ReplicaReport};
     use crate::catalog::state::TopicId;
 
+    /// The plan while nobody is away.
+    fn planned(state: &CatalogState) -> Vec<Command> {
+        plan(state, &BTreeSet::new())
+    }
+
     fn register(state: &mut CatalogState, broker: u32, directory: u128) {
         let registration = BrokerRegistration {
             broker: BrokerId(broker),
@@ -173,17 +192,17 @@ mod tests {
 
     /// Executes the plan and returns how many commands it had.
     fn repair(state: &mut CatalogState) -> usize {
-        let commands = plan(state);
+        let commands = planned(state);
         for command in &commands {
             execute(state, command).0.unwrap();
         }
-        assert_eq!(plan(state), [], "one round repairs all that can be repaired");
+        assert_eq!(planned(state), [], "one round repairs all that can be repaired");
         commands.len()
     }
 
     #[test]
     fn a_sound_cluster_needs_no_repair() {
-        assert_eq!(plan(&state(&[3, 2, 1], true)), []);
+        assert_eq!(planned(&state(&[3, 2, 1], true)), []);
     }
 
     #[test]
@@ -219,7 +238,7 @@ mod tests {
         lose(&mut one, 2, 3);
         lose(&mut one, 3, 4);
         lose(&mut one, 3, 5);
-        assert_eq!(plan(&one), [], "1 of 1, 1 of 2 and 2 of 3 are gone");
+        assert_eq!(planned(&one), [], "1 of 1, 1 of 2 and 2 of 3 are gone");
     }
 
     /// A replacement is reported created while it is still empty. What it does not have yet must not be thrown away elsewhere.
@@ -231,7 +250,7 @@ mod tests {
         let created = vec![(GroupId(1), ReplicaId(4))];
         execute(&mut state, &Command::Report(ReplicaReport { created, ..Default::default() })).0.unwrap();
         lose(&mut state, 1, 2);
-        assert_eq!(plan(&state), [], "1 of 3 has its files, and the replacement is empty");
+        assert_eq!(planned(&state), [], "1 of 3 has its files, and the replacement is empty");
         // It votes, and the one before it is let go: now two have them.
         let removed = vec![(GroupId(1), ReplicaId(3))];
         execute(&mut state, &Command::Report(ReplicaReport { removed, ..Default::default() })).0.unwrap();
@@ -247,6 +266,29 @@ mod tests {
         assert!(partition.leaving.is_empty());
         assert_eq!(partition.replicas.iter().map(|r| r.replica.0).collect::<Vec<_>>(), [4, 5, 6]);
         assert!(partition.replicas.iter().all(|replica| replica.state == ReplicaState::New));
+    }
+
+    #[test]
+    fn a_new_group_whose_first_replica_is_away_starts_anew_with_another_first() {
+        let away = |brokers: &[u32]| brokers.iter().copied().map(BrokerId).collect::<BTreeSet<_>>();
+        assert_eq!(plan(&state(&[3, 2, 1], true), &away(&[1])), [], "it has had a leader: nothing moves");
+        let mut new = state(&[3, 2, 1], false);
+        for brokers in [&[2, 3][..], &[1, 2], &[1, 3]] {
+            assert_eq!(plan(&new, &away(brokers)), [], "{brokers:?}: the first is there, or no majority is");
+        }
+        let commands = plan(&new, &away(&[1]));
+        assert_eq!(commands.len(), 1, "of 2 and of 1 a majority is away");
+        execute(&mut new, &commands[0]).0.unwrap();
+        let partition = new.partition(GroupId(1)).unwrap();
+        let order: Vec<_> = partition.replicas.iter().map(|r| (r.broker.0, r.replica.0, r.state)).collect();
+        assert_eq!(order, [(2, 7, ReplicaState::New), (3, 8, ReplicaState::New), (1, 9, ReplicaState::New)]);
+        assert_eq!(plan(&new, &away(&[1])), [], "once is enough");
+        // A leader was elected just before, and its word came first.
+        let mut led = state(&[3], false);
+        let stale = plan(&led, &away(&[1]));
+        let initialised = vec![(GroupId(1), ReplicaId(2))];
+        execute(&mut led, &Command::Report(ReplicaReport { initialised, ..Default::default() })).0.unwrap();
+        assert!(execute(&mut led, &stale[0]).0.is_err(), "it may hold records");
     }
 
     #[test]
@@ -322,7 +364,7 @@ mod tests {
     fn recovered_partitions_grow_as_brokers_come_and_share_the_leaderships() {
         let mut state = state(&[3; 9], true);
         recovered(&mut state);
-        assert_eq!((plan(&state), grow(&state, |_| true)), (Vec::new(), None), "nobody is there");
+        assert_eq!((planned(&state), grow(&state, |_| true)), (Vec::new(), None), "nobody is there");
         comes(&mut state, 7);
         assert!(grow(&state, |broker| broker != BrokerId(7)).is_none(), "not on one that does not live");
         assert_eq!(grown(&mut state), 9);
@@ -332,7 +374,7 @@ mod tests {
         assert_eq!(grown(&mut state), 9);
         settle(&mut state);
         comes(&mut state, 9);
-        assert_eq!((grown(&mut state), plan(&state)), (0, Vec::new()));
+        assert_eq!((grown(&mut state), planned(&state)), (0, Vec::new()));
         let loads = placement::loads(&state, state.brokers().keys().copied());
         let leads: Vec<u32> = loads.values().map(|load| load.leads).collect();
         assert!(leads.iter().max().unwrap() - leads[..3].iter().min().unwrap() <= 3, "{loads:?}");
@@ -352,6 +394,6 @@ mod tests {
         execute(&mut state, &Command::Report(ReplicaReport { created, ..Default::default() })).0.unwrap();
         let survivor = state.recovery(GroupId(1)).unwrap().survivor.0;
         lose(&mut state, 1, survivor);
-        assert_eq!(plan(&state), []);
+        assert_eq!(planned(&state), []);
     }
 }

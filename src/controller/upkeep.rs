@@ -2,11 +2,12 @@
 //!
 //! When and in which order; what is to be done is decided by [`super::repair`] and [`super::voters`].
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use pontoon_raft::raft_group::RaftGroup;
-use pontoon_raft::types::{ClusterId, ReplicaHome};
+use pontoon_raft::types::{BrokerId, ClusterId, ReplicaHome};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -19,6 +20,8 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(2);
 const CATCH_UP_INTERVAL: Duration = Duration::from_millis(50);
 /// How long a repair keeps the others waiting; the next look goes on with it.
 const REPAIR_WITHIN: Duration = Duration::from_secs(1);
+/// A broker that has not been alive for so long is away for longer.
+const AWAY_AFTER: Duration = Duration::from_secs(5);
 
 impl Controller {
     /// Keeps the cluster as it should be, until `stop` says so. A newly formed catalog is told its cluster's id first of all:
@@ -26,12 +29,21 @@ impl Controller {
     pub async fn run(self: Arc<Self>, mut stop: watch::Receiver<bool>) {
         let mut changes = self.catalog.watch();
         let mut liveness = self.groups.transport().watch_liveness();
+        let mut absences = Absences::default();
         loop {
             changes.mark_unchanged();
             let wait = match (self.leading(), self.groups.store().cluster()) {
-                (Ok(group), Some(cluster)) => self.look(&group, cluster).await,
+                (Ok(group), Some(cluster)) => {
+                    let state = self.catalog.state();
+                    let absent = state.brokers().keys().copied().filter(|broker| !self.alive(*broker)).collect();
+                    let away = absences.note(&absent, Instant::now());
+                    self.look(&group, cluster, &away).await
+                }
                 (Ok(_), None) => CATCH_UP_INTERVAL,
-                _ => LOOK_INTERVAL / 4,
+                _ => {
+                    absences = Absences::default();
+                    LOOK_INTERVAL / 4
+                }
             };
             tokio::select! {
                 _ = stop.wait_for(|stop| *stop) => return,
@@ -43,7 +55,7 @@ impl Controller {
     }
 
     /// One look at everything. Returns how long nothing need be looked at, if nothing changes.
-    async fn look(&self, group: &RaftGroup, cluster: ClusterId) -> Duration {
+    async fn look(&self, group: &RaftGroup, cluster: ClusterId, away: &BTreeSet<BrokerId>) -> Duration {
         if self.catalog.state().cluster() != Some(cluster) {
             match self.propose(group, &Command::FormCluster { cluster }).await {
                 Ok((Ok(_), _)) => tracing::info!(cluster = format!("{:032x}", cluster.0), "the cluster is formed"),
@@ -58,7 +70,7 @@ impl Controller {
             }
         }
         let wait = self.keep_voters(group).await;
-        self.repair(group).await;
+        self.repair(group, away).await;
         wait
     }
 
@@ -87,9 +99,9 @@ impl Controller {
     /// A plan of replacements holds for the state that it was made of, and is applied without asking again: older versions did not ask,
     /// and every version must make the same catalog of the same log. So whoever reports of replicas waits for the same turn, and what was
     /// appended before, by whom ever and whether or not anybody still waits for it, is applied before the plan is made.
-    async fn repair(&self, group: &RaftGroup) {
+    async fn repair(&self, group: &RaftGroup, away: &BTreeSet<BrokerId>) {
         let Ok(_turn) = self.turn().await else { return };
-        let plan = || repair::plan(&self.catalog.state());
+        let plan = || repair::plan(&self.catalog.state(), away);
         let grow = || repair::grow(&self.catalog.state(), |broker| self.alive(broker));
         if plan().is_empty() && grow().is_none() {
             return;
@@ -122,5 +134,35 @@ impl Controller {
             }
         }
         true
+    }
+}
+
+/// Since when brokers have not been alive at any look.
+#[derive(Default)]
+struct Absences(BTreeMap<BrokerId, Instant>);
+
+impl Absences {
+    /// Notes who is not alive now; returns who has not been for [`AWAY_AFTER`].
+    fn note(&mut self, absent: &BTreeSet<BrokerId>, now: Instant) -> BTreeSet<BrokerId> {
+        self.0.retain(|broker, _| absent.contains(broker));
+        for broker in absent {
+            self.0.entry(*broker).or_insert(now);
+        }
+        let long = |since: &Instant| now.duration_since(*since) >= AWAY_AFTER;
+        self.0.iter().filter(|(_, since)| long(since)).map(|(broker, _)| *broker).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_broker_is_away_after_some_time_and_back_at_once() {
+        let (mut absences, one, start) = (Absences::default(), BTreeSet::from([BrokerId(1)]), Instant::now());
+        assert!(absences.note(&one, start).is_empty());
+        assert_eq!(absences.note(&one, start + AWAY_AFTER), one);
+        assert!(absences.note(&BTreeSet::new(), start + AWAY_AFTER).is_empty());
+        assert!(absences.note(&one, start + AWAY_AFTER * 2).is_empty(), "it was there meanwhile");
     }
 }

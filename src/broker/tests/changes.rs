@@ -2,11 +2,14 @@
 
 use std::time::Duration;
 
-use super::cluster::Cluster;
+use pontoon_raft::types::{BrokerId, DirectoryId, GroupId, ReplicaId};
+
+use super::cluster::{Cluster, PATIENCE, eventually};
 use crate::broker::TopicSpec;
-use crate::catalog::command::ReplicaReport;
-use crate::catalog::state::CatalogState;
+use crate::catalog::command::{Command, NewPartition, Placement, ReplicaReport};
+use crate::catalog::state::{CatalogState, ReplicaState};
 use crate::controller::requests::ControlRequest;
+use crate::controller::{CATALOG_GROUP, Controller};
 use crate::error::{Code, WriteOutcome};
 
 fn spec(name: &str) -> TopicSpec {
@@ -52,4 +55,59 @@ async fn what_became_of_replicas_is_told_before_replacements_are_planned_or_afte
     drop(turn);
     told.await.unwrap().unwrap();
     cluster.await_catalog("its replacement", |state| replica(state).replica != partition.replicas[2].replica).await;
+}
+
+/// Creates a topic that the controller would not place so: a replica of it is on a broker that has just gone.
+async fn create_on(cluster: &Cluster, name: &str, brokers: [u32; 3]) {
+    let shared = &cluster.broker(cluster.controller().await).shared;
+    let group = shared.groups.get(CATALOG_GROUP).unwrap();
+    eventually_created(cluster, name, async || {
+        let state = shared.catalog.state();
+        let place = |(broker, replica): (u32, u64)| {
+            let broker = BrokerId(broker);
+            let directory = state.brokers().get(&broker).map_or(DirectoryId(0), |known| known.directory);
+            Placement { broker, directory, replica: ReplicaId(replica) }
+        };
+        let replicas = brokers.into_iter().zip(state.next_replica().0..).map(place).collect();
+        let partitions = vec![NewPartition { group: GroupId(state.next_group().0), replicas }];
+        let (topic, name) = (Controller::random_topic_id(), name.to_owned());
+        let command = Command::CreateTopic { topic, name, config: Default::default(), partitions };
+        let _ = group.propose(command.encode().into(), None).await;
+    })
+    .await;
+}
+
+async fn eventually_created(cluster: &Cluster, name: &str, propose: impl AsyncFn()) {
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    while cluster.brokers.values().any(|broker| broker.topic(name).is_err()) {
+        assert!(tokio::time::Instant::now() < deadline, "{name} is not created");
+        propose().await;
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// Whichever of the three is away before the group has begun: a majority is there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_partition_is_led_though_one_of_its_brokers_went_before_it_began() {
+    let mut cluster = Cluster::started().await;
+    cluster.await_catalog_voters(&[1, 2, 3]).await;
+    cluster.crash(3).await;
+    for (name, brokers) in [("last", [1, 2, 3]), ("first", [3, 1, 2])] {
+        create_on(&cluster, name, brokers).await;
+        cluster.produce(1, (name, 0), "x").await.unwrap();
+    }
+    // It takes its places when it comes back.
+    cluster.start(3).await;
+    cluster.await_ready().await;
+    for name in ["last", "first"] {
+        cluster.await_in_sync(name, 3).await;
+        assert_eq!(cluster.read(3, (name, 0)).await, ["x"]);
+        eventually("all replicas to be created", || {
+            let state = cluster.broker(1).shared.catalog.state();
+            let replicas = &state.topic(name).unwrap().partitions[0].replicas;
+            let all = replicas.len() == 3 && replicas.iter().all(|replica| replica.state == ReplicaState::Created);
+            if all { Ok(()) } else { Err(format!("{replicas:?}")) }
+        })
+        .await;
+    }
 }
