@@ -436,6 +436,7 @@ impl Shared {
         let done = match &step {
             Step::Settled => return Next::Change,
             Step::Wait => return Next::After(CATCH_UP_WAIT),
+            Step::FinishChange => local.finish_change().await,
             Step::AddLearner(replica, broker) => local.add_learner(*replica, ReplicaHome { broker: *broker }).await,
             Step::ChangeVoters(voters) => local.change_voters(voters.clone()).await,
             Step::ReportRemoved(gone) => {

@@ -20,6 +20,8 @@ pub(super) enum Step {
     Settled,
     /// Someone is catching up: look again soon.
     Wait,
+    /// A change of voters was left half-way: finish it.
+    FinishChange,
     /// Let this replica learn.
     AddLearner(ReplicaId, BrokerId),
     /// Make exactly these the voters.
@@ -47,9 +49,12 @@ pub(super) fn may_initialise(partition: &PartitionRecord, alive: impl Fn(BrokerI
 
 /// What the leader does next.
 pub(super) fn next_step(partition: &PartitionRecord, status: &GroupStatus) -> Step {
+    if status.joint {
+        return Step::FinishChange;
+    }
     // A replica that is still to be created will report itself; until then nothing is taken away either.
-    if status.joint || partition.replicas.iter().any(|record| record.state == ReplicaState::New) {
-        return if status.joint { Step::Wait } else { Step::Settled };
+    if partition.replicas.iter().any(|record| record.state == ReplicaState::New) {
+        return Step::Settled;
     }
     let created = || partition.replicas.iter().filter(|record| record.state == ReplicaState::Created);
     if let Some(missing) = created().find(|record| !status.members.contains_key(&record.replica)) {
@@ -157,10 +162,10 @@ mod tests {
     }
 
     #[test]
-    fn a_change_under_way_is_waited_for() {
+    fn a_change_left_half_way_is_finished() {
         let now = partition(&[record(1, 1, Created)], &[]);
         let joint = GroupStatus { joint: true, ..status(&[(1, true, 1000), (2, true, 1000)]) };
-        assert_eq!(next_step(&now, &joint), Step::Wait);
+        assert_eq!(next_step(&now, &joint), Step::FinishChange);
     }
 
     #[test]

@@ -27,10 +27,7 @@ impl RaftGroup {
     /// seconds, while it goes on. Leader only. A member is left as it is.
     pub async fn add_learner(&self, replica: ReplicaId, home: ReplicaHome) -> Result<(), ProposeError> {
         self.detached(move |group| async move {
-            // Whoever gave up waiting asks again, while what it asked for goes on.
-            let Ok(_one) = group.inner.changes.try_lock() else {
-                return Err(ProposeError::Unknown("an earlier change is under way".into()));
-            };
+            let _one = group.only_change()?;
             group.finish_joint().await?;
             if group.membership().get_node(&replica) == Some(&home) {
                 return Ok(());
@@ -47,10 +44,7 @@ impl RaftGroup {
     pub async fn change_voters(&self, voters: Vec<ReplicaId>) -> Result<(), ProposeError> {
         let voters: BTreeSet<ReplicaId> = voters.into_iter().collect();
         self.detached(move |group| async move {
-            // Whoever gave up waiting asks again, while what it asked for goes on.
-            let Ok(_one) = group.inner.changes.try_lock() else {
-                return Err(ProposeError::Unknown("an earlier change is under way".into()));
-            };
+            let _one = group.only_change()?;
             group.finish_joint().await?;
             if !voters.contains(&group.replica()) {
                 return group.leave_to(&voters).await;
@@ -64,6 +58,22 @@ impl RaftGroup {
             if rest.is_empty() { Ok(()) } else { group.change(ChangeMembers::RemoveNodes(rest), false).await }
         })
         .await
+    }
+
+    /// Finishes a joint configuration that a change of this leader's own has left behind, if there is one. Leader only; serialised and
+    /// waited for as [`Self::change_voters`].
+    pub async fn finish_change(&self) -> Result<(), ProposeError> {
+        self.detached(|group| async move {
+            let _one = group.only_change()?;
+            group.finish_joint().await
+        })
+        .await
+    }
+
+    /// Refused while another change is under way: whoever gave up waiting asks again, while what it asked for goes on.
+    fn only_change(&self) -> Result<tokio::sync::MutexGuard<'_, ()>, ProposeError> {
+        let free = self.inner.changes.try_lock();
+        free.map_err(|_| ProposeError::Unknown("an earlier change is under way".into()))
     }
 
     /// Finishes a joint configuration, if there is one, as a new leader does.

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use openraft::ChangeMembers;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
@@ -480,6 +481,32 @@ async fn a_leader_that_is_to_go_hands_over_first() {
     cluster.group(broker.0, 1).change_voters(stay.clone()).await.unwrap();
     let members: Vec<_> = cluster.group(broker.0, 1).status().members.into_keys().collect();
     assert_eq!(members, stay);
+}
+
+/// A change whose second step failed, under a leader that stays: no new one comes to finish it.
+#[tokio::test(start_paused = true)]
+async fn a_change_left_half_way_is_finished_by_the_leader_that_left_it() {
+    let cluster = Cluster::start(3).await;
+    let group = cluster.create(1).await;
+    group.change_voters(vec![ReplicaId(11)]).await.unwrap();
+    group.add_learner(ReplicaId(12), ReplicaHome { broker: BrokerId(2) }).await.unwrap();
+    // The first step waits for 12, and whoever would take the second is gone when it comes.
+    cluster.partition(1, 2);
+    let raft = group.raft();
+    let voters = ChangeMembers::ReplaceAllVoters([ReplicaId(11), ReplicaId(12)].into());
+    let change = tokio::spawn(async move { raft.change_membership(voters, false).await });
+    while !group.status().joint {
+        sleep(Duration::from_millis(1)).await;
+    }
+    change.abort();
+    cluster.network.heal_all();
+    propose(&group, "record 0").await.unwrap();
+    assert!(group.status().joint, "nobody has taken the second step");
+    group.finish_change().await.unwrap();
+    let status = group.status();
+    assert!(!status.joint && status.members.values().all(|member| member.voter), "{status:?}");
+    assert_eq!(status.members.into_keys().collect::<Vec<_>>(), [11, 12].map(ReplicaId));
+    group.finish_change().await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]
