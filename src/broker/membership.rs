@@ -1,7 +1,8 @@
 //! What the leader of a partition's group does so that its members become what the catalog assigns.
 //!
 //! A pure function of the assignment and the group's status. Each step is safe by itself and may be repeated; the one
-//! that changes voters waits until those that come have caught up (RULES.md R5, R9).
+//! that changes voters takes in those of the newcomers that have caught up, and lets those go in whose places they come
+//! (RULES.md R5, R9).
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,7 +12,7 @@ use pontoon_raft::types::{BrokerId, ReplicaHome, ReplicaId};
 use crate::catalog::state::{PartitionRecord, ReplicaRecord, ReplicaState};
 
 /// A learner this many entries behind counts as caught up.
-pub(super) const LAG_MAX: u64 = 256;
+const LAG_MAX: u64 = 256;
 
 /// The next thing to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,42 +48,63 @@ pub(super) fn may_initialise(partition: &PartitionRecord, alive: impl Fn(BrokerI
     !partition.initialised && partition.replicas.iter().all(ready) && created * 2 > partition.replicas.len()
 }
 
+/// Replicas that are there and do not vote yet.
+fn newcomers<'a>(
+    partition: &'a PartitionRecord,
+    status: &'a GroupStatus,
+) -> impl Iterator<Item = &'a ReplicaRecord> + use<'a> {
+    let votes = |replica: &ReplicaId| status.members.get(replica).is_some_and(|member| member.voter);
+    partition.replicas.iter().filter(move |record| record.state == ReplicaState::Created && !votes(&record.replica))
+}
+
 /// What the leader does next.
 pub(super) fn next_step(partition: &PartitionRecord, status: &GroupStatus) -> Step {
     if status.joint {
         return Step::FinishChange;
     }
-    // A replica that is still to be created will report itself; until then nothing is taken away either.
-    if partition.replicas.iter().any(|record| record.state == ReplicaState::New) {
-        return Step::Settled;
-    }
-    let created = || partition.replicas.iter().filter(|record| record.state == ReplicaState::Created);
-    if let Some(missing) = created().find(|record| !status.members.contains_key(&record.replica)) {
+    if let Some(missing) = newcomers(partition, status).find(|record| !status.members.contains_key(&record.replica)) {
         return Step::AddLearner(missing.replica, missing.broker);
     }
+    let level = |record: &&ReplicaRecord| {
+        let matched = status.members.get(&record.replica).and_then(|member| member.matched);
+        matched.is_some_and(|matched| matched + LAG_MAX >= status.last_index.unwrap_or(0))
+    };
     let voters: BTreeSet<_> = status.members.iter().filter(|(_, m)| m.voter).map(|(id, _)| *id).collect();
-    let behind = |replica: &ReplicaId| {
-        let matched = status.members.get(replica).and_then(|member| member.matched);
-        matched.is_none_or(|matched| matched + LAG_MAX < status.last_index.unwrap_or(0))
+    let mut target: BTreeSet<_> = newcomers(partition, status).filter(level).map(|record| record.replica).collect();
+    // A voter that is lost or replaced keeps its vote until the one in its place takes it: the quorum must not shrink.
+    let joined = |record: &ReplicaRecord| voters.contains(&record.replica) || target.contains(&record.replica);
+    let all_joined = partition.replicas.iter().all(joined);
+    let replaced = |voter: &ReplicaId| match in_place_of(partition, *voter) {
+        Some(successor) => joined(successor),
+        None => all_joined,
     };
-    if created().any(|record| !voters.contains(&record.replica) && behind(&record.replica)) {
-        return Step::Wait;
-    }
-    // A lost voter keeps its vote until its replacement can take it: the quorum must not shrink.
-    let stays = |record: &&_| match record {
-        ReplicaRecord { state: ReplicaState::Created, .. } => true,
-        record => voters.contains(&record.replica),
-    };
-    let target: BTreeSet<_> = partition.replicas.iter().filter(stays).map(|record| record.replica).collect();
-    if target != voters || status.members.keys().any(|member| !target.contains(member)) {
+    let stays = |voter: &&ReplicaId| partition.replica(**voter).is_some() || !replaced(voter);
+    let staying: Vec<_> = voters.iter().filter(stays).copied().collect();
+    target.extend(staying);
+    let wanted =
+        |member: &ReplicaId| target.contains(member) || newcomers(partition, status).any(|n| n.replica == *member);
+    if target != voters || !status.members.keys().all(wanted) {
         return match target.is_empty() {
             true => Step::Settled,
             false => Step::ChangeVoters(target.into_iter().collect()),
         };
     }
-    let gone = partition.leaving.iter().filter(|record| !status.members.contains_key(&record.replica));
+    // Until its successor votes, that one has nothing to count on, and who leaves says so in the catalog.
+    let gone = partition.leaving.iter().filter(|old| {
+        let votes = |successor: &ReplicaRecord| voters.contains(&successor.replica);
+        !status.members.contains_key(&old.replica) && partition.on(old.broker).is_none_or(votes)
+    });
     let gone: Vec<_> = gone.map(|record| record.replica).collect();
-    if gone.is_empty() { Step::Settled } else { Step::ReportRemoved(gone) }
+    match gone.is_empty() {
+        false => Step::ReportRemoved(gone),
+        true if newcomers(partition, status).next().is_some() => Step::Wait,
+        true => Step::Settled,
+    }
+}
+
+/// Who came in a leaving replica's place: replacements are made on the same broker.
+fn in_place_of(partition: &PartitionRecord, old: ReplicaId) -> Option<&ReplicaRecord> {
+    partition.on(partition.leaving.iter().find(|record| record.replica == old)?.broker)
 }
 
 #[cfg(test)]
@@ -162,6 +184,39 @@ mod tests {
     }
 
     #[test]
+    fn one_newcomer_that_is_away_keeps_no_other_from_voting() {
+        for (state, member) in [(New, None), (Created, Some((3, false, 100)))] {
+            let away = record(5, 3, Lost);
+            let now = partition(
+                &[record(1, 1, Created), record(2, 2, Created), record(3, 3, state)],
+                &[record(4, 2, Lost), away],
+            );
+            let alone = [&[(1, true, 1000), (2, false, 1000)][..], member.as_slice()].concat();
+            assert_eq!(
+                next_step(&now, &status(&alone)),
+                Step::ChangeVoters(vec![ReplicaId(1), ReplicaId(2)]),
+                "{state:?}"
+            );
+            // It goes on catching up, and until it votes its own place is not said to be taken.
+            let joined = [&[(1, true, 1000), (2, true, 1000)][..], member.as_slice()].concat();
+            assert_eq!(next_step(&now, &status(&joined)), Step::ReportRemoved(vec![ReplicaId(4)]), "{state:?}");
+            let told = partition(&now.replicas, &[away]);
+            let waits = if state == New { Step::Settled } else { Step::Wait };
+            assert_eq!(next_step(&told, &status(&joined)), waits, "{state:?}");
+        }
+    }
+
+    #[test]
+    fn a_replaced_voter_goes_when_its_own_successor_comes() {
+        let now = partition(
+            &[record(1, 1, Created), record(4, 2, Created), record(5, 3, New)],
+            &[record(2, 2, Lost), record(3, 3, Lost)],
+        );
+        let members = [(1, true, 1000), (2, true, 3), (3, true, 3), (4, false, 1000)];
+        assert_eq!(next_step(&now, &status(&members)), Step::ChangeVoters([1, 3, 4].map(ReplicaId).to_vec()));
+    }
+
+    #[test]
     fn a_change_left_half_way_is_finished() {
         let now = partition(&[record(1, 1, Created)], &[]);
         let joint = GroupStatus { joint: true, ..status(&[(1, true, 1000), (2, true, 1000)]) };
@@ -185,5 +240,12 @@ mod tests {
         now.replicas[2].state = Created;
         now.initialised = true;
         assert!(!may_initialise(&now, all));
+    }
+
+    #[test]
+    fn a_member_that_is_away_since_before_it_was_created_stays_one() {
+        let now = partition(&[record(1, 1, Created), record(2, 2, Created), record(3, 3, New)], &[]);
+        let members = [(1, true, 1000), (2, true, 1000), (3, true, 0)];
+        assert_eq!(next_step(&now, &status(&members)), Step::Settled);
     }
 }
