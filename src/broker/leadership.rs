@@ -4,7 +4,7 @@
 //! Without hurry and without ping-pong: only to a broker that has been alive for a while and is not about to stop, only to
 //! a replica that is level, a bounded number at a time, and after a failure with a growing pause.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,6 +16,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
 use super::shared::Shared;
+use super::summary::History;
 use crate::catalog::state::{PartitionRecord, ReplicaState};
 
 /// Between two looks.
@@ -26,7 +27,7 @@ const SETTLE: Duration = Duration::from_secs(3);
 const BATCH: usize = 100;
 /// How many at the same time.
 const CONCURRENT: usize = 8;
-/// A replica this many entries behind is level.
+/// A replica this many entries behind is level, however old they are.
 const LAG_MAX: u64 = 64;
 /// The pause after a first failure; it doubles up to [`PAUSE_MAX`].
 const PAUSE: Duration = Duration::from_secs(10);
@@ -73,11 +74,13 @@ impl Pauses {
     }
 }
 
-/// The replica that should lead instead of this broker's, if it can be given leadership now.
+/// The replica that should lead instead of this broker's, if it can be given leadership now. Who has `needed`, an index that the log
+/// came to a while ago, is level: on a busy partition the newest entries are always on their way.
 fn preferred(
     partition: &PartitionRecord,
     status: &GroupStatus,
     own: BrokerId,
+    needed: u64,
     can_lead: impl Fn(BrokerId) -> bool,
 ) -> Option<ReplicaId> {
     let first = partition.replicas.first()?;
@@ -85,13 +88,14 @@ fn preferred(
         return None;
     }
     let member = status.members.get(&first.replica).filter(|member| member.voter)?;
-    let level = member.matched? + LAG_MAX >= status.last_index?;
+    let matched = member.matched?;
+    let level = matched >= needed || matched + LAG_MAX >= status.last_index?;
     (level && can_lead(first.broker)).then_some(first.replica)
 }
 
 /// Gives leaderships back until `stop` says so.
 pub(super) async fn run(shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
-    let (mut alive, mut pauses) = (Alive::default(), Pauses::default());
+    let (mut alive, mut pauses, mut ends) = (Alive::default(), Pauses::default(), History::default());
     loop {
         tokio::select! {
             _ = stop.wait_for(|stop| *stop) => return,
@@ -107,7 +111,7 @@ pub(super) async fn run(shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
             continue;
         }
         let can_lead = |broker| alive.settled(broker, now) && !shared.routing.is_stopping(broker);
-        let transfers = shared.transfers(can_lead, |group| !pauses.blocks(group, now));
+        let transfers = shared.transfers(can_lead, |group| !pauses.blocks(group, now), &mut ends);
         let done: Vec<_> = stream::iter(transfers)
             .map(|(group, to)| async move {
                 let given = group.transfer_leader(to).await;
@@ -131,9 +135,10 @@ impl Shared {
         &self,
         can_lead: impl Fn(BrokerId) -> bool,
         may: impl Fn(GroupId) -> bool,
+        ends: &mut History,
     ) -> Vec<(RaftGroup, ReplicaId)> {
         let state = self.catalog.state();
-        let mut transfers = Vec::new();
+        let (mut transfers, mut seen, now) = (Vec::new(), BTreeSet::new(), Instant::now());
         for (group, hosted) in self.routing.all_hosted() {
             if !hosted.leads() || !may(group) {
                 continue;
@@ -143,13 +148,17 @@ impl Shared {
             if partition.replicas.first().is_none_or(|first| first.broker == self.broker) {
                 continue;
             }
-            if let Some(to) = preferred(partition, &hosted.group.status(), self.broker, &can_lead) {
+            let status = hosted.group.status();
+            seen.insert(group);
+            let needed = ends.note(group, status.last_index.unwrap_or(0), now);
+            if let Some(to) = preferred(partition, &status, self.broker, needed, &can_lead) {
                 transfers.push((hosted.group, to));
             }
             if transfers.len() >= BATCH {
                 break;
             }
         }
+        ends.retain(|group| seen.contains(&group));
         transfers
     }
 }
@@ -211,12 +220,14 @@ mod tests {
             joint: false,
             stopped: None,
         };
-        let to = |partition: &_, status: &_, own| preferred(partition, status, BrokerId(own), |_| true);
+        let to = |partition: &_, status: &_, own| preferred(partition, status, BrokerId(own), 1000, |_| true);
         assert_eq!(to(&partition, &status, 2), Some(ReplicaId(1)));
         assert_eq!(to(&partition, &status, 1), None, "it leads already");
-        assert_eq!(preferred(&partition, &status, BrokerId(2), |_| false), None, "dead, new or stopping");
+        assert_eq!(preferred(&partition, &status, BrokerId(2), 0, |_| false), None, "dead, new or stopping");
         status.members.insert(ReplicaId(1), member(1, Some(10)));
         assert_eq!(to(&partition, &status, 2), None, "behind");
+        let busy = preferred(&partition, &status, BrokerId(2), 10, |_| true);
+        assert_eq!(busy, Some(ReplicaId(1)), "it has what the leader had a while ago");
         status.members.insert(ReplicaId(1), Member { voter: false, ..member(1, Some(1000)) });
         assert_eq!(to(&partition, &status, 2), None, "does not vote");
         status.members.insert(ReplicaId(1), member(1, Some(1000)));

@@ -324,6 +324,7 @@ impl Shared {
     /// Deletes a replica here that the catalog does not assign here (any more).
     async fn drop_unassigned(&self, state: &CatalogState, group: GroupId) -> Next {
         self.routing.unhost(group);
+        self.log_ends.lock().forget(group);
         // Also one that does not run: what is given up must not stay for ever.
         let Some((_, replica)) = self.groups.present().into_iter().find(|(present, _)| *present == group) else {
             return Next::Change;
@@ -418,6 +419,7 @@ impl Shared {
             return Next::After(CATCH_UP_WAIT); // The election pokes us earlier.
         }
         if status.leader.is_none_or(|leader| leader.replica != replica) {
+            self.log_ends.lock().forget(group);
             return Next::Change;
         }
         if !status.leading {
@@ -432,7 +434,15 @@ impl Shared {
 
     async fn tend_members(&self, partition: &PartitionRecord, local: &RaftGroup, status: &GroupStatus) -> Next {
         let group = partition.group;
-        let step = membership::next_step(partition, status);
+        let last = status.last_index.unwrap_or(0);
+        let needed = match membership::has_newcomers(partition, status) {
+            true => self.log_ends.lock().note(group, last, Instant::now()),
+            false => {
+                self.log_ends.lock().forget(group);
+                last
+            }
+        };
+        let step = membership::next_step(partition, status, needed);
         let done = match &step {
             Step::Settled => return Next::Change,
             Step::Wait => return Next::After(CATCH_UP_WAIT),

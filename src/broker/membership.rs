@@ -11,7 +11,7 @@ use pontoon_raft::types::{BrokerId, ReplicaHome, ReplicaId};
 
 use crate::catalog::state::{PartitionRecord, ReplicaRecord, ReplicaState};
 
-/// A learner this many entries behind counts as caught up.
+/// A learner this many entries behind counts as caught up, however old they are.
 const LAG_MAX: u64 = 256;
 
 /// The next thing to do.
@@ -57,8 +57,14 @@ fn newcomers<'a>(
     partition.replicas.iter().filter(move |record| record.state == ReplicaState::Created && !votes(&record.replica))
 }
 
-/// What the leader does next.
-pub(super) fn next_step(partition: &PartitionRecord, status: &GroupStatus) -> Step {
+/// Whether there is anybody who must catch up.
+pub(super) fn has_newcomers(partition: &PartitionRecord, status: &GroupStatus) -> bool {
+    newcomers(partition, status).next().is_some()
+}
+
+/// What the leader does next. Who has `needed`, an index that the log came to a while ago, has caught up: on a busy partition the
+/// newest entries are always on their way.
+pub(super) fn next_step(partition: &PartitionRecord, status: &GroupStatus, needed: u64) -> Step {
     if status.joint {
         return Step::FinishChange;
     }
@@ -67,7 +73,7 @@ pub(super) fn next_step(partition: &PartitionRecord, status: &GroupStatus) -> St
     }
     let level = |record: &&ReplicaRecord| {
         let matched = status.members.get(&record.replica).and_then(|member| member.matched);
-        matched.is_some_and(|matched| matched + LAG_MAX >= status.last_index.unwrap_or(0))
+        matched.is_some_and(|matched| matched >= needed || matched + LAG_MAX >= status.last_index.unwrap_or(0))
     };
     let voters: BTreeSet<_> = status.members.iter().filter(|(_, m)| m.voter).map(|(id, _)| *id).collect();
     let mut target: BTreeSet<_> = newcomers(partition, status).filter(level).map(|record| record.replica).collect();
@@ -97,7 +103,7 @@ pub(super) fn next_step(partition: &PartitionRecord, status: &GroupStatus) -> St
     let gone: Vec<_> = gone.map(|record| record.replica).collect();
     match gone.is_empty() {
         false => Step::ReportRemoved(gone),
-        true if newcomers(partition, status).next().is_some() => Step::Wait,
+        true if has_newcomers(partition, status) => Step::Wait,
         true => Step::Settled,
     }
 }
@@ -140,29 +146,34 @@ mod tests {
 
     use ReplicaState::{Created, Lost, New};
 
+    /// Nobody has been seen for long: only who has nearly all has caught up.
+    fn next(partition: &PartitionRecord, status: &GroupStatus) -> Step {
+        next_step(partition, status, 1000)
+    }
+
     #[test]
     fn a_replacement_goes_through_every_step_in_order() {
         let old = record(2, 2, Lost);
         let mut now = partition(&[record(1, 1, Created), record(4, 2, New), record(3, 3, Created)], &[old]);
         let before = [(1, true, 1000), (2, true, 3), (3, true, 1000)];
-        assert_eq!(next_step(&now, &status(&before)), Step::Settled, "not before it is created");
+        assert_eq!(next(&now, &status(&before)), Step::Settled, "not before it is created");
         now.replicas[1].state = Created;
-        assert_eq!(next_step(&now, &status(&before)), Step::AddLearner(ReplicaId(4), BrokerId(2)));
+        assert_eq!(next(&now, &status(&before)), Step::AddLearner(ReplicaId(4), BrokerId(2)));
         let with = |matched| [&before[..], &[(4, false, matched)]].concat();
-        assert_eq!(next_step(&now, &status(&with(100))), Step::Wait);
+        assert_eq!(next(&now, &status(&with(100))), Step::Wait);
         let voters = vec![ReplicaId(1), ReplicaId(3), ReplicaId(4)];
-        assert_eq!(next_step(&now, &status(&with(900))), Step::ChangeVoters(voters));
+        assert_eq!(next(&now, &status(&with(900))), Step::ChangeVoters(voters));
         let after = status(&[(1, true, 1000), (3, true, 1000), (4, true, 1000)]);
-        assert_eq!(next_step(&now, &after), Step::ReportRemoved(vec![ReplicaId(2)]));
+        assert_eq!(next(&now, &after), Step::ReportRemoved(vec![ReplicaId(2)]));
         now.leaving.clear();
-        assert_eq!(next_step(&now, &after), Step::Settled);
+        assert_eq!(next(&now, &after), Step::Settled);
     }
 
     #[test]
     fn a_lost_replica_keeps_its_vote_until_it_is_replaced() {
         let now = partition(&[record(1, 1, Created), record(2, 2, Lost), record(3, 3, Created)], &[]);
         let members = [(1, true, 1000), (2, true, 3), (3, true, 1000)];
-        assert_eq!(next_step(&now, &status(&members)), Step::Settled);
+        assert_eq!(next(&now, &status(&members)), Step::Settled);
     }
 
     #[test]
@@ -172,7 +183,7 @@ mod tests {
         let members = [1, 2, 3, 4, 5].map(|replica| (replica, true, 1000));
         let learning = [&members[..], &[(6, false, 1000), (7, false, 1000)]].concat();
         let voters = [1, 2, 3, 6, 7].map(ReplicaId).to_vec();
-        assert_eq!(next_step(&now, &status(&learning)), Step::ChangeVoters(voters));
+        assert_eq!(next(&now, &status(&learning)), Step::ChangeVoters(voters));
     }
 
     #[test]
@@ -180,7 +191,7 @@ mod tests {
         let now = partition(&[record(1, 1, Created), record(4, 2, Created)], &[record(2, 2, Lost)]);
         let mut members = status(&[(1, true, 1000), (2, true, 1), (4, false, 1000)]);
         members.members.get_mut(&ReplicaId(4)).unwrap().matched = None;
-        assert_eq!(next_step(&now, &members), Step::Wait);
+        assert_eq!(next(&now, &members), Step::Wait);
     }
 
     #[test]
@@ -192,17 +203,13 @@ mod tests {
                 &[record(4, 2, Lost), away],
             );
             let alone = [&[(1, true, 1000), (2, false, 1000)][..], member.as_slice()].concat();
-            assert_eq!(
-                next_step(&now, &status(&alone)),
-                Step::ChangeVoters(vec![ReplicaId(1), ReplicaId(2)]),
-                "{state:?}"
-            );
+            assert_eq!(next(&now, &status(&alone)), Step::ChangeVoters(vec![ReplicaId(1), ReplicaId(2)]), "{state:?}");
             // It goes on catching up, and until it votes its own place is not said to be taken.
             let joined = [&[(1, true, 1000), (2, true, 1000)][..], member.as_slice()].concat();
-            assert_eq!(next_step(&now, &status(&joined)), Step::ReportRemoved(vec![ReplicaId(4)]), "{state:?}");
+            assert_eq!(next(&now, &status(&joined)), Step::ReportRemoved(vec![ReplicaId(4)]), "{state:?}");
             let told = partition(&now.replicas, &[away]);
             let waits = if state == New { Step::Settled } else { Step::Wait };
-            assert_eq!(next_step(&told, &status(&joined)), waits, "{state:?}");
+            assert_eq!(next(&told, &status(&joined)), waits, "{state:?}");
         }
     }
 
@@ -213,14 +220,24 @@ mod tests {
             &[record(2, 2, Lost), record(3, 3, Lost)],
         );
         let members = [(1, true, 1000), (2, true, 3), (3, true, 3), (4, false, 1000)];
-        assert_eq!(next_step(&now, &status(&members)), Step::ChangeVoters([1, 3, 4].map(ReplicaId).to_vec()));
+        assert_eq!(next(&now, &status(&members)), Step::ChangeVoters([1, 3, 4].map(ReplicaId).to_vec()));
+    }
+
+    /// More entries are on their way to it than any number would allow.
+    #[test]
+    fn who_has_what_the_leader_had_a_while_ago_has_caught_up() {
+        let now = partition(&[record(1, 1, Created), record(4, 2, Created)], &[record(2, 2, Lost)]);
+        let mut busy = status(&[(1, true, 5000), (2, true, 1), (4, false, 4000)]);
+        busy.last_index = Some(5000);
+        assert_eq!(next_step(&now, &busy, 4001), Step::Wait);
+        assert_eq!(next_step(&now, &busy, 4000), Step::ChangeVoters(vec![ReplicaId(1), ReplicaId(4)]));
     }
 
     #[test]
     fn a_change_left_half_way_is_finished() {
         let now = partition(&[record(1, 1, Created)], &[]);
         let joint = GroupStatus { joint: true, ..status(&[(1, true, 1000), (2, true, 1000)]) };
-        assert_eq!(next_step(&now, &joint), Step::FinishChange);
+        assert_eq!(next(&now, &joint), Step::FinishChange);
     }
 
     #[test]
@@ -246,6 +263,6 @@ mod tests {
     fn a_member_that_is_away_since_before_it_was_created_stays_one() {
         let now = partition(&[record(1, 1, Created), record(2, 2, Created), record(3, 3, New)], &[]);
         let members = [(1, true, 1000), (2, true, 1000), (3, true, 0)];
-        assert_eq!(next_step(&now, &status(&members)), Step::Settled);
+        assert_eq!(next(&now, &status(&members)), Step::Settled);
     }
 }

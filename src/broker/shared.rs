@@ -15,6 +15,7 @@ use super::control::Reports;
 use super::observe::BrokerInstruments;
 use super::peer::Hello;
 use super::routing::Routing;
+use super::summary::History;
 use super::topics::ProducerIds;
 use super::work::Work;
 use crate::catalog::Catalog;
@@ -50,6 +51,8 @@ pub(super) struct Shared {
     pub(super) routing: Routing,
     pub(super) reports: Reports,
     pub(super) work: Work,
+    /// Where the logs ended lately of the groups led here that have newcomers.
+    pub(super) log_ends: Mutex<History>,
     pub(super) producers: Mutex<ProducerIds>,
     /// One broker asks for producer ids at a time.
     pub(super) producers_turn: Semaphore,

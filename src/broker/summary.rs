@@ -104,7 +104,7 @@ pub(super) struct History(BTreeMap<GroupId, VecDeque<(Instant, u64)>>);
 
 impl History {
     /// Notes where the log ends now; returns where it ended [`IN_SYNC_WITHIN`] ago (or when first seen).
-    fn note(&mut self, group: GroupId, last_index: u64, now: Instant) -> u64 {
+    pub(super) fn note(&mut self, group: GroupId, last_index: u64, now: Instant) -> u64 {
         let ends = self.0.entry(group).or_default();
         while ends.len() > 1 && ends.get(1).is_some_and(|(at, _)| now.duration_since(*at) >= IN_SYNC_WITHIN) {
             ends.pop_front();
@@ -114,6 +114,16 @@ impl History {
             ends.push_back((now, last_index));
         }
         ends.front().map_or(0, |(_, index)| *index)
+    }
+
+    /// Forgets every other group.
+    pub(super) fn retain(&mut self, keep: impl Fn(GroupId) -> bool) {
+        self.0.retain(|group, _| keep(*group));
+    }
+
+    /// Forgets a group: what is noted of it next is its first.
+    pub(super) fn forget(&mut self, group: GroupId) {
+        self.0.remove(&group);
     }
 }
 
