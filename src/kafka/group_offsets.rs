@@ -139,17 +139,12 @@ pub(super) async fn fetch(door: &Arc<Door>, request: OffsetFetchRequest, version
     // Before version 2 "all" could not be said: an empty list is one.
     let topics = request.topics.or((version < 2).then(Vec::new));
     let group = OffsetFetchGroup { group_id: request.group_id, topics, ..Default::default() };
-    let mut fetched = fetch_group(door, group, &time).await;
-    if version < 2 && fetched.error_code != 0 {
-        // There is no other place to say it.
-        for partition in fetched.topics.iter_mut().flat_map(|topic| &mut topic.partitions) {
-            partition.error_code = fetched.error_code;
-        }
-    }
-    let OffsetFetchedGroup { topics, error_code, .. } = fetched;
+    let OffsetFetchedGroup { topics, error_code, .. } = fetch_group(door, group, &time).await;
     Response::OffsetFetch(OffsetFetchResponse { topics, error_code, ..Default::default() })
 }
 
+/// What is wrong with a group stands with it and with each partition that was asked for: some clients (aiokafka, sarama) look there only,
+/// in any version, and would take what they find for "nothing is committed". Others (librdkafka) wait for all that they named.
 pub(super) async fn fetch_group(door: &Arc<Door>, group: OffsetFetchGroup, time: &Time) -> OffsetFetchedGroup {
     let asked = group.topics.map(by_topic);
     let wanted = asked.as_ref().map(|asked| asked.iter().map(|(name, partitions)| (name.clone(), numbers(partitions))));
@@ -172,7 +167,8 @@ pub(super) async fn fetch_group(door: &Arc<Door>, group: OffsetFetchGroup, time:
     let topics = asked.into_iter().map(|(name, partitions)| {
         let mut place = (name.clone(), 0);
         let partitions = partitions.into_iter().map(|partition| {
-            let none = OffsetFetchedPartition { partition, metadata: Some(String::new()), ..Default::default() };
+            let metadata = Some(String::new());
+            let none = OffsetFetchedPartition { partition, metadata, error_code, ..Default::default() };
             place.1 = number(partition);
             match found.get(&place) {
                 Some(offset) => OffsetFetchedPartition {

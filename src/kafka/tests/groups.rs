@@ -158,6 +158,16 @@ async fn a_member_whose_coordinator_stops_looks_for_another() {
     };
     let Response::SyncGroup(synced) = client.call(Request::SyncGroup(sync), 3).await else { panic!() };
     assert_eq!(synced.error_code, 16);
+    // That nothing is known must not look like "nothing is committed", wherever a client looks.
+    let topics = || Some(vec![OffsetFetchTopic { name: "t".into(), partitions: vec![0] }]);
+    let request = OffsetFetchRequest { group_id: "g".into(), topics: topics(), ..Default::default() };
+    let Response::OffsetFetch(found) = client.call(Request::OffsetFetch(request), 3).await else { panic!() };
+    assert_eq!((found.error_code != 0, found.topics[0].partitions[0].error_code), (true, found.error_code));
+    let group = OffsetFetchGroup { group_id: "g".into(), topics: topics(), ..Default::default() };
+    let request = OffsetFetchRequest { groups: vec![group], ..Default::default() };
+    let Response::OffsetFetch(found) = client.call(Request::OffsetFetch(request), 8).await else { panic!() };
+    let group = &found.groups[0];
+    assert_eq!((group.error_code != 0, group.topics[0].partitions[0].error_code), (true, group.error_code));
     house.server.close(Duration::from_secs(5)).await;
 }
 
