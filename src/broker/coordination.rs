@@ -25,6 +25,10 @@ impl Home for Groups {
         }
     }
 
+    fn stopping(&self) -> bool {
+        self.0.upgrade().is_none_or(|shared| shared.stopping())
+    }
+
     fn partitions(&self) -> u32 {
         let shared = self.0.upgrade();
         let count = |shared: Arc<Shared>| Some(shared.catalog.state().topic(OFFSETS_TOPIC)?.partitions.len() as u32);

@@ -25,13 +25,13 @@ impl Shared {
     }
 
     pub(super) fn topic(&self, name: &str) -> Result<TopicDescription> {
-        self.check_registered()?;
+        self.check_known()?;
         let state = self.catalog.state();
         state.topic(name).map(|topic| self.describe(topic)).ok_or_else(|| unknown_topic(name))
     }
 
     pub(super) fn topic_by_id(&self, topic_id: u128) -> Result<TopicDescription> {
-        self.check_registered()?;
+        self.check_known()?;
         let state = self.catalog.state();
         let topic = state.topics().get(&TopicId(topic_id));
         topic
@@ -40,7 +40,7 @@ impl Shared {
     }
 
     pub(super) fn topic_config_entries(&self, name: &str) -> Result<Vec<ConfigEntry>> {
-        self.check_registered()?;
+        self.check_known()?;
         let state = self.catalog.state();
         let topic = state.topic(name).ok_or_else(|| unknown_topic(name))?;
         let entry = |(key, built_in)| ConfigEntry {
@@ -54,7 +54,7 @@ impl Shared {
 
     /// How many replicas the partition with the fewest has, or is to get back.
     pub(super) fn fewest_replicas(&self, name: &str) -> Result<u32> {
-        self.check_registered()?;
+        self.check_known()?;
         let state = self.catalog.state();
         let topic = state.topic(name).ok_or_else(|| unknown_topic(name))?;
         let replicas = topic.partitions.iter().map(|record| state.replicas_wanted(record));
@@ -62,7 +62,7 @@ impl Shared {
     }
 
     pub(super) fn topic_config(&self, name: &str) -> Result<TopicConfig> {
-        self.check_registered()?;
+        self.check_known()?;
         let state = self.catalog.state();
         let topic = state.topic(name).ok_or_else(|| unknown_topic(name))?;
         Ok(TopicConfig::resolve(&topic.config, &self.config.log))

@@ -248,7 +248,7 @@ impl Broker {
             Progress::Registered => {
                 Err("replicas are being opened, or other brokers have yet to say what they lead".to_owned())
             }
-            Progress::Stopping => Err("the broker is stopping".to_owned()),
+            Progress::Stopping { .. } => Err("the broker is stopping".to_owned()),
         }
     }
 
@@ -256,14 +256,15 @@ impl Broker {
     pub fn joining(&self) -> Option<String> {
         match &*self.shared.progress.borrow() {
             Progress::Joining(why) => Some(why.clone()),
-            Progress::Registered | Progress::Ready | Progress::Stopping => None,
+            Progress::Stopping { known: false } => Some("the broker is stopping".to_owned()),
+            Progress::Registered | Progress::Ready | Progress::Stopping { known: true } => None,
         }
     }
 
     /// Waits until it is ready or is stopping, at most for `timeout`.
     pub async fn await_ready(&self, timeout: Duration) {
         let mut progress = self.shared.progress.subscribe();
-        let settled = progress.wait_for(|progress| matches!(progress, Progress::Ready | Progress::Stopping));
+        let settled = progress.wait_for(|progress| matches!(progress, Progress::Ready | Progress::Stopping { .. }));
         let _ = tokio::time::timeout(timeout, settled).await;
     }
 

@@ -31,8 +31,8 @@ pub(super) enum Progress {
     Registered,
     /// Every replica that the catalog has here has been looked at once, and the peers that live have said what they lead.
     Ready,
-    /// It has handed over or is about to.
-    Stopping,
+    /// It has handed over or is about to. `known`: it was part of the cluster before, and what its catalog shows is as new as then.
+    Stopping { known: bool },
 }
 
 /// A broker's insides.

@@ -208,7 +208,9 @@ impl Tasks {
         let Some(mut running) = self.running.lock().take() else { return };
         let deadline = Instant::now() + limit;
         shared.stopping.store(true, Ordering::Release);
-        shared.progress.send_replace(Progress::Stopping);
+        shared.progress.send_modify(|progress| {
+            *progress = Progress::Stopping { known: matches!(progress, Progress::Registered | Progress::Ready) };
+        });
         shared.routing.touch();
         let _ = timeout(FAREWELL.min(limit / 4), say_farewell(shared)).await;
         shared.groups.hand_over_all(limit / 3).await;

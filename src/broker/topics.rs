@@ -49,8 +49,17 @@ impl Shared {
     pub(super) fn check_registered(&self) -> Result<()> {
         match &*self.progress.borrow() {
             Progress::Registered | Progress::Ready => Ok(()),
-            Progress::Stopping => Err(Error::new(Code::NotReady, "the broker is stopping")),
+            Progress::Stopping { .. } => Err(Error::new(Code::NotReady, "the broker is stopping")),
             Progress::Joining(why) => Err(Error::new(Code::NotReady, why.clone())),
+        }
+    }
+
+    /// As [`Self::check_registered`], for those who only look: a broker that is stopping knows what it knew, and clients come to it until
+    /// its door is closed.
+    pub(super) fn check_known(&self) -> Result<()> {
+        match &*self.progress.borrow() {
+            Progress::Stopping { known: true } => Ok(()),
+            _ => self.check_registered(),
         }
     }
 

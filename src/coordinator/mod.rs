@@ -47,6 +47,8 @@ const NAME_BYTES_MAX: usize = 4096;
 pub trait Home: Send + std::marker::Sync + 'static {
     /// This partition of [`OFFSETS_TOPIC`], if its replica here leads and is able to take writes.
     fn led(&self, partition: u32) -> Result<Arc<Partition>, Error>;
+    /// It hands over what it leads, or has.
+    fn stopping(&self) -> bool;
     /// How many partitions the topic has; 0 if there is none yet.
     fn partitions(&self) -> u32;
 }
@@ -403,6 +405,9 @@ impl Coordinator {
 
     /// Every group that this broker coordinates. `Loading` if one of its shards cannot say yet.
     pub async fn list(&self) -> Answer<Vec<GroupListing>> {
+        if self.home.stopping() {
+            return Err(GroupError::Loading); // They are elsewhere in a moment: "none" would be wrong.
+        }
         let mut groups = Vec::new();
         for partition in 0..self.home.partitions() {
             let (reply, answer) = oneshot::channel();
@@ -437,6 +442,10 @@ impl Coordinator {
     ) -> Answer<T> {
         if group.is_empty() || group.len() > NAME_BYTES_MAX {
             return Err(GroupError::InvalidGroup);
+        }
+        if self.home.stopping() {
+            // Not that it is being loaded: who comes would stay until the end.
+            return Err(GroupError::NotCoordinator);
         }
         let partition = self.partition_of(group).ok_or(GroupError::NotCoordinator)?;
         let (reply, answer) = oneshot::channel();

@@ -15,6 +15,7 @@ use super::offsets::side_by_side;
 use super::topics::Time;
 use super::{Door, ErrorCode};
 use crate::coordinator::{CommittedOffset, GroupError, METADATA_BYTES_MAX, Partitions, Speaker};
+use crate::error::Code;
 
 /// Longest that a request waits for the catalog, when a committed offset is of a topic that this broker does not know; and after which no
 /// further group that it names is asked for.
@@ -24,11 +25,13 @@ const CATALOG_TIMEOUT: Duration = Duration::from_secs(5);
 struct Topics<'a> {
     door: &'a Door,
     known: BTreeMap<String, Option<(u128, usize)>>,
+    /// This broker could not say of one whether it is there.
+    unsure: bool,
 }
 
 impl<'a> Topics<'a> {
     fn new(door: &'a Door) -> Self {
-        Self { door, known: BTreeMap::new() }
+        Self { door, known: BTreeMap::new(), unsure: false }
     }
 
     /// A topic's id and how many partitions it has.
@@ -36,7 +39,9 @@ impl<'a> Topics<'a> {
         if let Some(known) = self.known.get(name) {
             return *known;
         }
-        let found = self.door.broker.topic(name).ok().map(|topic| (topic_uuid(&topic).0, topic.partitions.len()));
+        let found = self.door.broker.topic(name);
+        self.unsure |= found.as_ref().is_err_and(|error| error.code != Code::UnknownTopic);
+        let found = found.ok().map(|topic| (topic_uuid(&topic).0, topic.partitions.len()));
         self.known.insert(name.to_owned(), found);
         found
     }
@@ -79,6 +84,8 @@ pub(super) async fn commit(door: &Arc<Door>, request: OffsetCommitRequest) -> Re
             let error_code = match place {
                 Some(_) if long => ErrorCode::OffsetMetadataTooLarge,
                 Some(_) => ErrorCode::None,
+                // What is said of all of them then.
+                None if known.unsure => ErrorCode::None,
                 None => ErrorCode::UnknownTopicOrPartition,
             };
             if let Some(((topic_id, _), number)) = place.filter(|_| !long) {
@@ -101,7 +108,11 @@ pub(super) async fn commit(door: &Arc<Door>, request: OffsetCommitRequest) -> Re
         instance_id: request.group_instance_id,
         generation: request.generation_id,
     };
-    let failed = match door.broker.groups().commit(&request.group_id, speaker, offsets).await {
+    let done = match known.unsure {
+        true => Err(GroupError::Loading),
+        false => door.broker.groups().commit(&request.group_id, speaker, offsets).await,
+    };
+    let failed = match done {
         // Those who commit do not know the other code.
         Err(GroupError::NoRoom) => ErrorCode::InvalidCommitOffsetSize.number(),
         done => code(&done),

@@ -3,9 +3,10 @@
 //! Brokers are listed with the address they advertise to Kafka's clients, if they are alive. Authorised operations are not
 //! computed: there is no security yet.
 //!
-//! A broker that is not part of the cluster yet cannot say which topics there are, and on an empty disk it knows no broker, not even
-//! itself. Neither answer has an error for that. An empty list of brokers some clients take for an answer nevertheless (Java's admin client,
-//! librdkafka if a topic was named), and an empty list of topics is one. So the connection is closed, which all take for "ask another, or again".
+//! A broker that is not part of the cluster yet cannot say which topics there are. On an empty disk it knows no broker, not even itself; on
+//! an old one it may know only itself to be alive, and clients keep to whom they are told of. Neither answer has an error for that. An empty
+//! list of brokers some clients take for an answer nevertheless (Java's admin client, librdkafka if a topic was named), and an empty list of
+//! topics is one. So the connection is closed, which all take for "ask another, or again".
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -162,6 +163,9 @@ fn controller_id(door: &Door) -> i32 {
 /// Metadata.
 pub(super) async fn metadata(door: &Arc<Door>, request: MetadataRequest, version: i16) -> Handled {
     door.broker.await_ready(READY_TIMEOUT).await;
+    if let Some(why) = door.broker.joining() {
+        return nothing_to_tell(&why);
+    }
     let wanted = match request.topics {
         // In version 0 an empty list means all.
         Some(topics) if version > 0 || !topics.is_empty() => Some(topics),
@@ -185,16 +189,11 @@ pub(super) async fn metadata(door: &Arc<Door>, request: MetadataRequest, version
                 topics.push(wanted_topic(door, topic, may_create.then_some(&time)).await);
             }
         }
-        None => {
-            if let Some(why) = door.broker.joining() {
-                return nothing_to_tell(&why);
-            }
-            topics.extend(door.broker.topics().into_iter().map(Ok));
-        }
+        None => topics.extend(door.broker.topics().into_iter().map(Ok)),
     }
     let brokers = brokers(door);
     if brokers.is_empty() {
-        return nothing_to_tell(&door.broker.joining().unwrap_or_default());
+        return nothing_to_tell("it knows no broker");
     }
     let reachable = |id: i32| brokers.iter().any(|broker| broker.node_id == id);
     let topics = topics.into_iter().map(|topic| match topic {
@@ -326,9 +325,12 @@ pub(super) async fn describe_cluster(door: &Door, request: DescribeClusterReques
         .into();
     }
     door.broker.await_ready(READY_TIMEOUT).await;
+    if let Some(why) = door.broker.joining() {
+        return nothing_to_tell(&why);
+    }
     let brokers = brokers(door);
     if brokers.is_empty() {
-        return nothing_to_tell(&door.broker.joining().unwrap_or_default());
+        return nothing_to_tell("it knows no broker");
     }
     let broker = |broker: MetadataBroker| DescribedBroker {
         broker_id: broker.node_id,

@@ -66,11 +66,49 @@ impl House {
         config.raft.reserve_produce_bytes = 0;
         config.raft.reserve_append_bytes = 0;
         change(&mut config);
+        Self::start(config, dir).await
+    }
+
+    async fn start(mut config: Config, dir: TempDir) -> Self {
         let server = Server::bind(&config).await.unwrap();
         config.kafka.listener.advertised = Some(server.advertised().to_owned());
         let broker = Broker::start(config, "127.0.0.1:1".to_owned()).await.unwrap();
         server.open(Arc::clone(&broker));
         Self { broker, server, _dir: dir }
+    }
+
+    /// One of two brokers, and the other, which has no door. Both are ready.
+    async fn one_of_two(change: impl FnOnce(&mut Config)) -> (Self, Arc<Broker>, TempDir) {
+        let dir = tempfile::tempdir().unwrap();
+        let peer = StdListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+        let mut other = None;
+        let house = Self::start_with(|config| {
+            change(config);
+            config.bootstrap.insert(BrokerId(2), peer.clone());
+            let mut second = Config::new(BrokerId(2), dir.path().to_owned());
+            second.bootstrap.clone_from(&config.bootstrap);
+            second.raft.clone_from(&config.raft);
+            second.peer.listen = peer;
+            other = Some(second);
+        });
+        let house = house.await;
+        let other = Broker::start(other.unwrap(), "127.0.0.1:2".to_owned()).await.unwrap();
+        for broker in [&house.broker, &other] {
+            broker.await_ready(PATIENCE).await;
+            assert_eq!(broker.ready(), Ok(()));
+        }
+        (house, other, dir)
+    }
+
+    /// The same broker once more, from where it was.
+    async fn started_again(self) -> Self {
+        let mut config = self.broker.config().clone();
+        config.kafka.listener.advertised = None;
+        self.server.stopping();
+        self.broker.shutdown(Duration::from_secs(10)).await;
+        self.server.close(Duration::from_secs(5)).await;
+        drop(self.broker);
+        Self::start(config, self._dir).await
     }
 
     async fn topic(&self, name: &str, partitions: u32) {

@@ -156,18 +156,25 @@ async fn a_member_whose_coordinator_stops_looks_for_another() {
         member_id: member.id.clone(),
         ..Default::default()
     };
-    let Response::SyncGroup(synced) = client.call(Request::SyncGroup(sync), 3).await else { panic!() };
+    let Response::SyncGroup(synced) = member.client.call(Request::SyncGroup(sync), 3).await else { panic!() };
     assert_eq!(synced.error_code, 16);
+    let Response::JoinGroup(joined) = member.client.call(member.join_request(), 5).await else { panic!() };
+    assert_eq!((joined.error_code, member.commit("t", 1).await), (16, 16));
     // That nothing is known must not look like "nothing is committed", wherever a client looks.
     let topics = || Some(vec![OffsetFetchTopic { name: "t".into(), partitions: vec![0] }]);
     let request = OffsetFetchRequest { group_id: "g".into(), topics: topics(), ..Default::default() };
     let Response::OffsetFetch(found) = client.call(Request::OffsetFetch(request), 3).await else { panic!() };
-    assert_eq!((found.error_code != 0, found.topics[0].partitions[0].error_code), (true, found.error_code));
+    assert_eq!((found.error_code, found.topics[0].partitions[0].error_code), (16, 16));
     let group = OffsetFetchGroup { group_id: "g".into(), topics: topics(), ..Default::default() };
     let request = OffsetFetchRequest { groups: vec![group], ..Default::default() };
     let Response::OffsetFetch(found) = client.call(Request::OffsetFetch(request), 8).await else { panic!() };
     let group = &found.groups[0];
-    assert_eq!((group.error_code != 0, group.topics[0].partitions[0].error_code), (true, group.error_code));
+    assert_eq!((group.error_code, group.topics[0].partitions[0].error_code), (16, 16));
+    // What it knew of topics it knows to the end: a client that is told that there are none begins anew.
+    let wanted = vec![MetadataTopicName { name: Some("t".into()), ..Default::default() }];
+    let request = Request::Metadata(MetadataRequest { topics: Some(wanted), ..Default::default() });
+    let Response::Metadata(metadata) = client.call(request, 12).await else { panic!() };
+    assert_eq!((metadata.topics[0].error_code, metadata.topics[0].partitions.len()), (0, 1));
     house.server.close(Duration::from_secs(5)).await;
 }
 

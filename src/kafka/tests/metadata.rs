@@ -110,3 +110,24 @@ async fn a_broker_that_does_not_know_the_cluster_yet_says_nothing_of_it() {
     futures_util::future::join_all(closed).await;
     house.close().await;
 }
+
+/// Its catalog is of before, and knows nobody else to be alive.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broker_that_came_back_alone_does_not_tell_of_a_cluster_of_one() {
+    let (house, other, _dir) = House::one_of_two(|_| {}).await;
+    house.topic("t", 1).await;
+    other.crash().await;
+    let house = house.started_again().await;
+    let named = MetadataTopicName { name: Some("t".into()), ..Default::default() };
+    let metadata = Request::Metadata(MetadataRequest { topics: Some(vec![named]), ..Default::default() });
+    let describe = DescribeClusterRequest { endpoint_type: 1, ..Default::default() };
+    let asked = [(metadata, 12), (Request::DescribeCluster(describe), 1)];
+    let closed = asked.into_iter().map(async |(request, version)| {
+        let mut client = house.client().await;
+        client.call(Request::ApiVersions(ApiVersionsRequest::default()), 0).await;
+        client.send(&request, version).await;
+        assert!(client.closed().await, "{request:?}");
+    });
+    futures_util::future::join_all(closed).await;
+    house.close().await;
+}
