@@ -34,6 +34,8 @@ use shard::{Request, Shard};
 pub const OFFSETS_TOPIC: &str = "__consumer_offsets";
 /// Requests that wait for one shard.
 const QUEUE: usize = 1024;
+/// How often a shard that ends under way is asked what is committed: the next one reads the log anew.
+const COMMITTED_ATTEMPTS: usize = 3;
 /// Bounds of a session timeout, as a member may ask for it.
 const SESSION_TIMEOUT: std::ops::RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(1800);
 /// Longest metadata of a committed offset, in bytes.
@@ -384,7 +386,16 @@ impl Coordinator {
     }
 
     /// What is committed: of these partitions, or all there is. Covers every commit that was answered before the call.
+    /// It changes nothing, so it is asked again if its shard has ended over somebody else's write: librdkafka gives up on partitions whose
+    /// coordinator moved between its FindCoordinator and this.
     pub async fn committed(&self, group: &str, partitions: Option<Partitions>) -> Answer<Vec<CommittedOffset>> {
+        for _ in 1..COMMITTED_ATTEMPTS {
+            let partitions = partitions.clone();
+            match self.ask(group, |group, reply| Request::Committed(group, partitions, reply)).await {
+                Err(GroupError::Lost) => {}
+                done => return done,
+            }
+        }
         self.ask(group, |group, reply| Request::Committed(group, partitions, reply)).await
     }
 

@@ -178,6 +178,38 @@ async fn a_member_whose_coordinator_stops_looks_for_another() {
     house.server.close(Duration::from_secs(5)).await;
 }
 
+/// librdkafka gives up on a partition whose offset it was refused by NOT_COORDINATOR.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_asks_what_is_committed_does_not_notice_that_the_log_is_read_anew() {
+    use crate::coordinator::{CommittedOffset, GroupError, OFFSETS_TOPIC, Speaker};
+    let house = House::open_with(|config| config.kafka.offsets_partitions = 1).await;
+    house.broker.ensure_offsets_topic(PATIENCE).await.unwrap();
+    let groups = house.broker.groups();
+    let commit = |offset| {
+        let committed = CommittedOffset {
+            topic: "t".into(),
+            topic_id: 1,
+            partition: 0,
+            offset,
+            leader_epoch: -1,
+            metadata: String::new(),
+            time_ms: 0,
+        };
+        groups.commit("g", Speaker { generation: -1, ..Default::default() }, vec![committed])
+    };
+    let deadline = Instant::now() + PATIENCE;
+    while let Err(error) = commit(7).await {
+        assert!(Instant::now() < deadline, "{error}");
+        sleep(Duration::from_millis(10)).await;
+    }
+    let crate::broker::Route::Local(log) = house.broker.route(OFFSETS_TOPIC, 0).unwrap() else { panic!() };
+    log.produce(another_groups_end(log.limits()), crate::partition::Acks::All, None, PATIENCE).await.unwrap();
+    let (changed, told) = tokio::join!(commit(8), groups.committed("g", None));
+    assert_eq!(changed, Err(GroupError::Lost));
+    assert_eq!(told.unwrap()[0].offset, 7);
+    house.close().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_log_of_groups_is_shortened_and_still_tells_everything() {
     use crate::coordinator::{CommittedOffset, GroupError, OFFSETS_TOPIC, Speaker};
