@@ -9,6 +9,9 @@ use tokio::time::Instant;
 use super::{FIRST_REBALANCE_DELAY, GROUP_BYTES_MAX, Group, Outbox, REBALANCE_TIMEOUT_MAX, Reply};
 use crate::coordinator::{GroupError, GroupState, Sync, Synced};
 
+/// How long static members of whom none has joined are waited for at least, however little they asked for.
+const NOBODY_WAIT: Duration = Duration::from_secs(1);
+
 impl Group {
     pub(super) fn rebalance(&mut self, now: Instant, out: &mut Outbox) {
         let first = self.state == GroupState::Empty;
@@ -39,6 +42,8 @@ impl Group {
         if self.state != GroupState::PreparingRebalance || self.not_before.is_some_and(|at| now < at) {
             return;
         }
+        // It has passed: nobody is to be woken for it again.
+        self.not_before = None;
         let all = self.promised.is_empty() && self.members.values().all(|member| member.joining.is_some());
         if !all && self.phase_deadline.is_some_and(|at| now < at) {
             return;
@@ -51,7 +56,7 @@ impl Group {
             if self.members.is_empty() {
                 return self.become_empty(out);
             }
-            self.phase_deadline = Some(now + self.rebalance_timeout());
+            self.phase_deadline = Some(now + self.rebalance_timeout().max(NOBODY_WAIT));
             return;
         };
         if !self.leader.as_ref().is_some_and(|leader| joined.contains(leader)) {
@@ -60,7 +65,6 @@ impl Group {
         self.generation = self.generation.checked_add(1).unwrap_or(1);
         self.protocol = self.choose_protocol();
         self.state = GroupState::CompletingRebalance;
-        self.not_before = None;
         self.phase_deadline = Some(now + self.rebalance_timeout());
         for id in &joined {
             let answer = self.joined(id);

@@ -7,7 +7,7 @@ use tokio::sync::oneshot::Receiver;
 
 use super::*;
 use crate::coordinator::entry::CommittedOffset;
-use crate::coordinator::{Join, Joined, Sync, Synced};
+use crate::coordinator::{Join, Joined, Leaving, Sync, Synced};
 
 const SESSION: Duration = Duration::from_secs(10);
 const REBALANCE: Duration = Duration::from_secs(60);
@@ -459,4 +459,33 @@ fn what_is_written_once_more_tells_the_same() {
         stored
     };
     assert_eq!(tell(story.group.rewrite()), tell(story.log));
+}
+
+#[test]
+fn who_is_waited_for_in_vain_keeps_nobody_awake() {
+    let mut story = Story::new();
+    let mut promised = story.ask_join("", |join| join.id_required = true);
+    assert!(matches!(take(&mut promised), Err(GroupError::MemberIdRequired(_))));
+    let mut joined = story.ask_join("", |_| {});
+    story.pass(FIRST_REBALANCE_DELAY);
+    assert!(joined.try_recv().is_err(), "who was promised a place is waited for");
+    assert!(story.group.next_deadline().unwrap() > story.now);
+    story.pass(SESSION);
+    assert!(take(&mut joined).is_ok());
+    // A static member that does not join again, and asked for no time to do so.
+    let mut story = Story::new();
+    let impatient = |join: &mut Join| join.rebalance_timeout = Duration::ZERO;
+    let mut first = story.ask_join("", |join| {
+        impatient(join);
+        join.instance_id = Some("i".to_owned());
+    });
+    story.pass(FIRST_REBALANCE_DELAY);
+    let first = take(&mut first).unwrap();
+    assert!(take(&mut story.ask_sync(&first, &[])).is_ok());
+    let other = take(&mut story.ask_join("", impatient)).unwrap();
+    let leaving = Leaving { member_id: other.member_id, instance_id: None };
+    story.group.leave(&leaving, story.now, &mut story.out).unwrap();
+    story.settle();
+    assert_eq!(story.group.state, GroupState::PreparingRebalance);
+    assert!(story.group.next_deadline().unwrap() > story.now);
 }
