@@ -8,6 +8,7 @@ import java.util.ArrayList;
 import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
+import java.util.Optional;
 import java.util.Set;
 import java.util.TreeMap;
 import java.util.concurrent.ConcurrentHashMap;
@@ -57,6 +58,11 @@ public class Smoke {
         try (Admin admin = Admin.create(base)) {
             equal(admin.describeCluster().nodes().get().size(), 3, "brokers");
             admin.createTopics(List.of(new NewTopic(TOPIC, 3, (short) 3))).all().get();
+            NewTopic planned = new NewTopic("planned", Optional.of(2), Optional.empty());
+            CreateTopicsResult plan = admin.createTopics(List.of(planned), new CreateTopicsOptions().validateOnly(true));
+            equal(plan.numPartitions("planned").get(), 2, "partitions of what is only planned");
+            equal(plan.replicationFactor("planned").get(), 3, "replicas of what is only planned");
+            equal(plan.config("planned").get().get("cleanup.policy").value(), "delete", "configuration of what is only planned");
             produce();
             consume(admin);
             administer(admin);

@@ -43,13 +43,18 @@ impl Shared {
         self.check_known()?;
         let state = self.catalog.state();
         let topic = state.topic(name).ok_or_else(|| unknown_topic(name))?;
+        Ok(self.config_entries(&topic.config))
+    }
+
+    /// What a topic with this configuration of its own has in all.
+    pub(super) fn config_entries(&self, own: &BTreeMap<String, String>) -> Vec<ConfigEntry> {
         let entry = |(key, built_in)| ConfigEntry {
             name: key,
-            topic: topic.config.get(key).cloned(),
+            topic: own.get(key).cloned(),
             broker: self.config.log.get(key).cloned(),
             built_in,
         };
-        Ok(topic_config::keys().map(entry).collect())
+        topic_config::keys().map(entry).collect()
     }
 
     /// How many replicas the partition with the fewest has, or is to get back.

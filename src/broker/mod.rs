@@ -323,6 +323,11 @@ impl Broker {
         self.shared.topic_config_entries(name)
     }
 
+    /// [`Self::topic_config_entries`] of a topic that was created with this configuration.
+    pub fn config_entries(&self, own: &BTreeMap<String, String>) -> Vec<ConfigEntry> {
+        self.shared.config_entries(own)
+    }
+
     /// Changes configuration (`None` resets a key) and grows the number of partitions.
     pub async fn alter_topic(
         &self,

@@ -21,7 +21,7 @@ use super::offsets::side_by_side;
 use super::produce::leading;
 use super::wire::Uuid;
 use super::{Door, ErrorCode, configs, promises};
-use crate::broker::{TopicDescription, TopicSpec, check_not_internal};
+use crate::broker::{ConfigEntry, TopicDescription, TopicSpec, check_not_internal};
 use crate::clock::now_ms;
 use crate::error::{Code, Error};
 
@@ -109,22 +109,42 @@ async fn create_one(
 ) -> Result<CreatedTopic, Refused> {
     let spec = spec(door, topic)?;
     if validate_only {
-        let (partitions, replicas) = (spec.partitions, spec.replicas);
         door.broker.check_topic(&spec)?;
-        return Ok(CreatedTopic {
-            name: spec.name,
-            num_partitions: partitions as i32,
-            replication_factor: replicas.map_or(-1, |replicas| replicas as i16),
-            ..Default::default()
-        });
+        return Ok(describe_checked(door, spec));
     }
     let created = door.broker.create_topic(spec, time.left()?).await?;
     Ok(describe(door, &created))
 }
 
+/// What would be created. Java's admin client reads the configurations of every topic that it is told a number of partitions of.
+fn describe_checked(door: &Door, spec: TopicSpec) -> CreatedTopic {
+    let placed = spec.assignment.iter().flatten().map(|on| on.len() as u32).min();
+    let replicas = spec.replicas.unwrap_or_else(|| door.broker.default_replicas());
+    CreatedTopic {
+        num_partitions: spec.partitions as i32,
+        replication_factor: replicas as i16,
+        configs: Some(created_configs(&door.broker.config_entries(&spec.config), placed.unwrap_or(replicas))),
+        name: spec.name,
+        ..Default::default()
+    }
+}
+
 fn describe(door: &Door, topic: &TopicDescription) -> CreatedTopic {
     let configs = door.broker.topic_config_entries(&topic.name).unwrap_or_default();
-    let configs = configs.iter().map(|entry| {
+    let replicas = topic.partitions.iter().map(|partition| partition.replicas.len() as u32).min().unwrap_or(1);
+    CreatedTopic {
+        name: topic.name.clone(),
+        topic_id: topic_uuid(topic),
+        num_partitions: topic.partitions.len() as i32,
+        replication_factor: topic.partitions.first().map_or(-1, |first| first.replicas.len() as i16),
+        configs: Some(created_configs(&configs, replicas)),
+        ..Default::default()
+    }
+}
+
+/// A topic's configuration, and what so many replicas promise.
+fn created_configs(entries: &[ConfigEntry], replicas: u32) -> Vec<CreatedConfig> {
+    let configs = entries.iter().map(|entry| {
         let (value, source) = configs::effective(entry);
         CreatedConfig {
             name: entry.name.to_owned(),
@@ -134,7 +154,6 @@ fn describe(door: &Door, topic: &TopicDescription) -> CreatedTopic {
             is_sensitive: false,
         }
     });
-    let replicas = topic.partitions.iter().map(|partition| partition.replicas.len() as u32).min().unwrap_or(1);
     let promised = promises::of(replicas).map(|(name, value)| CreatedConfig {
         name: name.to_owned(),
         value: Some(value),
@@ -142,14 +161,7 @@ fn describe(door: &Door, topic: &TopicDescription) -> CreatedTopic {
         config_source: configs::SOURCE_DEFAULT,
         is_sensitive: false,
     });
-    CreatedTopic {
-        name: topic.name.clone(),
-        topic_id: topic_uuid(topic),
-        num_partitions: topic.partitions.len() as i32,
-        replication_factor: topic.partitions.first().map_or(-1, |first| first.replicas.len() as i16),
-        configs: Some(configs.chain(promised).collect()),
-        ..Default::default()
-    }
+    configs.chain(promised).collect()
 }
 
 /// What a request asks for, in the broker's words.

@@ -46,7 +46,14 @@ async fn topics_are_created_changed_and_deleted_with_kafkas_codes() {
         let Response::CreateTopics(response) = client.call(request, 7).await else { panic!() };
         let found: Vec<_> = response.topics.iter().map(|topic| topic.error_code).collect();
         assert_eq!(found, codes, "validate only: {validate_only}");
-        assert_eq!((response.topics[0].num_partitions, response.topics[0].topic_id.0 == 0), (3, validate_only));
+        let good = &response.topics[0];
+        assert_eq!((good.num_partitions, good.replication_factor, good.topic_id.0 == 0), (3, 1, validate_only));
+        let set = |at: usize| {
+            let configs = response.topics[at].configs.iter().flatten();
+            configs.filter(|config| config.config_source == 1).map(|config| &config.name[..]).collect::<Vec<_>>()
+        };
+        assert!(good.configs.as_ref().is_some_and(|configs| configs.len() > 5), "Java's admin client reads them");
+        assert_eq!((set(0), set(1)), (vec![], vec!["retention.ms"]));
     }
     let again = CreateTopicsRequest { topics: vec![topic("good", 1, 1)], timeout_ms: 1000, validate_only: false };
     let Response::CreateTopics(response) = client.call(Request::CreateTopics(again), 2).await else { panic!() };
