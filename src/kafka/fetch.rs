@@ -40,27 +40,38 @@ struct Slot {
     /// Where to read, or why not.
     from: Result<Arc<Partition>, ErrorCode>,
     follow: Option<Follow>,
-    /// Bytes that were there at the last look.
+    /// Bytes that were there at the last look; where there were more than had room, that room.
     seen_bytes: usize,
 }
 
+/// What a look at a slot has found.
+struct Seen {
+    partition: FetchedPartition,
+    /// What counts of it towards the least that a fetch wants.
+    bytes: usize,
+}
+
 impl Slot {
-    /// Reads what there is, up to `bytes_max`.
-    async fn read(&self, bytes_max: usize) -> Result<FetchedPartition, ErrorCode> {
+    /// Reads what there is, up to `bytes_max`. If more is there, all of this room counts: the reader counts more than records towards it,
+    /// and would never fill it.
+    async fn read(&self, bytes_max: usize) -> Result<Seen, ErrorCode> {
         let partition = self.from.as_ref().map_err(|code| *code)?;
         check_epoch(partition, self.asked.current_leader_epoch)?;
         // A negative offset is below every log start.
         let from = u64::try_from(self.asked.fetch_offset).map_err(|_| ErrorCode::OffsetOutOfRange)?;
+        let room = self.room(bytes_max);
         let fetched = partition
             .fetch(Fetch {
                 from: FetchFrom::Offset(Offset(from)),
-                bytes_max: bytes_max.min(self.asked.partition_max_bytes.max(0) as usize),
+                bytes_max: room,
                 wait: Duration::ZERO,
                 consistency: Consistency::Committed,
             })
             .await
             .map_err(|error| ErrorCode::from(&error))?;
-        Ok(FetchedPartition {
+        let there: usize = fetched.batches.iter().map(Bytes::len).sum();
+        let more = fetched.next_offset < fetched.high_watermark;
+        let partition = FetchedPartition {
             partition: self.asked.partition,
             high_watermark: fetched.high_watermark.0 as i64,
             // Nothing is open for long without transactions.
@@ -68,7 +79,13 @@ impl Slot {
             log_start_offset: fetched.log_start_offset.0 as i64,
             records: RecordData::some(fetched.batches),
             ..Default::default()
-        })
+        };
+        Ok(Seen { partition, bytes: if more { there.max(room) } else { there } })
+    }
+
+    /// Of so many bytes, those that this partition may take.
+    fn room(&self, bytes_max: usize) -> usize {
+        bytes_max.min(self.asked.partition_max_bytes.max(0) as usize)
     }
 
     /// Whether it is asked for what is not there yet, as far as this broker knows.
@@ -160,17 +177,17 @@ async fn read_all(door: &Door, slots: &mut [Slot], bytes_max: usize) -> (Vec<Fet
             (None, 0) => slot.read_nothing(),
             (None, left) => slot.read(left).await,
         };
-        let mut partition = read.unwrap_or_else(|code| slot.failed(code));
-        let there = record_bytes(&partition);
-        keep_what_fits(&mut partition, left.min(slot.asked.partition_max_bytes.max(0) as usize));
+        let Seen { mut partition, bytes: seen } =
+            read.unwrap_or_else(|code| Seen { partition: slot.failed(code), bytes: 0 });
+        keep_what_fits(&mut partition, slot.room(left));
         let bytes = record_bytes(&partition);
+        slot.seen_bytes = seen;
         if any && bytes > left {
             partition.records = RecordData::some(Vec::new());
             left = 0;
         } else {
             left = left.saturating_sub(bytes);
             any |= bytes > 0;
-            slot.seen_bytes = there;
         }
         found.push(partition);
     }
@@ -204,18 +221,19 @@ fn keep_what_fits(partition: &mut FetchedPartition, room: usize) {
 
 impl Slot {
     /// An answer without records, for a partition that has no room in it: not an error, the client comes back.
-    fn read_nothing(&self) -> Result<FetchedPartition, ErrorCode> {
+    fn read_nothing(&self) -> Result<Seen, ErrorCode> {
         let partition = self.from.as_ref().map_err(|code| *code)?;
         check_epoch(partition, self.asked.current_leader_epoch)?;
         let high_watermark = partition.high_watermark().0 as i64;
-        Ok(FetchedPartition {
+        let partition = FetchedPartition {
             partition: self.asked.partition,
             high_watermark,
             last_stable_offset: high_watermark,
             log_start_offset: partition.log_start_offset().0 as i64,
             records: RecordData::some(Vec::new()),
             ..Default::default()
-        })
+        };
+        Ok(Seen { partition, bytes: 0 })
     }
 }
 
@@ -230,12 +248,12 @@ async fn wait_for(slots: &mut [Slot], bytes_min: usize) {
     }
     while let Some((at, follow)) = changes.next().await {
         let slot = &mut slots[at];
-        let Ok(partition) = slot.read(bytes_min).await else { return };
-        if partition.error_code != 0 {
+        let Ok(seen) = slot.read(bytes_min).await else { return };
+        if seen.partition.error_code != 0 {
             return;
         }
-        bytes = bytes - slot.seen_bytes + record_bytes(&partition);
-        slot.seen_bytes = record_bytes(&partition);
+        bytes = bytes - slot.seen_bytes + seen.bytes;
+        slot.seen_bytes = seen.bytes;
         if bytes >= bytes_min {
             return;
         }

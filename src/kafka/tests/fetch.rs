@@ -108,3 +108,30 @@ async fn fetch_says_what_is_wrong_with_each_partition() {
     assert_eq!(client.fetch(request).await.error_code, 70, "a session we never gave");
     house.close().await;
 }
+
+/// Of many small batches a reader counts more bytes towards what there is room for than their records have.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_fetch_that_wants_all_that_it_has_room_for_does_not_wait_for_more() {
+    let house = House::open().await;
+    house.topic("t", 1).await;
+    let crate::broker::Route::Local(log) = house.broker.route("t", 0).unwrap() else { panic!() };
+    let batch = || RecordBatch::check(batch_of(&[(&"x".repeat(700), 1)], None), log.limits()).unwrap();
+    let produced = (0..2000).map(|_| log.produce(batch(), crate::partition::Acks::All, None, PATIENCE));
+    for produced in futures_util::future::join_all(produced).await {
+        produced.unwrap();
+    }
+    let mut request = fetch_request(1, 0, 4 * PATIENCE);
+    request.min_bytes = request.max_bytes;
+    let mut client = house.client().await;
+    let fetched = client.fetch(request.clone()).await;
+    let records = records_of(&fetched.topics[0].partitions[0]).len();
+    assert!((900 << 10..=1 << 20).contains(&records), "{records} bytes");
+    // Nor if what else there is comes to be while it waits.
+    request.topics[0].partitions[0].fetch_offset = 2000;
+    let sent = client.send(&Request::Fetch(request), 12).await;
+    let produced = (0..2000).map(|_| log.produce(batch(), crate::partition::Acks::All, None, PATIENCE));
+    assert!(futures_util::future::join_all(produced).await.iter().all(Result::is_ok));
+    let (received, _) = client.receive(Request::Fetch(FetchRequest::default()).api(), 12).await;
+    assert_eq!(received, sent);
+    house.close().await;
+}
