@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt;
+use pontoon_raft::log::frame::FRAME_PAYLOAD_BYTES_MAX;
 use pontoon_raft::raft_group::{GroupStatus, RaftGroup};
 use pontoon_raft::raft_groups::GroupEvent;
 use pontoon_raft::transport::Liveness;
@@ -29,8 +30,10 @@ use crate::catalog::state::{CatalogState, GroupHome, PartitionRecord, ReplicaSta
 use crate::catalog::topic_config::{AcksFloor, TopicConfig};
 use crate::controller::CATALOG_GROUP;
 use crate::partition::{Acks, Partition, PartitionOptions, Settings};
-use crate::record_batch::BatchLimits;
+use crate::record_batch::{BatchLimits, STORED_DECOMPRESSED_BYTES_MAX};
 
+/// What a batch may have beside the contents of its only record: lengths and headers.
+const BATCH_OVERHEAD_BYTES: usize = 1 << 20;
 /// Steps under way at the same time.
 const STEPS_MAX: usize = 32;
 /// Before a step that failed is tried again.
@@ -395,7 +398,12 @@ impl Shared {
         let set = topic.config.contains_key("max.message.bytes") || self.config.log.contains_key("max.message.bytes");
         let config = TopicConfig::resolve(&topic.config, &self.config.log);
         let record_bytes_max = if set { config.max_message_bytes as usize } else { own.record_bytes_max };
-        BatchLimits { record_bytes_max, batch_bytes_max: own.request_bytes_max, ..BatchLimits::default() }
+        // What a topic takes of one record must fit, whatever others are held to.
+        let with_one = record_bytes_max + BATCH_OVERHEAD_BYTES;
+        let batch_bytes_max = own.request_bytes_max.max(with_one).min(FRAME_PAYLOAD_BYTES_MAX as usize);
+        let decompressed_bytes_max =
+            with_one.clamp(BatchLimits::default().decompressed_bytes_max, STORED_DECOMPRESSED_BYTES_MAX);
+        BatchLimits { record_bytes_max, batch_bytes_max, decompressed_bytes_max }
     }
 
     /// Looks after a replica that is here: says that it is, gives its group a start, and its members if it leads.

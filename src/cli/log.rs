@@ -18,10 +18,8 @@ use crate::catalog::command::{Command, Envelope};
 use crate::catalog::snapshot;
 use crate::cli::{Failure, output};
 use crate::partition::verdict::Verdict;
-use crate::record_batch::{BatchHeader, RecordBatch};
+use crate::record_batch::{BatchHeader, RecordBatch, STORED_DECOMPRESSED_BYTES_MAX};
 
-/// What a batch's records may decompress to, for `--records`.
-const DECOMPRESSED_BYTES_MAX: usize = 64 << 20;
 /// Folders below the one that was named.
 const DEPTH_MAX: usize = 8;
 
@@ -217,7 +215,7 @@ fn with_payloads(mut report: Report, bad: Vec<(u64, String)>) -> Report {
 fn records(item: &Item) -> Vec<Value> {
     let Some(Ok(batch)) = item.payload.clone().map(RecordBatch::stored) else { return Vec::new() };
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    match batch.records(DECOMPRESSED_BYTES_MAX) {
+    match batch.records(STORED_DECOMPRESSED_BYTES_MAX) {
         Err(error) => vec![json!({ "error": error.to_string() })],
         Ok(records) => records
             .map(|record| match record {

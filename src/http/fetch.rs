@@ -23,7 +23,7 @@ use crate::http::request::{Params, Target, accept, digits};
 use crate::http::{Shared, tail};
 use crate::partition::aside::read_batch;
 use crate::partition::{Consistency, Fetch, FetchFrom, Fetched, Partition};
-use crate::record_batch::{BatchHeader, BatchLimits};
+use crate::record_batch::{BatchHeader, STORED_DECOMPRESSED_BYTES_MAX};
 
 const JSON: &str = "application/json";
 const LINES: &str = "application/x-ndjson";
@@ -267,7 +267,7 @@ impl FetchWork<'_> {
 
 /// Writes one batch's records down, aside if they are many bytes. Returns false once a limit is reached.
 pub(super) async fn write_down(json: &mut RecordsJson, batch: Bytes) -> Result<bool, Error> {
-    read_batch(batch, BatchLimits::default().decompressed_bytes_max, |records| json.push(records)).await
+    read_batch(batch, STORED_DECOMPRESSED_BYTES_MAX, |records| json.push(records)).await
 }
 
 /// An answer whose cursor is in its headers.
@@ -349,7 +349,7 @@ mod tests {
     /// A text of 15 MB is escaped for a while.
     #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
     async fn a_large_batch_is_written_down_aside() {
-        let mut builder = RecordBatchBuilder::new(BatchLimits::default());
+        let mut builder = RecordBatchBuilder::new(crate::record_batch::BatchLimits::default());
         let record = NewRecord { value: Some(vec![b'x'; 1_000_000].into()), ..NewRecord::default() };
         (0..15).for_each(|_| builder.push(&record).unwrap());
         let batch = builder.build(None).unwrap().into_bytes();

@@ -72,6 +72,9 @@ impl Default for BatchLimits {
     }
 }
 
+/// Most bytes that a batch which was once taken may decompress to: the largest record that a topic can allow is 64 MiB, and has lengths.
+pub const STORED_DECOMPRESSED_BYTES_MAX: usize = 65 << 20;
+
 /// What decompressing a batch costs however little comes out, in bytes: decoders have buffers.
 const DECODER_BYTES: usize = 64 << 10;
 

@@ -262,3 +262,36 @@ async fn a_request_that_takes_long_to_check_is_not_overtaken_on_its_connection()
     assert_eq!(offsets, [0, 1]);
     house.close().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_record_as_large_as_its_topic_allows_is_taken() {
+    let house = House::open().await;
+    let mut client = house.client().await;
+    let value = "x".repeat(20 << 20);
+    let produce = |topic: &str| {
+        let mut builder = RecordBatchBuilder::new(BatchLimits {
+            record_bytes_max: 32 << 20,
+            batch_bytes_max: 33 << 20,
+            ..Default::default()
+        });
+        builder.push(&NewRecord { value: Some(Bytes::from(value.clone())), ..Default::default() }).unwrap();
+        let mut request = produce_request(0, builder.build(None).unwrap().into_bytes(), -1);
+        if let Request::Produce(produce) = &mut request {
+            produce.topics[0].name = topic.to_owned();
+        }
+        request
+    };
+    for (name, allowed, code) in [("t", "33554432", 0), ("small", "16777216", 10), ("most", "67108864", 0)] {
+        let config = BTreeMap::from([("max.message.bytes".to_owned(), allowed.to_owned())]);
+        let spec = TopicSpec { name: name.into(), partitions: 1, replicas: None, assignment: None, config };
+        house.broker.create_topic(spec, PATIENCE).await.unwrap();
+        let Response::Produce(produced) = client.call(produce(name), 9).await else { panic!() };
+        assert_eq!(produced.topics[0].partitions[0].error_code, code, "{name}");
+        let crate::broker::Route::Local(partition) = house.broker.route(name, 0).unwrap() else { panic!() };
+        let (limits, allowed) = (partition.limits(), allowed.parse().unwrap());
+        assert!(limits.batch_bytes_max > allowed && limits.decompressed_bytes_max > allowed, "{limits:?}");
+    }
+    let fetched = client.fetch(fetch_request(1, 0, Duration::ZERO)).await;
+    assert!(records_of(&fetched.topics[0].partitions[0]).len() > value.len());
+    house.close().await;
+}
