@@ -20,6 +20,7 @@
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
 
+use crate::codec::{self, DecodeError};
 use crate::journal::{Lsn, SegmentName};
 use crate::log::base::Membership;
 use crate::types::{DirectoryId, GroupId, ReplicaId, repr};
@@ -55,8 +56,15 @@ pub struct CheckpointEntry {
     pub replica: ReplicaId,
     /// The replica's journal records up to and including this one are reflected in `state`.
     pub lsn: Lsn,
-    /// A [`ReplicaState`], encoded. Kept so, because an unchanged one is written again as it is.
+    /// A [`ReplicaState`], encoded: at most [`codec::STORED_BYTES_MAX`]. Kept so, because an unchanged one is written again as it is.
     pub state: Bytes,
+}
+
+impl CheckpointEntry {
+    /// What it says of the replica.
+    pub fn decode_state(&self) -> Result<ReplicaState, DecodeError> {
+        codec::decode_stored(&self.state)
+    }
 }
 
 /// What a checkpoint says of a replica.
@@ -190,7 +198,6 @@ impl Checkpoint {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::codec;
     use crate::testing::hex;
     use crate::types::{BrokerId, ReplicaHome};
     use proptest::prelude::*;
@@ -255,7 +262,27 @@ mod tests {
         assert_eq!(hex(&bytes(&example())), golden);
         let read = Checkpoint::decode(&bytes(&example())).unwrap();
         assert_eq!(read, example());
-        assert_eq!(codec::decode::<ReplicaState>(&read.replicas[0].state).unwrap(), state());
+        assert_eq!(read.replicas[0].decode_state().unwrap(), state());
+    }
+
+    #[test]
+    fn a_replica_of_very_many_segments_is_read_back() {
+        let mut state = ReplicaState::default();
+        for index in 0..700_000 {
+            state.segments.push(SegmentState {
+                name: SegmentName { first_index: index, file_no: index },
+                previous: index.checked_sub(1).map(|index| repr::LogId(3, index)),
+                base_offset: index,
+                bytes: 1024,
+                last: repr::LogId(3, index),
+                next_offset: index + 1,
+                terms: vec![(3, index)],
+                max_timestamp: 1_700_000_000_000,
+            });
+        }
+        let state = (codec::encode(&state), state);
+        let entry = CheckpointEntry { group: GroupId(1), replica: ReplicaId(1), lsn: Lsn(1), state: state.0.into() };
+        assert!(entry.decode_state().unwrap() == state.1);
     }
 
     #[test]

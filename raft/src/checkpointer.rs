@@ -12,7 +12,7 @@ use futures_util::{StreamExt, stream};
 use parking_lot::Mutex;
 
 use crate::checkpoint::{CHECKPOINT_BYTES_MAX, CHECKPOINT_FILE, Checkpoint, CheckpointEntry, ReplicaState};
-use crate::codec;
+use crate::codec::{self, STORED_BYTES_MAX};
 use crate::disk::{is_out_of_files, is_refused, replace_file};
 use crate::error::Stopped;
 use crate::journal::Lsn;
@@ -34,11 +34,16 @@ pub(crate) enum CheckpointFailed {
     /// There is no room, or too many files are open. The last one still holds; the journal keeps what it keeps.
     #[error("no checkpoint could be written: {0}")]
     Refused(io::Error),
-    /// It would be longer than what a start reads. The last one still holds, and the journal keeps what it keeps: it grows.
+    /// It, or what it says of a replica, would be longer than what a start reads. The last one still holds, and the journal keeps what it
+    /// keeps: it grows.
     #[error(
-        "a checkpoint of {bytes} bytes is longer than the {max} that a start reads: there are too many replicas or producers here"
+        "{what} takes {bytes} bytes of a checkpoint, more than the {max} that a start reads: there are too many {of} here"
     )]
     TooLong {
+        /// What would.
+        what: String,
+        /// What makes it long.
+        of: &'static str,
         /// Its length.
         bytes: u64,
         /// The longest that is read.
@@ -121,21 +126,22 @@ pub(crate) struct Checkpointer {
     context: Arc<LogContext>,
     memory: tokio::sync::Mutex<Memory>,
     floors: Mutex<Floors>,
-    /// The longest checkpoint that is written.
-    bytes_max: AtomicU64,
+    /// The longest checkpoint that is written, and the longest state of a replica in it.
+    bytes_max: (AtomicU64, AtomicU64),
 }
 
 impl Checkpointer {
     pub(crate) fn new(root: &Path, directory: DirectoryId, context: Arc<LogContext>) -> Self {
         let (memory, floors) = (tokio::sync::Mutex::default(), Mutex::default());
-        let bytes_max = AtomicU64::new(CHECKPOINT_BYTES_MAX);
+        let bytes_max = (AtomicU64::new(CHECKPOINT_BYTES_MAX), AtomicU64::new(STORED_BYTES_MAX as u64));
         Self { root: root.to_owned(), directory, context, memory, floors, bytes_max }
     }
 
-    /// Another limit than the format's.
+    /// Other limits than the format's: of all of it, and of a replica's state.
     #[cfg(test)]
-    pub(crate) fn limit(&self, bytes_max: u64) {
-        self.bytes_max.store(bytes_max, Ordering::Relaxed);
+    pub(crate) fn limit(&self, bytes_max: u64, state_bytes_max: u64) {
+        self.bytes_max.0.store(bytes_max, Ordering::Relaxed);
+        self.bytes_max.1.store(state_bytes_max, Ordering::Relaxed);
     }
 
     /// From now until [`Self::release_floor`] the journal keeps everything above what is durable now.
@@ -238,13 +244,26 @@ impl Checkpointer {
         let parts = checkpoint.encode();
         // Whatever went wrong meanwhile, the last one still holds.
         self.context.stop.check()?;
-        let (bytes, max) = (parts.iter().map(|part| part.len() as u64).sum(), self.bytes_max.load(Ordering::Relaxed));
-        if bytes > max {
-            return Err(CheckpointFailed::TooLong { bytes, max });
-        }
+        self.check_lengths(&checkpoint, &parts)?;
         let replaced = replace_file(&*self.context.disk, &path, parts).await;
         self.judge(replaced, &path)?;
         self.context.journal.retire_below(Lsn(retire.0 + 1)).await?;
+        Ok(())
+    }
+
+    /// Refuses what no start would read: the journal behind it would be gone by then.
+    fn check_lengths(&self, checkpoint: &Checkpoint, parts: &[Bytes]) -> Result<(), CheckpointFailed> {
+        let max = self.bytes_max.1.load(Ordering::Relaxed);
+        if let Some(long) = checkpoint.replicas.iter().find(|entry| entry.state.len() as u64 > max) {
+            let what = format!("replica {} of group {}", long.replica, long.group);
+            let bytes = long.state.len() as u64;
+            return Err(CheckpointFailed::TooLong { what, of: "segments or producers", bytes, max });
+        }
+        let (bytes, max) = (parts.iter().map(|part| part.len() as u64).sum(), self.bytes_max.0.load(Ordering::Relaxed));
+        if bytes > max {
+            let what = "the whole directory".to_owned();
+            return Err(CheckpointFailed::TooLong { what, of: "replicas, segments or producers", bytes, max });
+        }
         Ok(())
     }
 

@@ -397,8 +397,8 @@ impl Store {
     }
 
     #[cfg(test)]
-    pub(crate) fn limit_checkpoints(&self, bytes_max: u64) {
-        self.checkpointer.limit(bytes_max);
+    pub(crate) fn limit_checkpoints(&self, bytes_max: u64, state_bytes_max: u64) {
+        self.checkpointer.limit(bytes_max, state_bytes_max);
     }
 
     /// What the directory holds and how far behind its parts are, at this moment.

@@ -3,8 +3,7 @@
 use std::io;
 
 use super::{Item, Subject, membership_text, segment_name};
-use crate::checkpoint::{CHECKPOINT_BYTES_MAX, CHECKPOINT_FILE, Checkpoint, ReplicaState, SegmentState};
-use crate::codec;
+use crate::checkpoint::{CHECKPOINT_BYTES_MAX, CHECKPOINT_FILE, Checkpoint, SegmentState};
 use crate::disk::read_file;
 use crate::log::entry::decode_membership;
 use crate::log::frame::{FRAME_HEADER_BYTES, FRAME_VERSION, Frame, FrameHeader, FrameKind};
@@ -230,7 +229,7 @@ async fn vouched(subject: &Subject<'_>) -> Vouched {
         let checkpoint = Checkpoint::decode(&bytes).ok()?;
         let entry = checkpoint.replicas.into_iter().find(|entry| (entry.group, entry.replica) == key);
         let Some(entry) = entry else { return Some(Vouched::Unnamed) };
-        let state: ReplicaState = codec::decode(&entry.state).ok()?;
+        let state = entry.decode_state().ok()?;
         let found = state.segments.into_iter().find(|segment| segment.name == name);
         Some(found.map_or(Vouched::Unnamed, Vouched::Known))
     };

@@ -7,7 +7,6 @@ use bytes::Bytes;
 
 use super::{FileKind, Item, Subject, membership_text, segment_name};
 use crate::checkpoint::{CHECKPOINT_BYTES_MAX, Checkpoint, CheckpointEntry, CheckpointError, ReplicaState};
-use crate::codec;
 use crate::data_dir::Identity;
 use crate::log::base::{BASE_BYTES_MAX, Base};
 use crate::log::index::{INDEX_BYTES_MAX, SparseIndex};
@@ -118,7 +117,7 @@ pub(super) async fn checkpoint(subject: &mut Subject<'_>) -> io::Result<()> {
     let mut position = 40;
     for entry in &checkpoint.replicas {
         let bytes = 28 + entry.state.len() as u64;
-        match codec::decode::<ReplicaState>(&entry.state) {
+        match entry.decode_state() {
             Ok(state) => replica(subject, position, bytes, entry, &state)?,
             Err(error) => {
                 subject.report.problem(position, format!("group {} replica {}: {error}", entry.group, entry.replica));

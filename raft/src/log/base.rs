@@ -140,7 +140,7 @@ impl Base {
             return Err(BaseError::Checksum);
         }
         let application_at = HEADER_BYTES + prefix_bytes as usize;
-        let prefix: Prefix = codec::decode(&body[HEADER_BYTES..application_at])
+        let prefix: Prefix = codec::decode_stored(&body[HEADER_BYTES..application_at])
             .map_err(|error| BaseError::Malformed(error.to_string()))?;
         Ok(Self {
             last: prefix.last.map(Into::into),

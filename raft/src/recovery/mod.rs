@@ -18,7 +18,6 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use crate::checkpoint::{
     CHECKPOINT_BYTES_MAX, CHECKPOINT_FILE, CHECKPOINT_VERSION, Checkpoint, CheckpointError, ReplicaState,
 };
-use crate::codec;
 use crate::config::RaftConfig;
 use crate::disk::{Disk, read_file};
 use crate::error::OpenError;
@@ -203,7 +202,7 @@ impl Recovery<'_> {
     ) -> Result<BTreeMap<ReplicaKey, Plan>, OpenError> {
         let mut plans = BTreeMap::new();
         for entry in checkpoint.replicas {
-            let state: ReplicaState = codec::decode(&entry.state).map_err(|error| OpenError::Corrupt {
+            let state = entry.decode_state().map_err(|error| OpenError::Corrupt {
                 path: self.root.join(CHECKPOINT_FILE),
                 why: format!("group {} replica {}: {error}", entry.group, entry.replica),
             })?;

@@ -844,18 +844,19 @@ async fn a_deletion_waits_for_no_append_that_waits_for_room() {
 
 #[tokio::test(start_paused = true)]
 async fn a_checkpoint_that_no_start_would_read_is_not_written_and_nothing_is_lost() {
-    let (disk, store, log) = fresh(small()).await;
-    fill(&log, 1, 5, 300).await;
-    store.checkpoint().await.unwrap();
-    store.limit_checkpoints(100);
-    fill(&log, 1, 200, 300).await;
-    rest().await;
-    let journal_bytes = store.usage().journal_bytes;
-    store.checkpoint().await.unwrap();
-    assert!(store.usage().journal_bytes >= journal_bytes, "what the last checkpoint does not say stays in the journal");
-    let disk = disk.crash();
-    let store = open(&disk, small(), SnapshotAt::Boundary).await;
-    assert_eq!(indexes(&store.replicas()[0].log).await.len(), 205);
+    for (bytes_max, state_bytes_max) in [(100, u64::MAX), (u64::MAX, 100)] {
+        let (disk, store, log) = fresh(small()).await;
+        fill(&log, 1, 5, 300).await;
+        store.checkpoint().await.unwrap();
+        store.limit_checkpoints(bytes_max, state_bytes_max);
+        fill(&log, 1, 200, 300).await;
+        rest().await;
+        let journal_bytes = store.usage().journal_bytes;
+        store.checkpoint().await.unwrap();
+        assert!(store.usage().journal_bytes >= journal_bytes, "what the last one does not say stays in the journal");
+        let store = open(&disk.crash(), small(), SnapshotAt::Boundary).await;
+        assert_eq!(indexes(&store.replicas()[0].log).await.len(), 205);
+    }
 }
 
 /// A broker without one of its lasting tasks would go on answering, and (say) never take a checkpoint again.
