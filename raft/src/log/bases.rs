@@ -10,6 +10,7 @@ use super::damage::Reader;
 use super::frame::Frame;
 use super::head::Head;
 use super::segment::{self, Segment};
+use super::state::SnapshotRef;
 use crate::disk::read_file;
 use crate::error::ReadError;
 use crate::journal::SegmentName;
@@ -17,7 +18,10 @@ use crate::types::LogId;
 
 impl Log {
     /// How the log stood after the entry at `index` (`None`: before the first): what a snapshot or a truncation there needs;
-    /// and, if that entry is neither the log's nor its segment's last, the segment as it would be if it ended there.
+    /// and, if that entry is neither the log's nor its segment's last, the segment as it would be if it ended there. Not that one if its
+    /// own base is lost and the snapshot that stands in for it was taken inside the segment.
+    ///
+    /// `Corrupt` if neither a base nor a snapshot tells enough.
     pub(crate) async fn head_at(&self, index: Option<u64>) -> Result<(Head, Option<Segment>), ReadError> {
         let (at, first) = {
             let state = self.state.lock();
@@ -30,7 +34,7 @@ impl Log {
         if let Some(base) = self.base_after(index).await? {
             return Ok((Head::from_base(&*self.application, &base)?, None));
         }
-        let mut head = Head::from_base(&*self.application, &self.nearest_base(at.unwrap_or(0)).await?)?;
+        let mut head = Head::from_base(&*self.application, &self.nearest_base(at.unwrap_or(0), index).await?)?;
         let mut cut: Option<Segment> = None;
         while head.last.map(|last| last.index) < index {
             let next = head.next_index().max(self.first_kept_index());
@@ -40,7 +44,7 @@ impl Log {
                 return Err(io::Error::other(format!("the log does not hold entry {next}")).into());
             }
             for frame in &frames {
-                if frame.header.index >= first && cut.is_none() {
+                if frame.header.index == first {
                     cut = self.segment_cut(&head, first, frame);
                 }
                 head.observe(frame).map_err(io::Error::from)?;
@@ -49,7 +53,14 @@ impl Log {
                 }
             }
         }
-        Ok((head, cut))
+        match head.last.map(|last| last.index) == index {
+            true => Ok((head, cut)),
+            false => Err(self.untold(format!("the log stands at {:?} where entry {index:?} was asked for", head.last))),
+        }
+    }
+
+    fn untold(&self, why: String) -> ReadError {
+        ReadError::Corrupt { file: self.dir.clone(), position: 0, why }
     }
 
     fn first_kept_index(&self) -> u64 {
@@ -88,8 +99,9 @@ impl Log {
         Ok(stored.filter(fits).or_else(empty))
     }
 
-    /// What the prefix of the segment at `at` tells, or of one before it if its own base is lost.
-    async fn nearest_base(&self, at: usize) -> Result<Base, ReadError> {
+    /// What the prefix of the segment at `at` tells, or of one before it if its own base is lost; or else the snapshot at the purge
+    /// boundary, which may lie inside the first segment, but not behind `index`.
+    async fn nearest_base(&self, at: usize, index: Option<u64>) -> Result<Base, ReadError> {
         for at in (0..=at).rev() {
             if let Some(base) = self.base_of(at).await? {
                 return Ok(base);
@@ -99,13 +111,13 @@ impl Log {
             let state = self.state.lock();
             (state.purged, state.snapshot.clone())
         };
-        if let Some(snapshot) = snapshot.filter(|snapshot| Some(snapshot.last) == purged)
-            && let Some(base) = self.read_base(&self.dir.join(&snapshot.name)).await?
+        let serves = |snapshot: &SnapshotRef| Some(snapshot.last) == purged && Some(snapshot.last.index) <= index;
+        if let Some(snapshot) = snapshot.filter(serves)
+            && let Some(base) = self.read_base(&self.dir.join(&snapshot.name)).await?.filter(|base| base.last == purged)
         {
             return Ok(base);
         }
-        let why = "neither a base nor a snapshot tells what the purged prefix held".to_owned();
-        Err(ReadError::Corrupt { file: self.dir.clone(), position: 0, why })
+        Err(self.untold("neither a base nor a snapshot tells what the purged prefix held".to_owned()))
     }
 
     #[allow(clippy::type_complexity)]

@@ -253,14 +253,19 @@ impl Log {
         Ok(base)
     }
 
-    /// Writes a segment's base anew, from an earlier one and the segments since.
+    /// Writes a segment's base anew, from an earlier one and the segments since. `Corrupt` if they do not tell it.
     pub(crate) async fn rewrite_base(&self, name: SegmentName) -> Result<(), ReadError> {
         let previous = {
             let state = self.state.lock();
-            state.segments.iter().find(|segment| segment.name() == name).map(|segment| segment.previous)
+            let segment = state.segments.iter().find(|segment| segment.name() == name);
+            segment.map(|segment| (segment.previous, segment.base_offset))
         };
-        let Some(previous) = previous else { return Ok(()) };
+        let Some((previous, base_offset)) = previous else { return Ok(()) };
         let (head, _) = self.head_at(previous.map(|previous| previous.index)).await?;
+        if (head.last, head.next_offset) != (previous, base_offset) {
+            let why = format!("the log stands at {:?} and offset {}, before {name:?}", head.last, head.next_offset);
+            return Err(ReadError::Corrupt { file: segment::path(&self.dir, name, "base"), position: 0, why });
+        }
         Ok(self.persist_base(name, Some(Arc::new(head.base()))).await?)
     }
 

@@ -430,7 +430,10 @@ async fn read_file_frames(
             stream.next_header().await?;
             continue;
         }
-        let Some(frame) = stream.next().await? else { break };
+        let Some(frame) = stream.next().await? else {
+            let why = format!("it ends before entry {}, which it is to hold", expected.unwrap_or(from));
+            return Err(ReadError::Corrupt { file: file.path().to_owned(), position: at, why });
+        };
         let index = frame.header.index;
         if expected.map_or(index > from, |expected| expected != index) {
             let why = format!("entry {index} stands where entry {expected:?} belongs");

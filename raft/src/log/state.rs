@@ -119,6 +119,11 @@ impl LogState {
         (index <= self.segments[at].last.index).then_some(at)
     }
 
+    /// Whether the segment of the entry at `index` goes on behind it.
+    pub(crate) fn is_inside(&self, index: u64) -> bool {
+        self.segment_of(index).is_some_and(|at| index < self.segments[at].last.index)
+    }
+
     /// The log id of the entry at `index`, if the log holds it or it is the purge boundary.
     pub(crate) fn log_id_at(&self, index: u64) -> Option<LogId> {
         if let Some(purged) = self.purged.filter(|purged| purged.index == index) {

@@ -66,6 +66,10 @@ impl Log {
             }
         }
         let (mut head, cut) = self.head_at(last.map(|last| last.index)).await.map_err(io::Error::other)?;
+        if cut.is_none() && last.is_some_and(|last| self.state.lock().is_inside(last.index)) {
+            let why = format!("{}: no base tells how the segment that {last:?} is in begins", self.dir.display());
+            return Err(io::Error::new(io::ErrorKind::InvalidData, why));
+        }
         self.persist_base_at_start(head.base()).await?;
         let mut state = self.state.lock();
         let dropped = cut_segments(&mut state, last, cut);

@@ -394,3 +394,80 @@ async fn a_snapshot_that_cannot_be_opened_now_does_not_stop_the_directory() {
     let _ = machine.get_current_snapshot().await;
     fill(&log, 1, 1, 300).await;
 }
+
+/// A snapshot inside a segment tells how the log goes on behind it, and nothing of how the segment begins.
+#[tokio::test(start_paused = true)]
+async fn a_segment_whose_base_is_rotten_is_not_cut_by_a_snapshot_inside_it() {
+    for inside in [3, 0] {
+        let (disk, store, log) = fresh(small()).await;
+        fill(&log, 1, 40, 100).await;
+        rest().await;
+        let name = log.state.lock().segments[1].name();
+        let last = log.segments()[1].last_index;
+        let purged = name.first_index + inside - 1;
+        assert!(purged + 4 < last);
+        let (head, _) = log.head_at(Some(purged)).await.unwrap();
+        log.write_snapshot(log_id(1, purged), head.base().encode()).await.unwrap();
+        log.purge(log_id(1, purged)).await.unwrap();
+        rest().await;
+        store.checkpoint().await.unwrap();
+        let path = segment::path(log.dir(), name, "base");
+        disk.flip_bit(&path, 30, 2);
+        let rotten = read_file(&disk, &path, 1 << 20).await.unwrap();
+        let upto = purged + 3;
+        let truncated = log.truncate_after(Some(log_id(1, upto))).await;
+        if inside == 0 {
+            truncated.unwrap();
+            assert_eq!(log.last_log_id(), Some(log_id(1, upto)));
+        } else {
+            assert!(truncated.is_err() && log.truncate_after(Some(log_id(1, purged))).await.is_err());
+            assert_eq!(log.last_log_id(), Some(log_id(1, 39)));
+            // It serves for what comes behind it.
+            assert_eq!(log.head_at(Some(upto)).await.unwrap().0.last, Some(log_id(1, upto)));
+            assert!(log.rewrite_base(name).await.is_err());
+            assert!(read_file(&disk, &path, 1 << 20).await.unwrap() == rotten, "another place's base");
+        }
+        log.verify().await.unwrap();
+        log.save_vote(vote(2, REPLICA, true)).await.unwrap();
+        let store = open(&disk.crash(), small(), SnapshotAt::Boundary).await;
+        assert_eq!((store.corrupt(), store.rotten()), (Vec::new(), Vec::new()));
+        let again = &store.replicas()[0].log;
+        assert_eq!((again.last_log_id(), again.append_state()), (log.last_log_id(), log.append_state()));
+        assert_eq!(again.verify().await.unwrap(), again.bytes());
+    }
+}
+
+/// Whatever made the log believe that it holds more than its files do.
+#[tokio::test(start_paused = true)]
+async fn a_segment_that_ends_before_the_log_does_is_not_read_as_the_end() {
+    let (_disk, _store, log) = fresh(small()).await;
+    fill(&log, 1, 3, 100).await;
+    rest().await;
+    {
+        let mut state = log.state.lock();
+        state.tail.truncate_after(None);
+        state.segments[0].last = log_id(1, 4);
+        state.head.last = Some(log_id(1, 4));
+    }
+    let read = log.read_indexes(3, 5, usize::MAX).await;
+    assert!(matches!(&read, Err(ReadError::Corrupt { .. })), "{read:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_applied_behind_a_gap() {
+    use crate::state_machine::StateMachine;
+    use crate::types::Entry;
+    use openraft::EntryPayload;
+    use openraft::storage::RaftStateMachine;
+    let (_disk, store, log) = fresh(small()).await;
+    fill(&log, 1, 5, 100).await;
+    let mut machine = StateMachine::new(&store.replicas()[0]);
+    let mut apply = async |index| {
+        let entry = Entry { log_id: log_id(1, index), payload: EntryPayload::Blank };
+        machine.apply(futures_util::stream::iter([Ok((entry, None))])).await
+    };
+    apply(0).await.unwrap();
+    apply(1).await.unwrap();
+    assert!(apply(3).await.is_err());
+    apply(2).await.unwrap();
+}
