@@ -152,8 +152,9 @@ impl Log {
     pub(crate) async fn sync_entries(&self, files: &[Arc<SegmentFile>]) -> io::Result<()> {
         let Some(_folder) = self.folder().await? else { return Ok(()) };
         if files.iter().any(|file| !file.entry_is_durable()) {
+            let made: Vec<u64> = files.iter().map(|file| file.made()).collect();
             self.sync_dir(&self.dir).await?;
-            files.iter().for_each(|file| file.set_entry_durable());
+            files.iter().zip(made).for_each(|(file, made)| file.set_entry_durable(made));
         }
         Ok(())
     }

@@ -51,8 +51,10 @@ pub(crate) struct SegmentFile {
     dirty: AtomicBool,
     /// Held by an fdatasync. True once one has failed: what it was to make durable is gone, and the next would know nothing of it.
     syncing: tokio::sync::Mutex<bool>,
-    /// Its directory entry is known to be durable.
-    entry_durable: AtomicBool,
+    /// How often this process has made its directory entry.
+    made: AtomicU64,
+    /// One more than that was when the entry was last made durable; 0: that is not known.
+    entry_durable: AtomicU64,
     /// No longer part of the log: never written again, never created again.
     retired: AtomicBool,
     /// Its folder is moved aside: what is not found any more is missed by nobody.
@@ -76,7 +78,8 @@ impl SegmentFile {
             opening: tokio::sync::Mutex::new(()),
             dirty: AtomicBool::new(false),
             syncing: tokio::sync::Mutex::new(false),
-            entry_durable: AtomicBool::new(false),
+            made: AtomicU64::new(0),
+            entry_durable: AtomicU64::new(0),
             retired: AtomicBool::new(false),
             leaving: AtomicBool::new(false),
             touched: AtomicBool::new(false),
@@ -109,7 +112,9 @@ impl SegmentFile {
         }
         let file = match self.disk.open(&self.path, OpenMode::ReadWrite).await {
             Err(error) if create && error.kind() == io::ErrorKind::NotFound && !self.is_retired() => {
-                self.disk.open(&self.path, OpenMode::CreateNew).await?
+                let made = self.disk.open(&self.path, OpenMode::CreateNew).await?;
+                self.made.fetch_add(1, Ordering::AcqRel);
+                made
             }
             other => other?,
         };
@@ -189,12 +194,17 @@ impl SegmentFile {
 
     /// Whether its directory entry is known to be durable.
     pub(crate) fn entry_is_durable(&self) -> bool {
-        self.entry_durable.load(Ordering::Acquire)
+        self.entry_durable.load(Ordering::Acquire) > self.made()
     }
 
-    /// To be called when the directory was synced after the file had been created.
-    pub(crate) fn set_entry_durable(&self) {
-        self.entry_durable.store(true, Ordering::Release);
+    /// How often its directory entry has been made. A file that a start finds missing is still to be made.
+    pub(crate) fn made(&self) -> u64 {
+        self.made.load(Ordering::Acquire)
+    }
+
+    /// To be called when the directory was synced; `made`: as of before that.
+    pub(crate) fn set_entry_durable(&self, made: u64) {
+        self.entry_durable.fetch_max(made + 1, Ordering::AcqRel);
     }
 
     fn is_retired(&self) -> bool {
@@ -274,11 +284,12 @@ impl ExtentTarget for SegmentFile {
             handle.write_at(position, parts).await?;
             handle.datasync().await.map_err(sync_failed)?;
             if !self.entry_is_durable() {
+                let made = self.made();
                 self.disk.sync_dir(&self.dir).await.map_err(dir_sync_failed)?;
                 if let Some(groups) = self.dir.parent() {
                     self.disk.sync_dir(groups).await.map_err(dir_sync_failed)?;
                 }
-                self.set_entry_durable();
+                self.set_entry_durable(made);
             }
             self.direct.lock().push((position, end));
             Ok(())

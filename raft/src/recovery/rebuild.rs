@@ -453,9 +453,12 @@ impl Rebuild {
         Ok(state)
     }
 
-    /// A file that holds more than its logical length is not appended to (RULES.md J10).
+    /// A file that holds more than its logical length is not appended to (RULES.md J10); nor is one that is not there, or not all of it.
     fn must_roll(&self, state: &LogState) -> bool {
         let Some(last) = state.segments.last() else { return true };
+        if self.rotten.iter().any(|(name, _)| *name == last.name()) {
+            return true;
+        }
         let plan = self.plan.segments.iter().find(|plan| plan.name == last.name());
         let untouched = plan.is_some_and(|plan| plan.records.is_empty() && plan.known_to.is_none());
         let rolled_before = untouched && self.plan.state.as_ref().is_some_and(|state| state.roll);

@@ -125,6 +125,45 @@ async fn a_file_that_is_gone_is_made_anew_and_lasts() {
     store.replicas()[0].log.verify().await.unwrap();
 }
 
+/// What is appended goes into a file of its own; and what makes the missing one anew makes its name anew, which is not durable by that.
+#[tokio::test(start_paused = true)]
+async fn what_is_appended_where_the_last_file_is_gone_lasts() {
+    let (disk, store, log, other) = twins().await;
+    let name = *names(&log).last().unwrap();
+    let whole = bytes(&disk, &log, name).await;
+    store.close().await.unwrap();
+    drop((store, log));
+    let disk = disk.kill();
+    let file = segment::path(std::path::Path::new("/data/groups/4-40"), name, "segment");
+    disk.remove_file(&file).await.unwrap();
+    disk.sync_dir(file.parent().unwrap()).await.unwrap();
+    // So large that both stood in the last file, if they could.
+    let store = open(&disk, RaftConfig { segment_bytes_max: 1 << 20, ..small() }, SnapshotAt::Boundary).await;
+    assert_eq!((store.rotten().len(), store.corrupt().len()), (1, 0));
+    let log = store.replicas()[0].log.clone();
+    fill(&log, 3, 1, 50).await;
+    fill(&log, 3, 1, 9000).await;
+    for checkpointed in [false, true] {
+        for seed in 0..8 {
+            let store = open(&disk.fork().crash_with(seed), small(), SnapshotAt::Boundary).await;
+            assert_eq!(store.corrupt(), [], "{checkpointed}, {seed}");
+            let frames = store.replicas()[0].log.read_indexes(30, 40, usize::MAX).await.unwrap();
+            assert_eq!(frames.len(), 2, "{checkpointed}, {seed}");
+        }
+        store.checkpoint().await.unwrap();
+    }
+    assert!(log.mend_segment(name, &mut source(&other)).await.unwrap().frames > 0);
+    let disk = disk.crash();
+    let store = open(&disk, small(), SnapshotAt::Boundary).await;
+    assert!(store.rotten().is_empty() && bytes(&disk, &log, name).await == whole);
+    assert_eq!(indexes(&store.replicas()[0].log).await, (0..32).collect::<Vec<_>>());
+    let missing = segment::SegmentFile::new(Arc::new(disk), log.dir(), SegmentName { first_index: 99, file_no: 99 });
+    missing.set_entry_durable(missing.made());
+    assert!(missing.entry_is_durable());
+    missing.write(0, vec![whole]).await.unwrap();
+    assert!(!missing.entry_is_durable());
+}
+
 /// Too many open files: its file is there, but not its name, and the next attempt finds nothing missing.
 #[tokio::test(start_paused = true)]
 async fn a_repair_whose_sync_could_not_begin_is_made_durable_by_the_next() {
