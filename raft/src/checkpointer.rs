@@ -166,9 +166,10 @@ impl Checkpointer {
     ) -> Result<(), CheckpointFailed> {
         let mut memory = self.memory.lock().await;
         self.context.journalled_bytes.store(0, Ordering::Relaxed);
-        // Noted before anything is captured: what a replica does later stands above it, what it did before is captured.
-        let floor = self.floors.lock().held.values().min().copied();
+        // Noted before anything is captured: what a replica does later stands above it, what it did before is captured. The floor after
+        // it: a deletion between the two, durable by then, would be below the one and not held by the other.
         let lsn = self.context.journal.durable_lsn();
+        let floor = self.floors.lock().held.values().min().copied();
         let logs = logs();
         let corrupt = corrupt();
         let capture = |log: Arc<Log>| {
