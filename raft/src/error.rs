@@ -4,6 +4,7 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use crate::disk::is_full;
 use crate::types::{BrokerId, GroupId, ReplicaId};
 
 /// Why a data directory cannot be opened. The broker refuses to start and shows it.
@@ -76,7 +77,7 @@ impl OpenError {
     /// Tells a full disk from other errors of the operating system.
     pub(crate) fn judged(self) -> Self {
         match self {
-            Self::Io { path, error } if error.kind() == io::ErrorKind::StorageFull => Self::Full { path, error },
+            Self::Io { path, error } if is_full(&error) => Self::Full { path, error },
             other => other,
         }
     }

@@ -16,7 +16,7 @@ use futures_util::{StreamExt, stream};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
-use crate::disk::{Disk, is_out_of_files, is_refused};
+use crate::disk::{Disk, is_full, is_out_of_files, is_refused};
 use crate::error::Stopped;
 use crate::log::Log;
 use crate::log::index::SparseIndex;
@@ -319,7 +319,7 @@ impl SegmentWriter {
         let written = if parts.is_empty() { Ok(()) } else { first.file.write(first.position, parts).await };
         match written {
             Ok(()) => last.log.became_written(last.append),
-            Err(error) if error.kind() == io::ErrorKind::StorageFull => {
+            Err(error) if is_full(&error) => {
                 tracing::warn!(path = %path.display(), "disk full: a segment waits to be written");
                 return false;
             }

@@ -39,7 +39,7 @@ pub struct DirEntry {
 
 /// A file system. Paths are absolute. A call begins when its future is first polled and, once begun, is not cancelled by
 /// dropping the future. Results are the operating system's errors, kind kept
-/// (`StorageFull`, `NotFound`, `AlreadyExists` are told apart by callers).
+/// (`StorageFull`, `QuotaExceeded`, `NotFound`, `AlreadyExists` are told apart by callers).
 pub trait Disk: Send + Sync + 'static {
     /// Opens a file.
     fn open<'a>(&'a self, path: &'a Path, mode: OpenMode) -> BoxFuture<'a, io::Result<Arc<dyn DiskFile>>>;
@@ -88,7 +88,7 @@ pub trait DiskFile: Send + Sync + 'static {
 /// Replaces `path` by a file with these contents, atomically and durably: temporary file, fdatasync, rename, fsync of
 /// the directory. After a crash the old contents or the new ones are there, whole.
 ///
-/// Errors: `StorageFull` if it cannot be written (not: synced), or too many open files; nothing is lost then, and it may be tried again.
+/// Errors: `StorageFull` or `QuotaExceeded` if it cannot be written (not: synced), or too many open files; nothing is lost then, and it may be tried again.
 /// (The new contents may be there by then, whole, and not be durable yet.)
 pub async fn replace_file(disk: &dyn Disk, path: &Path, parts: Vec<Bytes>) -> io::Result<()> {
     let (temporary, file) = write_temporary(disk, path, parts).await?;
@@ -138,9 +138,14 @@ pub(crate) fn is_out_of_files(error: &io::Error) -> bool {
     [Errno::MFILE, Errno::NFILE].iter().any(|known| error.raw_os_error() == Some(known.raw_os_error()))
 }
 
+/// Whether there is no room, on the disk or within a quota.
+pub(crate) fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
 /// Whether something that writes was refused, no room or too many open files: what was there still is, and it may be tried again.
 pub(crate) fn is_refused(error: &io::Error) -> bool {
-    error.kind() == io::ErrorKind::StorageFull || is_out_of_files(error)
+    is_full(error) || is_out_of_files(error)
 }
 
 /// Makes of a sync's error one that nobody takes for a refusal. A write that finds no room has changed nothing and may be tried

@@ -28,6 +28,8 @@ pub const EIO: i32 = 5;
 pub const EMFILE: i32 = 24;
 /// The operating system's number for a full disk.
 pub const ENOSPC: i32 = 28;
+/// The operating system's number for a quota that is used up.
+pub const EDQUOT: i32 = 122;
 
 /// The kinds of operations, for faults and traces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -117,6 +119,8 @@ struct Hardware {
     has_struck: bool,
     slow_syncs: Vec<(String, Duration)>,
     capacity: Option<u64>,
+    /// The capacity is a quota's.
+    quota: bool,
     out_of_files: bool,
     /// Open handles per file of this generation.
     open: BTreeMap<NodeId, u64>,
@@ -148,6 +152,7 @@ impl SimDisk {
             has_struck: false,
             slow_syncs: Vec::new(),
             capacity: None,
+            quota: false,
             out_of_files: false,
             open: BTreeMap::new(),
             locks: BTreeSet::new(),
@@ -260,6 +265,11 @@ impl SimDisk {
     /// The bound that [`Self::set_capacity`] has set.
     pub fn capacity(&self) -> Option<u64> {
         self.hardware.lock().capacity
+    }
+
+    /// While true, [`Self::set_capacity`] is a quota: EDQUOT, and the file system says that it has room.
+    pub fn set_quota(&self, quota: bool) {
+        self.hardware.lock().quota = quota;
     }
 
     /// While true, nothing can be opened: EMFILE. What is open stays open.
@@ -415,7 +425,7 @@ impl Hardware {
     fn make_room(&self, bytes: u64) -> io::Result<()> {
         match self.capacity {
             Some(capacity) if self.tree.room().saturating_add(bytes) > capacity => {
-                Err(io::Error::from_raw_os_error(ENOSPC))
+                Err(io::Error::from_raw_os_error(if self.quota { EDQUOT } else { ENOSPC }))
             }
             _ => Ok(()),
         }

@@ -20,7 +20,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::format::{BLOCK_BYTES, file_name};
 use super::{JournalConfig, JournalIdentity, Lsn, Shared};
-use crate::disk::{Disk, DiskFile, OpenMode, is_out_of_files};
+use crate::disk::{Disk, DiskFile, OpenMode, is_full, is_out_of_files};
 use crate::error::Stopped;
 
 /// Size of the first file that is made after an opening, unless a round may be larger; each new one is twice the last, up to the
@@ -236,7 +236,7 @@ impl Keeper {
         }
         match self.write_zeros(path, bytes).await {
             Ok(()) => {}
-            Err(FileError { error, .. }) if error.kind() == io::ErrorKind::StorageFull => {
+            Err(FileError { error, .. }) if is_full(&error) => {
                 // Someone else was quicker. The file is not the journal's yet, so its loss is nobody's.
                 match self.disk.remove_file(path).await {
                     // It could not even be created.

@@ -11,7 +11,7 @@ use super::folder::{Folder, Trouble};
 use super::plan::{Plan, SegmentPlan};
 use super::{RecoveredReplica, Recovery, ReplicaKey, Unwritten};
 use crate::checkpoint::{ReplicaState, SegmentState};
-use crate::disk::Disk;
+use crate::disk::{Disk, is_full};
 use crate::error::OpenError;
 use crate::journal::{Extent, Lsn, RecoveredOp, SegmentName};
 use crate::log::base::{Base, membership_from_repr};
@@ -293,7 +293,7 @@ impl Rebuild {
         let grows = self.folder.segment_bytes(file.name()).is_none_or(|bytes| bytes < end);
         if self.unwritten.is_empty() && !(short && grows) {
             match file.write(position, vec![frames.clone()]).await {
-                Err(error) if error.kind() == io::ErrorKind::StorageFull => {
+                Err(error) if is_full(&error) => {
                     tracing::warn!(path = %file.path().display(), "disk full: a segment waits to be written");
                 }
                 written => return written.map_err(|error| OpenError::Io { path: file.path().to_owned(), error }),

@@ -135,7 +135,8 @@ impl Disk for SimDisk {
             hardware.alive(self.generation)?;
             hardware.lookup(path)?;
             // Without a capacity: more than anyone asks for, and safe to add to.
-            Ok(hardware.capacity.map_or(1 << 50, |capacity| capacity.saturating_sub(hardware.tree.room())))
+            let capacity = hardware.capacity.filter(|_| !hardware.quota);
+            Ok(capacity.map_or(1 << 50, |capacity| capacity.saturating_sub(hardware.tree.room())))
         })
     }
 

@@ -125,24 +125,42 @@ async fn a_checkpoint_vouches_for_nothing_that_another_is_still_making_durable()
 
 #[tokio::test(start_paused = true)]
 async fn a_full_disk_loses_nothing_and_writes_resume_when_there_is_room() {
-    let (disk, store, log) = fresh(small()).await;
-    fill(&log, 1, 5, 300).await;
-    rest().await;
-    // No room for a segment, while the journal has its own.
-    disk.set_capacity(Some(disk.used_bytes()));
-    fill(&log, 1, 20, 300).await;
-    rest().await;
-    assert_eq!(store.available_bytes(), 0);
-    assert!(log.state.lock().appends_written < 25, "the segment was written on a full disk");
-    assert_eq!(indexes(&log).await.len(), 25);
-    assert!(store.checkpoint().await.is_ok(), "a checkpoint that finds no room is put off");
-    disk.set_capacity(None);
-    rest().await;
-    rest().await;
-    assert_eq!(log.state.lock().appends_written, 25);
-    store.checkpoint().await.unwrap();
-    let store = open(&disk.crash(), small(), SnapshotAt::Boundary).await;
-    assert_eq!(indexes(&store.replicas()[0].log).await.len(), 25);
+    for quota in [false, true] {
+        let (disk, store, log) = fresh(small()).await;
+        disk.set_quota(quota);
+        fill(&log, 1, 5, 300).await;
+        rest().await;
+        // No room for a segment, while the journal has its own.
+        disk.set_capacity(Some(disk.used_bytes()));
+        fill(&log, 1, 20, 300).await;
+        rest().await;
+        assert_eq!(store.available_bytes() == 0, !quota);
+        assert!(log.state.lock().appends_written < 25, "the segment was written on a full disk");
+        assert_eq!(indexes(&log).await.len(), 25);
+        assert!(store.checkpoint().await.is_ok(), "a checkpoint that finds no room is put off");
+        // More than the journal has room for, some of it past the journal.
+        let more = tokio::spawn({
+            let log = log.clone();
+            async move {
+                fill(&log, 1, 60, 2000).await;
+                fill(&log, 1, 1, 9000).await;
+            }
+        });
+        rest().await;
+        assert!(!more.is_finished(), "there is room after all");
+        let again = disk.fork().kill();
+        again.set_capacity(Some(again.used_bytes()));
+        let refused = Store::open(options(&again, small(), SnapshotAt::Boundary)).await.err();
+        assert!(refused.is_some_and(|why| why.to_string().contains("make room")));
+        disk.set_capacity(None);
+        more.await.unwrap();
+        rest().await;
+        rest().await;
+        assert_eq!(log.state.lock().appends_written, 86);
+        store.checkpoint().await.unwrap();
+        let store = open(&disk.crash(), small(), SnapshotAt::Boundary).await;
+        assert_eq!(indexes(&store.replicas()[0].log).await.len(), 86);
+    }
 }
 
 /// What had no room in its segments before the end of the process has none at the next start either.
