@@ -220,6 +220,10 @@ impl Checkpointer {
             FlushFailed::Refused => CheckpointFailed::Refused(io::Error::other("segments wait to be written")),
         })?;
         self.sync(captured).await?;
+        for (log, captured) in captured.iter_mut().filter(|(_, captured)| !captured.deleted) {
+            // Its files were out of use by then: what was to be written and synced may not be.
+            captured.deleted = log.is_deleted().await?;
+        }
         let mut replicas = Vec::with_capacity(captured.len() + corrupt.len());
         for ((log, captured), lsn) in captured.iter().zip(lsns) {
             if captured.deleted {

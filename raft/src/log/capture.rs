@@ -135,6 +135,18 @@ impl Log {
         }
     }
 
+    /// Whether the replica is deleted; durably so on return.
+    pub(crate) async fn is_deleted(&self) -> Result<bool, Stopped> {
+        let deletion = {
+            let mut state = self.state.lock();
+            if !state.closed {
+                return Ok(false);
+            }
+            Self::last_submitted(&mut state)
+        };
+        self.durable(deletion).await.map(|_| true)
+    }
+
     /// Makes the replica's folder, durably, and keeps it where it is while the guard is held. `None`: the replica is deleted.
     pub(super) async fn folder(&self) -> io::Result<Option<MutexGuard<'_, Folder>>> {
         let mut folder = self.folder.lock().await;

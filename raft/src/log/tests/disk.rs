@@ -811,6 +811,41 @@ async fn a_failed_sync_beside_a_deletion_stops_the_directory() {
     assert_eq!(disk.faults_left(), 0);
 }
 
+/// A deletion takes the files out of use before it is on record. What a checkpoint was to have written there by then is not written.
+#[tokio::test(start_paused = true)]
+async fn a_checkpoint_does_not_vouch_for_files_that_a_deletion_has_taken_out_of_use() {
+    let (disk, store, log) = fresh(small()).await;
+    fill(&log, 1, 3, 300).await;
+    disk.slow_syncs("journal", Duration::from_secs(10));
+    let checkpoint = tokio::spawn({
+        let store = store.clone();
+        async move { store.checkpoint().await }
+    });
+    // The one captures the log, and has its frames written to the segments; the other comes before they are.
+    let deletion = tokio::spawn({
+        let store = store.clone();
+        async move { store.delete(GROUP, REPLICA).await }
+    });
+    assert!(log.state.lock().appends_written < 3);
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert!(!deletion.is_finished());
+    let mut kept = 0;
+    let crashed: Vec<SimDisk> = (0..8).map(|seed| disk.fork().crash_with(seed)).collect();
+    for disk in crashed {
+        let store = open(&disk, small(), SnapshotAt::Boundary).await;
+        assert_eq!((store.corrupt(), store.rotten(), store.quarantined()), (Vec::new(), Vec::new(), Vec::new()));
+        for replica in store.replicas() {
+            assert_eq!(indexes(&replica.log).await, [0, 1, 2]);
+            kept += 1;
+        }
+    }
+    assert!(kept > 0);
+    deletion.await.unwrap().unwrap();
+    checkpoint.await.unwrap().unwrap();
+    let store = open(&disk.crash(), small(), SnapshotAt::Boundary).await;
+    assert_eq!((store.replicas().len(), store.corrupt(), store.unknown_folders().len()), (0, Vec::new(), 0));
+}
+
 /// A large append waits for room in its own group's way. Its replica's deletion is what makes room.
 #[tokio::test(start_paused = true)]
 async fn a_deletion_waits_for_no_append_that_waits_for_room() {
