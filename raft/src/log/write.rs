@@ -107,7 +107,10 @@ impl Log {
             }
         }
         let log_start_offset = self.offset_after(upto).await?;
-        self.persist_base_after(upto).await?;
+        // By a task of its own: whoever waits for a purge may give up in the middle of a sync, and its failure must be heard (RULES.md J15).
+        let log = self.clone();
+        let persisted = tokio::spawn(async move { log.persist_base_after(upto).await });
+        persisted.await.map_err(io::Error::other)??;
         let mut state = self.state.lock();
         let dropped = self.purge_locked(&mut state, upto, log_start_offset);
         #[cfg(any(test, feature = "simulation"))]

@@ -922,6 +922,20 @@ async fn a_task_that_panics_stops_the_directory() {
     assert!(store.checkpoint().await.is_err());
 }
 
+/// A starting core does not wait for a purge for long.
+#[tokio::test(start_paused = true)]
+async fn a_failed_sync_in_a_purge_that_nobody_waits_for_stops_the_directory() {
+    let (disk, store, log) = fresh(small()).await;
+    fill(&log, 1, 40, 300).await;
+    rest().await;
+    disk.slow_syncs(".base", Duration::from_secs(2));
+    disk.fail_next_sync(".base", true);
+    let purged = tokio::time::timeout(Duration::from_secs(1), log.purge(log_id(1, 20))).await;
+    assert!(purged.is_err() && disk.faults_left() == 0);
+    let stopped = tokio::time::timeout(Duration::from_secs(5), store.stopped()).await;
+    stopped.expect("nobody has heard of it");
+}
+
 /// A checkpoint syncs several folders at a time. One that has no room for its base must not keep it from hearing that another's sync
 /// has failed: the next checkpoint would sync that again, be told that all is well, and vouch for it (RULES.md J15).
 #[tokio::test(start_paused = true)]
