@@ -26,8 +26,8 @@ pub(super) struct Plan {
     /// The snapshot installed last.
     pub(super) snapshot: Option<String>,
     pub(super) next_file_no: u64,
-    /// Why the records make no sense together.
-    pub(super) broken: Option<String>,
+    /// Why the records make no sense together, and from which one on.
+    pub(super) broken: Option<(Lsn, String)>,
 }
 
 /// One segment of the final log.
@@ -93,6 +93,16 @@ impl Plan {
         self.state.clone().filter(|state| state.corrupt.is_some())
     }
 
+    /// Up to which index the entries of this record are part of the log, if any are.
+    pub(super) fn kept_of(&self, segment: SegmentName, lsn: Lsn) -> Option<u64> {
+        self.segments.iter().find(|planned| planned.name == segment)?.records.get(&lsn).copied()
+    }
+
+    /// Whether a record may hold what was acknowledged. Of those that made no sense, and of all that came behind, nobody knows.
+    pub(super) fn may_hold(&self, segment: SegmentName, lsn: Lsn) -> bool {
+        self.kept_of(segment, lsn).is_some() || self.broken.as_ref().is_some_and(|(from, _)| lsn >= *from)
+    }
+
     /// Takes note of the next record.
     pub(super) fn take(&mut self, recovered: &Recovered) {
         if recovered.lsn <= self.floor || self.dead || self.broken.is_some() {
@@ -105,7 +115,7 @@ impl Plan {
             RecoveredOp::Create => {}
             RecoveredOp::Append { extent, first, last, .. } | RecoveredOp::Bypass { extent, first, last, .. } => {
                 if let Err(why) = self.append(lsn, *extent, *first, *last) {
-                    self.broken = Some(format!("journal record {}: {why}", lsn.0));
+                    self.broken = Some((lsn, format!("journal record {}: {why}", lsn.0)));
                 }
             }
             RecoveredOp::Truncate(last) => self.truncate(*last),
@@ -200,5 +210,27 @@ impl Plan {
             corrupt: Some(why),
             ..self.state.clone().unwrap_or_default()
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::{GroupId, ReplicaId, log_id};
+    use bytes::Bytes;
+
+    #[test]
+    fn records_behind_one_that_makes_no_sense_may_hold_what_was_acknowledged() {
+        let segment = SegmentName { first_index: 0, file_no: 0 };
+        let mut plan = Plan::created();
+        for (lsn, index) in [(1, 0), (2, 5), (3, 6)] {
+            let extent = Extent { segment, position: 10 * (lsn - 1), bytes: 10 };
+            let (first, last) = (log_id(1, index), log_id(1, index));
+            let op = RecoveredOp::Append { extent, frames: Bytes::new(), first, last };
+            plan.take(&Recovered { lsn: Lsn(lsn), group: GroupId(1), replica: ReplicaId(1), op });
+        }
+        assert_eq!((plan.last, plan.broken.is_some()), (Some(log_id(1, 0)), true));
+        assert_eq!([0, 1, 2, 3, 4].map(|lsn| plan.may_hold(segment, Lsn(lsn))), [false, true, true, true, true]);
+        assert_eq!([1, 2, 3].map(|lsn| plan.kept_of(segment, Lsn(lsn))), [Some(0), None, None]);
     }
 }

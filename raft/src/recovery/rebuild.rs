@@ -1,5 +1,6 @@
 //! The second pass: the frames of one replica's final log, folded in order into its state, and written where they belong.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -11,7 +12,7 @@ use super::folder::{Folder, Trouble};
 use super::plan::{Plan, SegmentPlan};
 use super::{RecoveredReplica, Recovery, ReplicaKey, Unwritten};
 use crate::checkpoint::{ReplicaState, SegmentState};
-use crate::disk::{Disk, is_full};
+use crate::disk::{Disk, dir_sync_failed, is_full};
 use crate::error::OpenError;
 use crate::journal::{Extent, Lsn, RecoveredOp, SegmentName};
 use crate::log::base::{Base, membership_from_repr};
@@ -46,6 +47,10 @@ pub(super) struct Rebuild {
     rotten: Vec<(SegmentName, String)>,
     /// Why it is given up.
     corrupt: Option<String>,
+    /// Files that take what the journal holds of it then.
+    kept: BTreeMap<SegmentName, Arc<SegmentFile>>,
+    /// There was no room for some of that.
+    left_out: bool,
 }
 
 impl Rebuild {
@@ -72,6 +77,8 @@ impl Rebuild {
             held: (recovery.held.clone(), recovery.config.unwritten_bytes_max),
             rotten: Vec::new(),
             corrupt: None,
+            kept: BTreeMap::new(),
+            left_out: false,
         };
         if let Err(trouble) = rebuild.prepare().await {
             rebuild.give_up(trouble.corrupt()?);
@@ -80,7 +87,7 @@ impl Rebuild {
     }
 
     async fn prepare(&mut self) -> Result<(), Trouble> {
-        if let Some(why) = &self.plan.broken {
+        if let Some((_, why)) = &self.plan.broken {
             return Err(why.clone().into());
         }
         self.check_lengths()?;
@@ -244,20 +251,29 @@ impl Rebuild {
     /// for want of room.
     pub(super) async fn take(&mut self, lsn: Lsn, op: RecoveredOp, short: bool) -> Result<(), OpenError> {
         let (RecoveredOp::Append { extent, .. } | RecoveredOp::Bypass { extent, .. }) = op else { return Ok(()) };
-        let find = |segment: &SegmentPlan| (segment.name == extent.segment).then(|| segment.records.get(&lsn).copied());
-        let Some(to) = self.plan.segments.iter().find_map(find).flatten() else { return Ok(()) };
+        if self.corrupt.is_some() {
+            return match op {
+                RecoveredOp::Append { frames, .. } if self.plan.may_hold(extent.segment, lsn) => {
+                    let file = self.kept_file(extent.segment);
+                    self.keep_copy(&file, extent.position, frames, short).await
+                }
+                _ => Ok(()),
+            };
+        }
+        let Some(to) = self.plan.kept_of(extent.segment, lsn) else { return Ok(()) };
         let file = match self.segments.last() {
             Some(segment) if segment.name() == extent.segment => segment.file.clone(),
             _ => self.file(extent.segment),
         };
-        let failed = |error| OpenError::Io { path: file.path().to_owned(), error };
         let result = match op {
             RecoveredOp::Append { frames, .. } => {
                 let (kept, result) = self.fold_run(&file, &frames, to);
-                // Of a replica that is given up too: what was acknowledged must not go with the journal.
                 match result {
                     Ok(()) => self.put(&file, extent.position, frames.slice(..kept), short).await?,
-                    Err(_) => file.write(extent.position, vec![frames]).await.map_err(failed)?,
+                    Err(_) => {
+                        self.kept.insert(extent.segment, file.clone());
+                        self.keep_copy(&file, extent.position, frames, short).await?;
+                    }
                 }
                 result.map_err(Trouble::Corrupt)
             }
@@ -272,9 +288,35 @@ impl Rebuild {
         if let Err(trouble) = result {
             let why = trouble.corrupt()?;
             self.write_held().await?;
-            // A file that was only just written is not to be closed before its sync.
-            file.sync().await.map_err(failed)?;
             self.give_up(format!("journal record {}: {why}", lsn.0));
+        }
+        Ok(())
+    }
+
+    /// The file of a replica that is given up. Not closed before its sync: see [`Self::sync_kept`].
+    fn kept_file(&mut self, name: SegmentName) -> Arc<SegmentFile> {
+        let known = self.segments.iter().find(|segment| segment.name() == name).map(|segment| segment.file.clone());
+        let new = || known.unwrap_or_else(|| SegmentFile::new(self.disk.clone(), &self.folder.dir, name));
+        self.kept.entry(name).or_insert_with(new).clone()
+    }
+
+    /// Writes what the journal holds of a replica that is given up where it belongs: what was acknowledged must not go with the journal.
+    /// But nobody is to wait for it, or do without the others, for want of room.
+    async fn keep_copy(
+        &mut self,
+        file: &Arc<SegmentFile>,
+        position: u64,
+        frames: Bytes,
+        short: bool,
+    ) -> Result<(), OpenError> {
+        let end = position + frames.len() as u64;
+        if short && self.folder.segment_bytes(file.name()).is_none_or(|bytes| bytes < end) {
+            self.left_out = true;
+            return Ok(());
+        }
+        match file.write(position, vec![frames]).await {
+            Err(error) if is_full(&error) => self.left_out = true,
+            written => written.map_err(|error| OpenError::Io { path: file.path().to_owned(), error })?,
         }
         Ok(())
     }
@@ -332,8 +374,7 @@ impl Rebuild {
     /// Writes what a replica that is given up has in memory only: there is no log that would keep it.
     async fn write_held(&mut self) -> Result<(), OpenError> {
         for Unwritten { file, position, frames } in std::mem::take(&mut self.unwritten) {
-            let written = file.write(position, vec![frames]).await;
-            written.map_err(|error| OpenError::Io { path: file.path().to_owned(), error })?;
+            self.keep_copy(&file, position, frames, false).await?;
         }
         Ok(())
     }
@@ -389,8 +430,6 @@ impl Rebuild {
     }
 
     fn give_up(&mut self, why: String) {
-        let (group, replica) = self.key;
-        tracing::error!(%group, %replica, why, "corrupt replica");
         self.corrupt.get_or_insert(why);
         self.head = None;
     }
@@ -413,17 +452,23 @@ impl Rebuild {
                 let (group, replica) = self.key;
                 tracing::error!(%group, %replica, why, "the replica is not opened");
                 self.write_held().await?;
-                self.sync_segments().await?;
+                self.sync_kept().await?;
+                if self.left_out {
+                    tracing::error!(%group, %replica, "no room to keep all that the journal holds of it");
+                }
                 Err(Box::new(self.plan.give_up(why)))
             }
         })
     }
 
-    /// Before files of a replica that is given up are closed, what was written to them is synced.
-    async fn sync_segments(&mut self) -> Result<(), OpenError> {
-        for segment in &self.segments {
-            let path = segment.file.path().to_owned();
-            segment.file.sync().await.map_err(|error| OpenError::Io { path, error })?;
+    /// Before files of a replica that is given up are closed, what was written to them is synced; and so are their names.
+    async fn sync_kept(&mut self) -> Result<(), OpenError> {
+        for file in self.segments.iter().map(|segment| &segment.file).chain(self.kept.values()) {
+            file.sync().await.map_err(|error| OpenError::Io { path: file.path().to_owned(), error })?;
+        }
+        for dir in [Some(self.folder.dir.as_path()), self.folder.dir.parent()].into_iter().flatten() {
+            let synced = self.disk.sync_dir(dir).await.map_err(dir_sync_failed);
+            synced.map_err(|error| OpenError::Io { path: dir.to_owned(), error })?;
         }
         Ok(())
     }

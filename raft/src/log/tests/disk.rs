@@ -922,6 +922,45 @@ async fn a_task_that_panics_stops_the_directory() {
     assert!(store.checkpoint().await.is_err());
 }
 
+/// Why it was given up is known long before all that the journal holds of it is written down for whoever looks at it.
+#[tokio::test(start_paused = true)]
+async fn what_is_kept_of_a_replica_that_is_given_up_lasts_and_holds_nobody_up() {
+    for full in [false, true] {
+        let (disk, store, log) = fresh(small()).await;
+        fill(&log, 1, 3, 300).await;
+        rest().await;
+        store.checkpoint().await.unwrap();
+        fill(&log, 1, 500, 20).await;
+        rest().await;
+        let names: Vec<_> = log.state.lock().segments.iter().map(super::super::segment::Segment::name).collect();
+        let path = |name| super::super::segment::path(log.dir(), name, "segment");
+        let disk = disk.kill();
+        let mut whole = Vec::new();
+        for name in &names {
+            whole.push(crate::disk::read_file(&disk, &path(*name), 1 << 20).await.unwrap());
+            disk.remove_file(&path(*name)).await.unwrap();
+        }
+        disk.sync_dir(log.dir()).await.unwrap();
+        if full {
+            let path_contains = ".segment".to_owned();
+            disk.inject(Fault { kind: OpKind::Write, path_contains, skip: 3, errno: ENOSPC, loses_data: false });
+        }
+        disk.record_trace();
+        let store = open(&disk, small(), SnapshotAt::Boundary).await;
+        assert_eq!((store.corrupt().len(), store.replicas().len(), disk.faults_left()), (1, 0, 0));
+        let of = |op: &&TraceEntry| op.kind == OpKind::Sync && op.path.extension().is_some_and(|e| e == "segment");
+        let syncs = disk.take_trace().iter().filter(of).count();
+        assert!(syncs <= names.len(), "{syncs} of {} files", names.len());
+        // The first one holds what the checkpoint had, too.
+        for (name, whole) in names.iter().zip(whole).skip(1).filter(|_| !full) {
+            for seed in 0..4 {
+                let disk = disk.fork().crash_with(seed);
+                assert!(crate::disk::read_file(&disk, &path(*name), 1 << 20).await.unwrap() == whole, "{name:?}");
+            }
+        }
+    }
+}
+
 /// A starting core does not wait for a purge for long.
 #[tokio::test(start_paused = true)]
 async fn a_failed_sync_in_a_purge_that_nobody_waits_for_stops_the_directory() {
