@@ -13,6 +13,7 @@ use super::{
 };
 use crate::catalog::state::{CatalogState, PartitionRecord, ReplicaState, TopicId, TopicRecord};
 use crate::catalog::topic_config::{self, TopicConfig};
+use crate::controller::CATALOG_GROUP;
 use crate::controller::repair::is_lost;
 use crate::error::{Code, Error, Result};
 
@@ -144,10 +145,13 @@ impl Shared {
         }
     }
 
+    /// Where Kafka's clients reach the brokers that live. If they are too few, all that were ever heard of: perhaps it is this broker that is
+    /// cut off, and clients may reach the others. Most replace their list by the latest, and would be captive here.
     pub(super) fn kafka_addresses(&self) -> Vec<(BrokerId, String)> {
         let state = self.catalog.state();
-        let living = state.brokers().keys().filter(|broker| self.alive(**broker));
-        living.filter_map(|broker| Some((*broker, self.kafka_address_of(*broker)?))).collect()
+        let few = !self.groups.get(CATALOG_GROUP).is_some_and(|group| group.may_have_majority());
+        let listed = state.brokers().keys().filter(|broker| few || self.alive(**broker));
+        listed.filter_map(|broker| Some((*broker, self.kafka_address_of(*broker)?))).collect()
     }
 
     pub(super) fn cluster_id(&self) -> String {

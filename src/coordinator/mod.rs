@@ -472,6 +472,10 @@ impl Coordinator {
             _ => GroupError::NotCoordinator,
         })?;
         let epoch = led.leader_epoch().map_err(|_| GroupError::NotCoordinator)?;
+        if !led.may_have_majority() {
+            // Nothing could be decided, and another may coordinate by now: members must not be told that all is well.
+            return Err(GroupError::NotCoordinator);
+        }
         let mut shards = self.shards.lock();
         let requests = match shards.get(&partition).filter(|shard| !shard.requests.is_closed()) {
             Some(shard) if shard.epoch == epoch => shard.requests.clone(),

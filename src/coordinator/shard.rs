@@ -5,9 +5,9 @@
 //! sees a state that is not in the log, and one commit serves all that came meanwhile.
 //!
 //! Every batch says at which offset it must come to stand (`if_match`): if anything else was written in between, by whomever,
-//! the shard ends. It also ends when a write's outcome is unknown and when leadership moves. Whoever waits is then told
-//! to look for the coordinator again, and the next request starts a new shard, which reads the log anew. Nothing is decided on
-//! doubtful ground.
+//! the shard ends. It also ends when a write's outcome is unknown, when leadership moves and when most replicas are dead. Whoever
+//! waits is then told to look for the coordinator again, and the next request starts a new shard, which reads the log anew. Nothing
+//! is decided on doubtful ground.
 //!
 //! The log is kept short: when most of it is overwritten, all groups are written once more and the log starts there.
 //!
@@ -133,7 +133,7 @@ impl Shard {
             }
         };
         let mut requests = Vec::with_capacity(ROUND);
-        while shard.partition.leader_epoch() == Ok(shard.epoch) {
+        while shard.partition.leader_epoch() == Ok(shard.epoch) && shard.partition.may_have_majority() {
             tokio::select! {
                 biased;
                 received = queue.recv_many(&mut requests, ROUND) => if received == 0 { return },

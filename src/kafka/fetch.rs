@@ -95,6 +95,13 @@ impl Slot {
         end.zip(from).is_some_and(|(end, from)| from > end)
     }
 
+    /// Whether there is nothing to tell of it but an end that a majority may have gone beyond: most of its replicas are dead to this broker,
+    /// and may have another leader.
+    fn is_beyond_sight(&self, found: &FetchedPartition) -> bool {
+        let at_end = found.error_code == 0 && self.asked.fetch_offset >= found.high_watermark;
+        at_end && self.from.as_ref().is_ok_and(|partition| !partition.may_have_majority())
+    }
+
     fn failed(&self, code: ErrorCode) -> FetchedPartition {
         FetchedPartition {
             partition: self.asked.partition,
@@ -159,6 +166,9 @@ pub(super) async fn fetch(door: &Arc<Door>, client: &Client, request: FetchReque
             () = client.gone() => return Handled::Silence,
         }
         (found, permit) = read_all(door, &mut slots, bytes_max).await;
+    }
+    for (slot, partition) in slots.iter().zip(&mut found).filter(|(slot, found)| slot.is_beyond_sight(found)) {
+        *partition = slot.failed(ErrorCode::NotLeaderOrFollower);
     }
     respond(door, topics, &slots, found, permit)
 }

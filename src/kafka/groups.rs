@@ -80,7 +80,9 @@ pub(super) async fn find_coordinator(door: &Arc<Door>, request: FindCoordinatorR
             Err(why) => return refused(ErrorCode::CoordinatorNotAvailable, why.clone()),
         };
         let partition = door.broker.groups().partition_of(&key).and_then(|at| topic.partitions.get(at as usize));
-        let leader = partition.and_then(|partition| partition.leader).map(|leader| leader.0 as i32);
+        // A leader without a majority decides nothing, and may be one no more.
+        let leader = partition.filter(|partition| partition.takes_writes).and_then(|partition| partition.leader);
+        let leader = leader.map(|leader| leader.0 as i32);
         match known.iter().find(|broker| Some(broker.node_id) == leader) {
             Some(broker) => FoundCoordinator {
                 key: key.clone(),

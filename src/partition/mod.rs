@@ -228,6 +228,11 @@ impl<L: ReplicatedLog> Partition<L> {
         &self.options.settings.limits
     }
 
+    /// Whether a majority of its replicas may be alive, as far as this broker knows. A leader without is perhaps a leader no more.
+    pub fn may_have_majority(&self) -> bool {
+        self.log.may_have_majority()
+    }
+
     /// The term in which this replica leads, able to answer reads. `NOT_LEADER`, `NO_LEADER`, `NOT_READY` otherwise.
     fn leading(&self) -> Result<u64> {
         let status = self.log.status();

@@ -210,6 +210,50 @@ async fn who_asks_what_is_committed_does_not_notice_that_the_log_is_read_anew() 
     house.close().await;
 }
 
+/// One that is cut off from the others, but not from its clients.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_coordinator_without_a_majority_sends_its_members_away() {
+    use crate::broker::Route;
+    use crate::coordinator::OFFSETS_TOPIC;
+    let (house, other, _dir) = House::one_of_two(|config| config.kafka.offsets_partitions = 2).await;
+    house.broker.ensure_offsets_topic(PATIENCE).await.unwrap();
+    let groups = house.broker.groups();
+    let here = |name: &String| {
+        let partition = groups.partition_of(name).unwrap();
+        matches!(house.broker.route(OFFSETS_TOPIC, partition), Ok(Route::Local(_)))
+    };
+    let deadline = Instant::now() + PATIENCE;
+    let group = loop {
+        if let Some(group) = (0..100).map(|number| format!("group {number}")).find(here) {
+            break group;
+        }
+        assert!(Instant::now() < deadline, "no group is coordinated here");
+        sleep(Duration::from_millis(10)).await;
+    };
+    let mut client = house.client().await;
+    let heartbeat = HeartbeatRequest { group_id: group.clone(), member_id: "m".into(), ..Default::default() };
+    let find = FindCoordinatorRequest { keys: vec![group], ..Default::default() };
+    for (expected, alone) in [((25, 0), false), ((16, 15), true)] {
+        if alone {
+            other.clone().crash().await;
+        }
+        loop {
+            let Response::Heartbeat(beat) = client.call(Request::Heartbeat(heartbeat.clone()), 3).await else {
+                panic!()
+            };
+            let found = client.call(Request::FindCoordinator(find.clone()), 4).await;
+            let Response::FindCoordinator(found) = found else { panic!() };
+            let codes = (beat.error_code, found.coordinators[0].error_code);
+            if codes == expected {
+                break;
+            }
+            assert!(Instant::now() < deadline, "{codes:?}, not {expected:?}");
+            sleep(Duration::from_millis(10)).await;
+        }
+    }
+    house.close().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_log_of_groups_is_shortened_and_still_tells_everything() {
     use crate::coordinator::{CommittedOffset, GroupError, OFFSETS_TOPIC, Speaker};

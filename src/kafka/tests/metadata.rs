@@ -131,3 +131,37 @@ async fn a_broker_that_came_back_alone_does_not_tell_of_a_cluster_of_one() {
     futures_util::future::join_all(closed).await;
     house.close().await;
 }
+
+/// Clients replace the brokers that they know by those they are told of, and may still reach those that this one does not.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broker_that_is_cut_off_sends_its_clients_away() {
+    let (house, other, _dir) = House::one_of_two(|_| {}).await;
+    let assignment = Some(vec![vec![BrokerId(1), BrokerId(2)]]);
+    let spec = TopicSpec { name: "t".into(), partitions: 1, replicas: None, assignment, config: BTreeMap::new() };
+    house.broker.create_topic(spec, PATIENCE).await.unwrap();
+    let mut client = house.client().await;
+    let deadline = Instant::now() + PATIENCE;
+    while client.produce(0, batch_of(&[("a", 1)], None)).await.error_code != 0 {
+        assert!(Instant::now() < deadline);
+        sleep(Duration::from_millis(10)).await;
+    }
+    other.crash().await;
+    let fetch = async |client: &mut Client, offset| {
+        let mut response = client.fetch(fetch_request(1, offset, Duration::from_millis(20))).await;
+        response.topics.remove(0).partitions.remove(0)
+    };
+    loop {
+        let found = fetch(&mut client, 1).await;
+        assert!(records_of(&found).is_empty());
+        match found.error_code {
+            6 => break,
+            code => assert!(code == 0 && Instant::now() < deadline, "{code}"),
+        }
+    }
+    let found = fetch(&mut client, 0).await;
+    assert_eq!((found.error_code, records_of(&found).is_empty()), (0, false), "what is committed is served on");
+    let request = Request::Metadata(MetadataRequest { topics: None, ..Default::default() });
+    let Response::Metadata(metadata) = client.call(request, 12).await else { panic!() };
+    assert_eq!(metadata.brokers.iter().map(|broker| broker.node_id).collect::<Vec<_>>(), [1, 2]);
+    house.close().await;
+}
