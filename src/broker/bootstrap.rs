@@ -226,8 +226,9 @@ async fn attempt(shared: &Arc<Shared>) -> Result<(), Decision> {
     let controller = answers(&found).find_map(|(_, hello)| hello.controller.clone());
     match decision {
         Decision::Register => {}
-        // It has a vote, and what nobody else may have: it is not replaced before it is lost.
-        Decision::Form | Decision::Join(_) if shared.groups.is_opening(CATALOG_GROUP) => {
+        // It has a vote, and what nobody else may have: it is not replaced before it is lost. What an attempt to join has left behind has
+        // none: then this directory is part of no cluster yet.
+        Decision::Join(_) if shared.store.cluster().is_some() && shared.groups.is_opening(CATALOG_GROUP) => {
             return Err(wait(
                 "the catalog's copy here cannot be opened yet: it is being repaired, or something is short",
             ));
@@ -356,7 +357,7 @@ async fn join(
         Ok(_) => return Err(wait("the controller answered something else")),
         Err(error) => return Err(wait(format!("cluster {:032x} does not admit this broker yet: {error}", cluster.0))),
     }
-    if shared.has_catalog() {
+    if shared.store.cluster().is_some() && shared.has_catalog() {
         return Err(wait("the catalog's copy here has been opened meanwhile"));
     }
     shared.groups.create(CATALOG_GROUP, random_replica()).await.map_err(wait)?;
