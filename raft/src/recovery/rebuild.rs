@@ -49,8 +49,6 @@ pub(super) struct Rebuild {
     corrupt: Option<String>,
     /// Files that take what the journal holds of it then.
     kept: BTreeMap<SegmentName, Arc<SegmentFile>>,
-    /// There was no room for some of that.
-    left_out: bool,
 }
 
 impl Rebuild {
@@ -78,7 +76,6 @@ impl Rebuild {
             rotten: Vec::new(),
             corrupt: None,
             kept: BTreeMap::new(),
-            left_out: false,
         };
         if let Err(trouble) = rebuild.prepare().await {
             rebuild.give_up(trouble.corrupt()?);
@@ -255,7 +252,7 @@ impl Rebuild {
             return match op {
                 RecoveredOp::Append { frames, .. } if self.plan.may_hold(extent.segment, lsn) => {
                     let file = self.kept_file(extent.segment);
-                    self.keep_copy(&file, extent.position, frames, short).await
+                    Self::keep_copy(&file, extent.position, frames).await
                 }
                 _ => Ok(()),
             };
@@ -272,7 +269,7 @@ impl Rebuild {
                     Ok(()) => self.put(&file, extent.position, frames.slice(..kept), short).await?,
                     Err(_) => {
                         self.kept.insert(extent.segment, file.clone());
-                        self.keep_copy(&file, extent.position, frames, short).await?;
+                        Self::keep_copy(&file, extent.position, frames).await?;
                     }
                 }
                 result.map_err(Trouble::Corrupt)
@@ -301,24 +298,10 @@ impl Rebuild {
     }
 
     /// Writes what the journal holds of a replica that is given up where it belongs: what was acknowledged must not go with the journal.
-    /// But nobody is to wait for it, or do without the others, for want of room.
-    async fn keep_copy(
-        &mut self,
-        file: &Arc<SegmentFile>,
-        position: u64,
-        frames: Bytes,
-        short: bool,
-    ) -> Result<(), OpenError> {
-        let end = position + frames.len() as u64;
-        if short && self.folder.segment_bytes(file.name()).is_none_or(|bytes| bytes < end) {
-            self.left_out = true;
-            return Ok(());
-        }
-        match file.write(position, vec![frames]).await {
-            Err(error) if is_full(&error) => self.left_out = true,
-            written => written.map_err(|error| OpenError::Io { path: file.path().to_owned(), error })?,
-        }
-        Ok(())
+    /// Without room the start is refused, and the journal keeps it: there is no log that could hold it in memory.
+    async fn keep_copy(file: &SegmentFile, position: u64, frames: Bytes) -> Result<(), OpenError> {
+        let written = file.write(position, vec![frames]).await;
+        written.map_err(|error| OpenError::Io { path: file.path().to_owned(), error })
     }
 
     /// Writes journalled frames where they belong. What finds no room stays in memory until there is some, as it would have if the process
@@ -374,7 +357,7 @@ impl Rebuild {
     /// Writes what a replica that is given up has in memory only: there is no log that would keep it.
     async fn write_held(&mut self) -> Result<(), OpenError> {
         for Unwritten { file, position, frames } in std::mem::take(&mut self.unwritten) {
-            self.keep_copy(&file, position, frames, false).await?;
+            Self::keep_copy(&file, position, frames).await?;
         }
         Ok(())
     }
@@ -453,9 +436,6 @@ impl Rebuild {
                 tracing::error!(%group, %replica, why, "the replica is not opened");
                 self.write_held().await?;
                 self.sync_kept().await?;
-                if self.left_out {
-                    tracing::error!(%group, %replica, "no room to keep all that the journal holds of it");
-                }
                 Err(Box::new(self.plan.give_up(why)))
             }
         })
