@@ -63,6 +63,15 @@ async fn bytes(disk: &SimDisk, log: &Log, name: SegmentName) -> Bytes {
     read_file(disk, &path(log, name), u64::MAX).await.unwrap()
 }
 
+/// The disk of a process that was killed, and whose segment's file is gone.
+async fn without_file(disk: SimDisk, name: SegmentName) -> SimDisk {
+    let disk = disk.kill();
+    let file = segment::path(std::path::Path::new("/data/groups/4-40"), name, "segment");
+    disk.remove_file(&file).await.unwrap();
+    disk.sync_dir(file.parent().unwrap()).await.unwrap();
+    disk
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_segment_is_the_same_again_whatever_happened_to_it() {
     let (disk, _store, log, other) = twins().await;
@@ -110,10 +119,7 @@ async fn a_file_that_is_gone_is_made_anew_and_lasts() {
     let whole = bytes(&disk, &log, name).await;
     drop((store, log));
     rest().await;
-    let disk = disk.kill();
-    let file = segment::path(std::path::Path::new("/data/groups/4-40"), name, "segment");
-    disk.remove_file(&file).await.unwrap();
-    disk.sync_dir(file.parent().unwrap()).await.unwrap();
+    let disk = without_file(disk, name).await;
     let store = open(&disk, small(), SnapshotAt::Boundary).await;
     let log = store.replicas()[0].log.clone();
     assert_eq!(log.rot().iter().map(|rot| rot.segment).collect::<Vec<_>>(), [name]);
@@ -133,10 +139,7 @@ async fn what_is_appended_where_the_last_file_is_gone_lasts() {
     let whole = bytes(&disk, &log, name).await;
     store.close().await.unwrap();
     drop((store, log));
-    let disk = disk.kill();
-    let file = segment::path(std::path::Path::new("/data/groups/4-40"), name, "segment");
-    disk.remove_file(&file).await.unwrap();
-    disk.sync_dir(file.parent().unwrap()).await.unwrap();
+    let disk = without_file(disk, name).await;
     // So large that both stood in the last file, if they could.
     let store = open(&disk, RaftConfig { segment_bytes_max: 1 << 20, ..small() }, SnapshotAt::Boundary).await;
     assert_eq!((store.rotten().len(), store.corrupt().len()), (1, 0));
@@ -172,10 +175,7 @@ async fn a_repair_whose_sync_could_not_begin_is_made_durable_by_the_next() {
     let whole = bytes(&disk, &log, name).await;
     drop((store, log));
     rest().await;
-    let disk = disk.kill();
-    let file = segment::path(std::path::Path::new("/data/groups/4-40"), name, "segment");
-    disk.remove_file(&file).await.unwrap();
-    disk.sync_dir(file.parent().unwrap()).await.unwrap();
+    let disk = without_file(disk, name).await;
     let store = open(&disk, small(), SnapshotAt::Boundary).await;
     let log = store.replicas()[0].log.clone();
     let path_contains = "4-40".to_owned();
