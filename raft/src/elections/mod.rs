@@ -82,8 +82,8 @@ struct Inner {
     config: Arc<RaftConfig>,
     started: Instant,
     orphans: Mutex<BTreeMap<GroupId, Orphan>>,
-    /// Processes seen: a broker that comes back as another one leads nothing of what it led.
-    incarnations: Mutex<BTreeMap<BrokerId, u64>>,
+    /// How often each broker had come back as another process: that one leads nothing of what the former led.
+    replacements: Mutex<BTreeMap<BrokerId, u64>>,
     wake: Notify,
     /// How many wait for their turn to run.
     waiting: AtomicUsize,
@@ -103,7 +103,7 @@ impl Elections {
             config,
             started: Instant::now(),
             orphans: Mutex::default(),
-            incarnations: Mutex::default(),
+            replacements: Mutex::default(),
             wake: Notify::new(),
             waiting: AtomicUsize::new(0),
         };
@@ -119,7 +119,7 @@ impl Elections {
     async fn decide_all(&self, candidacies: mpsc::UnboundedSender<Case>) {
         let mut liveness = self.inner.transport.watch_liveness();
         for peer in self.inner.transport.peers() {
-            self.note_incarnation(peer);
+            self.is_replaced(peer);
         }
         let unheard_at = self.inner.started + self.inner.config.silence_max;
         let mut unheard_judged = false;

@@ -44,7 +44,7 @@ impl Elections {
     }
 
     fn broker_came(&self, groups: &Hosted, broker: BrokerId) {
-        let replaced = self.note_incarnation(broker);
+        let replaced = self.is_replaced(broker);
         let now = Instant::now();
         for group in groups.all() {
             let orphaned = group.orphaned_term();
@@ -103,11 +103,11 @@ impl Elections {
         }
     }
 
-    /// Remembers which process a broker is; whether it is another than before.
-    pub(super) fn note_incarnation(&self, broker: BrokerId) -> bool {
-        let Some(now) = self.inner.transport.peer_status(broker).and_then(|status| status.incarnation) else {
-            return false;
-        };
-        self.inner.incarnations.lock().insert(broker, now).is_some_and(|before| before != now)
+    /// Whether a broker is another process than when this was asked last.
+    ///
+    /// Counted where it is noticed: a broker that has only dialled us is alive before it is known which process it is.
+    pub(super) fn is_replaced(&self, broker: BrokerId) -> bool {
+        let replacements = self.inner.transport.peer_status(broker).map_or(0, |status| status.replacements);
+        self.inner.replacements.lock().insert(broker, replacements).unwrap_or(0) != replacements
     }
 }

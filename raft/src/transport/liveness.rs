@@ -58,7 +58,8 @@ impl Detector {
 
     /// Begins to follow a peer; one that is followed already keeps its state.
     pub(crate) fn follow(&self, broker: BrokerId) {
-        let status = PeerStatus { liveness: Liveness::Unknown, last_heard: None, incarnation: None, deaths: 0 };
+        let status =
+            PeerStatus { liveness: Liveness::Unknown, last_heard: None, incarnation: None, replacements: 0, deaths: 0 };
         self.state.lock().peers.entry(broker).or_insert(Peer { status, silence: Duration::ZERO, refused: false });
     }
 
@@ -85,6 +86,7 @@ impl Detector {
         peer.refused = false;
         let replaced = peer.status.incarnation.is_some_and(|known| known != incarnation);
         peer.status.incarnation = Some(incarnation);
+        peer.status.replacements += u64::from(replaced);
         if replaced && peer.status.liveness == Liveness::Alive {
             self.change(broker, peer, Liveness::Dead);
         }
@@ -210,5 +212,6 @@ mod tests {
         detector.connected(B, 8);
         detector.heard(B);
         assert_eq!(drain(&mut events), [Liveness::Alive, Liveness::Dead, Liveness::Alive]);
+        assert_eq!(detector.status(B).unwrap().replacements, 1);
     }
 }

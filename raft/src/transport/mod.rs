@@ -245,6 +245,8 @@ pub struct PeerStatus {
     pub last_heard: Option<Instant>,
     /// A random number its process drew at its start; it changes when the process is replaced.
     pub incarnation: Option<u64>,
+    /// How often it turned out to be another process than before.
+    pub replacements: u64,
     /// How often it was declared dead.
     pub deaths: u64,
 }

@@ -150,11 +150,18 @@ impl Cluster {
     }
 
     pub(super) async fn start_as(size: u32, config: RaftConfig, applications: ApplicationFactory) -> Self {
-        let mut cluster = Self { network: MemoryNetwork::new(), config, brokers: BTreeMap::new(), size, applications };
-        for broker in 1..=size {
-            cluster.boot(broker, SimDisk::new(u64::from(broker))).await;
-        }
+        let mut cluster =
+            Self { network: MemoryNetwork::new(), config, brokers: BTreeMap::new(), size: 0, applications };
+        cluster.boot_all(size).await;
         cluster
+    }
+
+    /// Starts so many brokers, each on an empty disk.
+    pub(super) async fn boot_all(&mut self, size: u32) {
+        self.size = size;
+        for broker in 1..=size {
+            self.boot(broker, SimDisk::new(u64::from(broker))).await;
+        }
     }
 
     /// Starts a broker on this disk.

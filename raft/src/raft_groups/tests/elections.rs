@@ -77,6 +77,42 @@ async fn a_restarted_leader_leads_only_after_an_election() {
     cluster.shows(leader, 1, &names(3)).await;
 }
 
+/// Its successor knows nothing of what it led, and does not say that it leads no more. It is heard of before anything is known of which
+/// process it is, as whoever is dialled only is.
+#[tokio::test(start_paused = true)]
+async fn what_a_broker_led_that_comes_back_on_an_empty_disk_is_led_by_others_at_once() {
+    let mut cluster = Cluster::start(0).await;
+    cluster.network.refuse("b1");
+    cluster.boot_all(3).await;
+    others_see(&cluster, |status| status.last_heard.is_some() && status.incarnation.is_none()).await;
+    cluster.network.accept("b1");
+    others_see(&cluster, |status| status.incarnation.is_some() && status.deaths == 0).await;
+    let group = cluster.create(1).await;
+    write_all(&group, &names(3)).await;
+    // It is back before anybody misses it.
+    cluster.isolate(1);
+    cluster.kill(1).await;
+    cluster.boot(1, SimDisk::new(9)).await;
+    cluster.network.heal_all();
+    let begin = Instant::now();
+    let leader = cluster.leader(1, &[2, 3]).await;
+    assert!(begin.elapsed() < PROMPT, "it took {:?}", begin.elapsed());
+    cluster.shows(leader, 1, &names(3)).await;
+}
+
+/// Waits until the first broker is seen so by the others.
+async fn others_see(cluster: &Cluster, so: impl Fn(PeerStatus) -> bool) {
+    for broker in [2, 3] {
+        let status = || cluster.brokers[&broker].transport.peer_status(BrokerId(1)).unwrap();
+        let seen = async {
+            while !so(status()) {
+                sleep(Duration::from_millis(1)).await;
+            }
+        };
+        timeout(Duration::from_secs(60), seen).await.unwrap_or_else(|_| panic!("{:?}", status()));
+    }
+}
+
 /// More groups than are asked at a time.
 #[tokio::test(start_paused = true)]
 async fn more_groups_than_one_look_takes_are_all_led_at_once() {

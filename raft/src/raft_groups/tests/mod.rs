@@ -15,7 +15,7 @@ use crate::error::ProposeError;
 use crate::raft_group::RaftGroup;
 use crate::raft_groups::GroupEvent;
 use crate::raft_groups::door::Door;
-use crate::transport::{RaftService, Target, TransferLeaderRequest, VoteRequest};
+use crate::transport::{PeerStatus, RaftService, Target, TransferLeaderRequest, VoteRequest};
 use crate::types::{Appended, BrokerId, GroupId, Outcome, ReplicaHome, ReplicaId, vote};
 
 mod catch_up;
