@@ -165,7 +165,7 @@ impl Checkpointer {
         corrupt: impl FnOnce() -> Vec<(ReplicaKey, ReplicaState)>,
     ) -> Result<(), CheckpointFailed> {
         let mut memory = self.memory.lock().await;
-        self.context.journalled_bytes.store(0, Ordering::Relaxed);
+        self.context.count_afresh();
         // Noted before anything is captured: what a replica does later stands above it, what it did before is captured. The floor after
         // it: a deletion between the two, durable by then, would be below the one and not held by the other.
         let lsn = self.context.journal.durable_lsn();

@@ -13,7 +13,7 @@ pub struct RaftConfig {
     pub bypass_bytes_min: usize,
     /// How many bytes may be durable in the journal but not yet written to segments. Default: 64 MiB.
     pub unwritten_bytes_max: usize,
-    /// Journal bytes after which a checkpoint is taken. Default: 64 MiB.
+    /// Bytes appended, or written to the journal, after which a checkpoint is taken. Default: 64 MiB.
     pub checkpoint_journal_bytes: u64,
     /// Longest time between checkpoints while something was written. Default: 60 s.
     pub checkpoint_interval: Duration,

@@ -493,6 +493,7 @@ fn context(
         stop,
         instruments,
         journalled_bytes: AtomicU64::new(0),
+        checkpointed_bytes: AtomicU64::new(0),
         checkpoint_due: Notify::new(),
         rot_found: Notify::new(),
         accepted_bytes: AtomicU64::new(0),

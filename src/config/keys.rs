@@ -78,7 +78,7 @@ keys! {
     "raft.journal_file_bytes", "67108864", "Size of one journal file; written in full before it is used." => |c, t| c.raft.journal_file_bytes = at_least(t, 1 << 16)?;
     "raft.bypass_bytes_min", "1048576", "An append of at least so many bytes goes to its segment directly, and only its mention to the journal." => |c, t| c.raft.bypass_bytes_min = at_least(t, 1)?;
     "raft.unwritten_bytes_max", "67108864", "How many bytes may be durable in the journal and not yet written to their segments." => |c, t| c.raft.unwritten_bytes_max = at_least(t, 1)?;
-    "raft.checkpoint_journal_bytes", "67108864", "Journal bytes after which a checkpoint is taken." => |c, t| c.raft.checkpoint_journal_bytes = at_least(t, 1)?;
+    "raft.checkpoint_journal_bytes", "67108864", "Bytes appended, or written to the journal, after which a checkpoint is taken." => |c, t| c.raft.checkpoint_journal_bytes = at_least(t, 1)?;
     "raft.checkpoint_interval_ms", "60000", "Longest time between checkpoints while something is written." => |c, t| c.raft.checkpoint_interval = millis(t)?;
     "raft.segment_bytes_max", "268435456", "A segment file is closed at this size, whatever its topic says." => |c, t| c.raft.segment_bytes_max = at_least(t, 4096)?;
     "raft.index_interval_bytes", "16384", "One index entry every so many bytes of segment." => |c, t| c.raft.index_interval_bytes = at_least(t, 1)?;

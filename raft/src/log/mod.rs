@@ -60,8 +60,10 @@ pub(crate) struct LogContext {
     pub(crate) budget: Arc<TailBudget>,
     pub(crate) stop: StopSignal,
     pub(crate) instruments: LogInstruments,
-    /// Bytes given to the journal since the last checkpoint began.
+    /// Bytes of frames appended since the last checkpoint began, and what the journal had written when it did: small appends take more
+    /// there than they have, large ones less.
     pub(crate) journalled_bytes: AtomicU64,
+    pub(crate) checkpointed_bytes: AtomicU64,
     /// Told when that is enough for the next one.
     pub(crate) checkpoint_due: Notify,
     /// Told when rot was found in some log.
@@ -73,10 +75,17 @@ pub(crate) struct LogContext {
 impl LogContext {
     fn count_journalled(&self, bytes: u64) {
         self.accepted_bytes.fetch_add(bytes, Ordering::Relaxed);
-        let before = self.journalled_bytes.fetch_add(bytes, Ordering::Relaxed);
-        if before + bytes >= self.config.checkpoint_journal_bytes {
+        let appended = self.journalled_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        let written = self.journal.bytes_written().saturating_sub(self.checkpointed_bytes.load(Ordering::Relaxed));
+        if appended.max(written) >= self.config.checkpoint_journal_bytes {
             self.checkpoint_due.notify_one();
         }
+    }
+
+    /// A checkpoint begins.
+    pub(crate) fn count_afresh(&self) {
+        self.journalled_bytes.store(0, Ordering::Relaxed);
+        self.checkpointed_bytes.store(self.journal.bytes_written(), Ordering::Relaxed);
     }
 
     /// Stops the directory, unless what failed was only refused ([`is_refused`]).

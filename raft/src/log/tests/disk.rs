@@ -452,6 +452,19 @@ async fn checkpoints_come_by_themselves_and_give_the_journal_up() {
     assert_eq!(indexes(&store.replicas()[0].log).await.len(), 200);
 }
 
+/// What is small takes a block of the journal all the same.
+#[tokio::test(start_paused = true)]
+async fn small_appends_are_checkpointed_by_what_they_take_in_the_journal() {
+    let config = RaftConfig { checkpoint_journal_bytes: 64 << 10, checkpoint_interval: Duration::from_secs(86_400), ..small() };
+    let (_disk, _store, log) = fresh(config).await;
+    for _ in 0..100 {
+        fill(&log, 1, 1, 10).await;
+    }
+    rest().await;
+    assert!(log.context.journal.bytes_written() >= 400 << 10);
+    assert!(log.context.journal.live_bytes() < 200 << 10, "{}", log.context.journal.live_bytes());
+}
+
 /// A file that cannot be read now may be readable the next time. A replica that is given up is so for good.
 #[tokio::test(start_paused = true)]
 async fn a_start_that_cannot_read_a_file_is_refused_and_gives_nothing_up() {
