@@ -4,10 +4,12 @@
 //! log starts from now on, and what time it is. That stands in the log; every replica takes it from there ([`Retained`], part of
 //! the append state) and lets its own segments below go. No replica decides by itself, and none decides twice.
 //!
-//! **How timestamps are bounded.** A batch's timestamps are its producer's word. Above the leader's clock they are not
-//! believed: a segment that holds such a record (or records without any time) is as old as the first entry behind it in which
-//! a leader wrote down what time it was. So a record from the future keeps its segment for `retention.ms` from when it was
-//! written, no longer, whoever leads and however often they are restarted. Lookups by time still see the producer's word.
+//! **How timestamps are bounded.** A batch's timestamps are its producer's word. Further above the leader's clock than clocks differ
+//! ([`AHEAD_MAX_MS`], or `retention.ms` where that is less) they are not believed: a segment that holds such a record (or records
+//! without any time) is as old as the first entry behind it in which a leader wrote down what time it was. So a record from the
+//! future keeps its segment for twice `retention.ms` from when it was written at most, whoever leads and however often they are
+//! restarted. Where a timestamp is believed it counts alone: what a leader wrote down whose clock had fallen back takes nothing
+//! away. Lookups by time still see the producer's word.
 //!
 //! Saved, little endian: number of log starts (u8), each Raft index and offset (u64 each); number of times (u8), each offset
 //! (u64) and ms (i64). Empty: `00 00`.
@@ -25,6 +27,8 @@ use crate::error::{Code, Result};
 
 /// How many log starts are remembered: the one that holds, and those whose entries may not be committed yet.
 const STARTS_KEPT: usize = 4;
+/// How far the clocks of producers and brokers may differ.
+const AHEAD_MAX_MS: u64 = 3_600_000;
 /// How many times are remembered. Part of the format: replicas must forget the same ones.
 const TIMES_KEPT: usize = 32;
 
@@ -57,12 +61,13 @@ pub fn plan(
 ) -> Plan {
     let mut plan = Plan::default();
     let by_time = policy.retention_ms.map_or(0, |keep_ms| {
-        let expired = |segment: &&SegmentInfo| match age_ms(segment, now) {
+        let age = |segment: &SegmentInfo| age_ms(segment, now, keep_ms.min(AHEAD_MAX_MS));
+        let expired = |segment: &&SegmentInfo| match age(segment) {
             Age::Is(ms) => ms > keep_ms,
             Age::Empty => true,
             Age::Unknown => false,
         };
-        plan.note_time = segments.iter().any(|segment| matches!(age_ms(segment, now), Age::Unknown));
+        plan.note_time = segments.iter().any(|segment| matches!(age(segment), Age::Unknown));
         segments.iter().take_while(expired).count()
     });
     let by_size = policy.retention_bytes.map_or(0, |keep_bytes| {
@@ -89,12 +94,14 @@ enum Age {
     Unknown,
 }
 
-fn age_ms(segment: &SegmentInfo, now: i64) -> Age {
+/// `ahead_ms`: timestamps are believed up to so far above `now`.
+fn age_ms(segment: &SegmentInfo, now: i64, ahead_ms: u64) -> Age {
     if segment.next_offset == segment.base_offset {
         return Age::Empty;
     }
-    let said = (0..=now).contains(&segment.max_timestamp).then_some(segment.max_timestamp);
-    match said.into_iter().chain(segment.appended_by).min() {
+    let believed = 0..=now.saturating_add_unsigned(ahead_ms);
+    let said = believed.contains(&segment.max_timestamp).then_some(segment.max_timestamp);
+    match said.or(segment.appended_by) {
         Some(time) => Age::Is(u64::try_from(now.saturating_sub(time)).unwrap_or(0)),
         None => Age::Unknown,
     }

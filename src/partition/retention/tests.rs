@@ -72,11 +72,29 @@ fn a_segment_from_the_future_is_as_old_as_the_time_that_was_noted_behind_it() {
     from_the_future[1].appended_by = Some(NOW - DAY / 2);
     let found = plan(&from_the_future, Offset(0), Offset(300), &by_time(DAY), NOW);
     assert_eq!(found, Plan { log_start: Some(100), note_time: false });
-    // The future has come: what was noted then still counts.
-    from_the_future[0].max_timestamp = NOW - 10;
-    assert_eq!(start(&from_the_future, 0, 300, &by_time(DAY)), Some(100));
+    // Soon it will have come, and its record will be as old as it says: until then it is young.
+    for (ahead, policy) in [(AHEAD_MAX_MS as i64, by_time(DAY)), (60_000, by_time(60_000))] {
+        from_the_future[0].max_timestamp = NOW + ahead + 1;
+        assert!(start(&from_the_future, 0, 300, &policy).is_some());
+        from_the_future[0].max_timestamp = NOW + ahead;
+        assert_eq!(start(&from_the_future, 0, 300, &policy), None);
+    }
     // Nobody asks for the time where no time limits anything.
     assert!(!plan(&segments(&[-1]), Offset(0), Offset(100), &by_size(1), NOW).note_time);
+}
+
+/// A leader whose clock had fallen back by days wrote down what time it thought it was.
+#[test]
+fn a_wrong_time_that_was_noted_takes_nothing_away_that_says_how_old_it_is() {
+    let mut young = segments(&[NOW - 2 * DAY, NOW - DAY, NOW + 60_000]);
+    let fallen_back = NOW - 8 * DAY;
+    let found = plan(&young, Offset(0), Offset(300), &by_time(7 * DAY), fallen_back);
+    assert_eq!(found, Plan { log_start: None, note_time: true });
+    for segment in &mut young {
+        segment.appended_by = Some(fallen_back);
+    }
+    let found = plan(&young, Offset(0), Offset(300), &by_time(7 * DAY), NOW);
+    assert_eq!(found, Plan::default());
 }
 
 #[test]
