@@ -108,7 +108,7 @@ pub enum Framing {
 pub struct RecordsForm {
     /// Most records.
     pub records_max: usize,
-    /// No further record once this many bytes are written.
+    /// Most bytes, unless the first record has more.
     pub bytes_max: usize,
     /// How values are written.
     pub values: ValueFormat,
@@ -144,10 +144,15 @@ impl RecordsJson {
             if record.offset < self.start.0 {
                 continue;
             }
-            if self.count >= self.form.records_max || (self.count > 0 && self.out.len() >= self.form.bytes_max) {
+            if self.count >= self.form.records_max {
                 return Ok(false);
             }
+            let before = self.out.len();
             self.write(&record).map_err(|error| Error::new(Code::Internal, error.to_string()))?;
+            if self.count > 0 && self.out.len() > self.form.bytes_max {
+                self.out.truncate(before);
+                return Ok(false);
+            }
             self.count += 1;
             self.next = Some(record.offset + 1);
         }
@@ -317,6 +322,10 @@ mod tests {
         assert_eq!(answer(0, 3, 1 << 20, &fetched).next_offset, 5);
         let tiny = answer(1, 100, 1, &fetched);
         assert_eq!((tiny.records.len(), tiny.next_offset), (1, 2), "one record whatever max_bytes says");
+        // Each takes 62 bytes, and a comma stands between them.
+        for (bytes_max, next_offset) in [(124, 1), (125, 2), (187, 2), (188, 5)] {
+            assert_eq!(answer(0, 100, bytes_max, &fetched).next_offset, next_offset, "{bytes_max} bytes");
+        }
     }
 
     #[test]

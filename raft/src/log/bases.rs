@@ -11,6 +11,7 @@ use super::frame::Frame;
 use super::head::Head;
 use super::segment::{self, Segment};
 use super::state::SnapshotRef;
+use super::tail::Room;
 use crate::disk::read_file;
 use crate::error::ReadError;
 use crate::journal::SegmentName;
@@ -38,8 +39,9 @@ impl Log {
         let mut cut: Option<Segment> = None;
         while head.last.map(|last| last.index) < index {
             let next = head.next_index().max(self.first_kept_index());
-            let frames =
-                self.read_some_mended(next, index.map_or(0, |index| index + 1), 1 << 20, true, Reader::Group).await?;
+            let frames = self
+                .read_some_mended(next, index.map_or(0, |index| index + 1), Room::any(1 << 20), true, Reader::Group)
+                .await?;
             if frames.is_empty() {
                 return Err(io::Error::other(format!("the log does not hold entry {next}")).into());
             }

@@ -18,6 +18,7 @@ use super::base::Base;
 use super::frame::{FRAME_HEADER_BYTES, Frame, FrameHeader};
 use super::segment::{self, SegmentFile};
 use super::state::SnapshotRef;
+use super::tail::Room;
 use crate::disk::{is_out_of_files, is_passing};
 use crate::error::ReadError;
 use crate::inspect::Window;
@@ -190,7 +191,7 @@ impl Log {
         let segment = state.segments.iter().find(|segment| segment.name() == name)?;
         let mut cached = Vec::new();
         if let Some(from) = state.tail.first_index().filter(|from| *from <= segment.last.index) {
-            state.tail.read(from.max(name.first_index), segment.last.index + 1, usize::MAX, &mut cached);
+            state.tail.read(from.max(name.first_index), segment.last.index + 1, Room::any(usize::MAX), &mut cached);
         }
         let cached_bytes: u64 = cached.iter().map(|frame| frame.header.frame_bytes()).sum();
         let first_cached = cached.first().map(|frame| &frame.header);

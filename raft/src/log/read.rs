@@ -14,6 +14,7 @@ use super::frame::{Frame, FrameKind};
 use super::index::{INDEX_BYTES_MAX, SparseIndex};
 use super::segment::{self, FrameStream, SegmentFile};
 use super::state::LogState;
+use super::tail::Room;
 use crate::disk::read_file;
 use crate::error::ReadError;
 use crate::journal::SegmentName;
@@ -34,14 +35,15 @@ enum Plan {
 }
 
 impl Log {
-    /// Frames by Raft index: from `from` up to `to` (exclusive), at least one if the log holds `from`, until `bytes_max` is
-    /// reached. Empty if `from` is purged or beyond the end.
+    /// Frames by Raft index: from `from` up to `to` (exclusive), as many as `bytes_max` has room for, at least one if the log holds
+    /// `from`. Empty if `from` is purged or beyond the end.
     pub(crate) async fn read_indexes(&self, from: u64, to: u64, bytes_max: usize) -> Result<Vec<Frame>, ReadError> {
         let mut frames: Vec<Frame> = Vec::new();
         let mut bytes = 0;
         let mut next = from;
         while next < to && bytes < bytes_max {
-            let more = self.read_some(next, to, bytes_max - bytes, false).await?;
+            let room = Room { bytes: bytes_max - bytes, first: frames.is_empty() };
+            let more = self.read_some(next, to, room, false).await?;
             let Some(last) = more.last() else { break };
             next = last.header.index + 1;
             bytes += more.iter().map(|frame| frame.header.frame_bytes() as usize).sum::<usize>();
@@ -80,7 +82,7 @@ impl Log {
         let mut bytes = 0u64;
         while next < to && bytes < skip.saturating_add(bytes_max as u64) {
             // Also what is purged already and still stands in a segment.
-            let more = match self.read_some(next, to, bytes_max, true).await {
+            let more = match self.read_some(next, to, Room::any(bytes_max), true).await {
                 Err(error) if frames.is_empty() => return Err(error),
                 Err(_) => break,
                 Ok(more) => more,
@@ -93,7 +95,7 @@ impl Log {
         let (first, last) = (self.first_index(), self.last_log_id());
         if frames.is_empty() && from < first && skip == 0 {
             // Purged: the oldest entry that is left says so.
-            frames = self.read_some(first, first + 1, bytes_max, false).await?;
+            frames = self.read_some(first, first + 1, Room::any(bytes_max), false).await?;
         }
         if frames.is_empty() {
             return Err(io::Error::other(format!("entry {from} is not here: the log is {first} to {last:?}")).into());
@@ -126,12 +128,12 @@ impl Log {
         &self,
         from: u64,
         to: u64,
-        bytes_max: usize,
+        room: Room,
         purged: bool,
         reader: Reader,
     ) -> Result<Vec<Frame>, ReadError> {
         loop {
-            match self.read_some(from, to, bytes_max, purged).await {
+            match self.read_some(from, to, room, purged).await {
                 Err(error) => self.await_mended(error, reader).await?,
                 read => return read,
             }
@@ -143,11 +145,11 @@ impl Log {
         &self,
         from: u64,
         to: u64,
-        bytes_max: usize,
+        room: Room,
         purged: bool,
     ) -> Result<Vec<Frame>, ReadError> {
         loop {
-            let plan = self.plan(&self.state.lock(), from, to, bytes_max, purged);
+            let plan = self.plan(&self.state.lock(), from, to, room, purged);
             match plan {
                 Plan::Nothing => return Ok(Vec::new()),
                 Plan::Cached(frames) => {
@@ -157,7 +159,7 @@ impl Log {
                 Plan::Index(name) => self.load_index(name).await?,
                 Plan::File { file, position, end, until, generation } => {
                     let mut frames = Vec::new();
-                    let read = read_file_frames(&file, position, end, (from, until), bytes_max, &mut frames).await;
+                    let read = read_file_frames(&file, position, end, (from, until), room, &mut frames).await;
                     if self.still_valid(from, generation, purged) {
                         let read = read.map_err(|error| self.judge_read(file.name(), error));
                         // What is good before the rot is good.
@@ -176,7 +178,7 @@ impl Log {
         self.context.instruments.segment_read_bytes.increment(bytes);
     }
 
-    fn plan(&self, state: &LogState, from: u64, to: u64, bytes_max: usize, purged: bool) -> Plan {
+    fn plan(&self, state: &LogState, from: u64, to: u64, room: Room, purged: bool) -> Plan {
         let readable = if purged { state.segment_of(from).is_some() } else { state.contains(from) };
         if from >= to || !readable {
             return Plan::Nothing;
@@ -184,7 +186,7 @@ impl Log {
         let cached_from = state.tail.first_index();
         if cached_from.is_some_and(|first| from >= first) {
             let mut frames = Vec::new();
-            state.tail.read(from, to, bytes_max, &mut frames);
+            state.tail.read(from, to, room, &mut frames);
             return Plan::Cached(frames);
         }
         let Some(at) = state.segment_of(from) else { return Plan::Nothing };
@@ -228,7 +230,8 @@ impl Log {
             }
         };
         loop {
-            let frames = match self.read_some(next, u64::MAX, (bytes_max - bytes).max(1), false).await {
+            let room = Room { bytes: bytes_max - bytes, first: out.is_empty() };
+            let frames = match self.read_some(next, u64::MAX, room, false).await {
                 // What is good before the rot is served, without waiting.
                 Err(_) if !out.is_empty() => break,
                 Err(error) => {
@@ -240,7 +243,7 @@ impl Log {
             let Some(last) = frames.last() else { break };
             next = last.header.index + 1;
             for frame in frames {
-                if frame.header.base_offset >= limit || (bytes >= bytes_max && !out.is_empty()) {
+                if frame.header.base_offset >= limit {
                     return Ok(out);
                 }
                 if frame.header.kind == FrameKind::Records && frame.header.next_offset() > from {
@@ -299,7 +302,8 @@ impl Log {
             };
             from = first;
             while from < until {
-                let frames = self.read_some_mended(from, until, CHUNK_BYTES.1, false, Reader::Client).await?;
+                let frames =
+                    self.read_some_mended(from, until, Room::any(CHUNK_BYTES.1), false, Reader::Client).await?;
                 let Some(last) = frames.last() else { break };
                 from = last.header.index + 1;
                 for frame in &frames {
@@ -415,20 +419,24 @@ async fn read_file_frames(
     position: u64,
     end: u64,
     (from, until): (u64, u64),
-    bytes_max: usize,
+    room: Room,
     frames: &mut Vec<Frame>,
 ) -> Result<(), ReadError> {
     // One entry alone, which openraft asks of every log at its start, is not worth a chunk.
     let chunk_max = if until == from + 1 { CHUNK_BYTES.0 } else { CHUNK_BYTES.1 };
-    let mut stream = FrameStream::open(file, position, end, bytes_max.clamp(CHUNK_BYTES.0, chunk_max)).await?;
+    let mut stream = FrameStream::open(file, position, end, room.bytes.clamp(CHUNK_BYTES.0, chunk_max)).await?;
     let mut bytes = 0;
     let mut expected = None;
-    while bytes < bytes_max {
+    while room.has(bytes, 1) {
         let at = stream.position();
+        let header = stream.peek().await?;
         // What stands before is passed over by its headers: a rotten payload there is not this reader's concern.
-        if stream.peek().await?.is_some_and(|header| header.index < from) {
+        if header.is_some_and(|header| header.index < from) {
             stream.next_header().await?;
             continue;
+        }
+        if header.is_some_and(|header| !room.has(bytes, header.frame_bytes() as usize)) {
+            break;
         }
         let Some(frame) = stream.next().await? else {
             let why = format!("it ends before entry {}, which it is to hold", expected.unwrap_or(from));

@@ -11,6 +11,7 @@ use std::time::Duration;
 use super::Log;
 use super::frame::FrameKind;
 use super::segment::Segment;
+use super::tail::Room;
 use crate::error::ReadError;
 
 /// How much of a segment's beginning is read to learn how old it is.
@@ -58,7 +59,7 @@ impl Log {
         let mut next = first_index;
         while next <= last_index {
             // Entries that are purged may stand at its beginning.
-            let frames = self.read_some(next, last_index + 1, BEGINNING_BYTES, true).await?;
+            let frames = self.read_some(next, last_index + 1, Room::any(BEGINNING_BYTES), true).await?;
             let Some(last) = frames.last() else { return Ok(None) };
             next = last.header.index + 1;
             let Some(first) = frames.iter().find(|frame| frame.header.kind == FrameKind::Records) else { continue };

@@ -13,6 +13,27 @@ use super::frame::{FRAME_HEADER_BYTES, Frame};
 /// What one cached frame costs besides its payload.
 const OVERHEAD_BYTES: usize = FRAME_HEADER_BYTES + 40;
 
+/// How much a reader takes at a time.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Room {
+    /// Most bytes of frames.
+    pub(crate) bytes: usize,
+    /// The first frame is taken however long it is.
+    pub(crate) first: bool,
+}
+
+impl Room {
+    /// So many bytes, but one frame at least.
+    pub(crate) const fn any(bytes: usize) -> Self {
+        Self { bytes, first: true }
+    }
+
+    /// Whether there is room for so many bytes more.
+    pub(super) fn has(self, taken: usize, more: usize) -> bool {
+        taken.saturating_add(more) <= self.bytes || taken == 0 && self.first
+    }
+}
+
 /// Bytes that all tails of a broker hold together.
 #[derive(Debug, Default)]
 pub(crate) struct TailBudget {
@@ -102,14 +123,15 @@ impl Tail {
     }
 
     /// The frames from `from` up to `to` (exclusive), at least one if there is one, until `bytes_max` is reached.
-    pub(crate) fn read(&self, from: u64, to: u64, bytes_max: usize, out: &mut Vec<Frame>) {
+    pub(crate) fn read(&self, from: u64, to: u64, room: Room, out: &mut Vec<Frame>) {
         let Some(skip) = self.first_index().and_then(|first| from.checked_sub(first)) else { return };
         let mut bytes = 0;
         for cached in self.frames.range((skip as usize).min(self.frames.len())..) {
-            if cached.frame.header.index >= to || bytes >= bytes_max {
+            let more = cached.frame.header.frame_bytes() as usize;
+            if cached.frame.header.index >= to || !room.has(bytes, more) {
                 break;
             }
-            bytes += cached.frame.header.frame_bytes() as usize;
+            bytes += more;
             out.push(cached.frame.clone());
         }
     }

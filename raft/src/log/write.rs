@@ -15,6 +15,7 @@ use super::damage::Reader;
 use super::head::Head;
 use super::segment::{self, Segment, SegmentFile};
 use super::state::{LogState, SnapshotRef};
+use super::tail::Room;
 use crate::error::Stopped;
 use crate::journal::{Op, SegmentName};
 use crate::segment_writer::{Job, Seal};
@@ -172,7 +173,7 @@ impl Log {
             return Ok(start);
         }
         let frames = self
-            .read_some_mended(upto.index + 1, upto.index + 2, 1, false, Reader::Group)
+            .read_some_mended(upto.index + 1, upto.index + 2, Room::any(1), false, Reader::Group)
             .await
             .map_err(io::Error::other)?;
         frames.first().map(|frame| frame.header.base_offset).ok_or_else(|| io::Error::other("the log has a hole"))

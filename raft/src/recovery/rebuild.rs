@@ -20,7 +20,7 @@ use crate::log::frame::Frame;
 use crate::log::head::Head;
 use crate::log::segment::{FrameStream, Segment, SegmentFile, stem};
 use crate::log::state::{LogState, SnapshotRef, restore_segment};
-use crate::log::tail::Tail;
+use crate::log::tail::{Room, Tail};
 use crate::payload::{Application, SnapshotAt};
 use crate::types::{LogId, StoredMembership};
 
@@ -507,7 +507,7 @@ impl Rebuild {
         }
         let mut held = Vec::new();
         if let Some(tail) = &self.tail {
-            tail.read(purged.index + 1, purged.index + 2, 1, &mut held);
+            tail.read(purged.index + 1, purged.index + 2, Room::any(1), &mut held);
         }
         if let Some(frame) = held.first() {
             return Ok(frame.header.base_offset);

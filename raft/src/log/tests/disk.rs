@@ -455,7 +455,8 @@ async fn checkpoints_come_by_themselves_and_give_the_journal_up() {
 /// What is small takes a block of the journal all the same.
 #[tokio::test(start_paused = true)]
 async fn small_appends_are_checkpointed_by_what_they_take_in_the_journal() {
-    let config = RaftConfig { checkpoint_journal_bytes: 64 << 10, checkpoint_interval: Duration::from_secs(86_400), ..small() };
+    let config =
+        RaftConfig { checkpoint_journal_bytes: 64 << 10, checkpoint_interval: Duration::from_secs(86_400), ..small() };
     let (_disk, _store, log) = fresh(config).await;
     for _ in 0..100 {
         fill(&log, 1, 1, 10).await;

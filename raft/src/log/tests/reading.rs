@@ -10,10 +10,22 @@ async fn reads_are_bounded_but_never_empty() {
     let (disk, _store, log) = fresh(small()).await;
     fill(&log, 1, 20, 300).await;
     rest().await;
+    let ends = |end: &mut usize, frame: &Frame| {
+        *end += frame.header.frame_bytes() as usize;
+        Some(*end)
+    };
     for cold in [false, true] {
         disk.set_cold(cold);
         assert_eq!(log.read_indexes(3, 20, 1).await.unwrap().len(), 1);
-        assert_eq!(log.read_indexes(3, 20, 800).await.unwrap().len(), 3);
+        let ends: Vec<usize> = log.read_indexes(3, 20, usize::MAX).await.unwrap().iter().scan(0, ends).collect();
+        for bytes_max in
+            [ends[0], ends[1], ends[4], ends[11], ends[16]].into_iter().flat_map(|end| [end - 1, end, end + 1])
+        {
+            let fit = ends.iter().filter(|end| **end <= bytes_max).count().max(1);
+            assert_eq!(log.read_indexes(3, 20, bytes_max).await.unwrap().len(), fit, "{bytes_max} bytes");
+            let read = log.read(Offset(6), Offset(40), bytes_max).await.unwrap();
+            assert_eq!((read.len(), read[0].header.index), (fit, 3), "{bytes_max} bytes");
+        }
         assert_eq!(log.read_indexes(3, 7, usize::MAX).await.unwrap().len(), 4);
         assert_eq!(log.read(Offset(7), Offset(40), 1).await.unwrap()[0].header.index, 3);
         // Up to the limit, even if there is more.
