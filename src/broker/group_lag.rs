@@ -10,7 +10,7 @@ use pontoon_raft::instruments::Instrument;
 use pontoon_raft::types::BrokerId;
 
 use super::{Broker, TopicDescription};
-use crate::coordinator::GroupProgress;
+use crate::coordinator::{GroupProgress, Progress};
 use crate::telemetry::recorder::{escaped, write_family};
 
 /// How long a scrape waits for groups that are just being written.
@@ -28,6 +28,14 @@ const LAG_MAX: Instrument = gauge(
 const LAG: Instrument =
     gauge("pontoon_group_lag_records", "Committed records that a consumer group has not read, by group.");
 const MEMBERS: Instrument = gauge("pontoon_group_members", "Members of a consumer group, by group.");
+const BYTES: Instrument = gauge(
+    "pontoon_groups_bytes",
+    "Bytes that the consumer groups of the fullest partition of __consumer_offsets here take, of pontoon_groups_bytes_limit.",
+);
+const BYTES_LIMIT: Instrument = gauge(
+    "pontoon_groups_bytes_limit",
+    "Most bytes that the consumer groups of one partition of __consumer_offsets may take: limits.groups_bytes_max.",
+);
 const DROPPED: Instrument = gauge(
     "pontoon_group_series_dropped",
     "Consumer groups, and partitions of them, that are not shown because metrics.groups_max are.",
@@ -38,7 +46,7 @@ const PARTITION_LAG: Instrument = gauge(
 );
 
 /// What is shown of groups, always.
-pub(super) const INSTRUMENTS: [Instrument; 5] = [GROUPS, LAG_MAX, LAG, MEMBERS, DROPPED];
+pub(super) const INSTRUMENTS: [Instrument; 7] = [GROUPS, BYTES, BYTES_LIMIT, LAG_MAX, LAG, MEMBERS, DROPPED];
 
 /// A group and how far it is behind.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,11 +62,16 @@ struct GroupLag {
 impl Broker {
     /// The consumer groups that this broker coordinates and how far they are behind, in Prometheus' text format.
     pub async fn group_metrics(&self) -> String {
-        let groups = self.groups().progress(PATIENCE).await;
+        let Progress { groups, bytes } = self.groups().progress(PATIENCE).await;
         let topics: BTreeMap<String, TopicDescription> =
             self.topics().into_iter().map(|topic| (topic.name.clone(), topic)).collect();
         let lags = groups.into_iter().map(|group| lag(group, &topics)).collect();
-        text(self.id(), lags, self.config().metrics_groups_max, self.config().metrics_partitions)
+        let config = self.config();
+        let mut shown = text(self.id(), lags, config.metrics_groups_max, config.metrics_partitions);
+        for (gauge, value) in [(&BYTES, bytes), (&BYTES_LIMIT, config.limits.groups_bytes_max)] {
+            write_family(&mut shown, gauge, std::iter::once((format!("broker=\"{}\"", self.id()), value as u64)));
+        }
+        shown
     }
 }
 

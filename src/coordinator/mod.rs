@@ -308,6 +308,15 @@ pub struct GroupProgress {
     pub offsets: Vec<CommittedOffset>,
 }
 
+/// What the groups of one partition of `__consumer_offsets` come to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Each of them, by name.
+    pub groups: Vec<GroupProgress>,
+    /// Bytes that count against `limits.groups_bytes_max`; of several partitions, those of the fullest.
+    pub bytes: usize,
+}
+
 /// Numbers of partitions by topic.
 pub type Partitions = Vec<(String, Vec<u32>)>;
 
@@ -433,7 +442,7 @@ impl Coordinator {
 
     /// How far every group that this broker coordinates has read, as of now, for whoever only looks: a shard that is being loaded, or that
     /// says nothing for so long, is left out.
-    pub async fn progress(&self, patience: Duration) -> Vec<GroupProgress> {
+    pub async fn progress(&self, patience: Duration) -> Progress {
         let asked = (0..self.home.partitions()).filter_map(|partition| {
             let (reply, answer) = oneshot::channel();
             self.send(partition, Request::Progress(reply)).ok()?;
@@ -441,9 +450,11 @@ impl Coordinator {
         });
         let asked: Vec<_> = asked.collect();
         let told = join_all(asked).await.into_iter().flatten().flatten();
-        let mut groups: Vec<GroupProgress> = told.flatten().flatten().collect();
+        let told: Vec<Progress> = told.flatten().collect();
+        let bytes = told.iter().map(|progress| progress.bytes).max().unwrap_or(0);
+        let mut groups: Vec<GroupProgress> = told.into_iter().flat_map(|progress| progress.groups).collect();
         groups.sort_by(|a, b| a.name.cmp(&b.name));
-        groups
+        Progress { groups, bytes }
     }
 
     async fn ask<T>(

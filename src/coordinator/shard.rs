@@ -26,8 +26,8 @@ use tokio::time::{Instant, sleep_until};
 use super::entry::{self, CommittedOffset, Entry, StoredGroup};
 use super::group::{Group, Outbox, Reply};
 use super::{
-    GroupDescription, GroupError, GroupListing, GroupProgress, GroupSettings, Join, Joined, Leaving, Partitions,
-    Speaker, Sync, Synced,
+    GroupDescription, GroupError, GroupListing, GroupSettings, Join, Joined, Leaving, Partitions, Progress, Speaker,
+    Sync, Synced,
 };
 use crate::clock::now_ms;
 use crate::error::{Code, Error};
@@ -73,7 +73,7 @@ pub(super) enum Request {
     Describe(String, Reply<GroupDescription>),
     Delete(String, Reply<()>),
     List(Reply<Vec<GroupListing>>),
-    Progress(Reply<Vec<GroupProgress>>),
+    Progress(Reply<Progress>),
 }
 
 /// See the module's header.
@@ -310,7 +310,7 @@ impl Shard {
             }
             Request::Progress(reply) => {
                 let groups = self.groups.values().map(Group::progress).collect();
-                return self.out.answer(reply, Ok(groups));
+                return self.out.answer(reply, Ok(Progress { groups, bytes: self.group_bytes }));
             }
         };
         self.schedule(&name);

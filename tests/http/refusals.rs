@@ -153,6 +153,9 @@ async fn a_group_that_there_is_no_room_for_is_refused_until_others_go() {
     assert!(refused["retry_after_ms"].is_u64(), "{refused}");
     assert!(refused["message"].as_str().unwrap().contains("limits.groups_bytes_max"), "{refused}");
     assert_eq!(put("first").await.0, StatusCode::NO_CONTENT, "it is there already");
+    assert_eq!(cluster.metric(1, "pontoon_groups_bytes_limit").await, 65536.0);
+    let full = cluster.metric(1, "pontoon_groups_bytes").await;
+    assert!((61_000.0..=65_536.0).contains(&full), "{full} bytes, and no room for 4000 more");
     // To come again would not help.
     assert_eq!(for_good(put("members").await), (409, "GROUP_NOT_EMPTY".into()));
 }
