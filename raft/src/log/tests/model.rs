@@ -201,7 +201,8 @@ impl Pair {
         self.append(entries).await
     }
 
-    async fn compare(&self, seed: u64) {
+    /// An error is the disk's, that was struck: reading takes its operations, too.
+    async fn compare(&self, seed: u64) -> Result<(), ReadError> {
         let (log, model) = (&self.log, &self.model);
         let kept = model.kept();
         let end = model.frames.len() as u64;
@@ -211,12 +212,12 @@ impl Pair {
         assert_eq!(codec::decode::<TestProducers>(&log.append_state()).unwrap(), model.producers());
         // A stretch by index.
         let from = model.purged + seed % (kept.len() as u64 + 1);
-        let frames = log.read_indexes(from, end, (seed % 5000) as usize + 1).await.unwrap();
+        let frames = log.read_indexes(from, end, (seed % 5000) as usize + 1).await?;
         assert!(from == end || !frames.is_empty());
         assert_eq!(frames, model.frames[from as usize..from as usize + frames.len()]);
         // A stretch by offset.
         let offset = start + seed % (model.next_offset() - start + 1);
-        let read = log.read(Offset(offset), log.log_end_offset(), usize::MAX).await.unwrap();
+        let read = log.read(Offset(offset), log.log_end_offset(), usize::MAX).await?;
         let records = kept.iter().filter(|frame| {
             frame.header.kind == FrameKind::Records
                 && frame.header.next_offset() > offset
@@ -225,7 +226,7 @@ impl Pair {
         assert!(read.iter().eq(records), "from offset {offset}");
         // A time, from the beginning and from somewhere.
         for (time, from) in [(1000 + offset as i64, 0), (1000 + (seed % 97) as i64, offset)] {
-            let found = log.offset_for_timestamp(time, Offset(from), log.log_end_offset()).await.unwrap();
+            let found = log.offset_for_timestamp(time, Offset(from), log.log_end_offset()).await?;
             let reaches = |frame: &&Frame| {
                 frame.header.kind == FrameKind::Records
                     && frame.header.offset_span > 0
@@ -242,6 +243,7 @@ impl Pair {
             keys.push(log_id(frame.header.term, frame.header.index));
         }
         assert_eq!(log.key_log_ids(model.purged, end), keys);
+        Ok(())
     }
 }
 
@@ -258,8 +260,11 @@ proptest! {
             let mut pair = Pair { disk, store, log, model, since_durable, power: false };
             for (at, step) in steps.into_iter().enumerate() {
                 pair.take(step).await;
-                if !pair.disk.has_crashed() {
-                    pair.compare(seed.rotate_left(at as u32)).await;
+                if !pair.disk.has_crashed()
+                    && let Err(error) = pair.compare(seed.rotate_left(at as u32)).await
+                {
+                    assert!(pair.disk.has_crashed(), "{error}");
+                    pair.crash(pair.power).await;
                 }
             }
             pair.take(Step::Close).await;
