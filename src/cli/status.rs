@@ -10,6 +10,7 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use indicatif::HumanBytes;
 use pontoon_raft::types::BrokerId;
 use serde_json::json;
+use tokio::time::Instant;
 
 use crate::api::groups::{GroupDescription, GroupMember};
 use crate::api::{ClusterDescription, LagReason, PartitionDescription, TopicDescription};
@@ -21,6 +22,8 @@ const TROUBLES_SHOWN: usize = 40;
 
 /// How long it tries unless `--patience` says: it is a look at what is, not a wait for what should be.
 pub(super) const PATIENCE: Duration = Duration::from_secs(5);
+/// How often `--wait` looks.
+const WAIT_STEP: Duration = Duration::from_millis(500);
 /// How long it tries without a word.
 const SILENCE: Duration = Duration::from_secs(1);
 
@@ -30,6 +33,9 @@ pub(super) struct StatusArgs {
     /// Again every second, until interrupted
     #[arg(long)]
     watch: bool,
+    /// Wait until all is well, at most so long; if it is not by then, show why and exit with 1
+    #[arg(long, value_name = "SECONDS", conflicts_with_all = ["watch", "groups"], value_parser = clap::value_parser!(u64).range(1..=86400))]
+    wait: Option<u64>,
     /// Consumer groups instead: members, committed offsets, lag per partition
     #[arg(long)]
     groups: bool,
@@ -38,14 +44,30 @@ pub(super) struct StatusArgs {
 /// How many groups are asked for at a time.
 const GROUPS_AT_ONCE: usize = 8;
 
+/// What it is at one moment.
+struct View {
+    json: serde_json::Value,
+    text: String,
+    /// Whether there are no troubles.
+    well: bool,
+}
+
+impl View {
+    fn show(&self, as_json: bool, clear: &str) -> Result<(), Failure> {
+        if as_json { output::print_json(&self.json) } else { output::print(&format!("{clear}{}", self.text)) }
+    }
+}
+
 /// Shows it once, or again and again: who watches wants to see the brokers come back.
 pub(super) async fn run(args: StatusArgs, client: &Client, as_json: bool) -> Result<(), Failure> {
+    if let Some(seconds) = args.wait {
+        return wait(&args, client, as_json, seconds).await;
+    }
     loop {
         match look(&args, client).await {
-            Ok((json, _)) if as_json => output::print_json(&json)?,
-            Ok((_, text)) => {
+            Ok(view) => {
                 let clear = if args.watch && std::io::stdout().is_terminal() { "\x1b[H\x1b[2J" } else { "" };
-                output::print(&format!("{clear}{text}"))?;
+                view.show(as_json, clear)?;
             }
             Err(failure) if args.watch => {
                 output::say(&format!("pontoon: {}; watching goes on", failure.verdict().1.unwrap_or_default()));
@@ -59,8 +81,26 @@ pub(super) async fn run(args: StatusArgs, client: &Client, as_json: bool) -> Res
     }
 }
 
+/// Looks until all is well. Servers that are away are waited for, too: one of them may be the one that is being restarted.
+async fn wait(args: &StatusArgs, client: &Client, as_json: bool, seconds: u64) -> Result<(), Failure> {
+    let deadline = Instant::now() + Duration::from_secs(seconds);
+    loop {
+        let seen = look(args, client).await;
+        let over = Instant::now() >= deadline;
+        match seen {
+            Ok(view) if view.well => return view.show(as_json, ""),
+            Ok(view) if over => {
+                view.show(as_json, "")?;
+                return Err(Failure::Failed(format!("not all is well after {seconds} s")));
+            }
+            Err(failure) if over => return Err(failure),
+            _ => tokio::time::sleep_until(deadline.min(Instant::now() + WAIT_STEP)).await,
+        }
+    }
+}
+
 /// What it is now, for programs and for people. If that takes a while, it says whom it waits for.
-async fn look(args: &StatusArgs, client: &Client) -> Result<(serde_json::Value, String), Failure> {
+async fn look(args: &StatusArgs, client: &Client) -> Result<View, Failure> {
     let looking = async { if args.groups { groups(client).await } else { brokers(client).await } };
     tokio::pin!(looking);
     match tokio::time::timeout(SILENCE, &mut looking).await {
@@ -74,16 +114,17 @@ async fn look(args: &StatusArgs, client: &Client) -> Result<(serde_json::Value, 
 }
 
 /// Brokers and partitions, for programs and for people.
-async fn brokers(client: &Client) -> Result<(serde_json::Value, String), Failure> {
+async fn brokers(client: &Client) -> Result<View, Failure> {
     let cluster = client.cluster().await?;
     let topics = client.topics().await?;
     let troubles = troubles(&cluster, &topics);
     let text = text(&cluster, &topics, &troubles);
-    Ok((json!({"cluster": cluster, "topics": topics, "troubles": troubles}), text))
+    let json = json!({"cluster": cluster, "topics": topics, "troubles": troubles});
+    Ok(View { json, text, well: troubles.is_empty() })
 }
 
 /// Consumer groups, for programs and for people.
-async fn groups(client: &Client) -> Result<(serde_json::Value, String), Failure> {
+async fn groups(client: &Client) -> Result<View, Failure> {
     let list = client.groups().await?;
     let described = stream::iter(list.groups.into_iter().map(|group| async move {
         match client.group(&group.group).await {
@@ -96,7 +137,8 @@ async fn groups(client: &Client) -> Result<(serde_json::Value, String), Failure>
     let described: Vec<Option<GroupDescription>> = described.buffered(GROUPS_AT_ONCE).try_collect().await?;
     let described: Vec<GroupDescription> = described.into_iter().flatten().collect();
     let text = groups_text(&described, &list.unavailable);
-    Ok((json!({"groups": described, "unavailable": list.unavailable}), text))
+    let json = json!({"groups": described, "unavailable": list.unavailable});
+    Ok(View { json, text, well: list.unavailable.is_empty() })
 }
 
 fn groups_text(groups: &[GroupDescription], unavailable: &[BrokerId]) -> String {
@@ -151,14 +193,16 @@ fn text(cluster: &ClusterDescription, topics: &[TopicDescription], troubles: &[S
         .brokers
         .iter()
         .map(|broker| {
+            // A dead one leads nothing; what it said of itself last is stale.
+            let said = |count: u32| if broker.alive { count.to_string() } else { "-".to_owned() };
             vec![
                 broker.broker_id.to_string(),
                 if broker.alive { "alive" } else { "DEAD" }.into(),
                 broker.http_address.clone(),
                 broker.peer_address.clone(),
-                broker.leads.to_string(),
+                said(broker.leads),
                 broker.replicas.to_string(),
-                broker.lagging.to_string(),
+                said(broker.lagging),
             ]
         })
         .collect();
@@ -384,6 +428,14 @@ mod tests {
         let (cluster, topics) = (cluster([true; 3]), [topic(Some(1), &[1, 2, 3])]);
         assert!(troubles(&cluster, &topics).is_empty());
         assert!(text(&cluster, &topics, &[]).ends_with("1 topic, 1 partition\nall is well\n"));
+    }
+
+    #[test]
+    fn of_a_dead_broker_nothing_stale_is_shown() {
+        let text = text(&cluster([true, false, true]), &[], &[]);
+        let row = |broker: &str| text.lines().find(|line| line.starts_with(broker)).unwrap().split_whitespace();
+        assert_eq!(row("1 ").collect::<Vec<_>>(), ["1", "alive", "h:0", "p:0", "1", "3", "0"]);
+        assert_eq!(row("2 ").collect::<Vec<_>>(), ["2", "DEAD", "h:1", "p:1", "-", "3", "-"]);
     }
 
     #[test]

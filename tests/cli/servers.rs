@@ -180,3 +180,30 @@ async fn without_a_majority_the_servers_word_is_told() {
         assert!(Instant::now() < deadline, "{}", stdout(&shown));
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn status_waits_until_all_is_well_and_says_what_is_not() {
+    let mut cluster = Cluster::start(3).await;
+    cluster.create_topic(1, "t", 1).await;
+    let servers = cluster.servers();
+    let wait = async |seconds: &str| run(&["status", "--wait", seconds, "--server", &servers], b"").await;
+    let well = wait("60").await;
+    assert!(status(&well) == 0 && stdout(&well).ends_with("all is well\n"), "{}{}", stdout(&well), stderr(&well));
+
+    cluster.kill(3);
+    let deadline = Instant::now() + PATIENCE;
+    while !stdout(&run(&["status", "--server", &servers], b"").await).contains("broker 3 is dead") {
+        assert!(Instant::now() < deadline, "nobody misses it");
+    }
+    let not_well = wait("1").await;
+    let said = stderr(&not_well);
+    assert!(status(&not_well) == 1 && said.contains("not all is well after 1 s"), "{said}");
+    assert!(stdout(&not_well).contains("! broker 3 is dead"), "{}", stdout(&not_well));
+
+    let waiting = Started::new(&["status", "--wait", "60"], &servers);
+    cluster.restart(3).await;
+    let (status, shown) = tokio::task::block_in_place(|| waiting.end());
+    assert!(status == Some(0) && shown.ends_with("all is well\n"), "{status:?}: {shown}");
+    assert_eq!(shown.matches("cluster ").count(), 1, "it is shown once: {shown}");
+    assert_eq!(run(&["status", "--wait", "1", "--watch"], b"").await.status.code(), Some(2));
+}
