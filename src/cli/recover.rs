@@ -62,7 +62,10 @@ async fn on(survey: &Survey, args: &RecoverArgs, as_json: bool) -> Result<(), Fa
         output::say(&format!("! {found}: as long as others of the cluster live, recovery would lose what they have"));
     }
     let Some(confirmed) = &args.confirm else {
-        output::say(&format!("nothing was changed; to do it, run again with --confirm {}", plan.cluster_id));
+        output::say(&format!(
+            "the cluster is unchanged (the directory was recovered, as at a start); to do it, run again with --confirm {}",
+            plan.cluster_id
+        ));
         return Ok(());
     };
     if *confirmed != plan.cluster_id {
