@@ -1,7 +1,7 @@
 //! The errors that users see: one code each, with what the caller can do about it.
 //!
-//! [`Code`] is the one table; `http` maps it to a status, the Kafka door will map it to its own numbers. A message names
-//! the value that was wrong.
+//! [`Code`] is the one table; `http` maps it to a status, `kafka` to Kafka's error codes. A message names the value that was
+//! wrong.
 
 use std::fmt;
 

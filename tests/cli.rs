@@ -71,7 +71,9 @@ async fn lines_go_in_and_come_out() {
     assert_eq!(status(&cli(&["topic", "alter", "t", "--config", "retention.ms=5000"], b"").await), 0);
     let described = cli(&["topic", "describe", "t"], b"").await;
     assert!(stdout(&described).contains("retention.ms=5000"), "{}", stdout(&described));
-    assert_eq!(status(&cli(&["topic", "delete", "t"], b"").await), 0);
+    let deleted = cli(&["topic", "delete", "t"], b"").await;
+    assert!(status(&deleted) == 0 && deleted.stdout.is_empty(), "{}", stdout(&deleted));
+    assert_eq!(stderr(&deleted), "topic t is deleted\n");
     for args in [&["consume", "t"][..], &["produce", "t"], &["topic", "describe", "t"], &["topic", "delete", "t"]] {
         let gone = cli(args, b"x\n").await;
         assert!(status(&gone) == 4 && stderr(&gone).contains("UNKNOWN_TOPIC"), "{args:?}: {}", stderr(&gone));
@@ -114,6 +116,16 @@ async fn starts_that_cannot_be_are_refused_with_the_key() {
         assert_eq!(status(&output), 2, "{args:?}: {}", stderr(&output));
         assert!(words.iter().all(|word| stderr(&output).contains(word)), "{args:?}: {}", stderr(&output));
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_data_directory_that_cannot_be_is_named_as_one() {
+    let ports = free_ports(2);
+    let (http, bootstrap) = (format!("127.0.0.1:{}", ports[0]), format!("1@127.0.0.1:{}", ports[1]));
+    let args = ["serve", "--broker-id", "1", "--data-dir", "/proc/nonsense", "--bootstrap", &bootstrap];
+    let output = run(&[&args[..], &["--http-listen", &http, "--kafka-listen", "off"]].concat(), b"").await;
+    let said = stderr(&output);
+    assert!(status(&output) == 1 && said.contains("cannot create data_dir /proc/nonsense: "), "{said}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -256,6 +268,25 @@ async fn a_broker_of_dev_is_killed_and_started_by_hand_and_nothing_is_lost() {
     assert_eq!(dev.interrupt().code(), Some(0));
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_signal_ends_dev_also_while_a_broker_of_it_is_being_started() {
+    let mut dev = Dev::start().await;
+    dev.say("kill 2", "broker 2 is gone").await;
+    // It cannot start as long as somebody else has its port, and tries again for a while.
+    let holder = loop {
+        match TcpListener::bind(("127.0.0.1", dev.first + 1)) {
+            Ok(holder) => break holder,
+            Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+        }
+    };
+    dev.say("start 2", "broker 2 is starting").await;
+    assert_eq!(dev.interrupt().code(), Some(0));
+    drop(holder);
+    while let Some(line) = dev.said.recv().await {
+        assert!(!line.contains("cannot listen"), "it tried to its end before it heard the signal: {line}");
+    }
+}
+
 /// A running `pontoon dev`.
 struct Dev {
     process: Killed,
@@ -275,6 +306,8 @@ impl Dev {
         std::thread::spawn(move || stderr.lines().map_while(Result::ok).try_for_each(|line| lines.send(line)));
         let mut dev = Self { process, said, first, dir };
         dev.hear("three brokers are ready").await;
+        // The commands that it shows are told where it is.
+        dev.hear(&format!("pontoon status --server {}", dev.server(1))).await;
         dev
     }
 

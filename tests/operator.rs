@@ -80,7 +80,7 @@ async fn too_few_file_descriptors_are_refused_and_few_are_complained_about() {
     }
     assert!(
         said.contains(
-            "RLIMIT_NOFILE is 4096: at most 682 connections to each door, not limits.connections_max = 10000"
+            "RLIMIT_NOFILE is 4096: at most 682 connections to each listener, not limits.connections_max = 10000"
         ),
         "{said}"
     );

@@ -69,6 +69,15 @@ async fn any_file_is_shown_and_judged_offline() {
         assert!(reports.iter().any(|report| report["kind"] == kind), "{kind}: {reports:?}");
     }
 
+    // To people a folder's sound files are a number, unless they ask for all.
+    let text = run(&["log", "verify", dir], b"").await;
+    let summary = String::from_utf8_lossy(&text.stdout).into_owned();
+    let (count, sound) = (reports.len(), reports.iter().filter(|report| report["sound"] == true).count());
+    let wanted = format!("{count} files: {sound} sound, 0 not sound, {} not judged\n", count - sound);
+    assert_eq!(summary, wanted);
+    let all = run(&["log", "verify", dir, "--all"], b"").await;
+    assert!(String::from_utf8_lossy(&all.stdout).lines().count() > count, "{count}");
+
     // The partition's segment, not the catalog's.
     let segment = files(&data, ".segment").into_iter().find(|path| !path.to_string_lossy().contains("/0-")).unwrap();
     let name = segment.to_str().unwrap();
@@ -94,6 +103,7 @@ async fn any_file_is_shown_and_judged_offline() {
     let (out, err) = (String::from_utf8_lossy(&rotten.stdout), String::from_utf8_lossy(&rotten.stderr));
     assert_eq!(rotten.status.code(), Some(1));
     assert!(out.contains(&format!("NOT SOUND from byte {position}")) && err.contains("1 of "), "{out}{err}");
+    assert!(out.contains("1 not sound"), "{out}");
     let dumped = run(&["log", "dump", name, "--json"], b"").await;
     assert_eq!((dumped.status.code(), lines(&dumped.stdout).len()), (Some(1), items.len() - 1));
 

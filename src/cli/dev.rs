@@ -1,7 +1,7 @@
 //! `pontoon dev`: a three-broker cluster in one process, with nothing to configure.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
@@ -20,6 +20,8 @@ mod console;
 
 /// How many brokers.
 const BROKERS: u16 = 3;
+/// The first HTTP port unless another is named: where [`super::DEFAULT_SERVERS`] are.
+const HTTP_PORT: u16 = 8090;
 /// How often readiness is looked at while the cluster forms.
 const READY_CHECK: Duration = Duration::from_millis(20);
 /// How long a killed broker's ports and directory may take to be free again.
@@ -32,7 +34,7 @@ pub(super) struct DevArgs {
     #[arg(long, value_name = "DIR", default_value = "./pontoon-data")]
     data: PathBuf,
     /// The first of three HTTP ports
-    #[arg(long, value_name = "PORT", default_value_t = 8090, value_parser = clap::value_parser!(u16).range(1..=65533))]
+    #[arg(long, value_name = "PORT", default_value_t = HTTP_PORT, value_parser = clap::value_parser!(u16).range(1..=65533))]
     http_port: u16,
     /// The first of three ports for Kafka clients
     #[arg(long, value_name = "PORT", default_value_t = 9092, value_parser = clap::value_parser!(u16).range(1..=65533))]
@@ -43,6 +45,20 @@ pub(super) struct DevArgs {
 }
 
 impl DevArgs {
+    /// Each flag takes as many ports in a row as there are brokers: none may be another's.
+    fn check_ports(&self) -> Result<(), Failure> {
+        let flags =
+            [("--http-port", self.http_port), ("--kafka-port", self.kafka_port), ("--peer-port", self.peer_port)];
+        for (at, (flag, port)) in flags.iter().enumerate() {
+            if let Some((other, others)) = flags[..at].iter().find(|(_, others)| others.abs_diff(*port) < BROKERS) {
+                return Err(Failure::Usage(format!(
+                    "{other} {others} and {flag} {port} overlap: each takes {BROKERS} ports in a row"
+                )));
+            }
+        }
+        Ok(())
+    }
+
     fn configs(&self) -> Vec<Config> {
         let peer = |at: u16| format!("127.0.0.1:{}", self.peer_port + at);
         let bootstrap: BTreeMap<BrokerId, String> =
@@ -67,6 +83,7 @@ pub(super) async fn run(args: DevArgs) -> Result<(), Failure> {
     for config in &configs {
         config.validate().map_err(|error| Failure::Usage(error.to_string()))?;
     }
+    args.check_ports()?;
     raise_file_limit(&mut configs.iter_mut().collect::<Vec<_>>())?;
     let mut signals = Signals::catch()?;
     let mut servers = Vec::new();
@@ -90,9 +107,15 @@ pub(super) async fn run(args: DevArgs) -> Result<(), Failure> {
     let end = loop {
         tokio::select! {
             why = one_failed(&members) => break Err(Failure::Failed(why)),
-            () = welcome(&members, &args.data), if !welcomed => welcomed = true,
+            () = welcome(&members, &args), if !welcomed => welcomed = true,
             command = console.next() => match command {
-                Ok(command) => obey(command, &mut members).await,
+                Ok(command) => tokio::select! {
+                    () = obey(command, &mut members) => {}
+                    name = signals.next() => {
+                        info!("{name}: closing");
+                        break Ok(());
+                    }
+                },
                 Err(why) => output::say(&why),
             },
             name = signals.next() => {
@@ -125,13 +148,16 @@ async fn obey(command: Command, members: &mut [Member]) {
             output::say(&format!("broker {id} is gone, as by kill -9; `start {id}` brings it back"));
         }
         (Command::Kill(_), None) => output::say(&format!("broker {id} is not running")),
-        (Command::Start(_), None) => match restart(&member.config).await {
-            Ok(running) => {
-                member.running = Some(running);
-                output::say(&format!("broker {id} is back"));
+        (Command::Start(_), None) => {
+            output::say(&format!("broker {id} is starting"));
+            match restart(&member.config).await {
+                Ok(running) => {
+                    member.running = Some(running);
+                    output::say(&format!("broker {id} is back"));
+                }
+                Err(failure) => output::say(&failure.verdict().1.unwrap_or_default()),
             }
-            Err(failure) => output::say(&failure.verdict().1.unwrap_or_default()),
-        },
+        }
         (Command::Start(_), running) => {
             member.running = running;
             output::say(&format!("broker {id} is running"));
@@ -176,7 +202,7 @@ async fn one_failed(members: &[Member]) -> String {
 }
 
 /// Tells how to use the cluster once all three are ready.
-async fn welcome(members: &[Member], data: &Path) {
+async fn welcome(members: &[Member], args: &DevArgs) {
     let running: Vec<&Running> = members.iter().filter_map(|member| member.running.as_ref()).collect();
     for one in &running {
         while one.broker.ready().is_err() {
@@ -186,15 +212,19 @@ async fn welcome(members: &[Member], data: &Path) {
     let addresses: Vec<&str> = running.iter().map(|one| one.listeners.http.address()).collect();
     let kafka: Vec<&str> = running.iter().filter_map(|one| Some(one.listeners.kafka.as_ref()?.address())).collect();
     let [first, second, third] = addresses[..] else { return std::future::pending().await };
+    // The commands look where `dev` is unless it was put elsewhere.
+    let server = if args.http_port == HTTP_PORT { String::new() } else { format!(" --server http://{first}") };
     output::say(&format!(
         "three brokers are ready: http://{first} http://{second} http://{third}, Kafka clients at {}\n\
          data is in {} and stays there; Ctrl-C stops, `kill 2` and Enter kills broker 2, `start 2` starts it again\n\
          \n  curl -X POST http://{first}/v1/topics -H 'content-type: application/json' -d '{{\"name\":\"greetings\"}}'\
          \n  curl -X POST http://{second}/v1/topics/greetings/partitions/0/records -H 'content-type: text/plain' -d 'hello'\
          \n  curl http://{third}/v1/topics/greetings/partitions/0/records\n\
-         \n  pontoon produce greetings < file      pontoon consume greetings      pontoon status",
+         \n  pontoon produce greetings{server} < file\
+         \n  pontoon consume greetings{server}\
+         \n  pontoon status{server}",
         kafka.join(","),
-        data.display()
+        args.data.display()
     ));
 }
 
@@ -218,6 +248,18 @@ mod tests {
         for config in &configs {
             assert_eq!(config.validate(), Ok(vec![]));
             assert_eq!(config.bootstrap[&config.broker_id], config.peer.listen);
+        }
+    }
+    #[test]
+    fn ports_that_overlap_are_named_with_their_flags() {
+        let args = |http_port, kafka_port, peer_port| DevArgs { data: "d".into(), http_port, kafka_port, peer_port };
+        args(8090, 8093, 8087).check_ports().unwrap();
+        for (overlapping, words) in [
+            (args(38090, 38091, 7090), "--http-port 38090 and --kafka-port 38091 overlap"),
+            (args(8090, 9092, 9090), "--kafka-port 9092 and --peer-port 9090 overlap"),
+        ] {
+            let (status, why) = overlapping.check_ports().unwrap_err().verdict();
+            assert!(status == 2 && why.as_ref().unwrap().contains(words), "{why:?}");
         }
     }
 }

@@ -48,6 +48,9 @@ pub(super) struct VerifyArgs {
     /// Any files of a data directory, or folders, whose files are all looked at
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
+    /// Of a folder, show every file, not only those that are not sound (--json always does)
+    #[arg(long)]
+    all: bool,
 }
 
 /// Runs the command.
@@ -83,8 +86,9 @@ async fn dump(disk: &dyn Disk, args: &DumpArgs, as_json: bool) -> Result<(), Fai
 }
 
 async fn verify(disk: &dyn Disk, args: &VerifyArgs, as_json: bool) -> Result<(), Failure> {
-    let (mut looked_at, mut unsound) = (0, 0);
+    let (mut looked_at, mut unsound, mut unjudged) = (0, 0, 0);
     for named in &args.files {
+        let all = args.all || !named.is_dir();
         for file in files(disk, named).await? {
             let catalog = is_catalogs(&file);
             let mut payloads = Vec::new();
@@ -100,12 +104,17 @@ async fn verify(disk: &dyn Disk, args: &VerifyArgs, as_json: bool) -> Result<(),
             let report = with_payloads(report, payloads);
             looked_at += 1;
             unsound += u64::from(report.is_sound() == Some(false));
+            unjudged += u64::from(report.is_sound().is_none());
             if as_json {
                 output::print_json(&json_report(&file, &report))?;
-            } else {
+            } else if all || report.is_sound().is_some_and(|sound| !sound || !report.notes.is_empty()) {
                 output::print(&text_report(&file, &report))?;
             }
         }
+    }
+    if !as_json && args.files.iter().any(|named| named.is_dir()) {
+        let sound = looked_at - unsound - unjudged;
+        output::print(&format!("{looked_at} files: {sound} sound, {unsound} not sound, {unjudged} not judged"))?;
     }
     match unsound {
         0 => Ok(()),

@@ -33,10 +33,10 @@ struct Cli {
     #[command(flatten)]
     server: ServerArgs,
     /// One line of JSON instead of text, where there is a choice
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = GLOBAL)]
     json: bool,
     /// The shape of log lines, which go to stderr
-    #[arg(long, global = true, value_enum, default_value_t, env = "PONTOON_LOG_FORMAT", hide_env_values = true)]
+    #[arg(long, global = true, help_heading = GLOBAL, value_enum, default_value_t, env = "PONTOON_LOG_FORMAT", hide_env_values = true)]
     log_format: LogFormat,
     #[command(subcommand)]
     command: Command,
@@ -45,19 +45,27 @@ struct Cli {
 /// Which cluster.
 #[derive(Clone, Debug, Args)]
 struct ServerArgs {
-    /// Brokers to talk to, http://host:port[,…]
-    #[arg(long, global = true, env = "PONTOON_SERVER", value_name = "URL[,URL]", default_value = DEFAULT_SERVERS)]
+    /// Brokers to talk to, http://host:port[,…] [env: PONTOON_SERVER]
+    #[arg(long, global = true, help_heading = GLOBAL, value_name = "URL[,URL]", default_value_t = default_servers())]
     server: String,
     /// Give up on a request after so many seconds [default: 60; for status 5]
-    #[arg(long, global = true, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=3600))]
+    #[arg(long, global = true, help_heading = GLOBAL, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=3600))]
     patience: Option<u64>,
 }
+
+/// Under which `--help` shows what every command takes.
+const GLOBAL: &str = "Global options";
 
 /// How long a request is tried unless `--patience` says.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The HTTP addresses of `pontoon dev`.
 const DEFAULT_SERVERS: &str = "http://127.0.0.1:8090,http://127.0.0.1:8091,http://127.0.0.1:8092";
+
+/// What the environment names; a variable that is set to nothing names nobody.
+fn default_servers() -> String {
+    std::env::var("PONTOON_SERVER").ok().filter(|servers| !servers.is_empty()).unwrap_or(DEFAULT_SERVERS.to_owned())
+}
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -224,6 +232,18 @@ mod tests {
         assert_eq!(Failure::from(ClientError::Unknown(String::new())).verdict().0, 5);
         let pipe = std::io::Error::from(std::io::ErrorKind::BrokenPipe);
         assert_eq!(Failure::from(pipe).verdict(), (0, None));
+    }
+
+    #[test]
+    fn help_keeps_global_flags_apart_from_a_commands_own() {
+        let mut command = Cli::command();
+        command.build();
+        let consume = command.find_subcommand_mut("consume").unwrap().render_long_help().to_string();
+        let (own, global) = consume.split_once("Global options:").unwrap();
+        assert!(own.contains("--follow") && !own.contains("--server") && !own.contains("--json"), "{consume}");
+        for flag in ["--server", "--patience", "--json", "--log-format"] {
+            assert!(global.contains(flag), "{consume}");
+        }
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
+use pontoon_raft::error::OpenError;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tracing::{info, warn};
 
@@ -163,13 +164,19 @@ pub(super) async fn bind(config: &Config) -> Result<Listeners, Failure> {
 
 /// Opens the broker behind the listeners.
 pub(super) async fn start(mut config: Config, listeners: &Listeners) -> Result<Arc<Broker>, Failure> {
-    let id = config.broker_id;
+    let (id, data_dir) = (config.broker_id, config.data_dir.clone());
     if let Some(kafka) = &listeners.kafka {
         config.kafka.listener.advertised = Some(kafka.advertised().to_owned());
     }
     let broker = Broker::start(config, listeners.http.advertised().to_owned()).await.map_err(|error| {
-        let hint = if matches!(error, StartError::Listen { .. }) { " (peer.listen)" } else { "" };
-        Failure::Failed(format!("broker {id}: {error}{hint}"))
+        let why = match &error {
+            StartError::Listen { .. } => format!("{error} (peer.listen)"),
+            StartError::Open(OpenError::Io { error, .. }) if !data_dir.is_dir() => {
+                format!("cannot create data_dir {}: {error}", data_dir.display())
+            }
+            _ => error.to_string(),
+        };
+        Failure::Failed(format!("broker {id}: {why}"))
     })?;
     listeners.http.open(Arc::clone(&broker));
     let kafka = listeners.kafka.as_ref().map_or("off", kafka::Server::address);
@@ -231,23 +238,25 @@ pub(super) fn raise_file_limit(configs: &mut [&mut Config]) -> Result<(), Failur
         return Err(Failure::Failed(format!("RLIMIT_NOFILE is {files}; at least {FILES_MIN} are needed (ulimit -n)")));
     }
     let most = connections_max(files, configs.len());
+    // Brokers of one process want the same: it is said once.
+    if let Some(wanted) =
+        configs.iter().map(|config| config.limits.connections_max).max().filter(|wanted| *wanted > most)
+    {
+        warn!(
+            "RLIMIT_NOFILE is {files}: at most {most} connections to each listener, not limits.connections_max = {wanted} (ulimit -n)"
+        );
+    }
     for config in configs {
-        let wanted = config.limits.connections_max;
-        if wanted > most {
-            warn!(
-                "RLIMIT_NOFILE is {files}: at most {most} connections to each door, not limits.connections_max = {wanted} (ulimit -n)"
-            );
-            config.limits.connections_max = most;
-        }
+        config.limits.connections_max = config.limits.connections_max.min(most);
     }
     Ok(())
 }
 
-/// How many connections each door of so many brokers may have, so that half of all files are left for segments: a directory that
+/// How many connections each listener of so many brokers may have, so that half of all files are left for segments: a directory that
 /// cannot open a file puts off what it needs it for, at last its writes. A connection over HTTP may need another one, to the broker that leads.
 fn connections_max(files: u64, brokers: usize) -> usize {
-    let doors = 3 * brokers as u64;
-    usize::try_from(files / 2 / doors.max(1)).unwrap_or(usize::MAX)
+    let listeners = 3 * brokers as u64;
+    usize::try_from(files / 2 / listeners.max(1)).unwrap_or(usize::MAX)
 }
 
 #[cfg(test)]

@@ -82,7 +82,11 @@ pub(super) async fn run(command: TopicCommand, client: &Client, as_json: bool) -
         }
         TopicCommand::Delete { name } => {
             client.delete_topic(&name).await?;
-            if as_json { output::print_json(&json!({"deleted": name})) } else { Ok(()) }
+            if as_json {
+                return output::print_json(&json!({"deleted": name}));
+            }
+            output::say(&format!("topic {name} is deleted"));
+            Ok(())
         }
     }
 }

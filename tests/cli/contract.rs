@@ -136,7 +136,9 @@ async fn every_code_is_explained_to_people_and_to_programs() {
         let shown: serde_json::Value = serde_json::from_slice(&shown.stdout).unwrap();
         assert_eq!((&shown["code"], &shown["status"]), (&json!(code.as_str()), &json!(code.status())));
         let meaning = shown["meaning"].as_str().unwrap();
+        let advice = shown["advice"].as_str().unwrap();
         assert!(meaning.len() > 10 && text.contains(meaning), "{code}: {text}");
+        assert!(advice.len() > 10 && text.contains(advice), "{code}: {text}");
         assert!(text.starts_with(&format!("{code}: HTTP {}", code.status())), "{text}");
     }
 }

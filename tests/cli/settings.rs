@@ -86,6 +86,10 @@ async fn the_environment_names_the_servers_and_the_shape_of_logs() {
     let listed = list(None).await;
     assert!(status(&listed) == 0 && stdout(&listed).contains("t "), "{}", stderr(&listed));
     assert_eq!(status(&list(Some("127.0.0.1:1")).await), 3, "the flag beats the environment");
+    // One that is set to nothing names no server: the commands look where they look without it.
+    let mut command = pontoon();
+    let help = command.env("PONTOON_SERVER", "").args(["topic", "list", "--help"]).output().unwrap();
+    assert!(stdout(&help).contains("[default: http://127.0.0.1:8090,"), "{}", stdout(&help));
     let log = cluster.log(1);
     let lines: Vec<Value> = log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert!(lines.iter().any(|line| line["level"] == "INFO"), "{log}");
