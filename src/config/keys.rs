@@ -133,24 +133,39 @@ fn listen_or_off(config: &mut Config, text: &str) -> Result<(), String> {
     Ok(())
 }
 
-fn number<T: FromStr>(text: &str) -> Result<T, String> {
-    text.parse().map_err(|_| "not a number in range".to_owned())
+/// A number that a key can have. Its largest stands in the message, unless nobody would come near it.
+trait Whole: FromStr + PartialOrd + TryFrom<u64> {
+    const LARGEST: Option<u32>;
 }
 
-fn at_least<T: FromStr + PartialOrd + From<u8> + TryFrom<u64>>(text: &str, least: u64) -> Result<T, String> {
-    let found: T = number(text)?;
-    if T::try_from(least).is_ok_and(|least| found < least) {
-        return Err(format!("less than {least}"));
-    }
-    Ok(found)
+impl Whole for u32 {
+    const LARGEST: Option<u32> = Some(Self::MAX);
+}
+impl Whole for u64 {
+    const LARGEST: Option<u32> = None;
+}
+impl Whole for usize {
+    const LARGEST: Option<u32> = None;
+}
+
+fn number<T: Whole>(text: &str) -> Result<T, String> {
+    at_least(text, 0)
+}
+
+fn at_least<T: Whole>(text: &str, least: u64) -> Result<T, String> {
+    let found: Option<T> = text.parse().ok();
+    let large_enough = |found: &T| T::try_from(least).is_ok_and(|least| *found >= least);
+    found.filter(large_enough).ok_or_else(|| match T::LARGEST {
+        Some(most) => format!("must be a whole number from {least} to {most}"),
+        None => format!("must be a whole number, {least} or more"),
+    })
 }
 
 /// At least 1 ms, at most a day: anything longer is a mistake in the unit.
 fn millis(text: &str) -> Result<Duration, String> {
-    match number(text)? {
-        0 => Err("less than 1".into()),
-        ms @ 1..=86_400_000 => Ok(Duration::from_millis(ms)),
-        _ => Err("more than a day; the unit is milliseconds".into()),
+    match text.parse() {
+        Ok(ms @ 1..=86_400_000) => Ok(Duration::from_millis(ms)),
+        _ => Err("must be a whole number of milliseconds from 1 to 86400000 (a day)".into()),
     }
 }
 
@@ -174,16 +189,18 @@ pub fn address(text: &str) -> Result<String, String> {
     if host.is_empty() || (host.contains(':') && !bracketed) || host.contains(['@', '/', ' ']) {
         return Err(wrong());
     }
-    port.parse::<u16>().map_err(|_| format!("{port:?} is not a port"))?;
+    port.parse::<u16>().map_err(|_| format!("{port} is not a port"))?;
     Ok(text.to_owned())
 }
 
 fn bootstrap(text: &str) -> Result<BTreeMap<BrokerId, String>, String> {
     let mut found = BTreeMap::new();
     for part in list(text) {
-        let (id, at) = part.split_once('@').ok_or_else(|| format!("{part:?} is not id@host:port"))?;
-        let id = BrokerId(id.parse().map_err(|_| format!("{id:?} in {part:?} is not a broker id"))?);
-        let at = address(at).map_err(|why| format!("{at:?} in {part:?} is {why}"))?;
+        // Of several, the one that is wrong.
+        let wrong = |why: String| if part == text { why } else { format!("{part:?}: {why}") };
+        let (id, at) = part.split_once('@').ok_or_else(|| wrong("not id@host:port".to_owned()))?;
+        let id = BrokerId(id.parse().map_err(|_| wrong(format!("{id:?} is not a broker id")))?);
+        let at = address(at).map_err(wrong)?;
         if found.insert(id, at).is_some() {
             return Err(format!("broker {id} is named twice"));
         }
@@ -265,10 +282,11 @@ mod tests {
         assert_eq!(read[&BrokerId(2)], "[::1]:7091");
         assert_eq!(read.len(), 3);
         for (wrong, word) in [
-            ("127.0.0.1:7090", "127.0.0.1:7090"),
+            ("127.0.0.1:7090", "not id@host:port"),
             ("x@127.0.0.1:7090", "\"x\""),
-            ("1@127.0.0.1", "127.0.0.1"),
-            ("1@127.0.0.1:99999", "99999"),
+            ("1@127.0.0.1", "not host:port"),
+            ("1@127.0.0.1:99999", "99999 is not a port"),
+            ("1@a:1,2@b:99999", "\"2@b:99999\": 99999 is not a port"),
             ("1@a:1,1@b:1", "broker 1 is named twice"),
         ] {
             let message = bootstrap(wrong).unwrap_err();

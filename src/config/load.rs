@@ -106,12 +106,11 @@ fn apply(config: &mut Config, setting: &Setting) -> Result<(), ConfigError> {
 }
 
 fn from_file(path: &Path) -> Result<Vec<Setting>, ConfigError> {
-    let text = std::fs::read_to_string(path).map_err(|error| ConfigError(format!("{}: {error}", path.display())))?;
-    let table: toml::Table =
-        text.parse().map_err(|error: toml::de::Error| ConfigError(format!("{}: {error}", path.display())))?;
+    let wrong = |why: String| ConfigError(format!("configuration file {}: {why}", path.display()));
+    let text = std::fs::read_to_string(path).map_err(|error| wrong(error.to_string()))?;
+    let table: toml::Table = text.parse().map_err(|error: toml::de::Error| wrong(error.to_string()))?;
     let mut flat = BTreeMap::new();
-    flatten("", &toml::Value::Table(table), &mut flat)
-        .map_err(|ConfigError(why)| ConfigError(format!("{}: {why}", path.display())))?;
+    flatten("", &toml::Value::Table(table), &mut flat).map_err(|ConfigError(why)| wrong(why))?;
     let source = Source::File(path.to_owned());
     Ok(flat.into_iter().map(|(key, text)| Setting { key, text, source: source.clone() }).collect())
 }
@@ -286,6 +285,12 @@ mod tests {
         );
         let message = read(&format!("{GOOD}log.acks.floor = \"most\""), &[], &[]).unwrap_err();
         assert!(message.contains("log.acks.floor = \"most\""), "{message}");
+        let message = read(GOOD, &[], &[("raft.reserve_append_bytes", "1GB")]).unwrap_err();
+        assert!(message.ends_with(": must be a whole number, 0 or more"), "{message}");
+        let message = read("", &[], &[("broker_id", "4294967296")]).unwrap_err();
+        assert!(message.ends_with(": must be a whole number from 0 to 4294967295"), "{message}");
+        let message = read(GOOD, &[], &[("limits.body_timeout_ms", "86400001")]).unwrap_err();
+        assert!(message.contains("whole number of milliseconds from 1 to 86400000"), "{message}");
         let message = read(GOOD, &[], &[("peer.listen", "nowhere")]).unwrap_err();
         assert!(message.contains("peer.listen = \"nowhere\" in the command line"), "{message}");
     }
@@ -294,7 +299,7 @@ mod tests {
     fn a_file_that_is_missing_or_no_toml_is_named() {
         let nothing = std::iter::empty();
         let message = load(Some(Path::new("/no/such/file.toml")), nothing, &[]).unwrap_err().to_string();
-        assert!(message.starts_with("/no/such/file.toml: "), "{message}");
+        assert!(message.starts_with("configuration file /no/such/file.toml: "), "{message}");
         assert!(read("broker_id == 1", &[], &[]).unwrap_err().contains("TOML"));
         assert!(read(&format!("{GOOD}data_dir = 2020-01-01"), &[], &[]).unwrap_err().contains("data_dir"));
     }
