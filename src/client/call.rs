@@ -271,11 +271,16 @@ pub(crate) fn refused(status: StatusCode, body: &[u8], server: &str) -> ClientEr
     }
 }
 
-/// An error and its causes: reqwest's own text hides them.
+/// An error and its causes: reqwest's own text hides them. Where the kernel has a word for it, that says it all.
 pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
     while let Some(cause) = next {
+        let kernels = cause.downcast_ref::<std::io::Error>().filter(|error| error.raw_os_error().is_some());
+        if let Some(error) = kernels {
+            let kind = error.kind().to_string();
+            return if kind.starts_with("uncategorized") { error.to_string() } else { kind };
+        }
         text = format!("{text}: {cause}");
         next = cause.source();
     }

@@ -29,6 +29,8 @@ async fn status_names_every_server_it_tried_and_says_that_it_tries() {
     assert_eq!(status(&away), 3, "{said}");
     let lines: Vec<&str> = said.lines().collect();
     assert!(lines.len() == 2 && lines[0].contains("trying for 2 s"), "{said}");
+    assert!(lines[1].contains(&format!("{}: connection refused", servers[0])), "{said}");
+    assert!(!lines[1].contains("error sending request"), "{said}");
     assert!(lines.iter().all(|line| servers.iter().all(|server| line.contains(server))), "{said}");
 }
 
