@@ -237,19 +237,22 @@ pub(super) fn raise_file_limit(configs: &mut [&mut Config]) -> Result<(), Failur
     if files < FILES_MIN {
         return Err(Failure::Failed(format!("RLIMIT_NOFILE is {files}; at least {FILES_MIN} are needed (ulimit -n)")));
     }
-    let most = connections_max(files, configs.len());
-    // Brokers of one process want the same: it is said once.
-    if let Some(wanted) =
-        configs.iter().map(|config| config.limits.connections_max).max().filter(|wanted| *wanted > most)
-    {
-        warn!(
-            "RLIMIT_NOFILE is {files}: at most {most} connections to each listener, not limits.connections_max = {wanted} (ulimit -n)"
-        );
+    if let Some(why) = limit_connections(files, configs) {
+        warn!("{why}");
     }
+    Ok(())
+}
+
+/// Keeps every broker of this process within so many files. What an operator is to be told of it, once for all of them.
+fn limit_connections(files: u64, configs: &mut [&mut Config]) -> Option<String> {
+    let most = connections_max(files, configs.len());
+    let wanted = configs.iter().map(|config| config.limits.connections_max).max().filter(|wanted| *wanted > most)?;
     for config in configs {
         config.limits.connections_max = config.limits.connections_max.min(most);
     }
-    Ok(())
+    Some(format!(
+        "RLIMIT_NOFILE is {files}: at most {most} connections to each listener, not limits.connections_max = {wanted} (ulimit -n)"
+    ))
 }
 
 /// How many connections each listener of so many brokers may have, so that half of all files are left for segments: a directory that
@@ -287,6 +290,16 @@ mod tests {
             [170, 3333, 1111]
         );
         assert!(connections_max(1 << 20, 1) > 100_000);
+    }
+
+    #[test]
+    fn three_brokers_of_one_process_are_limited_alike_and_it_is_told_once() {
+        let mut configs = [1, 2, 3].map(|id| Config::new(pontoon_raft::types::BrokerId(id), "unused".into()));
+        let mut all: Vec<&mut Config> = configs.iter_mut().collect();
+        let told = limit_connections(20_000, &mut all).unwrap();
+        assert!(told.contains("at most 1111 connections to each listener"), "{told}");
+        assert_eq!(limit_connections(20_000, &mut all), None);
+        assert!(configs.iter().all(|config| config.limits.connections_max == 1111));
     }
 
     #[tokio::test]
