@@ -263,7 +263,7 @@ async fn a_partition_that_can_elect_nobody_says_what_is_missing() {
     cluster.kill(leader);
     cluster.kill(next);
     let (low, high) = (leader.min(next), leader.max(next));
-    let words = format!("t/0 has no leader: only 1 of 3 replicas live; broker(s) {low}, {high} are needed");
+    let words = format!("t/0 has no leader: only 1 of 3 replicas live; start brokers {low}, {high}");
     status_tells(&cluster.url(left), &words).await;
 }
 

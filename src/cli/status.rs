@@ -153,7 +153,7 @@ fn groups_text(groups: &[GroupDescription], unavailable: &[BrokerId]) -> String 
         text += "no consumer groups\n";
     }
     if !unavailable.is_empty() {
-        text += &format!("! broker(s) {} did not say which groups they coordinate\n", list(unavailable));
+        text += &format!("! {} did not say which groups they coordinate\n", list(unavailable));
     }
     text
 }
@@ -258,10 +258,7 @@ fn trouble(topic: &str, partition: &PartitionDescription, alive: &BTreeMap<Broke
     }
     if !partition.takes_writes {
         let (live, all) = (up.len(), partition.replicas.len());
-        return Some(format!(
-            "{name} takes no writes: only {live} of {all} replicas live; broker(s) {} are needed",
-            list(&down)
-        ));
+        return Some(format!("{name} takes no writes: only {live} of {all} replicas live; start {}", list(&down)));
     }
     let behind = |id: &&BrokerId| !partition.in_sync.contains(id);
     let mut whys: Vec<String> =
@@ -293,23 +290,23 @@ fn why_no_leader(partition: &PartitionDescription, up: &[BrokerId], down: &[Brok
              back empty (docs/OPERATIONS.md)"
         ),
         (_, [only]) if all == 1 => format!("its only replica is on broker {only}, which is dead: start it"),
-        ([], dead) => format!("only {able} of {all} replicas live; broker(s) {} are needed", list(dead)),
+        ([], dead) => format!("only {able} of {all} replicas live; start {}", list(dead)),
         (lost, []) => {
             format!(
-                "the replicas on broker(s) {} are lost, and {able} of {all} are no majority (docs/OPERATIONS.md)",
+                "what was on {} is lost, and {able} of {all} replicas are no majority (docs/OPERATIONS.md)",
                 list(lost)
             )
         }
-        (lost, dead) => format!(
-            "only {able} of {all} replicas live; broker(s) {} are needed, and the replicas on broker(s) {} are lost",
-            list(dead),
-            list(lost)
-        ),
+        (lost, dead) => {
+            format!("only {able} of {all} replicas live; start {}; what was on {} is lost", list(dead), list(lost))
+        }
     }
 }
 
+/// "broker 2", "brokers 2, 3".
 fn list(ids: &[BrokerId]) -> String {
-    ids.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+    let numbers = ids.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    format!("broker{} {numbers}", if ids.len() == 1 { "" } else { "s" })
 }
 
 /// How far behind a replica is, and why.
@@ -418,7 +415,7 @@ mod tests {
              GROUP    PARTITION  OFFSET  END  LAG  MEMBER\n\
              billing  orders/0   5       9    4    m-1\n\
              billing  orders/1   7       7    0    -\n\
-             ! broker(s) 3 did not say which groups they coordinate\n"
+             ! broker 3 did not say which groups they coordinate\n"
         );
         assert!(groups_text(&[], &[]).contains("no consumer groups\n"));
     }
@@ -446,7 +443,7 @@ mod tests {
         assert!(seen([true; 3], Some(1), &[1, 3]).contains("broker 2 has said nothing yet"));
         assert!(seen([true; 3], None, &[]).contains("an election is under way"));
         let minority = seen([true, false, false], None, &[]);
-        assert!(minority.contains("only 1 of 3 replicas live; broker(s) 2, 3 are needed"), "{minority}");
+        assert!(minority.contains("only 1 of 3 replicas live; start brokers 2, 3"), "{minority}");
         // Nobody is elected by those who have lost what they had, however alive their brokers are.
         let told = |alive, replicas: &[u32], lost: &[u32]| {
             let mut topic = topic(None, &[]);
@@ -458,19 +455,19 @@ mod tests {
             ([true; 3], &[2][..], &[2][..], "its only replica, on broker 2, is lost, and with it the records"),
             ([true, false, true], &[2], &[], "its only replica is on broker 2, which is dead: start it"),
             ([true; 3], &[1, 2, 3], &[2], "an election is under way"),
-            ([true; 3], &[1, 2, 3], &[1, 2], "on broker(s) 1, 2 are lost, and 1 of 3 are no majority"),
+            ([true; 3], &[1, 2, 3], &[1, 2], "what was on brokers 1, 2 is lost, and 1 of 3 replicas are no majority"),
             (
                 [true, false, true],
                 &[1, 2, 3],
                 &[3],
-                "only 1 of 3 replicas live; broker(s) 2 are needed, and the replicas on broker(s) 3 are lost",
+                "only 1 of 3 replicas live; start broker 2; what was on broker 3 is lost",
             ),
         ] {
             let told = told(alive, replicas, lost);
             assert!(told.starts_with("orders/3 has no leader: ") && told.contains(words), "{words}: {told}");
         }
         let led = seen([true, false, false], Some(1), &[1]);
-        assert!(led.contains("takes no writes: only 1 of 3 replicas live; broker(s) 2, 3 are needed"), "{led}");
+        assert!(led.contains("takes no writes: only 1 of 3 replicas live; start brokers 2, 3"), "{led}");
     }
 
     #[test]
