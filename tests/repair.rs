@@ -94,7 +94,12 @@ async fn any_file_is_shown_and_judged_offline() {
     let catalog =
         files(&data, "/groups/0-").into_iter().find(|path| path.to_string_lossy().ends_with(".segment")).unwrap();
     let text = run(&["log", "dump", catalog.to_str().unwrap()], b"").await;
-    assert!(String::from_utf8_lossy(&text.stdout).contains("FormCluster"));
+    let text = String::from_utf8_lossy(&text.stdout).into_owned();
+    assert!(text.contains("FormCluster"), "{text}");
+    // Which folder of `groups` is which partition: docs/OPERATIONS.md tells operators to look here.
+    let group = segment.parent().unwrap().file_name().unwrap().to_str().unwrap().split('-').next().unwrap();
+    let created = text.lines().find(|line| line.contains("CreateTopic") && line.contains("name: \"t\"")).unwrap();
+    assert!(created.contains(&format!("group: GroupId({group})")), "{created}");
 
     let middle = items.iter().find(|item| item["index"].as_u64().is_some_and(|index| index > 8)).unwrap();
     let position = middle["position"].as_u64().unwrap();
