@@ -31,6 +31,13 @@ impl Shared {
         state.topic(name).map(|topic| self.describe(topic)).ok_or_else(|| unknown_topic(name))
     }
 
+    pub(super) fn partition(&self, name: &str, topic_id: u128, number: u32) -> Option<PartitionDescription> {
+        self.check_known().ok()?;
+        let state = self.catalog.state();
+        let topic = state.topic(name).filter(|topic| topic.id == TopicId(topic_id))?;
+        Some(self.describe_partition(number, topic.partitions.get(number as usize)?))
+    }
+
     pub(super) fn topic_by_id(&self, topic_id: u128) -> Result<TopicDescription> {
         self.check_known()?;
         let state = self.catalog.state();

@@ -78,6 +78,8 @@ pub struct ConfigEntry {
 /// What has to be known of a topic before records are divided between its partitions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TopicShape {
+    /// Its id: a topic created again under the name has another.
+    pub topic_id: u128,
     /// How many partitions it has, as far as is known here; they only grow.
     pub partitions: u32,
     /// What a batch for any of them may have.
@@ -301,6 +303,11 @@ impl Broker {
     /// One topic.
     pub fn topic(&self, name: &str) -> Result<TopicDescription> {
         self.shared.topic(name)
+    }
+
+    /// One partition of a topic, if that is still the topic of this id. The others are not looked at: a topic has thousands.
+    pub fn partition(&self, topic: &str, topic_id: u128, partition: u32) -> Option<PartitionDescription> {
+        self.shared.partition(topic, topic_id, partition)
     }
 
     /// A topic's effective configuration: its own values over this broker's `log.*` over the built-in ones. `UNKNOWN_TOPIC`.

@@ -370,7 +370,8 @@ impl Shared {
         let topic = self.find_topic(name, Instant::now() + timeout).await?;
         let state = self.catalog.state();
         let record = state.topics().get(&topic).ok_or_else(|| unknown_topic(name))?;
-        Ok(TopicShape { partitions: record.partitions.len() as u32, limits: self.batch_limits(record) })
+        let partitions = record.partitions.len() as u32;
+        Ok(TopicShape { topic_id: topic.0, partitions, limits: self.batch_limits(record) })
     }
 
     pub(super) async fn create_producer(&self, timeout: Duration) -> Result<(i64, i16)> {

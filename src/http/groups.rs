@@ -1,6 +1,7 @@
 //! Consumer groups: what Kafka's clients do with them, seen and set over HTTP. A group's requests are done by its coordinator, the
 //! leader of its partition of [`OFFSETS_TOPIC`]; the list is gathered from all brokers.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,7 +17,7 @@ use crate::api;
 use crate::api::groups::{
     AssignedTopic, GroupDescription, GroupLag, GroupList, GroupMember, GroupOffset, GroupOffsets, GroupSummary,
 };
-use crate::broker::{Broker, PartitionDescription};
+use crate::broker::{Broker, PartitionDescription, TopicShape};
 use crate::coordinator::{self, CommittedOffset, GroupError, OFFSETS_TOPIC, Speaker};
 use crate::error::{Code, Error, WriteOutcome};
 use crate::http::Shared;
@@ -31,6 +32,10 @@ const LIST_TIMEOUT: Duration = Duration::from_secs(5);
 const CATALOG_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long to look for a group's coordinator, unless the request says.
 const READ_TIMEOUT_MS: u64 = 10_000;
+/// Most offsets of one request.
+const OFFSETS_MAX: usize = 100_000;
+/// So many offsets are looked at before others get their turn.
+const OFFSETS_AT_ONCE: usize = 500;
 
 /// `GET /v1/groups`
 pub(super) async fn list(State(shared): State<Arc<Shared>>, request: Request) -> Result<Json<GroupList>, Refusal> {
@@ -132,11 +137,10 @@ pub(super) async fn commit(
     let broker = Arc::clone(shared.broker()?);
     let received = read_body(&parts.headers, body, &shared.limits, &shared.request_bytes).await?;
     let offsets = api::parse::<GroupOffsets>(&received.bytes)?.offsets;
-    for offset in &offsets {
-        // This broker may not have heard of the topic yet.
-        broker.topic_shape(&offset.topic, timeout).await?;
+    if offsets.len() > OFFSETS_MAX {
+        return Err((Code::RequestTooLarge, format!("the request has more than {OFFSETS_MAX} offsets")).into());
     }
-    let offsets = offsets.into_iter().map(|offset| place(&broker, offset)).collect::<Result<Vec<_>, Error>>()?;
+    let offsets = place(&broker, offsets, timeout).await?;
     broker.ensure_offsets_topic(timeout).await?;
     let Some(partition) = broker.groups().partition_of(&group) else {
         return Err((Code::NotReady, "the groups' topic is being created".to_owned()).into());
@@ -147,19 +151,38 @@ pub(super) async fn commit(
     passable.at_leader(&shared, &target, &AtCoordinator { broker, group, what: What::Commit(offsets) }).await
 }
 
-/// An offset with its topic's id; the topic and the partition must be there.
-fn place(broker: &Broker, offset: GroupOffset) -> Result<CommittedOffset, Error> {
-    let GroupOffset { topic, partition, offset, metadata } = offset;
-    let described = broker.topic(&topic)?;
-    if described.partitions.len() as u64 <= u64::from(partition) {
-        let why = format!("topic {topic:?} has {} partitions, no {partition}", described.partitions.len());
-        return Err(Error::new(Code::UnknownPartition, why));
+/// Offsets with their topics' ids; the topics and the partitions must be there. Each topic is looked at once.
+async fn place(
+    broker: &Broker,
+    offsets: Vec<GroupOffset>,
+    timeout: Duration,
+) -> Result<Vec<CommittedOffset>, Error> {
+    let mut topics: BTreeMap<String, TopicShape> = BTreeMap::new();
+    let mut placed = Vec::with_capacity(offsets.len());
+    for (at, GroupOffset { topic, partition, offset, metadata }) in offsets.into_iter().enumerate() {
+        if at % OFFSETS_AT_ONCE == OFFSETS_AT_ONCE - 1 {
+            tokio::task::yield_now().await;
+        }
+        let shape = match topics.get(&topic) {
+            Some(shape) => *shape,
+            None => {
+                // This broker may not have heard of the topic yet.
+                let shape = broker.topic_shape(&topic, timeout).await?;
+                topics.insert(topic.clone(), shape);
+                shape
+            }
+        };
+        if shape.partitions <= partition {
+            let why = format!("topic {topic:?} has {} partitions, no {partition}", shape.partitions);
+            return Err(Error::new(Code::UnknownPartition, why));
+        }
+        let offset = i64::try_from(offset).map_err(|_| {
+            Error::new(Code::InvalidRequest, format!("offset {offset} of {topic}/{partition} is too large"))
+        })?;
+        let topic_id = shape.topic_id;
+        placed.push(CommittedOffset { topic, topic_id, partition, offset, leader_epoch: -1, metadata, time_ms: 0 });
     }
-    let offset = i64::try_from(offset).map_err(|_| {
-        Error::new(Code::InvalidRequest, format!("offset {offset} of {topic}/{partition} is too large"))
-    })?;
-    let topic_id = u128::from_str_radix(&described.topic_id, 16).unwrap_or_default();
-    Ok(CommittedOffset { topic, topic_id, partition, offset, leader_epoch: -1, metadata, time_ms: 0 })
+    Ok(placed)
 }
 
 /// What is wanted of a coordinator.
@@ -248,23 +271,21 @@ impl AtCoordinator {
     /// Committed offsets with the partitions they are of. To a topic that was created again they mean nothing.
     async fn committed(&self) -> Result<Vec<(CommittedOffset, PartitionDescription)>, GroupError> {
         let (mut found, mut caught_up) = (Vec::new(), false);
-        for offset in self.broker.groups().committed(&self.group, None).await? {
-            let mut partition = self.partition(&offset);
-            if partition.is_none() && !caught_up {
+        let partition = |of: &CommittedOffset| self.broker.partition(&of.topic, of.topic_id, of.partition);
+        for (at, offset) in self.broker.groups().committed(&self.group, None).await?.into_iter().enumerate() {
+            if at % OFFSETS_AT_ONCE == OFFSETS_AT_ONCE - 1 {
+                tokio::task::yield_now().await;
+            }
+            let mut described = partition(&offset);
+            if described.is_none() && !caught_up {
                 // Only a copy of the catalog that is up to date can say that a topic is gone.
                 self.broker.catch_up(CATALOG_TIMEOUT).await.map_err(|_| GroupError::Loading)?;
                 caught_up = true;
-                partition = self.partition(&offset);
+                described = partition(&offset);
             }
-            found.extend(partition.map(|partition| (offset, partition)));
+            found.extend(described.map(|described| (offset, described)));
         }
         Ok(found)
-    }
-
-    fn partition(&self, offset: &CommittedOffset) -> Option<PartitionDescription> {
-        let topic = self.broker.topic(&offset.topic).ok()?;
-        let same = u128::from_str_radix(&topic.topic_id, 16).is_ok_and(|id| id == offset.topic_id);
-        topic.partitions.into_iter().nth(offset.partition as usize).filter(|_| same)
     }
 }
 

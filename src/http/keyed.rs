@@ -273,7 +273,8 @@ mod tests {
     use crate::record_batch::BatchLimits;
 
     fn shape(partitions: u32) -> TopicShape {
-        TopicShape { partitions, limits: BatchLimits { record_bytes_max: 20, ..BatchLimits::default() } }
+        let limits = BatchLimits { record_bytes_max: 20, ..BatchLimits::default() };
+        TopicShape { topic_id: 1, partitions, limits }
     }
 
     fn divided(body: &str, kind: BodyKind, partitions: u32) -> Result<Vec<Share>, Refusal> {

@@ -127,6 +127,26 @@ async fn a_group_that_is_not_there_or_in_use_is_refused_by_its_code() {
     assert_eq!(cluster.get(1, "/v1/groups/g/offsets").await.1, offsets(2));
 }
 
+/// Each is looked up in its topic, which was described whole for it: ten million partitions here.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn offsets_of_a_large_topic_are_looked_up_in_no_time_and_not_too_many_at_once() {
+    let cluster = Cluster::start(1).await;
+    cluster.create_topic(1, "t", 100).await;
+    let offset = |partition: usize| json!({"topic": "t", "partition": partition, "offset": 0});
+    let put = async |offsets: Vec<Value>| {
+        cluster.ask(1, Method::PUT, "/v1/groups/g/offsets", Some(json!({"offsets": offsets}))).await
+    };
+    let mut offsets: Vec<Value> = (0..100_000).map(|at| offset(at % 100)).collect();
+    offsets[99_999] = offset(100);
+    assert_eq!(for_good(put(offsets.clone()).await), (404, "UNKNOWN_PARTITION".into()));
+    offsets.push(offset(0));
+    assert_eq!(for_good(put(offsets).await), (413, "REQUEST_TOO_LARGE".into()));
+    assert_eq!(put((0..100).map(offset).collect()).await.0, StatusCode::NO_CONTENT);
+    let (_, group) = cluster.get(1, "/v1/groups/g").await;
+    let found = group["offsets"].as_array().unwrap().iter().map(|offset| offset["partition"].as_u64().unwrap());
+    assert_eq!(found.collect::<Vec<_>>(), (0..100).collect::<Vec<_>>(), "{group}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_group_that_there_is_no_room_for_is_refused_until_others_go() {
     let args = ["--set=limits.groups_bytes_max=65536", "--set=offsets.topic.num.partitions=1"];
