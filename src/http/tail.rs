@@ -16,6 +16,7 @@ use axum::http::request::Parts;
 use axum::http::{Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use bytes::{Buf, Bytes};
+use futures_util::{Stream, StreamExt, stream};
 use pontoon_raft::types::Offset;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
@@ -38,7 +39,9 @@ const COMMENT: &[u8] = b":\n\n";
 const CHUNK_BYTES: usize = 128 << 10;
 /// Longest answer of another broker: the largest batch there can be.
 const BATCHES_BYTES_MAX: usize = (1 << 30) + (64 << 20);
-/// How long one look for the leader may take, so that comments go on while there is none.
+/// How long one look waits for records.
+const LOOK_WAIT: Duration = Duration::from_secs(15);
+/// And how long for a leader.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(3);
 /// Pause after a look that failed; it doubles up to [`PAUSE_MAX`].
 const PAUSE_MIN: Duration = Duration::from_millis(20);
@@ -70,12 +73,26 @@ pub(super) async fn tail(
     let (next, first) = source.begin(from, consistency, values, timeout).await?;
     let open = Open::new(&source.shared.metrics.door.tails);
     let tail = Tail { source, values, next, first: Some(first), pause: PAUSE_MIN, over: false, _open: open };
-    let events = futures_util::stream::unfold(tail, |mut tail| async {
+    let shared = Arc::clone(&tail.source.shared);
+    let events = stream::unfold(tail, |mut tail| async {
         let chunk = tail.chunk().await?;
-        Some((Ok::<_, Infallible>(chunk), tail))
+        Some((chunk, tail))
     });
     let headers = [(header::CONTENT_TYPE, EVENTS), (header::CACHE_CONTROL, "no-store")];
-    Ok((headers, Body::from_stream(events)).into_response())
+    Ok((headers, Body::from_stream(with_comments(shared, events).map(Ok::<_, Infallible>))).into_response())
+}
+
+/// The events, and a comment whenever there were none for so long, whatever they wait for: records, a leader, the rest of its
+/// answer, room.
+fn with_comments(shared: Arc<Shared>, events: impl Stream<Item = Bytes> + Send) -> impl Stream<Item = Bytes> + Send {
+    stream::unfold((shared, Box::pin(events)), |(shared, mut events)| async {
+        let chunk = tokio::select! {
+            biased;
+            chunk = events.next() => chunk?,
+            () = shared.deadlines.after(COMMENT_INTERVAL) => Bytes::from_static(COMMENT),
+        };
+        Some((chunk, (shared, events)))
+    })
 }
 
 /// `Last-Event-ID` beats `offset`; with neither, latest.
@@ -118,15 +135,10 @@ struct Tail {
 impl Tail {
     /// The next piece of the stream; `None` at its end.
     async fn chunk(&mut self) -> Option<Bytes> {
-        let quiet_since = Instant::now();
         while !self.over && self.source.shared.stage() == Stage::Serving {
-            let wait = COMMENT_INTERVAL.saturating_sub(quiet_since.elapsed());
-            if wait.is_zero() {
-                return Some(Bytes::from_static(COMMENT));
-            }
             let found = match self.first.take() {
                 Some(first) => first,
-                None => match self.source.look(self.next, self.values, wait, LOOK_TIMEOUT).await {
+                None => match self.source.look(self.next, self.values, LOOK_WAIT, LOOK_TIMEOUT).await {
                     Ok(found) => found,
                     Err(refusal) => match self.after(refusal).await {
                         Some(last) => last,

@@ -2,6 +2,8 @@
 
 use reqwest::{Method, Response, StatusCode};
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
 
 use super::{produce, records_url, refusal};
 use crate::support::{Cluster, PATIENCE, read};
@@ -61,6 +63,46 @@ impl Tail {
             return (event.id.unwrap(), event.data["value"].as_str().unwrap().to_owned());
         }
     }
+}
+
+/// A leader that is paused, by all that can be seen of it: where it is said to be, the test listens, and answers nothing, then half of
+/// something, then nothing more.
+async fn paused_leader(listener: TcpListener) -> Vec<TcpStream> {
+    let mut held = Vec::new();
+    let kind = "content-type: application/octet-stream\r\nconnection: close\r\npontoon-next-offset: 0";
+    let nothing = format!("HTTP/1.1 200 OK\r\n{kind}\r\ncontent-length: 0\r\n\r\n");
+    let half = format!("HTTP/1.1 200 OK\r\n{kind}\r\ncontent-length: 100\r\n\r\nhalf a batch");
+    for answer in [&*nothing, &half, ""] {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut head = Vec::new();
+        while !head.windows(4).any(|end| end == b"\r\n\r\n") {
+            head.push(stream.read_u8().await.unwrap());
+        }
+        assert!(String::from_utf8(head).unwrap().contains("/records?offset=0&"));
+        stream.write_all(answer.as_bytes()).await.unwrap();
+        held.push(stream);
+    }
+    held
+}
+
+/// It looks again, and says meanwhile that it lives.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_that_stops_in_the_middle_of_an_answer_does_not_stop_a_tail() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut cluster = Cluster::prepare(2, &[]);
+    cluster.broker_mut(1).add_args(&["--http-advertised", &listener.local_addr().unwrap().to_string()]);
+    cluster.restart_all(&[1, 2]).await;
+    let (_, body) = cluster.post(2, "/v1/topics", json!({"name": "t", "partitions": 8, "replicas": 1})).await;
+    let partitions = body["partitions"].as_array().unwrap();
+    let of_1 = partitions.iter().position(|partition| partition["replicas"] == json!([1])).unwrap();
+    let asking = tokio::spawn(paused_leader(listener));
+    let url = format!("{}/v1/topics/t/partitions/{of_1}/records?offset=0", cluster.url(2));
+    let response = cluster.http.get(url).header("accept", "text/event-stream").send().await.unwrap();
+    assert_eq!(response.status(), StatusCode::OK);
+    let mut tail = Tail { response, text: String::new() };
+    let held = tokio::time::timeout(PATIENCE, asking).await.expect("it waits for the other half").unwrap();
+    assert!(tail.next().await.unwrap().comment);
+    drop(held);
 }
 
 async fn ask(cluster: &Cluster, id: u32, query: &str, last: Option<u64>) -> Response {

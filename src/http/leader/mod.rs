@@ -6,6 +6,7 @@
 //! one can do no harm: reads, and produces whose producer has sequences (RULES.md O8).
 
 use std::future::Future;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,6 +15,7 @@ use axum::http::request::Parts;
 use axum::http::{HeaderMap, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use bytes::{Bytes, BytesMut};
+use futures_util::stream;
 use pontoon_raft::types::{BrokerId, Offset};
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -53,6 +55,8 @@ const ROUTE_CHECK: Duration = Duration::from_millis(100);
 const DEPOSED_GRACE: Duration = Duration::from_millis(500);
 /// What the answering broker gets on top of the request's own time, to say itself that the time is over.
 const ANSWER_GRACE: Duration = Duration::from_millis(500);
+/// How long a leader may send nothing of an answer that it has begun: it has all of it in memory.
+const BODY_PATIENCE: Duration = Duration::from_secs(5);
 /// Longest error body that is read from another broker.
 const ERROR_BYTES_MAX: usize = 64 << 10;
 
@@ -294,7 +298,7 @@ impl Passable {
         // An acknowledgement is small, and only whole does it acknowledge anything.
         let status = answer.status();
         let headers = answer.headers().clone();
-        let body = read_limited(answer).await.map_err(|why| self.lost(hop, &why))?;
+        let body = read_limited(answer, hop).await.map_err(|why| self.lost(hop, &why))?;
         Ok(rebuilt(status, &headers, Body::from(body)))
     }
 
@@ -302,7 +306,7 @@ impl Passable {
     async fn refused(&self, hop: &Hop<'_, impl Routes>, answer: reqwest::Response) -> Result<Response, Refusal> {
         let status = answer.status();
         let headers = answer.headers().clone();
-        let body = read_limited(answer).await.map_err(|why| self.lost(hop, &why))?;
+        let body = read_limited(answer, hop).await.map_err(|why| self.lost(hop, &why))?;
         let parsed: Option<ErrorBody> = serde_json::from_slice(&body).ok();
         let known = parsed.and_then(|body| Code::ALL.iter().find(|code| code.as_str() == body.error).zip(Some(body)));
         let Some((code, body)) = known else { return Ok(rebuilt(status, &headers, Body::from(body))) };
@@ -401,20 +405,39 @@ fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
-async fn read_limited(mut answer: reqwest::Response) -> Result<Bytes, String> {
+async fn read_limited(mut answer: reqwest::Response, hop: &Hop<'_, impl Routes>) -> Result<Bytes, String> {
+    let mut deposed = pin!(hop.deposed());
     let mut body = BytesMut::new();
-    while let Some(chunk) = answer.chunk().await.map_err(|error| chain(&error))? {
+    loop {
+        let chunk = tokio::select! {
+            biased;
+            chunk = next_chunk(&mut answer) => chunk?,
+            () = &mut deposed => return Err("it was deposed while it answered".to_owned()),
+        };
+        let Some(chunk) = chunk else { return Ok(body.freeze()) };
         if body.len() + chunk.len() > ERROR_BYTES_MAX {
             return Err(format!("its answer is longer than {ERROR_BYTES_MAX} bytes"));
         }
         body.extend_from_slice(&chunk);
     }
-    Ok(body.freeze())
 }
 
+/// The next piece of an answer, `None` at its end. A process that is paused in the middle of one would keep whoever reads it.
+async fn next_chunk(answer: &mut reqwest::Response) -> Result<Option<Bytes>, String> {
+    match tokio::time::timeout(BODY_PATIENCE, answer.chunk()).await {
+        Ok(chunk) => chunk.map_err(|error| chain(&error)),
+        Err(_) => Err(format!("nothing more of its answer came for {} s", BODY_PATIENCE.as_secs())),
+    }
+}
+
+/// The answer as it comes; one that breaks off, or stops, breaks the connection to the client off, too.
 fn streamed(answer: reqwest::Response) -> Response {
     let (status, headers) = (answer.status(), answer.headers().clone());
-    rebuilt(status, &headers, Body::from_stream(answer.bytes_stream()))
+    let chunks = stream::try_unfold(answer, |mut answer| async {
+        let chunk = next_chunk(&mut answer).await.map_err(std::io::Error::other)?;
+        Ok::<_, std::io::Error>(chunk.map(|chunk| (chunk, answer)))
+    });
+    rebuilt(status, &headers, Body::from_stream(chunks))
 }
 
 fn rebuilt(status: StatusCode, headers: &HeaderMap, body: Body) -> Response {

@@ -17,6 +17,8 @@ enum Act {
     Close,
     /// Reads the request and says nothing.
     Hang,
+    /// Answers the head and half of the body, and no more.
+    Half,
 }
 
 struct Leader {
@@ -51,6 +53,10 @@ async fn leader(acts: &[Act]) -> Leader {
                 }
                 Act::Close => {}
                 Act::Hang => hanging.push(stream),
+                Act::Half => {
+                    stream.write_all(b"HTTP/1.1 200 X\r\ncontent-length: 8\r\n\r\nhalf").await.unwrap();
+                    hanging.push(stream);
+                }
             }
         }
         std::future::pending::<()>().await;
@@ -191,8 +197,9 @@ async fn a_read_and_an_idempotent_write_are() {
 
 #[tokio::test]
 async fn a_leader_that_hangs_is_left_once_another_leads() {
-    for repeat in [Repeat::Idempotent, Repeat::Harmful] {
-        let old = leader(&[Act::Hang]).await;
+    let cases = [Act::Hang, Act::Half].map(|act| [(act, Repeat::Idempotent), (act, Repeat::Harmful)]);
+    for (act, repeat) in cases.concat() {
+        let old = leader(&[act]).await;
         let new = leader(&[Act::Answer(200, "done")]).await;
         let told = Told { deposed_after: Some(2), ..Told::new(&[(2, &old.address), (3, &new.address)]) };
         let began = Instant::now();
@@ -203,6 +210,21 @@ async fn a_leader_that_hangs_is_left_once_another_leads() {
             _ => assert_eq!(answer.unwrap_err().outcome, WriteOutcome::Unknown),
         }
     }
+}
+
+/// Neither the client nor who reads on its behalf waits for ever, though nobody else leads.
+#[tokio::test]
+async fn an_answer_that_stops_in_the_middle_breaks_off() {
+    let paused = leader(&[Act::Half]).await;
+    let peers = reqwest::Client::builder().no_proxy().build().unwrap();
+    let target = Target { topic: "t".into(), partition: 0 };
+    let told = Told::new(&[(2, &paused.address)]);
+    let way = Way { routes: &told, peers: &peers, deadlines: &Deadlines::start(), target: &target };
+    let response = passable(Repeat::Read, &[]).find(&way, &NoWork).await.unwrap();
+    assert_eq!(response.status(), StatusCode::OK);
+    let body = tokio::time::timeout(BODY_PATIENCE * 4, axum::body::to_bytes(response.into_body(), 100)).await;
+    let error = body.expect("it waits for the other half").unwrap_err();
+    assert!(chain(&error).contains("nothing more of its answer"), "{}", chain(&error));
 }
 
 #[tokio::test]
