@@ -152,7 +152,8 @@ impl Shared {
                 Err(error) if error.code == Code::NotEnoughReplicas && Instant::now() < patience => {
                     tokio::time::sleep(ALIVE_CHECK).await;
                 }
-                done => return done,
+                Err(error) => return Err(error),
+                Ok(index) => return self.await_shown(index, deadline).await,
             }
         }
     }
@@ -167,7 +168,8 @@ impl Shared {
         let deadline = Instant::now() + timeout;
         let topic = self.find_topic(name, deadline).await?;
         check_changes(&config)?;
-        self.change(ControlRequest::AlterTopic { topic, partitions, config }, deadline).await?;
+        let index = self.change(ControlRequest::AlterTopic { topic, partitions, config }, deadline).await?;
+        self.await_shown(index, deadline).await?;
         let state = self.catalog.state();
         let record = state.topics().get(&topic).ok_or_else(|| unknown_topic(name))?;
         Ok(self.describe(record))
@@ -182,7 +184,9 @@ impl Shared {
     ) -> Result<TopicDescription> {
         let deadline = Instant::now() + timeout;
         let topic = self.find_topic(name, deadline).await?;
-        self.change(ControlRequest::GrowTopicOn { topic, partitions_before, assignment }, deadline).await?;
+        let grow = ControlRequest::GrowTopicOn { topic, partitions_before, assignment };
+        let index = self.change(grow, deadline).await?;
+        self.await_shown(index, deadline).await?;
         let state = self.catalog.state();
         let record = state.topics().get(&topic).ok_or_else(|| unknown_topic(name))?;
         Ok(self.describe(record))
@@ -204,10 +208,20 @@ impl Shared {
     pub(super) async fn delete_topic(&self, name: &str, timeout: Duration) -> Result<()> {
         let deadline = Instant::now() + timeout;
         let topic = self.find_topic(name, deadline).await?;
+        self.delete_found(topic, deadline).await
+    }
+
+    /// Deletes a topic that was there a moment ago.
+    async fn delete_found(&self, topic: TopicId, deadline: Instant) -> Result<()> {
         match self.change(ControlRequest::DeleteTopic { topic }, deadline).await {
+            Ok(index) => {
+                // It is gone whether this broker's copy shows that in time or not.
+                self.await_catalog(index, deadline).await;
+                Ok(())
+            }
             // An earlier attempt did it, or somebody else: this topic is gone.
             Err(error) if error.code == Code::UnknownTopic => Ok(()),
-            other => other,
+            Err(error) => Err(error),
         }
     }
 
@@ -222,7 +236,7 @@ impl Shared {
             other => other?,
         };
         super::check_not_internal(&found.name)?;
-        self.change(ControlRequest::DeleteTopic { topic: TopicId(topic_id) }, deadline).await?;
+        self.delete_found(TopicId(topic_id), deadline).await?;
         Ok(found.name)
     }
 
@@ -247,13 +261,27 @@ impl Shared {
         Ok(())
     }
 
-    /// Has the controller change something and waits until it shows here.
-    async fn change(&self, request: ControlRequest, deadline: Instant) -> Result<()> {
+    /// Has the controller change something. Returns where that stands in the catalog's log: see [`Self::await_shown`].
+    async fn change(&self, request: ControlRequest, deadline: Instant) -> Result<u64> {
         let limit = deadline.saturating_duration_since(Instant::now());
-        if let ControlAnswer::Done { index } = self.control(request, limit).await? {
-            self.await_catalog(index, deadline).await;
+        match self.control(request, limit).await? {
+            ControlAnswer::Done { index } => Ok(index),
+            other => {
+                Err(Error::new(Code::OutcomeUnknown, format!("the controller answered another question: {other:?}")))
+            }
         }
-        Ok(())
+    }
+
+    /// Waits until a change shows here. `OUTCOME_UNKNOWN` if it does not in time: without it this broker cannot say what became of the
+    /// change, which others may have changed again.
+    pub(super) async fn await_shown(&self, index: u64, deadline: Instant) -> Result<()> {
+        match self.await_catalog(index, deadline).await {
+            true => Ok(()),
+            false => {
+                let why = "it is done, and this broker's copy of the catalog is behind and does not show it yet";
+                Err(Error::new(Code::OutcomeUnknown, why))
+            }
+        }
     }
 
     pub(super) fn route(&self, topic: &str, partition: u32) -> Result<Route> {

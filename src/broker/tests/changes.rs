@@ -33,6 +33,33 @@ async fn a_topic_that_may_yet_be_created_is_not_said_not_to_be() {
     wires.heal_all();
 }
 
+/// Nor is it said not to be there, by a broker whose copy of the catalog does not reach the change in time.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_done_and_does_not_show_here_is_not_denied() {
+    let cluster = Cluster::started().await;
+    cluster.create(1, "t", 1, 3).await;
+    let shared = &cluster.broker(1).shared;
+    let applied = shared.catalog.state().applied.unwrap().1;
+    let soon = || tokio::time::Instant::now() + Duration::from_millis(100);
+    shared.await_shown(applied, soon()).await.unwrap();
+    let error = shared.await_shown(u64::MAX, soon()).await.unwrap_err();
+    assert_eq!((error.code, error.outcome), (Code::OutcomeUnknown, WriteOutcome::Unknown), "{error}");
+    assert!(error.message.contains("it is done"), "{error}");
+}
+
+/// Two that delete one topic by its id at the same time: it is gone, for both.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_deletes_a_topic_that_is_just_being_deleted_has_done_so() {
+    let cluster = Cluster::started().await;
+    cluster.create(1, "t", 1, 3).await;
+    let shared = cluster.broker(cluster.controller().await).shared.clone();
+    let topic_id = shared.catalog.state().topic("t").unwrap().id.0;
+    // Both have found it before either is heard.
+    let delete = || shared.delete_topic_by_id(topic_id, PATIENCE);
+    let (one, other) = tokio::join!(delete(), delete());
+    assert_eq!((one.unwrap(), other.unwrap()), ("t".to_owned(), "t".to_owned()));
+}
+
 /// A plan holds for the state that it was made of: that a replica is lost must not come between it and the replacement.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_became_of_replicas_is_told_before_replacements_are_planned_or_after_they_are_made() {
