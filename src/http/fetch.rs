@@ -23,7 +23,7 @@ use crate::http::request::{Params, Target, accept, digits};
 use crate::http::{Shared, tail};
 use crate::partition::aside::read_batch;
 use crate::partition::{Consistency, Fetch, FetchFrom, Fetched, Partition};
-use crate::record_batch::{BatchHeader, STORED_DECOMPRESSED_BYTES_MAX};
+use crate::record_batch::{BatchHeader, Compression, STORED_DECOMPRESSED_BYTES_MAX};
 
 const JSON: &str = "application/json";
 const LINES: &str = "application/x-ndjson";
@@ -33,6 +33,8 @@ pub(super) const EVENTS: &str = "text/event-stream";
 pub(super) const READ_TIMEOUT_MS: u64 = 10_000;
 /// How many of the largest answers there is room for at a time.
 const ANSWERS_MIN: usize = 4;
+/// What stands around a record's key, value and headers, about.
+const RECORD_TEXT_BYTES: usize = 160;
 /// A fetch's parameters.
 const PARAMS: &[&str] =
     &["offset", "max_bytes", "max_records", "max_wait_ms", "consistency", "value_format", "timeout_ms"];
@@ -231,6 +233,8 @@ impl FetchWork<'_> {
         if let Some(more) = found.checked_sub(permit.num_permits()) {
             permit.merge(self.shared.answer_bytes.reserve(more)?);
         }
+        // Hundreds who wait for the same record are woken at once: each holds what it brought, not what it might have brought.
+        keep(&mut permit, if self.form.is_some() { text_bytes_max(&fetched.batches) } else { found });
         Ok((fetched, permit))
     }
 
@@ -242,13 +246,15 @@ impl FetchWork<'_> {
     ) -> Result<Response, Refusal> {
         let mut json = RecordsJson::new(fetched.start_offset, form);
         let mut complete = true;
-        for batch in &fetched.batches {
+        for (at, batch) in fetched.batches.iter().enumerate() {
+            if at > 0 {
+                // A large answer takes a while to write down; others get their turn.
+                tokio::task::yield_now().await;
+            }
             if !write_down(&mut json, batch.clone()).await? {
                 complete = false;
                 break;
             }
-            // A large answer takes a while to write down; others get their turn.
-            tokio::task::yield_now().await;
         }
         let bytes = fetched.batches.iter().map(Bytes::len).sum();
         self.shared.metrics.partitions.served(json.count() as u64, bytes);
@@ -292,6 +298,17 @@ fn with_cursor(
 /// Gives back what an answer does not take of its share. (What it takes on top, by its last record, it takes unasked.)
 fn keep(share: &mut OwnedSemaphorePermit, bytes: usize) {
     drop(share.split(share.num_permits().saturating_sub(bytes)));
+}
+
+/// As what text batches may come at most: `\u0000` stands for a byte, and names stand around it. Who knows, of a compressed one.
+fn text_bytes_max(batches: &[Bytes]) -> usize {
+    let of = |batch: &Bytes| match BatchHeader::read(batch) {
+        Ok(header) if matches!(header.compression(), Ok(Compression::None)) => {
+            batch.len() * 6 + header.record_count.max(0) as usize * RECORD_TEXT_BYTES
+        }
+        _ => usize::MAX,
+    };
+    batches.iter().map(of).fold(0, usize::saturating_add)
 }
 
 fn records_in(batches: &[Bytes]) -> u64 {

@@ -119,7 +119,8 @@ const CONTRACT: Contract = &[
         &["the_cursor_leads_through_everything_once", "parameters_out_of_range_are_refused"],
     ),
     ("max_bytes: default 1 MiB", &["a_fetch_brings_a_mebibyte_unless_it_says_how_much"]),
-    ("max_wait_ms", &["a_waiting_fetch_is_woken_by_a_record_or_by_its_time", "hundreds_wait_and_outlive_their_leader"]),
+    ("max_wait_ms", &["a_waiting_fetch_is_woken_by_a_record_or_by_its_time", "hundreds_wait_and_outlive_their_leader",
+    "all_who_wait_for_a_record_get_it_however_many_are_woken_at_once"]),
     (
         "consistency=committed|linearizable",
         &["the_cursor_leads_through_everything_once", "an_isolated_leader_claims_no_end"],
@@ -508,6 +509,25 @@ async fn hundreds_wait_and_outlive_their_leader() {
     for answer in join_all(waiting).await {
         let (status, body) = read(answer.unwrap().unwrap()).await;
         assert_eq!((status, values(&body)), (StatusCode::OK, vec!["from the next"]), "{body}");
+    }
+}
+
+/// The answers are small, and there is room for sixteen of the largest that each of them might have had.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn all_who_wait_for_a_record_get_it_however_many_are_woken_at_once() {
+    let cluster = Cluster::start_with(1, &["--set", "limits.inflight_bytes_max=16777216"]).await;
+    cluster.create_topic(1, "t", 1).await;
+    let url = format!("{}?max_wait_ms=60000", records_url(&cluster, 1, "t"));
+    let waiting: Vec<_> = (0..200).map(|_| tokio::spawn(cluster.http.get(&url).send())).collect();
+    let deadline = Instant::now() + PATIENCE;
+    while cluster.metric(1, "pontoon_http_connections").await < 200.0 {
+        assert!(Instant::now() < deadline, "not all wait");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    cluster.produce_text(1, "t", 0, "for all").await;
+    for answer in join_all(waiting).await {
+        let (status, body) = read(answer.unwrap().unwrap()).await;
+        assert_eq!((status, values(&body)), (StatusCode::OK, vec!["for all"]), "{body}");
     }
 }
 
