@@ -295,7 +295,12 @@ impl Broker {
         topics::check_changes(config)
     }
 
-    /// All topics, by name.
+    /// `NOT_READY` unless this broker's copy of the catalog is at least as new as its process: before that, what it lacks may be there.
+    pub fn check_known(&self) -> Result<()> {
+        self.shared.check_known()
+    }
+
+    /// All topics, by name, as far as they are known here: see [`Self::check_known`].
     pub fn topics(&self) -> Vec<TopicDescription> {
         self.shared.topics()
     }

@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use crate::api::groups::{GroupDescription, GroupMember};
 use crate::api::{ClusterDescription, LagReason, PartitionDescription, TopicDescription};
 use crate::cli::{Failure, output};
-use crate::client::Client;
+use crate::client::{Client, ClientError};
 
 /// Most troubles shown as text: a dead broker is one of thousands of partitions.
 const TROUBLES_SHOWN: usize = 40;
@@ -116,9 +116,17 @@ async fn look(args: &StatusArgs, client: &Client) -> Result<View, Failure> {
 /// Brokers and partitions, for programs and for people.
 async fn brokers(client: &Client) -> Result<View, Failure> {
     let cluster = client.cluster().await?;
-    let topics = client.topics().await?;
-    let troubles = troubles(&cluster, &topics);
-    let text = text(&cluster, &topics, &troubles);
+    let (topics, refused) = match client.topics().await {
+        Ok(topics) => (Some(topics), None),
+        // Who has not joined yet knows something of the cluster, and nothing of topics.
+        Err(error @ ClientError::Refused { .. }) => {
+            (None, Some(format!("which topics there are is not known: {error}")))
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let mut troubles = troubles(&cluster, topics.as_deref().unwrap_or_default());
+    troubles.extend(refused);
+    let text = text(&cluster, topics.as_deref(), &troubles);
     let json = json!({"cluster": cluster, "topics": topics, "troubles": troubles});
     Ok(View { json, text, well: troubles.is_empty() })
 }
@@ -188,7 +196,7 @@ fn lag_rows(group: &GroupDescription) -> Vec<Vec<String>> {
     group.offsets.iter().map(row).collect()
 }
 
-fn text(cluster: &ClusterDescription, topics: &[TopicDescription], troubles: &[String]) -> String {
+fn text(cluster: &ClusterDescription, topics: Option<&[TopicDescription]>, troubles: &[String]) -> String {
     let rows: Vec<Vec<String>> = cluster
         .brokers
         .iter()
@@ -209,8 +217,10 @@ fn text(cluster: &ClusterDescription, topics: &[TopicDescription], troubles: &[S
     let controller = cluster.controller.map_or("none".into(), |id| format!("broker {id}"));
     let head = ["BROKER", "STATE", "HTTP", "PEERS", "LEADS", "REPLICAS", "LAGGING"];
     let mut text = format!("cluster {}, controller {controller}\n{}", cluster.cluster_id, output::table(&head, &rows));
-    let partitions: usize = topics.iter().map(|topic| topic.partitions.len()).sum();
-    text += &format!("{}, {}\n", counted(topics.len(), "topic"), counted(partitions, "partition"));
+    if let Some(topics) = topics {
+        let partitions: usize = topics.iter().map(|topic| topic.partitions.len()).sum();
+        text += &format!("{}, {}\n", counted(topics.len(), "topic"), counted(partitions, "partition"));
+    }
     if troubles.is_empty() {
         text += "all is well\n";
     }
@@ -424,12 +434,12 @@ mod tests {
     fn a_healthy_cluster_has_no_troubles() {
         let (cluster, topics) = (cluster([true; 3]), [topic(Some(1), &[1, 2, 3])]);
         assert!(troubles(&cluster, &topics).is_empty());
-        assert!(text(&cluster, &topics, &[]).ends_with("1 topic, 1 partition\nall is well\n"));
+        assert!(text(&cluster, Some(&topics), &[]).ends_with("1 topic, 1 partition\nall is well\n"));
     }
 
     #[test]
     fn of_a_dead_broker_nothing_stale_is_shown() {
-        let text = text(&cluster([true, false, true]), &[], &[]);
+        let text = text(&cluster([true, false, true]), Some(&[]), &[]);
         let row = |broker: &str| text.lines().find(|line| line.starts_with(broker)).unwrap().split_whitespace();
         assert_eq!(row("1 ").collect::<Vec<_>>(), ["1", "alive", "h:0", "p:0", "1", "3", "0"]);
         assert_eq!(row("2 ").collect::<Vec<_>>(), ["2", "DEAD", "h:1", "p:1", "-", "3", "-"]);
@@ -504,7 +514,7 @@ mod tests {
     #[test]
     fn a_flood_of_troubles_is_cut() {
         let many: Vec<String> = (0..1000).map(|at| at.to_string()).collect();
-        let text = text(&cluster([true; 3]), &[], &many);
+        let text = text(&cluster([true; 3]), Some(&[]), &many);
         assert!(text.lines().count() < 60 && text.contains("and 960 more"), "{text}");
     }
 }

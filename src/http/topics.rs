@@ -30,7 +30,9 @@ pub(super) async fn create(State(shared): State<Arc<Shared>>, request: Request) 
 /// `GET /v1/topics`
 pub(super) async fn list(State(shared): State<Arc<Shared>>, request: Request) -> Result<Json<TopicList>, Refusal> {
     Params::read(request.uri(), &[])?;
-    Ok(Json(TopicList { topics: shared.broker()?.topics() }))
+    let broker = shared.broker()?;
+    broker.check_known()?;
+    Ok(Json(TopicList { topics: broker.topics() }))
 }
 
 /// `GET /v1/topics/{t}`

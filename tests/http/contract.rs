@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::tails::Tail;
 use super::{fetch, produce, records_url, refusal, refused_for_a_while, values};
-use crate::support::{Cluster, Contract, PATIENCE, every_line_has_tests, read};
+use crate::support::{Cluster, Contract, PATIENCE, every_line_has_tests, read, run};
 
 /// What is promised, and the tests that show it. What the command line promises is in `tests/cli/contract.rs`.
 const CONTRACT: Contract = &[
@@ -364,8 +364,15 @@ async fn readiness_says_why_not_and_health_only_that_it_lives() {
     let (status, body) = cluster.get(1, "/readyz").await;
     assert_eq!((status, &body["ready"]), (StatusCode::SERVICE_UNAVAILABLE, &json!(false)));
     assert!(!body["reason"].as_str().unwrap().is_empty(), "{body}");
-    let response = cluster.send(1, Method::GET, "/v1/topics/t", None).await;
-    assert_eq!(refusal(refused_for_a_while(response).await), (503, "NOT_READY".into()));
+    // What it does not know yet may be there.
+    for path in ["/v1/topics/t", "/v1/topics"] {
+        let response = cluster.send(1, Method::GET, path, None).await;
+        assert_eq!(refusal(refused_for_a_while(response).await), (503, "NOT_READY".into()), "{path}");
+    }
+    let shown = run(&["status", "--server", &cluster.url(1), "--patience", "1"], b"").await;
+    let (status, text) = (shown.status.code(), String::from_utf8(shown.stdout).unwrap());
+    assert!(status == Some(0) && text.contains("! which topics there are is not known: NOT_READY"), "{status:?}: {text}");
+    assert!(!text.contains("0 topics") && !text.contains("all is well"), "{text}");
     cluster.spawn(2);
     cluster.spawn(3);
     for id in 1..=3 {
