@@ -24,6 +24,8 @@ const FETCH_BYTES: usize = 4 << 20;
 const LOOKS_AT_ONCE: usize = 8;
 /// How long the server waits for records when following.
 const FOLLOW_WAIT: Duration = Duration::from_secs(5);
+/// And at most for those that are there and do not show yet: data is sent at once.
+const END_WAIT: Duration = Duration::from_millis(500);
 /// How often a follower looks for partitions that were added.
 const PARTITIONS_LOOK: Duration = Duration::from_secs(2);
 /// Fetched chunks that may wait to be printed.
@@ -73,7 +75,8 @@ fn start(text: &str) -> Result<String, String> {
 
 /// Prints until the end as of now, or for ever.
 pub(super) async fn run(args: ConsumeArgs, client: Client, as_json: bool) -> Result<(), Failure> {
-    let count = client.topic(&args.topic).await?.partitions.len() as u32;
+    let described = client.topic(&args.topic).await?;
+    let (topic_id, count) = (described.topic_id, described.partitions.len() as u32);
     let partitions: Vec<u32> = match args.partition {
         Some(partition) if partition >= count => {
             return Err(Failure::NotFound(format!("{} has {count} partitions, no {partition}", args.topic)));
@@ -96,7 +99,9 @@ pub(super) async fn run(args: ConsumeArgs, client: Client, as_json: bool) -> Res
     let readers = starts.into_iter().map(|(partition, cursor)| reader(partition, cursor, floor));
     if !args.follow {
         for reader in readers {
-            reader.read_to_end(&mut printer).await?;
+            if !reader.read_to_end(&mut printer, &topic_id).await? {
+                break;
+            }
         }
         return Ok(());
     }
@@ -110,14 +115,19 @@ pub(super) async fn run(args: ConsumeArgs, client: Client, as_json: bool) -> Res
 }
 
 /// Where each partition is read from. An offset stands for another record in each of several: those that do not reach it, or
-/// have let it go, are named, and the others read all the same. One partition alone is asked as it is, and refuses.
+/// have let it go, are named, and the others read all the same. One partition alone is asked as it is, and refuses. The end is
+/// looked up here, once: asked for again with each attempt at a fetch, it would pass over what came in between.
 async fn starts(client: &Client, topic: &str, from: &str, partitions: Vec<u32>) -> Result<Vec<(u32, String)>, Failure> {
-    let (Ok(wanted), true) = (from.parse::<u64>(), partitions.len() > 1) else {
+    let wanted = from.parse::<u64>().ok().filter(|_| partitions.len() > 1);
+    if wanted.is_none() && from != "latest" {
         return Ok(partitions.into_iter().map(|partition| (partition, from.to_owned())).collect());
-    };
+    }
     let asked = stream::iter(partitions)
         .map(|partition| async move { client.offsets(topic, partition).await.map(|offsets| (partition, offsets)) });
     let found: Vec<(u32, OffsetsAnswer)> = asked.buffered(LOOKS_AT_ONCE).try_collect().await?;
+    let Some(wanted) = wanted else {
+        return Ok(found.into_iter().map(|(at, offsets)| (at, offsets.high_watermark.to_string())).collect());
+    };
     if found.iter().all(|(_, offsets)| offsets.high_watermark < wanted) {
         return Err(Failure::Failed(format!("no partition of {topic} reaches offset {wanted}")));
     }
@@ -236,15 +246,22 @@ impl Reader {
         Ok((answer.records, answer.next_offset))
     }
 
-    /// Up to what was acknowledged when it began.
-    async fn read_to_end<W: Write>(mut self, printer: &mut Printer<W>) -> Result<(), Failure> {
+    /// Up to what was acknowledged when it began. Returns whether more is wanted.
+    async fn read_to_end<W: Write>(mut self, printer: &mut Printer<W>, topic_id: &str) -> Result<bool, Failure> {
         let end = self.client.offsets(&self.topic, self.partition).await?.high_watermark;
+        let mut wait = Duration::ZERO;
         loop {
-            let (mut records, next) = self.fetch(Duration::ZERO).await?;
+            let (mut records, next) = self.fetch(wait).await?;
+            let none = records.is_empty() && next < end;
             records.retain(|record| record.offset < end);
-            if !printer.print(self.partition, &records)? || next >= end {
-                return Ok(());
+            let more = printer.print(self.partition, &records)?;
+            if !more || next >= end {
+                return Ok(more);
             }
+            if none && self.client.topic(&self.topic).await?.topic_id != topic_id {
+                return Err(Failure::Failed(format!("{} was deleted and created again meanwhile", self.topic)));
+            }
+            wait = if none { END_WAIT } else { Duration::ZERO };
         }
     }
 
