@@ -10,7 +10,8 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use pontoon_raft::types::Offset;
-use serde::{Deserialize, Serialize};
+use serde::ser::SerializeStruct;
+use serde::{Deserialize, Serialize, Serializer};
 use serde_json::Value;
 
 use super::embed::embeddable;
@@ -37,8 +38,8 @@ pub struct FetchAnswer {
     pub records: Vec<FetchedRecord>,
 }
 
-/// One record of a [`FetchAnswer`].
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// One record of a [`FetchAnswer`]. Written as the server writes it: a key and a value are in one form each.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 pub struct FetchedRecord {
     /// Its offset.
     pub offset: u64,
@@ -48,17 +49,35 @@ pub struct FetchedRecord {
     #[serde(default)]
     pub key: Option<String>,
     /// Its key, if that is not.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub key_base64: Option<String>,
     /// Its value, if that is text.
     #[serde(default)]
     pub value: Option<String>,
     /// Its value, if that is not.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub value_base64: Option<String>,
     /// Its headers: name, and a string, null or `{"base64"}`.
     #[serde(default)]
     pub headers: Vec<(String, Value)>,
+}
+
+impl Serialize for FetchedRecord {
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        let mut record = serializer.serialize_struct("FetchedRecord", 5)?;
+        record.serialize_field("offset", &self.offset)?;
+        record.serialize_field("timestamp", &self.timestamp)?;
+        match &self.key_base64 {
+            Some(bytes) => record.serialize_field("key_base64", bytes)?,
+            None => record.serialize_field("key", &self.key)?,
+        }
+        match &self.value_base64 {
+            Some(bytes) => record.serialize_field("value_base64", bytes)?,
+            None => record.serialize_field("value", &self.value)?,
+        }
+        record.serialize_field("headers", &self.headers)?;
+        record.end()
+    }
 }
 
 impl FetchedRecord {
@@ -339,7 +358,7 @@ mod tests {
         let record = NewRecord { timestamp: 1, key: Some(Bytes::from_static(b"\xfe")), value: None, headers };
         builder.push(&record).unwrap();
         let answer = answer(0, 9, 1 << 20, &fetched(vec![stamped(0, builder)], 1));
-        let wanted = r#"{"offset":0,"timestamp":1,"key":null,"key_base64":"/g==","value":null,
+        let wanted = r#"{"offset":0,"timestamp":1,"key_base64":"/g==","value":null,
             "headers":[["a","x"],["a",null],["b",{"base64":"/w=="}]]}"#;
         assert_eq!(serde_json::to_value(&answer.records[0]).unwrap(), serde_json::from_str::<Value>(wanted).unwrap());
         assert_eq!(answer.records[0].key_bytes().unwrap(), [0xfe]);

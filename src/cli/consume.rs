@@ -344,6 +344,13 @@ mod tests {
             json,
             "{\"partition\":2,\"offset\":5,\"timestamp\":7,\"key\":\"k\",\"value\":\"v\",\"headers\":[]}\n"
         );
+        // Bytes that are no text in one form only, as over HTTP.
+        let bytes = FetchedRecord { value_base64: Some("/w==".into()), ..record(None, None) };
+        let (json, _) = printed(Format::Json, 9, &[bytes]);
+        assert_eq!(
+            json,
+            "{\"partition\":2,\"offset\":5,\"timestamp\":7,\"key\":null,\"value_base64\":\"/w==\",\"headers\":[]}\n"
+        );
     }
 
     #[test]
