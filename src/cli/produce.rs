@@ -182,9 +182,18 @@ async fn send_all(
         }
     };
     let (spread, sent) = tokio::join!(spreading, join_all(senders));
-    let sent = sent.into_iter().try_for_each(|result| result.map_err(Stop::Server));
     reading.abort();
-    sent.and(spread)
+    match worst(sent) {
+        Some(error) => Err(Stop::Server(error)),
+        None => spread,
+    }
+}
+
+/// Of several failures the one to be told: that something may have been written counts for more than that something was not.
+fn worst(sent: Vec<Result<(), ClientError>>) -> Option<ClientError> {
+    let mut failures: Vec<ClientError> = sent.into_iter().filter_map(Result::err).collect();
+    let unsure = failures.iter().position(|error| error.outcome() != WriteOutcome::None);
+    (!failures.is_empty()).then(|| failures.swap_remove(unsure.unwrap_or(0)))
 }
 
 /// Reads lines in a task of its own, so that waiting for input does not hold back what is there.

@@ -108,7 +108,7 @@ impl Client {
         let body = self.answer(&call).await?;
         serde_json::from_slice(&body).map_err(|error| {
             let text = String::from_utf8_lossy(&body[..body.len().min(200)]).into_owned();
-            ClientError::Protocol(format!("{} {}: {error} in the answer {text:?}", call.method, call.path))
+            not_understood(&call, format!("{} {}: {error} in the answer {text:?}", call.method, call.path))
         })
     }
 
@@ -186,13 +186,14 @@ impl Client {
         if status.is_success() {
             return Ok(body);
         }
-        let mut error = refused(status, &body, server);
-        if let ClientError::Refused { body, .. } = &mut error
-            && call.again == Again::Free
-        {
-            body.outcome = WriteOutcome::None;
-        }
-        Err(error)
+        Err(match refused(status, &body, server) {
+            ClientError::Refused { status, mut body } if call.again == Again::Free => {
+                body.outcome = WriteOutcome::None;
+                ClientError::Refused { status, body }
+            }
+            ClientError::Protocol(why) => not_understood(call, why),
+            refused => refused,
+        })
     }
 
     async fn send(&self, call: &Call<'_>, server: &str, left: Duration) -> Attempt {
@@ -249,6 +250,11 @@ fn repeat(call: &Call<'_>, error: &ClientError) -> bool {
 
 fn lost(call: &Call<'_>, why: String) -> ClientError {
     if call.again == Again::Free { ClientError::Unreachable(why) } else { ClientError::Unknown(why) }
+}
+
+/// An answer that no broker gives: something in between may have given it after the broker did what was asked.
+fn not_understood(call: &Call<'_>, why: String) -> ClientError {
+    if call.again == Again::Free { ClientError::Protocol(why) } else { ClientError::Unknown(why) }
 }
 
 /// The last error of several, of which an earlier attempt may have had an effect.

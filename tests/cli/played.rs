@@ -2,6 +2,7 @@
 
 use std::process::Stdio;
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -14,6 +15,8 @@ use crate::support::{PATIENCE, pontoon, run};
 /// What comes of a request.
 enum Reply {
     Is(u16, Value),
+    /// Not a broker's.
+    Text(u16, &'static str),
     /// The connection is closed without one.
     Close,
     /// None, for as long as the client waits.
@@ -49,13 +52,15 @@ impl Played {
                 seen.lock().unwrap().push(request.clone());
                 let (status, body) = match reply(&request, before) {
                     Reply::Is(status, body) => (status, body.to_string()),
+                    Reply::Text(status, text) => (status, text.to_owned()),
                     Reply::Close => continue,
                     Reply::Never => {
                         never.push(stream);
                         continue;
                     }
                 };
-                let head = format!("HTTP/1.1 {status} X\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", body.len());
+                let head =
+                    format!("HTTP/1.1 {status} X\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", body.len());
                 let _ = stream.write_all(format!("{head}{body}").as_bytes()).await;
             }
         });
@@ -101,6 +106,10 @@ fn records(at: Option<u64>) -> Reply {
     let body = json!({"topic": "t", "partition": 0, "log_start_offset": 0, "high_watermark": next, "next_offset": next,
         "leader_epoch": 1, "records": records});
     Reply::Is(200, body)
+}
+
+fn refused(status: u16, code: &str, outcome: &str) -> Reply {
+    Reply::Is(status, json!({"error": code, "message": "m", "retriable": true, "outcome": outcome}))
 }
 
 /// What is acknowledged after it began, and before its first question is answered, is after the end at which it began.
@@ -163,4 +172,33 @@ async fn an_end_that_does_not_show_yet_is_waited_for() {
     .await;
     let consumed = run(&["consume", "t", "--from", "0", "--server", &played.address], b"").await;
     assert!(status(&consumed) == 1 && stderr(&consumed).contains("created again"), "{}", stderr(&consumed));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_may_have_been_written_counts_for_more_than_what_was_not() {
+    let played = Played::start(|request, _| match request {
+        _ if request.ends_with("/topics/t") => topic(1, 2),
+        _ if request.contains("/producers") => Reply::Is(201, json!({"producer_id": 1, "producer_epoch": 0})),
+        _ if request.contains("/partitions/0/") => refused(503, "NO_LEADER", "none"),
+        _ => refused(504, "OUTCOME_UNKNOWN", "unknown"),
+    })
+    .await;
+    let args = ["produce", "t", "--key-separator", ":", "--patience", "1", "--server", &played.address];
+    let produced = run(&args, b"21:a\nabc:b\n").await;
+    assert!(!played.asked("/partitions/0/").is_empty() && !played.asked("/partitions/1/").is_empty());
+    assert!(status(&produced) == 5 && stderr(&produced).contains("OUTCOME_UNKNOWN"), "{}", stderr(&produced));
+}
+
+/// Something between the client and the broker has its own word. What became of the request it does not say.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_that_is_not_a_brokers_leaves_a_change_unknown_and_a_question_unanswered() {
+    let played = Played::start(|_, _| Reply::Text(502, "<html>bad gateway</html>")).await;
+    let began = Instant::now();
+    for (args, wanted) in [(&["topic", "create", "t"][..], 5), (&["topic", "delete", "t"], 5), (&["topic", "list"], 1)]
+    {
+        let args = [args, &["--patience", "600", "--server", &played.address]].concat();
+        let ended = run(&args, b"").await;
+        assert!(status(&ended) == wanted && stderr(&ended).contains("502"), "{args:?}: {}", stderr(&ended));
+    }
+    assert!(began.elapsed() < Duration::from_secs(300), "it is not asked again and again");
 }
