@@ -66,7 +66,7 @@ pub(super) async fn fetch(
         form,
     };
     // The time to find a leader; waiting for records comes on top.
-    let timeout = params.timeout(&parts.headers, READ_TIMEOUT_MS)? + wait;
+    let timeout = params.timeout_and(wait, &parts.headers, READ_TIMEOUT_MS)?;
     Passable::new(&parts, Bytes::new(), timeout, Repeat::Read).at_leader(&shared, &target, &work).await
 }
 

@@ -124,9 +124,20 @@ impl Params {
 
     /// `timeout_ms`, shortened to what a passing broker has left of it.
     pub(super) fn timeout(&self, headers: &HeaderMap, default_ms: u64) -> Result<Duration, Refusal> {
+        self.timeout_and(Duration::ZERO, headers, default_ms)
+    }
+
+    /// `timeout_ms` and a wait on top of it, shortened to what a passing broker has left of both.
+    pub(super) fn timeout_and(
+        &self,
+        wait: Duration,
+        headers: &HeaderMap,
+        default_ms: u64,
+    ) -> Result<Duration, Refusal> {
         let asked = self.number("timeout_ms", 1..=api::TIMEOUT_MS_MAX)?.unwrap_or(default_ms);
-        let left = number_header(headers, api::TIMEOUT_MS, 0..=api::TIMEOUT_MS_MAX)?.unwrap_or(asked);
-        Ok(Duration::from_millis(asked.min(left)))
+        let asked = Duration::from_millis(asked) + wait;
+        let left = number_header(headers, api::TIMEOUT_MS, 0..=api::TIMEOUT_MS_MAX + api::FETCH_WAIT_MS_MAX)?;
+        Ok(left.map_or(asked, |left| asked.min(Duration::from_millis(left))))
     }
 }
 
@@ -409,6 +420,12 @@ mod tests {
         assert_eq!(params.timeout(&headers(&[]), 30_000).unwrap(), Duration::from_secs(5));
         let left = headers(&[(api::TIMEOUT_MS, "1200")]);
         assert_eq!(params.timeout(&left, 30_000).unwrap(), Duration::from_millis(1200));
+        // Of a fetch the passing broker has used up some of both: there is no telling of which.
+        let wait = Duration::from_secs(30);
+        assert_eq!(params.timeout_and(wait, &headers(&[]), 30_000).unwrap(), Duration::from_secs(35));
+        assert_eq!(params.timeout_and(wait, &left, 30_000).unwrap(), Duration::from_millis(1200));
+        let longest = headers(&[(api::TIMEOUT_MS, "3660000")]);
+        assert_eq!(params.timeout_and(wait, &longest, 30_000).unwrap(), Duration::from_secs(35));
     }
 
     #[test]

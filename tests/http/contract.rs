@@ -119,8 +119,14 @@ const CONTRACT: Contract = &[
         &["the_cursor_leads_through_everything_once", "parameters_out_of_range_are_refused"],
     ),
     ("max_bytes: default 1 MiB", &["a_fetch_brings_a_mebibyte_unless_it_says_how_much"]),
-    ("max_wait_ms", &["a_waiting_fetch_is_woken_by_a_record_or_by_its_time", "hundreds_wait_and_outlive_their_leader",
-    "all_who_wait_for_a_record_get_it_however_many_are_woken_at_once"]),
+    (
+        "max_wait_ms",
+        &[
+            "a_waiting_fetch_is_woken_by_a_record_or_by_its_time",
+            "hundreds_wait_and_outlive_their_leader",
+            "all_who_wait_for_a_record_get_it_however_many_are_woken_at_once",
+        ],
+    ),
     (
         "consistency=committed|linearizable",
         &["the_cursor_leads_through_everything_once", "an_isolated_leader_claims_no_end"],
@@ -371,7 +377,10 @@ async fn readiness_says_why_not_and_health_only_that_it_lives() {
     }
     let shown = run(&["status", "--server", &cluster.url(1), "--patience", "1"], b"").await;
     let (status, text) = (shown.status.code(), String::from_utf8(shown.stdout).unwrap());
-    assert!(status == Some(0) && text.contains("! which topics there are is not known: NOT_READY"), "{status:?}: {text}");
+    assert!(
+        status == Some(0) && text.contains("! which topics there are is not known: NOT_READY"),
+        "{status:?}: {text}"
+    );
     assert!(!text.contains("0 topics") && !text.contains("all is well"), "{text}");
     cluster.spawn(2);
     cluster.spawn(3);
@@ -516,6 +525,18 @@ async fn hundreds_wait_and_outlive_their_leader() {
     for answer in join_all(waiting).await {
         let (status, body) = read(answer.unwrap().unwrap()).await;
         assert_eq!((status, values(&body)), (StatusCode::OK, vec!["from the next"]), "{body}");
+    }
+}
+
+/// What is passed on says what is left of its time, and of the wait that comes on top.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_fetch_may_be_passed_on_with_all_the_time_there_is() {
+    let cluster = Cluster::start(3).await;
+    cluster.create_topic(1, "t", 1).await;
+    let leader = cluster.leader(1, "t", 0).await;
+    for id in 1..=3 {
+        let (status, body) = fetch(&cluster, id, "t", "timeout_ms=3600000&max_wait_ms=1000").await;
+        assert_eq!((status, values(&body)), (StatusCode::OK, vec![]), "broker {id}, of {leader}: {body}");
     }
 }
 
