@@ -31,6 +31,10 @@ impl Shared {
         state.topic(name).map(|topic| self.describe(topic)).ok_or_else(|| unknown_topic(name))
     }
 
+    pub(super) fn topic_id(&self, name: &str) -> Option<u128> {
+        self.catalog.state().topic(name).map(|topic| topic.id.0)
+    }
+
     pub(super) fn partition(&self, name: &str, topic_id: u128, number: u32) -> Option<PartitionDescription> {
         self.check_known().ok()?;
         let state = self.catalog.state();

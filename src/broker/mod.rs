@@ -310,6 +310,11 @@ impl Broker {
         self.shared.topic(name)
     }
 
+    /// The id of the topic that has this name, as far as is known here.
+    pub fn topic_id(&self, name: &str) -> Option<u128> {
+        self.shared.topic_id(name)
+    }
+
     /// One partition of a topic, if that is still the topic of this id. The others are not looked at: a topic has thousands.
     pub fn partition(&self, topic: &str, topic_id: u128, partition: u32) -> Option<PartitionDescription> {
         self.shared.partition(topic, topic_id, partition)

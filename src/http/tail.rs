@@ -2,7 +2,7 @@
 //!
 //! The broker that the client came to keeps the stream and its cursor; from wherever the partition's leader is it fetches
 //! whole batches, one long poll after the other, and writes them down as events. So a change of leader is a pause and no
-//! more. What cannot pass (retention took the next record, the topic is gone) is said in a last `event: error`.
+//! more. What cannot pass (retention took the next record, the topic is gone, though another may have its name) is said in a last `event: error`.
 //!
 //! A tail runs only while its client takes what there is: it holds one chunk of text, accounted for until the socket has
 //! it, and no batch. A client that stops reading loses its connection after `limits.write_timeout_ms`.
@@ -65,7 +65,11 @@ pub(super) async fn tail(
     let from = from(parts, params)?;
     let consistency = fetch::consistency(params.text("consistency"))?;
     let values = fetch::value_format(params.text("value_format"))?;
-    let source = Source { shared, target, path: parts.uri.path().to_owned() };
+    let broker = Arc::clone(shared.broker()?);
+    // There is no stream without a leader, and who has one knows the topic.
+    broker.route_wait(&target.topic, target.partition, timeout).await?;
+    let topic_id = broker.topic_shape(&target.topic, timeout).await?.topic_id;
+    let source = Source { shared, target, topic_id, path: parts.uri.path().to_owned() };
     if let Some(redirect) = source.redirect(parts, timeout).await? {
         return Ok(redirect);
     }
@@ -139,6 +143,7 @@ impl Tail {
             let found = match self.first.take() {
                 Some(first) => first,
                 None => match self.source.look(self.next, self.values, LOOK_WAIT, LOOK_TIMEOUT).await {
+                    _ if self.source.replaced() => self.last(self.source.gone()),
                     Ok(found) => found,
                     Err(refusal) => match self.after(refusal).await {
                         Some(last) => last,
@@ -158,12 +163,17 @@ impl Tail {
     /// What may pass is waited for; of the rest the client is told.
     async fn after(&mut self, refusal: Refusal) -> Option<Found> {
         if !refusal.error.code.retriable() {
-            return Some(Found { next: self.next, events: error_event(refusal), last: true });
+            return Some(self.last(refusal));
         }
         tracing::debug!(target = %self.source.target, error = %refusal.error, "a tail looks again");
         tokio::time::sleep(self.pause).await;
         self.pause = (self.pause * 2).min(PAUSE_MAX);
         None
+    }
+
+    /// The last word.
+    fn last(&self, refusal: Refusal) -> Found {
+        Found { next: self.next, events: error_event(refusal), last: true }
     }
 }
 
@@ -179,11 +189,24 @@ struct Found {
 struct Source {
     shared: Arc<Shared>,
     target: Target,
+    /// Of the topic that had the name when the stream began.
+    topic_id: u128,
     /// As the client wrote it, encoded.
     path: String,
 }
 
 impl Source {
+    /// Whether another topic has the name by now: this one's offsets mean nothing there.
+    fn replaced(&self) -> bool {
+        let broker = self.shared.broker().ok();
+        broker.and_then(|broker| broker.topic_id(&self.target.topic)).is_some_and(|id| id != self.topic_id)
+    }
+
+    fn gone(&self) -> Refusal {
+        let why = format!("topic {:?} was deleted, and another created under its name", self.target.topic);
+        (Code::UnknownTopic, why).into()
+    }
+
     /// 307, if the client prefers to be sent to the leader and that is elsewhere.
     async fn redirect(&self, parts: &Parts, timeout: Duration) -> Result<Option<Response>, Refusal> {
         let passable = Passable::new(parts, Bytes::new(), timeout, Repeat::Read);

@@ -230,6 +230,36 @@ async fn a_deleted_topic_ends_its_tails_with_a_word() {
     assert_eq!(tail.next().await, None);
 }
 
+/// While nobody reads the tail, its topic is replaced by one that has records where it was to go on.
+#[tokio::test]
+async fn a_tail_does_not_run_over_into_another_topic_of_the_name() {
+    let cluster = Cluster::start(1).await;
+    let fill = async |what: &str, count: usize| {
+        cluster.create_topic(1, "t", 1).await;
+        for _ in 0..count {
+            let (status, body) = produce(&cluster, 1, "t", "text/plain", what.repeat(250_000)).await;
+            assert_eq!(status, StatusCode::OK, "{body}");
+        }
+    };
+    fill("old ", 20).await;
+    let mut tail = Tail::open(&cluster, 1, "offset=earliest", None).await;
+    assert_eq!(tail.record().await.0, 0);
+    cluster.ask(1, Method::DELETE, "/v1/topics/t", None).await;
+    fill("new ", 25).await;
+    let last = loop {
+        let event = tail.next().await.expect("it ended without a word");
+        match event.name.as_str() {
+            "record" => {
+                assert!(event.data["value"].as_str().unwrap().starts_with("old"), "{:?} is another's", event.id)
+            }
+            _ if event.comment => {}
+            _ => break event,
+        }
+    };
+    assert_eq!((last.name.as_str(), &last.data["error"]), ("error", &json!("UNKNOWN_TOPIC")), "{last:?}");
+    assert_eq!(tail.next().await, None);
+}
+
 #[tokio::test]
 async fn a_quiet_tail_has_a_comment_now_and_then_and_a_redirect_if_it_asks() {
     let cluster = Cluster::start(3).await;
