@@ -428,14 +428,19 @@ impl Coordinator {
         if self.home.stopping() {
             return Err(GroupError::Loading); // They are elsewhere in a moment: "none" would be wrong.
         }
-        let mut groups = Vec::new();
+        // All are asked before the first is waited for.
+        let mut asked = Vec::new();
         for partition in 0..self.home.partitions() {
             let (reply, answer) = oneshot::channel();
             match self.send(partition, Request::List(reply)) {
-                Ok(()) => groups.extend(answer.await.map_err(|_| GroupError::Loading)??),
+                Ok(()) => asked.push(answer),
                 Err(GroupError::NotCoordinator) => {}
                 Err(error) => return Err(error),
             }
+        }
+        let mut groups = Vec::new();
+        for answer in asked {
+            groups.extend(answer.await.map_err(|_| GroupError::Loading)??);
         }
         Ok(groups)
     }

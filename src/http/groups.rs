@@ -12,6 +12,7 @@ use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use futures_util::future::join_all;
 use pontoon_raft::types::BrokerId;
+use tokio::time::timeout;
 
 use crate::api;
 use crate::api::groups::{
@@ -26,7 +27,7 @@ use crate::http::refusal::Refusal;
 use crate::http::request::{Params, Target, TopicName, check_json, read_body};
 use crate::partition::Partition;
 
-/// Longest that another broker may take to list its groups.
+/// Longest that a broker may take to list its groups.
 const LIST_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest that it waits for the catalog, when a committed offset is of a topic that this broker does not know.
 const CATALOG_TIMEOUT: Duration = Duration::from_secs(5);
@@ -41,30 +42,31 @@ const OFFSETS_AT_ONCE: usize = 500;
 pub(super) async fn list(State(shared): State<Arc<Shared>>, request: Request) -> Result<Json<GroupList>, Refusal> {
     Params::read(request.uri(), &[])?;
     let broker = shared.broker()?;
-    let here = match broker.groups().list().await {
-        Ok(groups) => Some(groups.iter().map(|group| summary(group, broker.id())).collect::<Vec<_>>()),
-        Err(_) => None,
+    let own = broker.id();
+    let mut others = broker.cluster().brokers;
+    let passed_on = request.headers().contains_key(api::FORWARDED);
+    others.retain(|other| other.broker_id != own && !passed_on);
+    let peers = &shared.peers;
+    let asked = others.into_iter().map(|other| async move {
+        let found = if other.alive { ask(peers, &other.http_address, own).await } else { None };
+        (other.broker_id, found)
+    });
+    // A broker that cannot tell of its own in time, for want of a majority say, still tells of the others'.
+    let here = async {
+        let listed = timeout(LIST_TIMEOUT, broker.groups().list()).await.ok()?.ok()?;
+        let groups = listed.iter().map(|group| summary(group, own)).collect();
+        Some(GroupList { groups, unavailable: Vec::new() })
     };
+    let (here, mut told) = tokio::join!(here, join_all(asked));
+    told.push((own, here));
     let mut list = GroupList::default();
-    match here {
-        Some(groups) => list.groups = groups,
-        None => list.unavailable.push(broker.id()),
-    }
-    if !request.headers().contains_key(api::FORWARDED) {
-        let others = broker.cluster().brokers.into_iter().filter(|other| other.broker_id != broker.id());
-        let (peers, own) = (&shared.peers, broker.id());
-        let asked = others.map(|other| async move {
-            let found = if other.alive { ask(peers, &other.http_address, own).await } else { None };
-            (other.broker_id, found)
-        });
-        for (other, found) in join_all(asked).await {
-            match found {
-                Some(found) => {
-                    list.groups.extend(found.groups);
-                    list.unavailable.extend(found.unavailable);
-                }
-                None => list.unavailable.push(other),
+    for (of, found) in told {
+        match found {
+            Some(found) => {
+                list.groups.extend(found.groups);
+                list.unavailable.extend(found.unavailable);
             }
+            None => list.unavailable.push(of),
         }
     }
     // A group that has just moved may be told by both.
@@ -152,11 +154,7 @@ pub(super) async fn commit(
 }
 
 /// Offsets with their topics' ids; the topics and the partitions must be there. Each topic is looked at once.
-async fn place(
-    broker: &Broker,
-    offsets: Vec<GroupOffset>,
-    timeout: Duration,
-) -> Result<Vec<CommittedOffset>, Error> {
+async fn place(broker: &Broker, offsets: Vec<GroupOffset>, timeout: Duration) -> Result<Vec<CommittedOffset>, Error> {
     let mut topics: BTreeMap<String, TopicShape> = BTreeMap::new();
     let mut placed = Vec::with_capacity(offsets.len());
     for (at, GroupOffset { topic, partition, offset, metadata }) in offsets.into_iter().enumerate() {

@@ -1,12 +1,14 @@
 //! Refusals whose code a client acts upon: each is asked for by what earns it, and called by its name; and nothing was changed.
 
+use std::time::Instant;
+
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
 use super::{fetch, records_url, refusal};
 use crate::kafka_hostile::Client;
 use crate::support::member::{join, leave};
-use crate::support::{Cluster, read};
+use crate::support::{Cluster, PATIENCE, read};
 
 /// A refusal's code, of something that was not done and that the same request will never do.
 fn for_good((status, body): (StatusCode, Value)) -> (u16, String) {
@@ -125,6 +127,33 @@ async fn a_group_that_is_not_there_or_in_use_is_refused_by_its_code() {
     leave(&mut client, "g", joined.member_id).await;
     assert_eq!(put(2).await, (StatusCode::NO_CONTENT, Value::Null));
     assert_eq!(cluster.get(1, "/v1/groups/g/offsets").await.1, offsets(2));
+}
+
+/// One that waits for a majority says nothing of its own groups, and does not keep whoever asks.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broker_that_cannot_tell_its_groups_says_so_in_time() {
+    let cluster = Cluster::start_with(3, &["--set", "raft.silence_max_ms=600000"]).await;
+    cluster.create_topic(1, "t", 1).await;
+    let offsets = json!({"offsets": [{"topic": "t", "partition": 0, "offset": 0}]});
+    let path = "/v1/groups/g/offsets";
+    assert_eq!(cluster.ask(1, Method::PUT, path, Some(offsets.clone())).await.0, StatusCode::NO_CONTENT);
+    let coordinator = cluster.get(1, "/v1/groups/g").await.1["coordinator"].as_u64().unwrap() as u32;
+    let others: Vec<u32> = (1..=3).filter(|id| *id != coordinator).collect();
+    others.iter().for_each(|id| cluster.pause(*id));
+    // It waits for the others to hear of this, and so does whoever asks for anything else.
+    let url = format!("{}{path}", cluster.url(coordinator));
+    let waiting = tokio::spawn(cluster.http.put(url).json(&offsets).send());
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let (status, list) = cluster.get(coordinator, "/v1/groups").await;
+        assert_eq!(status, StatusCode::OK, "{list}");
+        if list["unavailable"] == json!([1, 2, 3]) {
+            break;
+        }
+        assert!(Instant::now() < deadline, "{list}");
+    }
+    others.iter().for_each(|id| cluster.resume(*id));
+    waiting.await.unwrap().unwrap();
 }
 
 /// Each is looked up in its topic, which was described whole for it: ten million partitions here.
