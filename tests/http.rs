@@ -93,6 +93,25 @@ async fn topics_live_from_creation_to_deletion() {
     assert!(cluster.fetch_all(1, "t", 0).await.is_empty(), "a topic created again shows no old data");
 }
 
+/// Also by a broker that has slept while it was created.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_topic_that_was_created_elsewhere_is_described_at_once() {
+    let cluster = Cluster::start_with(3, &["--set", "raft.silence_max_ms=600000"]).await;
+    let controller = cluster.get(1, "/v1/cluster").await.1["controller"].as_u64().unwrap() as u32;
+    let asked = controller % 3 + 1;
+    for at in 0..3 {
+        let name = format!("t{at}");
+        cluster.pause(asked);
+        let (status, body) =
+            cluster.post(controller, "/v1/topics?timeout_ms=2000", json!({"name": name, "replicas": 1})).await;
+        cluster.resume(asked);
+        assert_eq!(status, StatusCode::CREATED, "{body}");
+        let (status, described) = cluster.get(asked, &format!("/v1/topics/{name}")).await;
+        assert_eq!((status, &described["topic_id"]), (StatusCode::OK, &body["topic_id"]), "{described}");
+    }
+    assert_eq!(refusal(cluster.get(asked, "/v1/topics/none").await), (404, "UNKNOWN_TOPIC".into()));
+}
+
 #[tokio::test]
 async fn topics_that_cannot_be_are_refused_by_name() {
     let cluster = Cluster::start(1).await;

@@ -1,6 +1,7 @@
 //! Topics, producers, the cluster, and whether this broker is well.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Json;
 use axum::extract::{Request, State};
@@ -14,6 +15,9 @@ use crate::error::Code;
 use crate::http::refusal::Refusal;
 use crate::http::request::{Params, TopicName, check_json, read_body};
 use crate::http::{Shared, Stage};
+
+/// How long a topic that is not known here is asked for at the controller.
+const CATALOG_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// `POST /v1/topics`
 pub(super) async fn create(State(shared): State<Arc<Shared>>, request: Request) -> Result<Response, Refusal> {
@@ -42,7 +46,15 @@ pub(super) async fn describe(
     request: Request,
 ) -> Result<Json<TopicDescription>, Refusal> {
     Params::read(request.uri(), &[])?;
-    Ok(Json(shared.broker()?.topic(&name)?))
+    let broker = shared.broker()?;
+    match broker.topic(&name) {
+        // This copy of the catalog may be a moment behind the one that created it.
+        Err(error) if error.code == Code::UnknownTopic => {
+            broker.catch_up(CATALOG_TIMEOUT).await?;
+            Ok(Json(broker.topic(&name)?))
+        }
+        found => Ok(Json(found?)),
+    }
 }
 
 /// `PATCH /v1/topics/{t}`
