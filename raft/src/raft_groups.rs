@@ -304,8 +304,8 @@ impl Hosted {
     /// Whether the disk has no room now, or cannot say, or too many files are open.
     pub(crate) async fn is_short(&self) -> bool {
         let measured = self.store.measure().await;
-        let full = measured.is_err() || self.store.available_bytes() < self.config.reserve_append_bytes;
-        full || self.store.is_out_of_files().await
+        let full = self.store.was_refused() || self.store.available_bytes() < self.config.reserve_append_bytes;
+        measured.is_err() || full || self.store.is_out_of_files().await
     }
 
     /// Starts a replica that had to wait for something first, unless it was dropped meanwhile. Until it runs, or is lost, it waits: who

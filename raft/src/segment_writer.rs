@@ -320,6 +320,7 @@ impl SegmentWriter {
         match written {
             Ok(()) => last.log.became_written(last.append),
             Err(error) if is_full(&error) => {
+                last.log.context().journal.refusals().note(&error);
                 tracing::warn!(path = %path.display(), "disk full: a segment waits to be written");
                 return false;
             }

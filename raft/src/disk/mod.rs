@@ -12,8 +12,11 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 
 pub mod real;
+mod refusals;
 #[cfg(any(test, feature = "simulation"))]
 pub mod sim;
+
+pub(crate) use refusals::Refusals;
 
 /// How to open a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -237,6 +237,7 @@ impl Keeper {
         match self.write_zeros(path, bytes).await {
             Ok(()) => {}
             Err(FileError { error, .. }) if is_full(&error) => {
+                self.running.iter().for_each(|shared| shared.refusals.note(&error));
                 // Someone else was quicker. The file is not the journal's yet, so its loss is nobody's.
                 match self.disk.remove_file(path).await {
                     // It could not even be created.

@@ -28,7 +28,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::config::RaftConfig;
-use crate::disk::{Disk, OpenMode, create_dir_durably};
+use crate::disk::{Disk, OpenMode, Refusals, create_dir_durably};
 use crate::error::{OpenError, Stopped};
 use crate::instruments::JournalInstruments;
 use crate::types::{GroupId, LogId, ReplicaId, Vote};
@@ -259,6 +259,8 @@ struct Shared {
     wanted_bytes: AtomicU64,
     /// See [`Journal::short_of_room`].
     short: Notify,
+    /// See [`Journal::refusals`].
+    refusals: Refusals,
     /// When the round in flight was begun.
     round_since: Mutex<Option<Instant>>,
     /// See [`Journal::observe`].
@@ -338,6 +340,7 @@ impl Journal {
             live_bytes_here: AtomicU64::new(current.position),
             wanted_bytes: AtomicU64::new(0),
             short: Notify::new(),
+            refusals: Refusals::default(),
             round_since: Mutex::new(None),
             instruments: OnceLock::new(),
         });
@@ -431,6 +434,11 @@ impl Journal {
     /// Resolves when there is no room for another whole file: a checkpoint makes some ([`Self::retire_below`]). One waiter.
     pub(crate) async fn short_of_room(&self) {
         self.shared.short.notified().await;
+    }
+
+    /// What was refused for want of room, here or by whoever else writes to the data directory and notes it.
+    pub(crate) fn refusals(&self) -> &Refusals {
+        &self.shared.refusals
     }
 
     /// The files that a recovery would read, oldest first. With each the LSN up to which everything in it is durable and will not change;

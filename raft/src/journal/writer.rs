@@ -411,6 +411,7 @@ fn write_directly(
                 Err(error) if !is_refused(&error) => break Err(error),
                 Err(_) if shared.queue.lock().is_closed() => break Ok(Direct::GivenUp),
                 Err(error) => {
+                    shared.refusals.note(&error);
                     tracing::warn!(%group, %error, "a large append waits");
                     tokio::time::sleep(RETRY).await;
                 }

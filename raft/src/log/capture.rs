@@ -151,7 +151,8 @@ impl Log {
     pub(super) async fn folder(&self) -> io::Result<Option<MutexGuard<'_, Folder>>> {
         let mut folder = self.folder.lock().await;
         if *folder == Folder::Unsure {
-            self.context.disk.create_dir_all(&self.dir).await?;
+            let made = self.context.disk.create_dir_all(&self.dir).await;
+            made.inspect_err(|error| self.context.journal.refusals().note(error))?;
             if let Some(groups) = self.dir.parent() {
                 self.sync_dir(groups).await?;
             }

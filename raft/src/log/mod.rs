@@ -90,8 +90,9 @@ impl LogContext {
 
     /// Stops the directory, unless what failed was only refused ([`is_refused`]).
     pub(crate) fn stop_unless_refused(&self, path: &Path, error: &io::Error) {
-        if !is_refused(error) {
-            self.stop.stop(&format!("{}: {error}", path.display()));
+        match is_refused(error) {
+            true => self.journal.refusals().note(error),
+            false => self.stop.stop(&format!("{}: {error}", path.display())),
         }
     }
 }

@@ -1,4 +1,5 @@
 //! What there may be too little of: free space, measured now and then and counted in between (RULES.md J18), and files to be opened.
+//! What the file system says of free space counts only as long as it refuses nothing ([`crate::disk::Refusals`]).
 
 use std::io;
 use std::sync::Weak;
@@ -39,9 +40,15 @@ impl Measured {
 
 impl Store {
     /// Free bytes as last measured, less what was accepted since. What the doors compare with their reserves (RULES.md J18):
-    /// a reserve need not be larger than what is written between two measurements.
+    /// a reserve need not be larger than what is written between two measurements. None for some seconds after something was refused for
+    /// want of room, whatever the file system says: it does not tell of a quota.
     pub fn available_bytes(&self) -> u64 {
-        self.measured.left(&self.context.accepted_bytes)
+        if self.was_refused() { 0 } else { self.measured.left(&self.context.accepted_bytes) }
+    }
+
+    /// Whether something was refused for want of room a moment ago.
+    pub(crate) fn was_refused(&self) -> bool {
+        self.context.journal.refusals().is_recent()
     }
 
     /// Whether too many files are open just now.
@@ -57,6 +64,7 @@ impl Store {
         let available = self.context.disk.available_bytes(self.data_dir.path()).await?;
         self.measured.note(available, accepted);
         let reserve = self.context.config.reserve_append_bytes;
+        let available = if self.was_refused() { 0 } else { available };
         let short = available < reserve;
         if self.measured.short.swap(short, Ordering::Relaxed) != short {
             let path = self.data_dir.path().display();

@@ -746,34 +746,84 @@ async fn a_snapshot_that_finds_no_room_ends_no_group() {
     propose(&group, "after").await.unwrap();
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_core_that_keeps_ending_for_want_of_room_is_never_lost() {
-    let mut cluster = Cluster::start_with(2, from_files()).await;
-    let group = cluster.create(1).await;
-    let mut events = cluster.brokers[&1].groups.watch_events();
-    propose(&group, "first").await.unwrap();
-    // As in the test of the one that is lost; but the disk is full.
-    let (disk, _) = left_behind(&mut cluster, &group).await;
-    let own = &cluster.brokers[&1].disk;
-    own.set_capacity(Some(own.used_bytes()));
-    fail_reads(own, 20);
-    cluster.boot(2, disk).await;
-    let own = &cluster.brokers[&1].disk;
-    let worn_out = async {
-        while own.faults_left() > 0 {
-            sleep(Duration::from_millis(100)).await;
+/// The directory takes no more records, or only so many bytes of a quota, and some of what was accepted is still to be written.
+async fn run_out_of_room(cluster: &Cluster, group: &RaftGroup, quota: bool) {
+    let broker = &cluster.brokers[&1];
+    broker.disk.set_quota(quota);
+    broker.disk.set_capacity(Some(broker.disk.used_bytes()));
+    let refused = async {
+        while broker.store.available_bytes() > 0 {
+            let group = group.clone();
+            tokio::spawn(async move { propose(&group, &"x".repeat(500)).await });
+            sleep(Duration::from_millis(20)).await;
         }
     };
-    timeout(Duration::from_secs(300), worn_out).await.unwrap();
-    own.set_capacity(None);
-    let leader = cluster.leader(1, &[1, 2]).await;
-    propose(&cluster.group(leader, 1), "after").await.unwrap();
-    let mut restarts = 0;
+    timeout(Duration::from_secs(60), refused).await.expect("there is room after all");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_core_that_keeps_ending_for_want_of_room_is_never_lost() {
+    for quota in [false, true] {
+        let mut cluster = Cluster::start_with(2, from_files()).await;
+        let group = cluster.create(1).await;
+        let mut events = cluster.brokers[&1].groups.watch_events();
+        propose(&group, "first").await.unwrap();
+        // As in the test of the one that is lost; but the disk is full.
+        let (disk, _) = left_behind(&mut cluster, &group).await;
+        run_out_of_room(&cluster, &group, quota).await;
+        let own = &cluster.brokers[&1].disk;
+        fail_reads(own, 20);
+        cluster.boot(2, disk).await;
+        let own = &cluster.brokers[&1].disk;
+        let worn_out = async {
+            while own.faults_left() > 0 {
+                sleep(Duration::from_millis(100)).await;
+            }
+        };
+        timeout(Duration::from_secs(300), worn_out).await.unwrap();
+        own.set_capacity(None);
+        let leader = cluster.leader(1, &[1, 2]).await;
+        propose(&cluster.group(leader, 1), "after").await.unwrap();
+        let mut restarts = 0;
+        while let Ok(event) = events.try_recv() {
+            assert!(matches!(event, GroupEvent::Restarted(GroupId(1), _)), "{quota}: {event:?}");
+            restarts += 1;
+        }
+        assert!(restarts > 0, "{quota}");
+    }
+}
+
+/// What refuses is a quota, of which the file system says nothing: only the refusals tell.
+#[tokio::test(start_paused = true)]
+async fn a_snapshot_that_finds_its_quota_used_up_costs_no_replica() {
+    let mut cluster = Cluster::start(3).await;
+    let group = cluster.create(1).await;
+    let disk = cluster.kill(3).await;
+    let all: Vec<String> = (0..300).map(|n| format!("record {n} {}", "x".repeat(50))).collect();
+    write_all(&group, &all).await;
+    for broker in [1, 2] {
+        let group = cluster.group(broker, 1);
+        group.snapshot(200).await.unwrap();
+        let purged = async {
+            while group.log().log_start_offset().0 == 0 {
+                sleep(Duration::from_millis(10)).await;
+            }
+        };
+        timeout(Duration::from_secs(30), purged).await.unwrap();
+    }
+    cluster.boot(3, disk).await;
+    let third = &cluster.brokers[&3];
+    let mut events = third.groups.watch_events();
+    third.disk.set_quota(true);
+    third.disk.set_capacity(Some(third.disk.used_bytes()));
+    sleep(Duration::from_secs(200)).await;
     while let Ok(event) = events.try_recv() {
         assert!(matches!(event, GroupEvent::Restarted(GroupId(1), _)), "{event:?}");
-        restarts += 1;
     }
-    assert!(restarts > 0);
+    assert_eq!(third.groups.lost(), []);
+    third.disk.set_capacity(None);
+    let start = group.log().log_start_offset().0 as usize;
+    cluster.shows(3, 1, &all[start..]).await;
 }
 
 /// That passes, and its replica is whole.
@@ -802,41 +852,44 @@ async fn a_core_that_keeps_ending_because_no_file_can_be_opened_is_never_lost() 
 /// The same of one that cannot even be started, as when the broker starts.
 #[tokio::test(start_paused = true)]
 async fn a_replica_that_cannot_be_started_for_want_of_room_waits() {
-    let mut cluster = Cluster::start_with(2, from_files()).await;
-    let group = cluster.create(1).await;
-    propose(&group, "first").await.unwrap();
-    let (disk, _) = left_behind(&mut cluster, &group).await;
-    let (groups, own) = (cluster.brokers[&1].groups.clone(), cluster.brokers[&1].disk.clone());
-    let replica = cluster.brokers[&1].store.replicas().remove(0);
-    groups.hosted.end_replica(GroupId(1), replica.replica).await;
-    own.set_capacity(Some(own.used_bytes()));
-    fail_reads(&own, 1000);
-    own.set_cold(true);
-    assert!(groups.hosted.clone().host(replica).await.is_err());
-    // It waits at every moment, also while it is tried: who finds it neither here nor waiting takes its files for missing.
-    for _ in 0..10_000 {
-        tokio::time::advance(Duration::from_micros(500)).await;
-        for _ in 0..5 {
-            assert!(groups.is_opening(GroupId(1)));
-            tokio::task::yield_now().await;
+    for quota in [false, true] {
+        let mut cluster = Cluster::start_with(2, from_files()).await;
+        let group = cluster.create(1).await;
+        propose(&group, "first").await.unwrap();
+        let (disk, _) = left_behind(&mut cluster, &group).await;
+        let (groups, own) = (cluster.brokers[&1].groups.clone(), cluster.brokers[&1].disk.clone());
+        run_out_of_room(&cluster, &group, quota).await;
+        let replica = cluster.brokers[&1].store.replicas().remove(0);
+        // Whatever waits of it for room waits on.
+        groups.hosted.end_replica(GroupId(1), replica.replica).await;
+        fail_reads(&own, 1000);
+        own.set_cold(true);
+        assert!(groups.hosted.clone().host(replica).await.is_err());
+        // It waits at every moment, also while it is tried: who finds it neither here nor waiting takes its files for missing.
+        for _ in 0..10_000 {
+            tokio::time::advance(Duration::from_micros(500)).await;
+            for _ in 0..5 {
+                assert!(groups.is_opening(GroupId(1)));
+                tokio::task::yield_now().await;
+            }
         }
+        assert!(groups.lost().is_empty());
+        // Who insists on it does not get an empty one in its place.
+        assert!(groups.create(GroupId(1), ReplicaId(11)).await.is_err());
+        own.forgive();
+        own.set_capacity(None);
+        let opened = async {
+            while groups.get(GroupId(1)).is_none() {
+                assert!(groups.is_opening(GroupId(1)));
+                sleep(Duration::from_millis(1)).await;
+            }
+        };
+        timeout(Duration::from_secs(10), opened).await.expect("it still waits");
+        cluster.boot(2, disk).await;
+        let leader = cluster.leader(1, &[1, 2]).await;
+        propose(&cluster.group(leader, 1), "after").await.unwrap();
+        assert_eq!(cluster.group(1, 1).replica(), ReplicaId(11));
     }
-    assert!(groups.lost().is_empty());
-    // Who insists on it does not get an empty one in its place.
-    assert!(groups.create(GroupId(1), ReplicaId(11)).await.is_err());
-    own.forgive();
-    own.set_capacity(None);
-    let opened = async {
-        while groups.get(GroupId(1)).is_none() {
-            assert!(groups.is_opening(GroupId(1)));
-            sleep(Duration::from_millis(1)).await;
-        }
-    };
-    timeout(Duration::from_secs(5), opened).await.expect("it still waits");
-    cluster.boot(2, disk).await;
-    let leader = cluster.leader(1, &[1, 2]).await;
-    propose(&cluster.group(leader, 1), "after").await.unwrap();
-    assert_eq!(cluster.group(1, 1).replica(), ReplicaId(11));
 }
 
 #[tokio::test(start_paused = true)]
