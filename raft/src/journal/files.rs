@@ -234,25 +234,36 @@ impl Keeper {
         if bytes > room {
             return Ok(None);
         }
+        if self.try_zeros(path, bytes).await? {
+            if !self.short {
+                self.new_bytes = (bytes * 2).min(self.file_bytes);
+            }
+            return Ok(Some(bytes));
+        }
+        // Someone else was quicker; or it is a quota, of whose room only the attempt tells. What may be left of it is what the floor keeps
+        // elsewhere: not for a file that nobody waits for.
+        self.short = true;
+        let least = least_bytes.next_multiple_of(BLOCK_BYTES as u64);
+        let waited_for = floor_bytes < self.floor_bytes || floor_bytes == 0;
+        let made = waited_for && least < bytes && self.try_zeros(path, least).await?;
+        Ok(made.then_some(least))
+    }
+
+    /// Writes a file of zeros, durably. Returns whether there was room; if not, nothing is left behind.
+    async fn try_zeros(&self, path: &Path, bytes: u64) -> Result<bool, FileError> {
         match self.write_zeros(path, bytes).await {
-            Ok(()) => {}
+            Ok(()) => Ok(true),
             Err(FileError { error, .. }) if is_full(&error) => {
                 self.running.iter().for_each(|shared| shared.refusals.note(&error));
-                // Someone else was quicker. The file is not the journal's yet, so its loss is nobody's.
+                // The file is not the journal's yet, so its loss is nobody's.
                 match self.disk.remove_file(path).await {
                     // It could not even be created.
-                    Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error).at(path),
-                    _ => {}
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error).at(path),
+                    _ => Ok(false),
                 }
-                self.short = true;
-                return Ok(None);
             }
-            Err(error) => return Err(error),
+            Err(error) => Err(error),
         }
-        if !self.short {
-            self.new_bytes = (bytes * 2).min(self.file_bytes);
-        }
-        Ok(Some(bytes))
     }
 
     async fn write_zeros(&self, path: &Path, bytes: u64) -> Result<(), FileError> {

@@ -305,30 +305,33 @@ async fn preparing_never_fills_the_disk_and_the_writer_waits_for_room() {
 
 #[tokio::test(start_paused = true)]
 async fn without_room_for_more_a_file_is_made_as_small_as_the_round_that_waits_for_it() {
-    let disk = SimDisk::new(1);
-    disk.set_capacity(Some(64 << 10));
-    let (_, journal) = open(&disk, 1).await;
-    let journal = Arc::new(journal);
-    // The first file is full, and there is room for one round.
-    let small = journal.clone();
-    let small = tokio::spawn(async move { work(&small, 15, 1000).await });
-    tokio::time::sleep(Duration::from_secs(10)).await;
-    assert!(!small.is_finished());
-    disk.set_capacity(Some(disk.used_bytes() + (12 << 10)));
-    let written = tokio::time::timeout(Duration::from_secs(10), small).await;
-    assert_eq!(written.expect("there is room for a file").unwrap(), Lsn(15));
-    let target = segment(&disk, 1);
-    let large = append(&target, 1, 0, 10_000);
-    let writing = tokio::spawn({
-        let journal = journal.clone();
-        async move { journal.write(GroupId(2), ReplicaId(1), large).await }
-    });
-    tokio::time::sleep(Duration::from_secs(10)).await;
-    assert!(!writing.is_finished());
-    disk.set_capacity(None);
-    writing.await.unwrap().unwrap();
-    journal.close().await.unwrap();
-    assert_eq!(read(&disk.crash(), 2, Lsn(1)).await.unwrap().0.len(), 16);
+    for quota in [false, true] {
+        let disk = SimDisk::new(1);
+        disk.set_quota(quota);
+        disk.set_capacity(Some(64 << 10));
+        let (_, journal) = open(&disk, 1).await;
+        let journal = Arc::new(journal);
+        // The first file is full, and there is room for one round.
+        let small = journal.clone();
+        let small = tokio::spawn(async move { work(&small, 15, 1000).await });
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        assert!(!small.is_finished());
+        disk.set_capacity(Some(disk.used_bytes() + (12 << 10)));
+        let written = tokio::time::timeout(Duration::from_secs(10), small).await;
+        assert_eq!(written.expect("there is room for a file").unwrap(), Lsn(15));
+        let target = segment(&disk, 1);
+        let large = append(&target, 1, 0, 10_000);
+        let writing = tokio::spawn({
+            let journal = journal.clone();
+            async move { journal.write(GroupId(2), ReplicaId(1), large).await }
+        });
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        assert!(!writing.is_finished());
+        disk.set_capacity(None);
+        writing.await.unwrap().unwrap();
+        journal.close().await.unwrap();
+        assert_eq!(read(&disk.crash(), 2, Lsn(1)).await.unwrap().0.len(), 16);
+    }
 }
 
 #[tokio::test(start_paused = true)]
