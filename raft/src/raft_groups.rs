@@ -68,7 +68,7 @@ pub(crate) struct Hosted {
     openraft: Arc<openraft::Config>,
     groups: RwLock<BTreeMap<GroupId, RaftGroup>>,
     lost: Mutex<BTreeMap<GroupId, (ReplicaId, String)>>,
-    /// Replicas that cannot be started before they are repaired.
+    /// Replicas that could not be started: once they are repaired, or at the next attempt, they may be.
     opening: Mutex<BTreeMap<GroupId, ReplicaId>>,
     events: broadcast::Sender<GroupEvent>,
     pub(crate) elections: Elections,
@@ -108,7 +108,7 @@ impl RaftGroups {
                 hosted.store.create(corrupt.group, corrupt.replica).await?;
             }
         }
-        let starts = stream::iter(hosted.store.replicas()).map(|replica| hosted.clone().host(replica));
+        let starts = stream::iter(hosted.store.replicas()).map(|replica| hosted.clone().host(replica, 0));
         starts.buffer_unordered(STARTS).collect::<Vec<_>>().await;
         hosted.transport.set_raft_service(Arc::new(door::Door::new(Arc::downgrade(&hosted))));
         hosted.spawn("elections", hosted.elections.clone().run());
@@ -135,7 +135,8 @@ impl RaftGroups {
         lost.iter().map(|(group, (replica, why))| (*group, *replica, why.clone())).collect()
     }
 
-    /// Whether a replica of this group is here that will run once it is repaired (RULES.md R7).
+    /// Whether a replica of this group is here that could not be started, and will run once it is repaired (RULES.md R7), or there is room,
+    /// or at the next attempt.
     pub fn is_opening(&self, group: GroupId) -> bool {
         self.hosted.opening.lock().contains_key(&group)
     }
@@ -170,7 +171,7 @@ impl RaftGroups {
             hosted.drop_replica(group, other).await?;
         }
         let created = hosted.store.create(group, replica).await?;
-        match hosted.clone().host(created).await {
+        match hosted.clone().host(created, 0).await {
             Ok(started) => Ok(started),
             Err(why) => Err(Stopped(why.into())),
         }
@@ -309,22 +310,22 @@ impl Hosted {
     }
 
     /// Starts a replica that had to wait for something first, unless it was dropped meanwhile. Until it runs, or is lost, it waits: who
-    /// finds it neither here nor waiting takes its files for missing.
-    pub(crate) async fn host_mended(self: Arc<Self>, replica: Replica) {
+    /// finds it neither here nor waiting takes its files for missing. `failed`: see [`Self::host`].
+    pub(crate) async fn host_mended(self: Arc<Self>, replica: Replica, failed: usize) {
         let _alone = self.lifecycle_of(replica.group).lock().await;
         let waits = self.is_opening(replica.group, replica.replica);
-        if waits && !self.is_closed() && self.clone().host(replica).await.is_ok() {
+        if waits && !self.is_closed() && self.clone().host(replica, failed).await.is_ok() {
             tracing::info!("a replica that had to wait is open");
         }
     }
 
-    /// The replica does not wait to be repaired any more. Returns whether it did.
+    /// The replica does not wait any more. Returns whether it did.
     pub(crate) fn take_opening(&self, group: GroupId, replica: ReplicaId) -> bool {
         let mut opening = self.opening.lock();
         opening.get(&group) == Some(&replica) && opening.remove(&group).is_some()
     }
 
-    /// Whether this replica waits to be repaired before it can run.
+    /// Whether this replica waits until it can be started.
     pub(crate) fn is_opening(&self, group: GroupId, replica: ReplicaId) -> bool {
         self.opening.lock().get(&group) == Some(&replica)
     }
@@ -336,24 +337,33 @@ impl Hosted {
         tokio::spawn(vital(name, stop, task));
     }
 
-    /// Starts a replica and its supervision.
-    async fn host(self: Arc<Self>, replica: Replica) -> Result<RaftGroup, String> {
+    /// Starts a replica and its supervision. One that cannot be started waits, and is tried again: whatever it was may be over then. After
+    /// some attempts it is lost, unless it is rotten or there was a shortage, which is no fault of the replica's. `failed`: attempts that
+    /// have failed for nothing of the kind.
+    async fn host(self: Arc<Self>, replica: Replica, failed: usize) -> Result<RaftGroup, String> {
         let (id, incarnation) = (replica.group, replica.replica);
         let raft = match self.start_core(&replica).await {
             Ok(raft) => raft,
-            // Where the disk or the broker is short of something, it is no fault of the replica's.
-            Err(why) if replica.log.is_rotten() || self.is_short().await => {
-                tracing::warn!(group = id.0, replica = incarnation.0, why, "the replica waits until it can be opened");
+            Err(why) => {
+                let excused = replica.log.is_rotten() || self.is_short().await;
+                let failed = failed + usize::from(!excused);
+                if failed > supervision::RESTARTS_MAX {
+                    self.report_lost(id, incarnation, why.clone());
+                    self.take_opening(id, incarnation);
+                    return Err(why);
+                }
+                tracing::warn!(
+                    group = id.0,
+                    replica = incarnation.0,
+                    why,
+                    failed,
+                    "the replica waits until it can be opened"
+                );
                 self.opening.lock().insert(id, incarnation);
                 let hosted = Arc::downgrade(&self);
                 tokio::spawn(async move {
-                    insist("mending", || repair::open_when_mended(hosted.clone(), replica.clone())).await;
+                    insist("mending", || repair::open_when_mended(hosted.clone(), replica.clone(), failed)).await;
                 });
-                return Err(why);
-            }
-            Err(why) => {
-                self.report_lost(id, incarnation, why.clone());
-                self.take_opening(id, incarnation);
                 return Err(why);
             }
         };

@@ -166,17 +166,19 @@ fn note_repaired(log: &Log, segment: SegmentName, mended: Mended) {
     log.context().instruments.repaired_bytes.increment(mended.bytes);
 }
 
-/// Starts a replica once nothing in it is rotten any more.
-pub(crate) fn open_when_mended(hosted: Weak<Hosted>, replica: Replica) -> BoxFuture<'static, ()> {
+/// Starts a replica that could not be, once nothing in it is rotten any more. `failed`: attempts that are held against it; with each the
+/// pause is four times as long.
+pub(crate) fn open_when_mended(hosted: Weak<Hosted>, replica: Replica, failed: usize) -> BoxFuture<'static, ()> {
     Box::pin(async move {
+        let mut pause = POLL * 4u32.pow(failed as u32);
         loop {
-            sleep(POLL).await;
+            sleep(std::mem::replace(&mut pause, POLL)).await;
             let Some(hosted) = hosted.upgrade().filter(|hosted| !hosted.is_closed()) else { return };
             if !hosted.is_opening(replica.group, replica.replica) {
                 return;
             }
             if !replica.log.is_rotten() {
-                return hosted.host_mended(replica).await;
+                return hosted.host_mended(replica, failed).await;
             }
         }
     })

@@ -19,8 +19,8 @@ use crate::raft_group::RaftGroup;
 use crate::raft_groups::{GroupEvent, Hosted};
 use crate::types::TypeConfig;
 
-/// Starts within [`RESTART_WINDOW`] after which a replica is lost.
-const RESTARTS_MAX: usize = 3;
+/// Starts within [`RESTART_WINDOW`] after which a replica is lost; and attempts at the first start, whenever.
+pub(crate) const RESTARTS_MAX: usize = 3;
 /// See [`RESTARTS_MAX`].
 const RESTART_WINDOW: Duration = Duration::from_secs(300);
 /// Before the first restart; each further one waits four times as long.

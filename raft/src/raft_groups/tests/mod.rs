@@ -864,7 +864,7 @@ async fn a_replica_that_cannot_be_started_for_want_of_room_waits() {
         groups.hosted.end_replica(GroupId(1), replica.replica).await;
         fail_reads(&own, 1000);
         own.set_cold(true);
-        assert!(groups.hosted.clone().host(replica).await.is_err());
+        assert!(groups.hosted.clone().host(replica, 0).await.is_err());
         // It waits at every moment, also while it is tried: who finds it neither here nor waiting takes its files for missing.
         for _ in 0..10_000 {
             tokio::time::advance(Duration::from_micros(500)).await;
@@ -889,6 +889,33 @@ async fn a_replica_that_cannot_be_started_for_want_of_room_waits() {
         let leader = cluster.leader(1, &[1, 2]).await;
         propose(&cluster.group(leader, 1), "after").await.unwrap();
         assert_eq!(cluster.group(1, 1).replica(), ReplicaId(11));
+    }
+}
+
+/// Whatever it was, it may be over the next time; and a replica that is lost is replaced.
+#[tokio::test(start_paused = true)]
+async fn a_replica_that_cannot_be_started_is_tried_again_before_it_is_lost() {
+    for faults in [2, 1000] {
+        let mut cluster = Cluster::start_with(2, from_files()).await;
+        let group = cluster.create(1).await;
+        propose(&group, "first").await.unwrap();
+        left_behind(&mut cluster, &group).await;
+        let (groups, own) = (cluster.brokers[&1].groups.clone(), cluster.brokers[&1].disk.clone());
+        let replica = cluster.brokers[&1].store.replicas().remove(0);
+        groups.hosted.end_replica(GroupId(1), replica.replica).await;
+        fail_reads(&own, faults);
+        assert!(groups.hosted.clone().host(replica, 0).await.is_err());
+        assert!(groups.lost().is_empty() && groups.is_opening(GroupId(1)));
+        let settled = async {
+            while groups.is_opening(GroupId(1)) {
+                sleep(Duration::from_millis(10)).await;
+            }
+        };
+        timeout(Duration::from_secs(60), settled).await.expect("it is neither open nor lost");
+        assert_eq!(
+            (groups.get(GroupId(1)).is_some(), groups.lost().len()),
+            if faults == 2 { (true, 0) } else { (false, 1) }
+        );
     }
 }
 
