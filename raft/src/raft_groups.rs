@@ -142,7 +142,7 @@ impl RaftGroups {
     }
 
     /// Creates an empty replica and starts it. If this broker hosts another replica of the group, that one is shut down
-    /// and deleted first. One that is hosted already is returned as it is.
+    /// and deleted first ([`Self::delete`]). One that is hosted already is returned as it is.
     pub async fn create(&self, group: GroupId, replica: ReplicaId) -> Result<RaftGroup, Stopped> {
         let hosted = &self.hosted;
         if let Some(present) = hosted.get(group).filter(|present| present.replica() != replica) {
@@ -177,7 +177,8 @@ impl RaftGroups {
         }
     }
 
-    /// Shuts a replica down and deletes its data. One that is not here is no error.
+    /// Shuts a replica down and deletes its data; that of one that is lost or rotten is moved aside and kept ([`Store::quarantined`]). One
+    /// that is not here is no error.
     pub async fn delete(&self, group: GroupId, replica: ReplicaId) -> Result<(), Stopped> {
         self.hosted.give_up_waiting(group, replica);
         let _alone = self.hosted.lifecycle_of(group).lock().await;
@@ -208,12 +209,14 @@ impl RaftGroups {
         done.map_err(|error| Stopped(format!("replica {replica} of group {group}: {error}").into()))
     }
 
-    /// [`Self::delete`], but nothing of it is kept even if it is rotten: nobody wants its group any more.
+    /// [`Self::delete`], but nothing of it is kept, whatever ails it: nobody wants its group any more.
     pub async fn discard(&self, group: GroupId, replica: ReplicaId) -> Result<(), Stopped> {
         self.hosted.give_up_waiting(group, replica);
         let _alone = self.hosted.lifecycle_of(group).lock().await;
         self.hosted.end_replica(group, replica).await;
-        self.hosted.store.discard(group, replica).await
+        self.hosted.store.discard(group, replica).await?;
+        self.hosted.forget_lost(group, replica);
+        Ok(())
     }
 
     /// Every replica on this directory, whether it runs or not, by group.
@@ -410,9 +413,25 @@ impl Hosted {
         hand_over::all(self, timeout).await;
     }
 
+    /// Ends a replica and deletes it. Nobody knows what ailed one that is lost, and it may have what was acknowledged: it is kept, like one
+    /// that is rotten. Until that is done it stays lost, or the next attempt would not know.
     async fn drop_replica(&self, group: GroupId, replica: ReplicaId) -> Result<(), Stopped> {
         self.end_replica(group, replica).await;
-        self.store.delete(group, replica).await
+        if self.is_lost(group, replica) && self.store.replicas_of(group).contains(&replica) {
+            self.store.set_aside(group, replica).await?;
+        } else {
+            self.store.delete(group, replica).await?;
+        }
+        self.forget_lost(group, replica);
+        Ok(())
+    }
+
+    fn is_lost(&self, group: GroupId, replica: ReplicaId) -> bool {
+        self.lost.lock().get(&group).is_some_and(|(lost, _)| *lost == replica)
+    }
+
+    fn forget_lost(&self, group: GroupId, replica: ReplicaId) {
+        self.lost.lock().retain(|lost_group, (lost, _)| (*lost_group, *lost) != (group, replica));
     }
 
     /// A replica is to be deleted: whatever it waits for on a full disk, it does so no longer. Before its lifecycle's lock is taken, for a
@@ -438,7 +457,6 @@ impl Hosted {
             self.end(&[running], "the replica is deleted").await;
         }
         self.take_opening(group, replica);
-        self.lost.lock().retain(|lost_group, (lost, _)| (*lost_group, *lost) != (group, replica));
     }
 
     pub(crate) async fn shutdown(&self, why: &str) {

@@ -188,7 +188,7 @@ impl Store {
             tracing::warn!(path = %path.display(), "nothing on record explains this folder; it is left alone");
         }
         for path in &quarantined_folders {
-            tracing::warn!(path = %path.display(), "kept for a person: what is left of a rotten replica");
+            tracing::warn!(path = %path.display(), "kept for a person: what is left of a rotten or lost replica");
         }
         // The log bounds what it has outstanding before the journal sees it.
         let unwritten = Arc::new(UnwrittenBytes::new(usize::MAX));
@@ -361,7 +361,7 @@ impl Store {
         self.try_checkpoint().await.map_err(CheckpointFailed::put_off).is_ok()
     }
 
-    /// Folders of rotten replicas that are gone from here: kept until a person removes them (RULES.md R7).
+    /// Folders of replicas that were rotten or lost, and are gone from here: kept until a person removes them (RULES.md R7).
     pub fn quarantined(&self) -> Vec<PathBuf> {
         self.quarantined.lock().clone()
     }

@@ -10,6 +10,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::config::RaftConfig;
+use crate::disk::Disk;
 use crate::disk::sim::{Fault, OpKind, SimDisk};
 use crate::error::ProposeError;
 use crate::raft_group::RaftGroup;
@@ -676,6 +677,36 @@ async fn a_core_that_keeps_ending_is_reported_lost_and_the_others_serve() {
     let leader = cluster.leader(2, &[1, 2]).await;
     propose(&cluster.group(leader, 2), "record 0").await.unwrap();
     drop(other);
+}
+
+/// Nobody knows what ailed it, and it may hold what was acknowledged.
+#[tokio::test(start_paused = true)]
+async fn a_lost_replica_is_moved_aside_and_kept() {
+    let mut cluster = Cluster::start_with(2, from_files()).await;
+    let group = cluster.create(1).await;
+    propose(&group, "first").await.unwrap();
+    let (disk, _) = left_behind(&mut cluster, &group).await;
+    fail_reads(&cluster.brokers[&1].disk, 1000);
+    cluster.boot(2, disk).await;
+    let broker = &cluster.brokers[&1];
+    let lost = async {
+        while broker.groups.lost().is_empty() {
+            sleep(Duration::from_millis(100)).await;
+        }
+    };
+    timeout(Duration::from_secs(120), lost).await.unwrap();
+    assert!(!group.log().is_rotten());
+    broker.disk.forgive();
+    // The first attempt fails, and does not make the second one forget what it is.
+    let path_contains = "quarantined".to_owned();
+    broker.disk.inject(Fault { kind: OpKind::Rename, path_contains, skip: 0, errno: 24, loses_data: false });
+    assert!(broker.groups.create(GroupId(1), ReplicaId(99)).await.is_err());
+    broker.groups.create(GroupId(1), ReplicaId(99)).await.unwrap();
+    assert!(broker.groups.lost().is_empty());
+    let kept = broker.store.quarantined();
+    assert_eq!(kept, [std::path::PathBuf::from("/data/groups/quarantined-1-11")]);
+    let files = broker.disk.read_dir(&kept[0]).await.unwrap();
+    assert!(files.iter().any(|file| file.name.ends_with(".segment") && file.bytes > 0), "{files:?}");
 }
 
 /// A broker that stops its groups without handing over says so, and is not waited for.
