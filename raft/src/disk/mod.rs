@@ -96,7 +96,8 @@ pub trait DiskFile: Send + Sync + 'static {
 pub async fn replace_file(disk: &dyn Disk, path: &Path, parts: Vec<Bytes>) -> io::Result<()> {
     let (temporary, file) = write_temporary(disk, path, parts).await?;
     file.datasync().await.map_err(sync_failed)?;
-    disk.rename(&temporary, path).await?;
+    drop(file);
+    rename_temporary(disk, &temporary, path).await?;
     match path.parent() {
         Some(parent) => disk.sync_dir(parent).await.map_err(dir_sync_failed),
         None => Ok(()),
@@ -107,7 +108,7 @@ pub async fn replace_file(disk: &dyn Disk, path: &Path, parts: Vec<Bytes>) -> io
 /// reader checks, and can make anew.
 pub async fn replace_file_unsynced(disk: &dyn Disk, path: &Path, parts: Vec<Bytes>) -> io::Result<()> {
     let (temporary, _) = write_temporary(disk, path, parts).await?;
-    disk.rename(&temporary, path).await
+    rename_temporary(disk, &temporary, path).await
 }
 
 async fn write_temporary(disk: &dyn Disk, path: &Path, parts: Vec<Bytes>) -> io::Result<(PathBuf, Arc<dyn DiskFile>)> {
@@ -117,8 +118,30 @@ async fn write_temporary(disk: &dyn Disk, path: &Path, parts: Vec<Bytes>) -> io:
         _ => {}
     }
     let file = disk.open(&temporary, OpenMode::CreateNew).await?;
-    file.write_at(0, parts).await?;
-    Ok((temporary, file))
+    match file.write_at(0, parts).await {
+        Ok(()) => Ok((temporary, file)),
+        Err(error) => {
+            // First, or its room would not be free.
+            drop(file);
+            remove_temporary(disk, &temporary).await;
+            Err(error)
+        }
+    }
+}
+
+async fn rename_temporary(disk: &dyn Disk, temporary: &Path, path: &Path) -> io::Result<()> {
+    let renamed = disk.rename(temporary, path).await;
+    if renamed.is_err() {
+        remove_temporary(disk, temporary).await;
+    }
+    renamed
+}
+
+/// Whatever was written of it may be the last of the room. If it cannot be removed, the next attempt does, or the next start.
+async fn remove_temporary(disk: &dyn Disk, temporary: &Path) {
+    if let Err(error) = disk.remove_file(temporary).await {
+        tracing::debug!(path = %temporary.display(), %error, "a temporary file stays");
+    }
 }
 
 /// Whether a read failed because of what is on the disk, or is not: anything else (too many open files, say) may be over the next time.

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::*;
 use crate::disk::Disk;
-use crate::disk::sim::{EMFILE, Fault, OpKind};
+use crate::disk::sim::{EMFILE, ENOSPC, Fault, OpKind};
 
 fn too_many(kind: OpKind, path: &str, skip: u64) -> Fault {
     Fault { kind, path_contains: path.to_owned(), skip, errno: EMFILE, loses_data: false }
@@ -58,6 +58,29 @@ async fn a_failed_sync_is_not_put_off() {
         disk.inject(too_many(OpKind::Sync, what, 0));
         assert!(store.checkpoint().await.is_err(), "{what}");
         assert_eq!(disk.faults_left(), 0);
+    }
+}
+
+/// It would take the last of the room with it, and nothing removes it before the next start.
+#[tokio::test(start_paused = true)]
+async fn a_file_that_finds_no_room_leaves_nothing_behind() {
+    for kind in [OpKind::Write, OpKind::Rename] {
+        let (disk, store, log) = fresh(small()).await;
+        fill(&log, 1, 8, 300).await;
+        rest().await;
+        let path = Path::new("/data/some");
+        let before = disk.used_bytes();
+        disk.inject(Fault { errno: ENOSPC, ..too_many(kind, "/data/some", 0) });
+        let replace = |bytes: usize| crate::disk::replace_file(&disk, path, vec![Bytes::from(vec![7; bytes])]);
+        let refused = replace(3000).await;
+        assert_eq!(refused.map_err(|error| error.raw_os_error()), Err(Some(ENOSPC)), "{kind:?}");
+        // Which frees the room of what is unlinked.
+        disk.sync_dir(Path::new("/data")).await.unwrap();
+        let names: Vec<_> = disk.read_dir(Path::new("/data")).await.unwrap().into_iter().map(|e| e.name).collect();
+        assert!(!names.iter().any(|name| name.starts_with("some")), "{kind:?}: {names:?}");
+        assert_eq!((disk.used_bytes(), disk.faults_left(), disk.dirty_drops()), (before, 0, Vec::new()), "{kind:?}");
+        replace(3000).await.unwrap();
+        drop(store);
     }
 }
 
