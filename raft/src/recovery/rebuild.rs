@@ -454,6 +454,10 @@ impl Rebuild {
     }
 
     async fn assemble(&mut self, head: Head, lsn: Lsn) -> Result<LogState, Trouble> {
+        // Also if it comes to nothing after its segments are taken: what was written to them is still to be synced.
+        for segment in &self.segments {
+            self.kept.entry(segment.name()).or_insert_with(|| segment.file.clone());
+        }
         if head.last != self.plan.last {
             return Err(format!("the log ends at {:?}, the journal says {:?}", head.last, self.plan.last).into());
         }

@@ -8,6 +8,9 @@ use super::*;
 use crate::disk::Disk;
 use crate::disk::sim::{EIO, ENOSPC, Fault, OpKind, TraceEntry};
 use crate::log::base::Base;
+use crate::payload::Application;
+use crate::store::ApplicationFactory;
+use crate::testing::TestApplication;
 
 #[tokio::test(start_paused = true)]
 async fn a_failed_sync_of_the_journal_stops_the_directory() {
@@ -982,6 +985,45 @@ async fn what_is_kept_of_a_replica_that_is_given_up_is_whole_and_lasts() {
                 let disk = disk.fork().crash_with(seed);
                 assert!(crate::disk::read_file(&disk, &path(*name), 1 << 20).await.unwrap() == whole, "{name:?}");
             }
+        }
+    }
+}
+
+/// Also where that is found only when all of it has been read, and written.
+#[tokio::test(start_paused = true)]
+async fn what_is_written_of_a_replica_that_is_given_up_in_the_end_lasts() {
+    let disk = SimDisk::new(1);
+    let store = open(&disk, small(), SnapshotAt::Applied).await;
+    let log = store.create(GROUP, REPLICA).await.unwrap().log;
+    fill(&log, 1, 20, 300).await;
+    rest().await;
+    let snapshot = log.write_snapshot(log_id(1, 9), Bytes::from_static(b"any")).await.unwrap();
+    log.purge(log_id(1, 9)).await.unwrap();
+    store.checkpoint().await.unwrap();
+    fill(&log, 1, 30, 100).await;
+    rest().await;
+    let names: Vec<_> = log.state.lock().segments.iter().map(super::super::segment::Segment::name).collect();
+    let path = |name| super::super::segment::path(log.dir(), name, "segment");
+    let disk = disk.kill();
+    let mut whole = Vec::new();
+    for name in &names {
+        whole.push(crate::disk::read_file(&disk, &path(*name), 1 << 20).await.unwrap());
+    }
+    // What is applied is not the log's, and nothing covers what was purged.
+    disk.remove_file(&log.dir().join(&snapshot.name)).await.unwrap();
+    disk.sync_dir(log.dir()).await.unwrap();
+    let applications: ApplicationFactory = Arc::new(|_, _| {
+        let other = TestApplication::new(SnapshotAt::Applied);
+        other.restore(Some(log_id(9, 15)), &other.snapshot().unwrap()).unwrap();
+        other
+    });
+    let store =
+        Store::open(StoreOptions { applications, ..options(&disk, small(), SnapshotAt::Applied) }).await.unwrap();
+    assert_eq!((store.corrupt().len(), store.replicas().len()), (1, 0));
+    for (name, whole) in names.iter().zip(whole) {
+        for seed in 0..8 {
+            let disk = disk.fork().crash_with(seed);
+            assert!(crate::disk::read_file(&disk, &path(*name), 1 << 20).await.unwrap() == whole, "{name:?}, {seed}");
         }
     }
 }
