@@ -405,7 +405,8 @@ impl Hosted {
         Some(Ok(()))
     }
 
-    fn lifecycle_of(&self, group: GroupId) -> &tokio::sync::Mutex<()> {
+    /// Held by whoever starts, restarts or ends a replica of this group.
+    pub(crate) fn lifecycle_of(&self, group: GroupId) -> &tokio::sync::Mutex<()> {
         &self.lifecycle[group.0 as usize % LIFECYCLE_LOCKS]
     }
 

@@ -114,9 +114,16 @@ async fn repair(hosted: &Arc<Hosted>, log: &Arc<Log>, segment: SegmentName, coun
     if let Err(MendError::Superseded { index, why }) = &mended
         && hosted.is_opening(group, replica)
     {
-        tracing::warn!(%group, %replica, ?segment, index, why, "rotten entries were superseded: the log ends before them");
         let index = *index;
-        mended = match log.end_before(index).await {
+        // One may be starting just now, and it reads the log. Others share the lock, and one of them may wait for room on the disk with it.
+        let Ok(alone) = timeout(POLL, hosted.lifecycle_of(group).lock()).await else { return false };
+        if !hosted.is_opening(group, replica) {
+            return false;
+        }
+        tracing::warn!(%group, %replica, ?segment, index, why, "rotten entries were superseded: the log ends before them");
+        let ended = log.end_before(index).await;
+        drop(alone);
+        mended = match ended {
             Ok(()) => log.mend_segment(segment, &mut peers).await,
             // It is replaced, then. Whoever else might answer does not have it either.
             Err(error) => Err(MendError::NotFound { index, why: error.to_string(), everybody: true, needless: false }),

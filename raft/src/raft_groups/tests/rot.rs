@@ -426,6 +426,24 @@ async fn rotten_entries_that_were_superseded_are_dropped_at_once_and_the_replica
     propose(&cluster.group(leader, 1), "record 301").await.unwrap();
 }
 
+/// Whoever starts, restarts or deletes a replica does so alone: its log is not cut under a core that reads it.
+#[tokio::test(start_paused = true)]
+async fn superseded_entries_are_not_dropped_while_a_core_may_be_starting() {
+    let (mut cluster, disk, leader) = rotten_and_superseded().await;
+    propose(&cluster.group(leader, 1), "record 300").await.unwrap();
+    cluster.boot(1, disk).await;
+    let broker = &cluster.brokers[&1];
+    let (groups, log) = (broker.groups.clone(), broker.store.replicas().remove(0).log);
+    let last = log.last_log_id();
+    let alone = groups.hosted.lifecycle_of(GroupId(1)).lock().await;
+    sleep(Duration::from_secs(20)).await;
+    assert!(groups.is_opening(GroupId(1)) && log.is_rotten());
+    assert_eq!(log.last_log_id(), last);
+    drop(alone);
+    opens_within(&cluster, 1, Duration::from_secs(20)).await;
+    cluster.shows(1, 1, &names(301)).await;
+}
+
 /// Nobody has it, and everybody has said so: the replica is given up in seconds, not minutes. While somebody has not, it waits.
 #[tokio::test(start_paused = true)]
 async fn a_replica_with_rot_that_nobody_can_mend_waits_only_for_those_who_have_not_answered() {
