@@ -105,7 +105,7 @@ impl Elections {
 
     /// Whether a broker is another process than when this was asked last.
     ///
-    /// Counted where it is noticed: a broker that has only dialled us is alive before it is known which process it is.
+    /// Counted where it is noticed, which may be a while after it is heard of again.
     pub(super) fn is_replaced(&self, broker: BrokerId) -> bool {
         let replacements = self.inner.transport.peer_status(broker).map_or(0, |status| status.replacements);
         self.inner.replacements.lock().insert(broker, replacements).unwrap_or(0) != replacements

@@ -101,9 +101,14 @@ impl Detector {
         self.judge(&mut state, broker)
     }
 
-    /// The peer opened a control connection of its own.
-    pub(crate) fn accepted(&self, broker: BrokerId) {
-        *self.state.lock().accepted.entry(broker).or_default() += 1;
+    /// The peer opened a control connection of its own, and said which process it is. That is taken down only as long as nothing else
+    /// is known of it: this connection may be older than ours to its successor. When that stands, it is seen to be another one.
+    pub(crate) fn accepted(&self, broker: BrokerId, incarnation: u64) {
+        let mut state = self.state.lock();
+        *state.accepted.entry(broker).or_default() += 1;
+        if let Some(peer) = state.peers.get_mut(&broker) {
+            peer.status.incarnation.get_or_insert(incarnation);
+        }
     }
 
     /// Such a connection was closed. Returns whether this is the peer's death.
@@ -188,7 +193,7 @@ mod tests {
     async fn a_refusal_kills_only_when_the_peer_has_no_connection_of_its_own() {
         let (detector, mut events) = detector();
         detector.heard(B);
-        detector.accepted(B);
+        detector.accepted(B, 7);
         assert!(!detector.refused(B));
         assert!(detector.accepted_closed(B));
         assert_eq!(drain(&mut events), [Liveness::Alive, Liveness::Dead]);
@@ -201,6 +206,21 @@ mod tests {
         assert!(drain(&mut events).is_empty());
         assert!(detector.listened(B, MAX));
         assert_eq!(drain(&mut events), [Liveness::Dead]);
+    }
+
+    #[tokio::test]
+    async fn a_process_that_only_dialled_us_is_known_when_its_successor_is_dialled() {
+        let (detector, mut events) = detector();
+        detector.accepted(B, 7);
+        detector.heard(B);
+        detector.connected(B, 8);
+        detector.heard(B);
+        assert_eq!(drain(&mut events), [Liveness::Alive, Liveness::Dead, Liveness::Alive]);
+        // Late: it was opened by the former one.
+        detector.accepted(B, 7);
+        detector.connected(B, 8);
+        let status = detector.status(B).unwrap();
+        assert_eq!((status.incarnation, status.replacements, drain(&mut events)), (Some(8), 1, Vec::new()));
     }
 
     #[tokio::test]

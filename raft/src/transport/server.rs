@@ -168,7 +168,7 @@ async fn serve(shared: Arc<Shared>, stream: Box<dyn Stream>, hello: Hello) {
     };
     let registered = (hello.kind != ConnectionKind::Call).then(|| shared.register_accepted(&connection));
     if is_control {
-        shared.detector.accepted(hello.broker);
+        shared.detector.accepted(hello.broker, hello.incarnation);
         shared.redial(hello.broker);
     }
     let incoming = Incoming {
