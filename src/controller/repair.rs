@@ -6,7 +6,8 @@
 //!
 //! A replica is replaced only while the rest is a majority that has its files: with less, what is there may be the last
 //! copy of acknowledged records, and a person must decide (`pontoon recover`). A partition with one replica is therefore
-//! never replaced (RULES.md R7). What a person has so recovered from one survivor gets its replicas back here ([`grow`]).
+//! never replaced (RULES.md R7). One whose disk is still there waits, moreover, until the brokers of such a majority are alive:
+//! of those that are away nobody knows what they have, and what it may lack they may lack, too. What a person has so recovered from one survivor gets its replicas back here ([`grow`]).
 
 use std::collections::BTreeSet;
 
@@ -24,14 +25,28 @@ pub fn is_lost(state: &CatalogState, replica: &ReplicaRecord) -> bool {
     replica.state == ReplicaState::Lost || !state.on_current_directory(replica)
 }
 
-/// Whether enough of the partition's replicas have their files for the others to be replaced. A replacement is created empty: it
+/// Whether most of the partition's replicas have their files, of those on brokers that `count`. A replacement is created empty: it
 /// has nothing to count on until the one it replaces has left the group, which happens when it votes itself.
-pub fn can_replace(state: &CatalogState, partition: &PartitionRecord) -> bool {
+fn has_healthy_majority(state: &CatalogState, partition: &PartitionRecord, count: impl Fn(BrokerId) -> bool) -> bool {
     let arriving = |replica: &ReplicaRecord| partition.leaving.iter().any(|left| left.broker == replica.broker);
     let healthy = |replica: &&ReplicaRecord| {
-        replica.state == ReplicaState::Created && !is_lost(state, replica) && !arriving(replica)
+        let sound = replica.state == ReplicaState::Created && !is_lost(state, replica);
+        sound && !arriving(replica) && count(replica.broker)
     };
     partition.replicas.iter().filter(healthy).count() * 2 > partition.replicas.len()
+}
+
+/// The replicas that are to be replaced now. Those on a directory that is gone take nothing with them; of the others something may be
+/// left, and is given up only where a majority that is alive has its files.
+fn replaceable<'a>(
+    state: &'a CatalogState,
+    partition: &'a PartitionRecord,
+    alive: &impl Fn(BrokerId) -> bool,
+) -> impl Iterator<Item = &'a ReplicaRecord> {
+    let sound = has_healthy_majority(state, partition, |_| true);
+    let answers = has_healthy_majority(state, partition, alive);
+    let lost = partition.replicas.iter().filter(move |replica| sound && is_lost(state, replica));
+    lost.filter(move |replica| answers || !state.on_current_directory(replica))
 }
 
 /// Whether the replica that is to initialise the group is away, while a majority is not.
@@ -41,10 +56,10 @@ fn waits_for_its_first(partition: &PartitionRecord, away: &BTreeSet<BrokerId>) -
     partition.replicas.first().is_some_and(|first| is_away(&first)) && missing * 2 < partition.replicas.len()
 }
 
-/// The commands that repair what can be repaired now, while these brokers are away for longer. Ids follow the state's; propose
+/// The commands that repair what can be repaired now, while these brokers are away for longer and those are `alive`. Ids follow the state's; propose
 /// them before anything else changes it, or they are refused as stale and computed anew. But whether the other replicas are still
 /// sound is not asked again where a replacement is applied: nothing may come between.
-pub fn plan(state: &CatalogState, away: &BTreeSet<BrokerId>) -> Vec<Command> {
+pub fn plan(state: &CatalogState, away: &BTreeSet<BrokerId>, alive: impl Fn(BrokerId) -> bool) -> Vec<Command> {
     let mut ids = Ids { next: state.next_replica().0 };
     let lossy = |partition: &&&PartitionRecord| partition.replicas.iter().any(|replica| is_lost(state, replica));
     let partitions: Vec<&PartitionRecord> =
@@ -61,10 +76,10 @@ pub fn plan(state: &CatalogState, away: &BTreeSet<BrokerId>) -> Vec<Command> {
     }
     let mut replacements = Vec::new();
     for partition in partitions.iter().filter(lossy).filter(|partition| partition.initialised) {
-        if replacements.len() >= REPLACEMENTS_MAX || !can_replace(state, partition) {
-            continue;
+        if replacements.len() >= REPLACEMENTS_MAX {
+            break;
         }
-        for old in partition.replicas.iter().filter(|replica| is_lost(state, replica)) {
+        for old in replaceable(state, partition, &alive) {
             if let Some(new) = ids.placement(state, old) {
                 replacements.push(Replacement { group: partition.group, old: old.replica, new });
             }
@@ -84,7 +99,9 @@ pub fn grow(state: &CatalogState, alive: impl Fn(BrokerId) -> bool) -> Option<Co
     let mut next = state.next_replica().0;
     let mut additions: Vec<Addition> = Vec::new();
     let partitions = state.recoveries().keys().filter_map(|group| state.partition(*group));
-    for partition in partitions.filter(|partition| partition.initialised && can_replace(state, partition)) {
+    for partition in
+        partitions.filter(|partition| partition.initialised && has_healthy_majority(state, partition, |_| true))
+    {
         let missing = (state.replicas_wanted(partition) as usize).saturating_sub(partition.replicas.len());
         let mut free: Vec<BrokerId> = brokers.iter().copied().filter(|id| partition.on(*id).is_none()).collect();
         free.sort_by_key(|broker| (loads.get(broker).map_or(0, |load| load.replicas), *broker));
@@ -139,7 +156,7 @@ mod tests {
 
     /// The plan while nobody is away.
     fn planned(state: &CatalogState) -> Vec<Command> {
-        plan(state, &BTreeSet::new())
+        plan(state, &BTreeSet::new(), |_| true)
     }
 
     fn register(state: &mut CatalogState, broker: u32, directory: u128) {
@@ -257,6 +274,50 @@ mod tests {
         assert_eq!(repair(&mut state), 1);
     }
 
+    /// Broker 3 has been down for a while and lacks what the others have acknowledged since: the replica that does not run may be one
+    /// of the only two that have it.
+    #[test]
+    fn a_lost_replica_whose_disk_is_there_is_not_thrown_away_while_another_broker_is_away() {
+        let mut state = state(&[3], true);
+        lose(&mut state, 1, 1);
+        let without = |state: &_, broker| plan(state, &BTreeSet::new(), |other| other != BrokerId(broker));
+        assert_eq!(without(&state, 3), [], "2 alone has what was acknowledged, for all that is known");
+        assert_eq!(without(&state, 1), planned(&state), "its own broker need not be there");
+        assert_eq!(planned(&state).len(), 1);
+        // Of a wiped disk nothing can be thrown away.
+        register(&mut state, 1, 11);
+        assert_eq!(without(&state, 3), planned(&state));
+        assert_eq!(planned(&state).len(), 1);
+    }
+
+    #[test]
+    fn of_two_lost_replicas_the_wiped_one_is_replaced_while_another_broker_is_away() {
+        let mut state = state(&[3], true);
+        (4..=5).for_each(|broker| register(&mut state, broker, u128::from(broker)));
+        let placement = |broker: u32| Placement {
+            broker: BrokerId(broker),
+            directory: DirectoryId(u128::from(broker)),
+            replica: ReplicaId(3 + u64::from(broker)),
+        };
+        let five = NewPartition { group: GroupId(2), replicas: (1..=5).map(placement).collect() };
+        let more = Command::AlterTopic {
+            topic: TopicId(1),
+            config: BTreeMap::new(),
+            partitions_before: 1,
+            partitions: vec![five],
+        };
+        execute(&mut state, &more).0.unwrap();
+        let created = (4..=8).map(|replica| (GroupId(2), ReplicaId(replica))).collect();
+        let initialised = vec![(GroupId(2), ReplicaId(4))];
+        execute(&mut state, &Command::Report(ReplicaReport { created, initialised, ..Default::default() })).0.unwrap();
+        lose(&mut state, 2, 4);
+        register(&mut state, 5, 55);
+        let commands = plan(&state, &BTreeSet::new(), |broker| broker != BrokerId(2));
+        let [Command::ReplaceReplicas { replacements }] = &commands[..] else { panic!("{commands:?}") };
+        let replaced: Vec<_> = replacements.iter().map(|replacement| replacement.old).collect();
+        assert_eq!(replaced, [ReplicaId(8)]);
+    }
+
     #[test]
     fn a_partition_that_was_never_initialised_starts_anew_as_a_whole() {
         let mut state = state(&[3], false);
@@ -270,22 +331,25 @@ mod tests {
 
     #[test]
     fn a_new_group_whose_first_replica_is_away_starts_anew_with_another_first() {
-        let away = |brokers: &[u32]| brokers.iter().copied().map(BrokerId).collect::<BTreeSet<_>>();
-        assert_eq!(plan(&state(&[3, 2, 1], true), &away(&[1])), [], "it has had a leader: nothing moves");
+        let without = |state: &_, brokers: &[u32]| {
+            let away: BTreeSet<_> = brokers.iter().copied().map(BrokerId).collect();
+            plan(state, &away, |broker| !away.contains(&broker))
+        };
+        assert_eq!(without(&state(&[3, 2, 1], true), &[1]), [], "it has had a leader: nothing moves");
         let mut new = state(&[3, 2, 1], false);
         for brokers in [&[2, 3][..], &[1, 2], &[1, 3]] {
-            assert_eq!(plan(&new, &away(brokers)), [], "{brokers:?}: the first is there, or no majority is");
+            assert_eq!(without(&new, brokers), [], "{brokers:?}: the first is there, or no majority is");
         }
-        let commands = plan(&new, &away(&[1]));
+        let commands = without(&new, &[1]);
         assert_eq!(commands.len(), 1, "of 2 and of 1 a majority is away");
         execute(&mut new, &commands[0]).0.unwrap();
         let partition = new.partition(GroupId(1)).unwrap();
         let order: Vec<_> = partition.replicas.iter().map(|r| (r.broker.0, r.replica.0, r.state)).collect();
         assert_eq!(order, [(2, 7, ReplicaState::New), (3, 8, ReplicaState::New), (1, 9, ReplicaState::New)]);
-        assert_eq!(plan(&new, &away(&[1])), [], "once is enough");
+        assert_eq!(without(&new, &[1]), [], "once is enough");
         // A leader was elected just before, and its word came first.
         let mut led = state(&[3], false);
-        let stale = plan(&led, &away(&[1]));
+        let stale = without(&led, &[1]);
         let initialised = vec![(GroupId(1), ReplicaId(2))];
         execute(&mut led, &Command::Report(ReplicaReport { initialised, ..Default::default() })).0.unwrap();
         assert!(execute(&mut led, &stale[0]).0.is_err(), "it may hold records");
