@@ -26,6 +26,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use super::membership::{self, Step};
 use super::routing::Hosted;
 use super::shared::{Progress, Shared};
+use super::work::{CATCH_UP_WAIT, catch_up_wait};
 use crate::catalog::state::{CatalogState, GroupHome, PartitionRecord, ReplicaState, TopicRecord};
 use crate::catalog::topic_config::{AcksFloor, TopicConfig};
 use crate::controller::CATALOG_GROUP;
@@ -40,8 +41,6 @@ const STEPS_MAX: usize = 32;
 const RETRY_WAIT: Duration = Duration::from_millis(500);
 /// Before a new group that waits for replicas looks again whose brokers are away.
 const FORMING_WAIT: Duration = Duration::from_secs(1);
-/// Before a step that waits for a replica to catch up is taken again.
-const CATCH_UP_WAIT: Duration = Duration::from_millis(100);
 /// Longest that a broker which is otherwise ready waits for its peers' first words.
 const FIRST_WORDS_WAIT: Duration = Duration::from_secs(3);
 
@@ -453,7 +452,7 @@ impl Shared {
         let step = membership::next_step(partition, status, needed);
         let done = match &step {
             Step::Settled => return Next::Change,
-            Step::Wait => return Next::After(CATCH_UP_WAIT),
+            Step::Wait => return Next::After(catch_up_wait(self.log_ends.lock().groups())),
             Step::FinishChange => local.finish_change().await,
             Step::AddLearner(replica, broker) => local.add_learner(*replica, ReplicaHome { broker: *broker }).await,
             Step::ChangeVoters(voters) => local.change_voters(voters.clone()).await,

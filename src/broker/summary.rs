@@ -116,6 +116,11 @@ impl History {
         ends.front().map_or(0, |(_, index)| *index)
     }
 
+    /// How many groups are noted.
+    pub(super) fn groups(&self) -> usize {
+        self.0.len()
+    }
+
     /// Forgets every other group.
     pub(super) fn retain(&mut self, keep: impl Fn(GroupId) -> bool) {
         self.0.retain(|group, _| keep(*group));
