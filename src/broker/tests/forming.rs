@@ -126,12 +126,20 @@ async fn a_fourth_broker_joins_by_asking_the_initial_ones() {
     cluster.add(4);
     cluster.start(4).await;
     cluster.await_ready().await;
-    cluster.await_catalog_voters(&[1, 2, 3, 4]).await;
+    cluster.await_catalog_voters(&[1, 2, 3]).await;
     let described = cluster.create(4, "wide", 2, 4).await;
     assert!(described.partitions.iter().all(|partition| partition.replicas.len() == 4));
     cluster.await_in_sync("wide", 4).await;
     cluster.produce(4, ("wide", 1), "x").await.unwrap();
     assert_eq!(cluster.read(1, ("wide", 1)).await, ["x"]);
+    // Three of the four vote in the catalog: without the fourth and one of them it goes on.
+    cluster.crash(4).await;
+    cluster.crash(3).await;
+    for id in [1, 2] {
+        let alive = || cluster.broker(id).cluster().brokers.iter().filter(|broker| broker.alive).count();
+        eventually("two deaths", || if alive() == 2 { Ok(()) } else { Err(format!("{} live", alive())) }).await;
+    }
+    assert!(cluster.create(1, "narrow", 1, 2).await.partitions[0].leader.is_some());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
