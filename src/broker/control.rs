@@ -44,7 +44,7 @@ impl Shared {
         let mut outcome = Outcome::new(request.changes_the_catalog());
         let request = PeerRequest::Control(request);
         loop {
-            if let Some((broker, address)) = hint.take().or_else(|| self.known_controller()) {
+            if let Some((broker, address)) = hint.take().or_else(|| self.remembered_controller()) {
                 match timeout_at(deadline, self.control_once(&request, broker, &address)).await {
                     Ok(Ok(answer)) => return Ok(answer),
                     Ok(Err(refused @ ControlError::Refused { .. })) => return Err(outcome.refused(refused)),

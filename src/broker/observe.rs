@@ -21,7 +21,7 @@ instruments! {
         gauge ready = "pontoon_ready";
         /// 1 while this broker leads the catalog.
         gauge controller = "pontoon_controller";
-        /// 1 while this broker knows a controller.
+        /// 1 while this broker knows a controller that is alive and can decide: most of the catalog's voters are alive.
         gauge controller_known = "pontoon_controller_known";
         /// Topics in the catalog.
         gauge topics = "pontoon_topics";

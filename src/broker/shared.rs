@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
+use pontoon_raft::raft_group::RaftGroup;
 use pontoon_raft::raft_groups::RaftGroups;
 use pontoon_raft::store::Store;
 use pontoon_raft::transport::{Liveness, Transport};
@@ -117,12 +118,19 @@ impl Shared {
             cluster: self.store.cluster(),
             peer_address: self.peer_address.clone(),
             bootstrap: self.config.bootstrap.keys().copied().collect(),
-            controller: self.known_controller(),
+            controller: self.remembered_controller(),
         }
     }
 
-    /// Who leads the catalog and where, as this broker's replica of it knows.
+    /// Who leads the catalog and where, if by the detector here it is alive, and so are most of those who vote: else it decides nothing.
     pub(super) fn known_controller(&self) -> Option<(BrokerId, String)> {
+        let decides = |group: RaftGroup| group.may_have_majority();
+        let known = self.remembered_controller().filter(|(leader, _)| self.alive(*leader));
+        known.filter(|_| self.groups.get(CATALOG_GROUP).is_some_and(decides))
+    }
+
+    /// Who led the catalog and where, when this broker's replica of it last heard of that: whom to ask first.
+    pub(super) fn remembered_controller(&self) -> Option<(BrokerId, String)> {
         let group = self.groups.get(CATALOG_GROUP)?;
         let leader = (*group.watch_leader().borrow())?.broker;
         if leader == self.broker && !group.may_have_majority() {

@@ -142,6 +142,32 @@ async fn a_fourth_broker_joins_by_asking_the_initial_ones() {
     assert!(cluster.create(1, "narrow", 1, 2).await.partitions[0].leader.is_some());
 }
 
+/// The fourth has a copy of the catalog and no vote; it goes on hearing of its leader, which has nobody left to agree with.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_controller_without_a_majority_is_none() {
+    let mut cluster = Cluster::started().await;
+    cluster.add(4);
+    cluster.start(4).await;
+    cluster.await_ready().await;
+    cluster.await_catalog_voters(&[1, 2, 3]).await;
+    let controller = cluster.controller().await;
+    let known = |cluster: &Cluster, id| cluster.broker(id).controller().map(|broker| broker.0);
+    for id in 1..=4 {
+        let knows =
+            || (known(&cluster, id) == Some(controller)).then_some(()).ok_or(format!("{:?}", known(&cluster, id)));
+        eventually("the controller to be known", knows).await;
+    }
+    for id in (1..=3).filter(|id| *id != controller) {
+        cluster.crash(id).await;
+    }
+    for id in [controller, 4] {
+        let knows_none = || known(&cluster, id).map_or(Ok(()), |known| Err(format!("{id} says {known}")));
+        eventually("nobody to be the controller", knows_none).await;
+    }
+    let remembered = cluster.broker(4).shared.remembered_controller();
+    assert!(remembered.is_none_or(|(leader, _)| leader.0 == controller));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_second_process_with_a_running_brokers_number_is_refused() {
     let mut cluster = Cluster::started().await;
