@@ -327,6 +327,7 @@ impl Shared {
     async fn drop_unassigned(&self, state: &CatalogState, group: GroupId) -> Next {
         self.routing.unhost(group);
         self.log_ends.lock().forget(group);
+        self.forming.lock().remove(&group);
         // Also one that does not run: what is given up must not stay for ever.
         let Some((_, replica)) = self.groups.present().into_iter().find(|(present, _)| *present == group) else {
             return Next::Change;
@@ -415,7 +416,8 @@ impl Shared {
         let status = local.status();
         let first = partition.replicas.first().is_some_and(|first| first.replica == replica);
         if first && !partition.initialised && status.last_index.is_none() {
-            if !membership::may_initialise(partition, |broker| self.alive(broker)) {
+            let waited = self.forming.lock().entry(group).or_insert_with(Instant::now).elapsed();
+            if !membership::may_initialise(partition, waited, |broker| self.alive(broker)) {
                 return Next::After(FORMING_WAIT);
             }
             let members = membership::first_members(partition);
@@ -425,6 +427,7 @@ impl Shared {
             }
             return Next::After(CATCH_UP_WAIT); // The election pokes us earlier.
         }
+        self.forming.lock().remove(&group);
         if status.leader.is_none_or(|leader| leader.replica != replica) {
             self.log_ends.lock().forget(group);
             return Next::Change;

@@ -5,6 +5,7 @@
 //! (RULES.md R5, R9).
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use pontoon_raft::raft_group::GroupStatus;
 use pontoon_raft::types::{BrokerId, ReplicaHome, ReplicaId};
@@ -13,6 +14,9 @@ use crate::catalog::state::{PartitionRecord, ReplicaRecord, ReplicaState};
 
 /// A learner this many entries behind counts as caught up, however old they are.
 const LAG_MAX: u64 = 256;
+
+/// How long a new group waits for a broker that lives to create its replica.
+const CREATED_WITHIN: Duration = Duration::from_secs(5);
 
 /// The next thing to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,12 +40,13 @@ pub(super) fn first_members(partition: &PartitionRecord) -> BTreeMap<ReplicaId, 
     partition.replicas.iter().map(|record| (record.replica, ReplicaHome { broker: record.broker })).collect()
 }
 
-/// Whether the group may be initialised now: never before, and every replica is there, or a majority while the brokers of
-/// the others are away. Those are members all the same: they have no vote to forget before they are created (RULES.md R5).
-pub(super) fn may_initialise(partition: &PartitionRecord, alive: impl Fn(BrokerId) -> bool) -> bool {
+/// Whether the group may be initialised now, after it has `waited` so long: never before, and every replica is there, or a majority while
+/// the brokers of the others are away or do not come to it (a full disk, one that stalls). Those are members all the same: they have
+/// no vote to forget before they are created (RULES.md R5).
+pub(super) fn may_initialise(partition: &PartitionRecord, waited: Duration, alive: impl Fn(BrokerId) -> bool) -> bool {
     let ready = |record: &ReplicaRecord| match record.state {
         ReplicaState::Created => true,
-        ReplicaState::New => !alive(record.broker),
+        ReplicaState::New => waited >= CREATED_WITHIN || !alive(record.broker),
         ReplicaState::Lost => false,
     };
     let created = partition.replicas.iter().filter(|record| record.state == ReplicaState::Created).count();
@@ -244,19 +249,33 @@ mod tests {
     fn a_group_is_initialised_once_and_only_when_all_are_there_or_most_and_the_others_away() {
         let mut now = partition(&[record(1, 1, Created), record(2, 2, Created), record(3, 3, New)], &[]);
         now.initialised = false;
-        let all = |_| true;
-        let without = |broker| move |other| other != BrokerId(broker);
+        let may_initialise = |now: &_, alive: &dyn Fn(_) -> bool| may_initialise(now, Duration::ZERO, alive);
+        let all = &|_| true;
+        let (without_2, without_3) = (&|other| other != BrokerId(2), &|other| other != BrokerId(3));
         assert!(!may_initialise(&now, all), "3 is about to be created");
-        assert!(may_initialise(&now, without(3)) && !may_initialise(&now, without(2)));
+        assert!(may_initialise(&now, without_3) && !may_initialise(&now, without_2));
         now.replicas[1].state = New;
-        assert!(!may_initialise(&now, |broker| broker == BrokerId(1)), "1 of 3 elects nobody");
+        assert!(!may_initialise(&now, &|broker| broker == BrokerId(1)), "1 of 3 elects nobody");
         now.replicas.iter_mut().for_each(|record| record.state = Created);
         assert!(may_initialise(&now, all));
         now.replicas[2].state = Lost;
-        assert!(!may_initialise(&now, all) && !may_initialise(&now, without(3)));
+        assert!(!may_initialise(&now, all) && !may_initialise(&now, without_3));
         now.replicas[2].state = Created;
         now.initialised = true;
         assert!(!may_initialise(&now, all));
+    }
+
+    /// Its disk is full, or stalls.
+    #[test]
+    fn a_group_does_not_wait_for_ever_for_a_live_broker_that_cannot_create_its_replica() {
+        let mut now = partition(&[record(1, 1, Created), record(2, 2, Created), record(3, 3, New)], &[]);
+        now.initialised = false;
+        assert!(!may_initialise(&now, CREATED_WITHIN - Duration::from_millis(1), |_| true));
+        assert!(may_initialise(&now, CREATED_WITHIN, |_| true));
+        now.replicas[1].state = New;
+        assert!(!may_initialise(&now, CREATED_WITHIN, |_| true), "1 of 3 elects nobody");
+        now.replicas[1].state = Lost;
+        assert!(!may_initialise(&now, CREATED_WITHIN, |_| true), "it starts anew");
     }
 
     #[test]

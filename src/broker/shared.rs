@@ -1,6 +1,6 @@
 //! What all rooms of a running broker share, and the small questions about it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -9,8 +9,9 @@ use pontoon_raft::raft_group::RaftGroup;
 use pontoon_raft::raft_groups::RaftGroups;
 use pontoon_raft::store::Store;
 use pontoon_raft::transport::{Liveness, Transport};
-use pontoon_raft::types::{BrokerId, DirectoryId};
+use pontoon_raft::types::{BrokerId, DirectoryId, GroupId};
 use tokio::sync::{Notify, Semaphore, watch};
+use tokio::time::Instant;
 
 use super::control::Reports;
 use super::observe::BrokerInstruments;
@@ -52,6 +53,8 @@ pub(super) struct Shared {
     pub(super) routing: Routing,
     pub(super) reports: Reports,
     pub(super) work: Work,
+    /// Since when new groups, to which a replica here is to give a start, wait for the others to be created.
+    pub(super) forming: Mutex<BTreeMap<GroupId, Instant>>,
     /// Where the logs ended lately of the groups led here that have newcomers.
     pub(super) log_ends: Mutex<History>,
     pub(super) producers: Mutex<ProducerIds>,

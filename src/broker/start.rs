@@ -137,6 +137,7 @@ fn share(
         routing: Default::default(),
         reports: Default::default(),
         work: Default::default(),
+        forming: Default::default(),
         log_ends: Default::default(),
         producers: Default::default(),
         producers_turn: Semaphore::new(1),
