@@ -1,8 +1,8 @@
 //! Giving leaderships back: a partition's first replica is its preferred leader, and gets its share again some time after
 //! it returned.
 //!
-//! Without hurry and without ping-pong: only to a broker that has been alive for a while and is not about to stop, only to
-//! a replica that is level, a bounded number at a time, and after a failure with a growing pause.
+//! Without hurry and without ping-pong: only to a broker that has been alive for a while, is not about to stop, and whose disk
+//! has not stalled just now, only to a replica that is level, a bounded number at a time, and after a failure with a growing pause.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -110,7 +110,7 @@ pub(super) async fn run(shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
         if shared.stopping() {
             continue;
         }
-        let can_lead = |broker| alive.settled(broker, now) && !shared.routing.is_stopping(broker);
+        let can_lead = |broker| alive.settled(broker, now) && !shared.routing.declines(broker);
         let transfers = shared.transfers(can_lead, |group| !pauses.blocks(group, now), &mut ends);
         let done: Vec<_> = stream::iter(transfers)
             .map(|(group, to)| async move {
@@ -223,7 +223,7 @@ mod tests {
         let to = |partition: &_, status: &_, own| preferred(partition, status, BrokerId(own), 1000, |_| true);
         assert_eq!(to(&partition, &status, 2), Some(ReplicaId(1)));
         assert_eq!(to(&partition, &status, 1), None, "it leads already");
-        assert_eq!(preferred(&partition, &status, BrokerId(2), 0, |_| false), None, "dead, new or stopping");
+        assert_eq!(preferred(&partition, &status, BrokerId(2), 0, |_| false), None, "dead, new, stopping or stalled");
         status.members.insert(ReplicaId(1), member(1, Some(10)));
         assert_eq!(to(&partition, &status, 2), None, "behind");
         let busy = preferred(&partition, &status, BrokerId(2), 10, |_| true);

@@ -58,7 +58,7 @@ pub(super) struct Claim {
 struct Speaker {
     incarnation: u64,
     sequence: u64,
-    stopping: bool,
+    declines: bool,
     kafka_address: Option<String>,
     damage: Vec<String>,
     claims: BTreeSet<GroupId>,
@@ -145,9 +145,9 @@ impl Routing {
         counts
     }
 
-    /// Whether a broker said that it is about to stop.
-    pub(super) fn is_stopping(&self, broker: BrokerId) -> bool {
-        self.claims.read().by_broker.get(&broker).is_some_and(|speaker| speaker.stopping)
+    /// Whether a broker said last that it is to be given nothing to lead.
+    pub(super) fn declines(&self, broker: BrokerId) -> bool {
+        self.claims.read().by_broker.get(&broker).is_some_and(|speaker| speaker.declines)
     }
 
     /// Where a broker last said that Kafka clients reach it.
@@ -185,7 +185,7 @@ impl Routing {
         *speaker = Speaker {
             incarnation: summary.incarnation,
             sequence: summary.sequence,
-            stopping: summary.stopping,
+            declines: summary.declines,
             kafka_address: summary.kafka_address,
             damage: summary.damage,
             claims: now,
@@ -231,7 +231,7 @@ mod tests {
     fn say(routing: &Routing, broker: u32, incarnation: u64, sequence: u64, led: Vec<Led>) {
         routing.take_summary(
             BrokerId(broker),
-            Summary { incarnation, sequence, stopping: false, kafka_address: None, damage: Vec::new(), led },
+            Summary { incarnation, sequence, declines: false, kafka_address: None, damage: Vec::new(), led },
         );
     }
 
@@ -246,6 +246,18 @@ mod tests {
         say(&routing, 2, 8, 1, vec![led(5, 2)]);
         say(&routing, 1, 7, 2, vec![led(5, 1), led(6, 1)]);
         assert_eq!((leader(&routing, 5), leader(&routing, 6)), (Some((2, 2)), Some((1, 1))));
+    }
+
+    #[test]
+    fn who_declines_is_given_nothing_to_lead_until_it_says_otherwise() {
+        let routing = Routing::default();
+        for (sequence, declines) in [(1, false), (2, true), (3, false)] {
+            let (led, damage) = (Vec::new(), Vec::new());
+            let summary = Summary { incarnation: 7, sequence, declines, kafka_address: None, damage, led };
+            routing.take_summary(BrokerId(1), summary);
+            assert_eq!(routing.declines(BrokerId(1)), declines);
+        }
+        assert!(!routing.declines(BrokerId(2)), "it has said nothing yet");
     }
 
     #[test]

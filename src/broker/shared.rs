@@ -66,8 +66,8 @@ pub(super) struct Shared {
     /// Some group here has another leader: a summary is due.
     pub(super) leadership_changed: Notify,
     pub(super) stopping: AtomicBool,
-    /// Peers that know that this broker is stopping.
-    pub(super) told_stopping: watch::Sender<BTreeSet<BrokerId>>,
+    /// Peers that were told last to give this broker nothing to lead.
+    pub(super) told_declined: watch::Sender<BTreeSet<BrokerId>>,
 }
 
 impl Shared {
@@ -107,10 +107,11 @@ impl Shared {
     }
 
     /// A peer has taken this broker's summary.
-    pub(super) fn summary_taken(&self, peer: BrokerId, stopping: bool) {
-        if stopping {
-            self.told_stopping.send_if_modified(|told| told.insert(peer));
-        }
+    pub(super) fn summary_taken(&self, peer: BrokerId, declines: bool) {
+        self.told_declined.send_if_modified(|told| match declines {
+            true => told.insert(peer),
+            false => told.remove(&peer),
+        });
     }
 
     /// This broker, introduced.

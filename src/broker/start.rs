@@ -145,7 +145,7 @@ fn share(
         fatal: watch::Sender::new(None),
         leadership_changed: Default::default(),
         stopping: AtomicBool::new(false),
-        told_stopping: Default::default(),
+        told_declined: Default::default(),
     })
 }
 
@@ -245,7 +245,7 @@ impl Broker {
 
 /// Waits until every live peer knows that this broker is stopping, so that none gives it a leadership back.
 async fn say_farewell(shared: &Arc<Shared>) {
-    let mut told = shared.told_stopping.subscribe();
+    let mut told = shared.told_declined.subscribe();
     shared.leadership_changed.notify_one();
     let live: Vec<_> = shared.peers().into_iter().filter(|peer| shared.alive(*peer)).collect();
     let _ = told.wait_for(|told| live.iter().all(|peer| told.contains(peer))).await;

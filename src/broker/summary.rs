@@ -33,6 +33,10 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(1);
 /// A replica is in sync if it has by now what its leader had so long ago.
 const IN_SYNC_WITHIN: Duration = Duration::from_secs(2);
 
+/// A round of the journal that lasts longer is a stall (RULES.md J18).
+const STALL: Duration = Duration::from_secs(1);
+/// So long after a stall a broker is given nothing to lead: it would most likely hand it over again.
+const STALL_PAUSE: Duration = Duration::from_secs(10);
 /// A follower that has taken nothing for so long is stalled.
 const STALLED_AFTER: Duration = Duration::from_secs(5);
 
@@ -43,8 +47,8 @@ pub(super) struct Summary {
     pub(super) incarnation: u64,
     /// Counts up within a process.
     pub(super) sequence: u64,
-    /// The broker is about to stop: give it nothing to lead.
-    pub(super) stopping: bool,
+    /// Give it nothing to lead: it is about to stop, or its disk stalls.
+    pub(super) declines: bool,
     /// Where Kafka clients reach it, `host:port`, if they do.
     pub(super) kafka_address: Option<String>,
     /// What is rotten in its data directory, in words.
@@ -95,6 +99,21 @@ impl Followers {
             *seen = (matched, now);
         }
         now.duration_since(seen.1) < STALLED_AFTER
+    }
+}
+
+/// When the disk here last stalled.
+#[derive(Default)]
+struct Stalls(Option<Instant>);
+
+impl Stalls {
+    /// Notes how long a round of the journal has lasted by now; returns whether the disk stalls or has just done so. A stalled broker
+    /// hands over what it leads, which has a summary made at once: before anybody thinks of giving it back.
+    fn note(&mut self, lasts: Duration, now: Instant) -> bool {
+        if lasts > STALL {
+            self.0 = Some(now);
+        }
+        self.0.is_some_and(|last| now.duration_since(last) < STALL_PAUSE)
     }
 }
 
@@ -245,26 +264,26 @@ pub(super) async fn run(shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
     let newest = watch::Sender::new(Arc::new(Summary {
         incarnation: shared.incarnation,
         sequence: 0,
-        stopping: false,
+        declines: false,
         kafka_address: shared.kafka_address(),
         damage: Vec::new(),
         led: Vec::new(),
     }));
-    let (mut history, mut followers) = (History::default(), Followers::default());
+    let (mut history, mut followers, mut stalls) = (History::default(), Followers::default(), Stalls::default());
     let mut senders: BTreeMap<BrokerId, tokio::task::AbortHandle> = BTreeMap::new();
     let mut tasks = JoinSet::new();
     loop {
         let began = Instant::now();
         let led = shared.led(&mut history, &mut followers);
-        let stopping = shared.stopping();
+        let declines = stalls.note(shared.store.stalled_for(), began) || shared.stopping();
         let damage = shared.damage();
         newest.send_if_modified(|summary| {
-            let changed = summary.led != led || summary.stopping != stopping || summary.damage != damage;
+            let changed = summary.led != led || summary.declines != declines || summary.damage != damage;
             if changed {
                 let sequence = summary.sequence + 1;
                 let kafka_address = summary.kafka_address.clone();
                 let (incarnation, led, damage) = (shared.incarnation, led.clone(), damage.clone());
-                *summary = Arc::new(Summary { incarnation, sequence, stopping, kafka_address, damage, led });
+                *summary = Arc::new(Summary { incarnation, sequence, declines, kafka_address, damage, led });
                 // Its own claims stand in the table like everybody's.
                 shared.routing.take_summary(shared.broker, (**summary).clone());
             }
@@ -317,7 +336,7 @@ async fn send(shared: Arc<Shared>, peer: BrokerId, mut newest: watch::Receiver<A
             let _ = timeout(INTERVAL, reason).await;
             continue;
         }
-        shared.summary_taken(peer, summary.stopping);
+        shared.summary_taken(peer, summary.declines);
         tokio::select! {
             changed = newest.changed() => if changed.is_err() { return },
             // A peer that was restarted knows nothing any more.
@@ -358,6 +377,17 @@ mod tests {
             history.note(group, 5000, Instant::now());
         }
         assert!(history.0[&group].len() < 8, "asking often costs nothing");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_broker_declines_to_lead_while_its_disk_stalls_and_for_a_while_after() {
+        let (mut stalls, start) = (Stalls::default(), Instant::now());
+        assert!(!stalls.note(STALL, start), "slow");
+        assert!(stalls.note(STALL * 2, start));
+        assert!(stalls.note(STALL * 9, start + STALL * 7));
+        let over = start + STALL * 7 + STALL_PAUSE;
+        assert!(stalls.note(Duration::ZERO, over - Duration::from_millis(1)));
+        assert!(!stalls.note(Duration::ZERO, over));
     }
 
     #[tokio::test(start_paused = true)]
