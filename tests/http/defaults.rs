@@ -26,11 +26,13 @@ async fn a_fetch_brings_a_mebibyte_unless_it_says_how_much() {
     let cluster = Cluster::start(1).await;
     cluster.create_topic(1, "t", 1).await;
     for letter in ["a", "b", "c"] {
-        let (status, body) = produce(&cluster, 1, "t", "text/plain", letter.repeat(700 << 10)).await;
+        let (status, body) = produce(&cluster, 1, "t", "text/plain", letter.repeat(400 << 10)).await;
         assert_eq!(status, StatusCode::OK, "{body}");
     }
-    // No further record once there are so many bytes.
-    for (query, brought) in [("max_bytes=524288", 1), ("", 2), ("max_bytes=1048576", 2), ("max_bytes=2097152", 3)] {
+    // No record that there is no room left for, but for the first.
+    for (query, brought) in
+        [("max_bytes=262144", 1), ("max_bytes=524288", 1), ("", 2), ("max_bytes=1048576", 2), ("max_bytes=2097152", 3)]
+    {
         let (_, answer) = fetch(&cluster, 1, "t", query).await;
         assert_eq!((values(&answer).len(), &answer["next_offset"]), (brought, &json!(brought)), "{query}");
         for accept in ["application/x-ndjson", "application/octet-stream"] {
