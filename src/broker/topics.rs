@@ -166,7 +166,7 @@ impl Shared {
         timeout: Duration,
     ) -> Result<TopicDescription> {
         let deadline = Instant::now() + timeout;
-        let topic = self.find_topic(name, deadline).await?;
+        let topic = self.find_topic_of_now(name, deadline).await?;
         check_changes(&config)?;
         let index = self.change(ControlRequest::AlterTopic { topic, partitions, config }, deadline).await?;
         self.await_shown(index, deadline).await?;
@@ -183,7 +183,7 @@ impl Shared {
         timeout: Duration,
     ) -> Result<TopicDescription> {
         let deadline = Instant::now() + timeout;
-        let topic = self.find_topic(name, deadline).await?;
+        let topic = self.find_topic_of_now(name, deadline).await?;
         let grow = ControlRequest::GrowTopicOn { topic, partitions_before, assignment };
         let index = self.change(grow, deadline).await?;
         self.await_shown(index, deadline).await?;
@@ -207,7 +207,7 @@ impl Shared {
 
     pub(super) async fn delete_topic(&self, name: &str, timeout: Duration) -> Result<()> {
         let deadline = Instant::now() + timeout;
-        let topic = self.find_topic(name, deadline).await?;
+        let topic = self.find_topic_of_now(name, deadline).await?;
         self.delete_found(topic, deadline).await
     }
 
@@ -246,6 +246,14 @@ impl Shared {
         if self.catalog.state().topic(name).is_none() {
             self.catch_up(deadline).await?;
         }
+        self.catalog.state().topic(name).map(|topic| topic.id).ok_or_else(|| unknown_topic(name))
+    }
+
+    /// The topic that has this name now, for whoever changes it: the one that had it when the copy here was made may have been deleted, and
+    /// another created, by somebody who has been told so.
+    async fn find_topic_of_now(&self, name: &str, deadline: Instant) -> Result<TopicId> {
+        self.check_registered()?;
+        self.catch_up(deadline).await?;
         self.catalog.state().topic(name).map(|topic| topic.id).ok_or_else(|| unknown_topic(name))
     }
 

@@ -47,6 +47,40 @@ async fn what_is_done_and_does_not_show_here_is_not_denied() {
     assert!(error.message.contains("it is done"), "{error}");
 }
 
+/// A broker whose copy of the catalog is behind knows another topic by that name, which is gone.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_topic_is_deleted_or_changed_by_the_name_that_it_has_now() {
+    let (cluster, wires) = Cluster::wired().await;
+    cluster.await_catalog_voters(&[1, 2, 3]).await;
+    let controller = cluster.controller().await;
+    let here = || TopicSpec { assignment: Some(vec![vec![BrokerId(controller)]]), replicas: None, ..spec("t") };
+    let behind = (1..=3).find(|id| *id != controller).unwrap();
+    let alter = || [("retention.ms".to_owned(), Some("1000".to_owned()))].into();
+    cluster.broker(controller).create_topic(here(), PATIENCE).await.unwrap();
+    eventually("a copy of it", || cluster.broker(behind).topic("t").map(drop)).await;
+    for delete in [false, true] {
+        (1..=3)
+            .filter(|other| *other != behind)
+            .for_each(|other| wires.partition(&behind.to_string(), &other.to_string()));
+        cluster.broker(controller).delete_topic("t", PATIENCE).await.unwrap();
+        cluster.broker(controller).create_topic(here(), PATIENCE).await.unwrap();
+        let broker = cluster.broker(behind);
+        let mut changing = Box::pin(async move {
+            match delete {
+                true => broker.delete_topic("t", PATIENCE).await,
+                false => broker.alter_topic("t", None, alter(), PATIENCE).await.map(drop),
+            }
+        });
+        // What it finds at once is what it has heard of before.
+        assert!(futures_util::poll!(&mut changing).is_pending());
+        wires.heal_all();
+        changing.await.unwrap();
+        let shared = &cluster.broker(controller).shared;
+        let changed = shared.catalog.state().topic("t").map(|topic| topic.config.len());
+        assert_eq!(changed, if delete { None } else { Some(1) });
+    }
+}
+
 /// Two that delete one topic by its id at the same time: it is gone, for both.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_deletes_a_topic_that_is_just_being_deleted_has_done_so() {
