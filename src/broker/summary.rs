@@ -217,7 +217,9 @@ impl Shared {
         }
         damage.extend(self.store.scrub_findings().iter().map(|(path, why)| format!("{}: {why}", path.display())));
         let kept = self.store.quarantined();
-        damage.extend(kept.iter().map(|path| format!("{}: kept of a rotten replica, to be looked at", path.display())));
+        damage.extend(
+            kept.iter().map(|path| format!("{}: kept of a rotten or lost replica, to be looked at", path.display())),
+        );
         damage.truncate(DAMAGE_MAX);
         damage
     }

@@ -145,7 +145,7 @@ async fn the_catalogs_snapshot_that_rots_while_its_broker_is_stopped_costs_nothi
     cluster.restart(id).await;
     all_there(&cluster, id, &topics).await;
     assert!(cluster.log(id).contains("no snapshot covers the purged entries"), "{}", cluster.log(id));
-    status_says(&cluster, id, "kept of a rotten replica, to be looked at", true).await;
+    status_says(&cluster, id, "kept of a rotten or lost replica, to be looked at", true).await;
 }
 
 /// What it has yet to apply is rotten: its replica keeps its vote and its id, and is repaired from the others (RULES.md R7).
