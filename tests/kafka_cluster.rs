@@ -55,6 +55,8 @@ async fn an_epoch_of_which_no_record_is_left_ends_where_the_log_begins() {
     assert_eq!(deleted.topics[0].partitions[0].low_watermark, 3);
     cluster.kill(1);
     cluster.restart(1).await;
+    // A broker that is ready may have yet to be elected; whoever asks over HTTP waits for that.
+    assert_eq!(cluster.get(1, "/v1/topics/t/partitions/0/offsets").await.0, reqwest::StatusCode::OK);
     let mut client = Client::connect_to(&cluster, 1).await;
     assert_eq!(client.produce(0, batch(b"after".to_vec())).await, (0, 3));
     let partitions = vec![LeaderEpochPartition { leader_epoch: 1, ..Default::default() }];
