@@ -113,8 +113,11 @@ fn show(topic: &TopicDescription, as_json: bool) -> Result<(), Failure> {
     if as_json {
         return output::print_json(topic);
     }
-    let brokers =
-        |ids: &[pontoon_raft::types::BrokerId]| ids.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
+    // Of a partition that has just been created nobody has said yet that it is in sync.
+    let brokers = |ids: &[pontoon_raft::types::BrokerId]| match ids {
+        [] => "-".to_owned(),
+        ids => ids.iter().map(ToString::to_string).collect::<Vec<_>>().join(","),
+    };
     let rows: Vec<Vec<String>> = topic
         .partitions
         .iter()
