@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use reqwest::StatusCode;
+use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
 use crate::support::{Cluster, PATIENCE, client, read};
@@ -93,9 +93,23 @@ async fn many_partitions_are_led_again_after_all_brokers_were_killed() {
     let mut cluster = Cluster::start(3).await;
     let partitions = 200;
     cluster.create_topic(1, "many", partitions).await;
+    // With sequences: so many elections at once on a busy machine, and one may be held anew while its partition is written to.
+    let (status, producer) = cluster.ask(1, Method::POST, "/v1/producers", None).await;
+    assert_eq!(status, StatusCode::CREATED, "{producer}");
+    let produce = async |cluster: &Cluster, round: u32, partition: u32| {
+        let url = format!("{}/v1/topics/many/partitions/{partition}/records", cluster.url(1 + partition % 3));
+        let request = cluster.http.post(url).header("content-type", "text/plain").body(format!("round {round}"));
+        let numbers =
+            [("id", &producer["producer_id"]), ("epoch", &producer["producer_epoch"]), ("sequence", &json!(round))];
+        let request = numbers
+            .into_iter()
+            .fold(request, |request, (name, number)| request.header(format!("producer-{name}"), number.to_string()));
+        let (status, body) = read(request.send().await.unwrap()).await;
+        assert_eq!(status, StatusCode::OK, "{body}");
+    };
     for round in 0..2 {
         for partition in 0..partitions {
-            cluster.produce_text(1 + partition % 3, "many", partition, &format!("round {round}")).await;
+            produce(&cluster, round, partition).await;
         }
         (1..=3).for_each(|id| cluster.kill(id));
         cluster.restart_all(&[1, 2, 3]).await;
