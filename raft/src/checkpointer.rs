@@ -72,6 +72,16 @@ impl CheckpointFailed {
     }
 }
 
+impl From<CheckpointFailed> for io::Error {
+    fn from(failed: CheckpointFailed) -> Self {
+        match failed {
+            CheckpointFailed::Stopped(stopped) => stopped.into(),
+            CheckpointFailed::Refused(error) => error,
+            long @ CheckpointFailed::TooLong { .. } => Self::other(long),
+        }
+    }
+}
+
 /// What several came to that ran beside each other. None is dropped half-way: a sync that fails must be heard of (RULES.md J15), whatever
 /// another one came to.
 fn worst(done: Vec<Result<(), CheckpointFailed>>) -> Result<(), CheckpointFailed> {
@@ -217,7 +227,10 @@ impl Checkpointer {
         }
         self.context.writer.flush().await.map_err(|failed| match failed {
             FlushFailed::Stopped(stopped) => CheckpointFailed::Stopped(stopped),
-            FlushFailed::Refused => CheckpointFailed::Refused(io::Error::other("segments wait to be written")),
+            FlushFailed::Refused => {
+                let why = "segments wait for room, or for files to be closed";
+                CheckpointFailed::Refused(io::Error::new(io::ErrorKind::StorageFull, why))
+            }
         })?;
         self.sync(captured).await?;
         for (log, captured) in captured.iter_mut().filter(|(_, captured)| !captured.deleted) {

@@ -181,7 +181,7 @@ impl Store {
             held: Arc::default(),
         };
         let began = Instant::now();
-        let Found { scan, replicas, corrupt, dead_folders, quarantined_folders, unknown_folders } =
+        let Found { scan, replicas, corrupt, gives_up, dead_folders, quarantined_folders, unknown_folders } =
             recovery.run().await?;
         let (recovered_ms, journal_bytes) = (began.elapsed().as_millis() as u64, scan.live_bytes());
         for path in &unknown_folders {
@@ -214,7 +214,7 @@ impl Store {
         store.start_writer();
         *store.registry.corrupt.lock() =
             corrupt.into_iter().map(|(replica, state)| ((replica.group, replica.replica), (replica, state))).collect();
-        store.adopt(replicas, dead_folders).await.map_err(|error| OpenError::Io { path, error })?;
+        store.adopt(replicas, dead_folders, gives_up).await.map_err(|error| OpenError::Io { path, error })?;
         store.start_tasks();
         let (replicas, corrupt) = (store.registry.open.lock().len(), store.registry.corrupt.lock().len());
         let elapsed_ms = began.elapsed().as_millis() as u64;
@@ -224,7 +224,15 @@ impl Store {
 
     /// Takes the recovered replicas in, makes all of them durable by a checkpoint, and cleans up what that made needless. If the
     /// disk has no room for the checkpoint, that waits for the next start, which begins where this one did.
-    async fn adopt(&self, replicas: Vec<RecoveredReplica>, dead_folders: Vec<PathBuf>) -> io::Result<()> {
+    ///
+    /// Not if this start gives replicas up: the next one looks at folders into which this one has saved what the journal holds, may find
+    /// that they will do, and vote with what peers have been told is lost. Until it is on record, nobody is told: the start is refused.
+    async fn adopt(
+        &self,
+        replicas: Vec<RecoveredReplica>,
+        dead_folders: Vec<PathBuf>,
+        gives_up: bool,
+    ) -> io::Result<()> {
         let mut cleanup = Vec::new();
         for RecoveredReplica { key, dir, application, state, unwritten, rotten, leftovers, cuts } in replicas {
             let log = Log::new(self.context.clone(), key, dir, application.clone(), state);
@@ -247,9 +255,11 @@ impl Store {
             // Their deletion is on record; and they may be the room that the checkpoint needs.
             self.remove_aside(&path, None).await?;
         }
-        if let Err(failed) = self.try_checkpoint().await {
+        match self.try_checkpoint().await {
+            Ok(()) => {}
+            Err(failed) if gives_up => return Err(failed.into()),
             // And with it the cleaning up.
-            return failed.put_off().map_err(io::Error::other);
+            Err(failed) => return failed.put_off().map_err(io::Error::other),
         }
         for (leftovers, cuts) in cleanup {
             for (file, bytes) in cuts {

@@ -95,6 +95,8 @@ pub(crate) struct Found {
     pub(crate) replicas: Vec<RecoveredReplica>,
     /// Replicas that cannot be opened, and what a checkpoint is to say of them.
     pub(crate) corrupt: Vec<(CorruptReplica, ReplicaState)>,
+    /// Whether one of them is on no record as such yet.
+    pub(crate) gives_up: bool,
     /// Folders of deleted replicas.
     pub(crate) dead_folders: Vec<PathBuf>,
     /// What is kept of replicas that were given up.
@@ -156,6 +158,7 @@ impl Recovery<'_> {
         let begun = stream::iter(sound).map(|(key, plan)| self.begin(key, plan)).buffered(CONCURRENT);
         let mut rebuilds: BTreeMap<ReplicaKey, Rebuild> = begun.try_collect().await?;
         let scan = self.second_pass(&mut rebuilds, from).await?;
+        let known = corrupt.len();
         let mut replicas = Vec::new();
         for (key, rebuild) in rebuilds {
             match rebuild.finish(scan.last).await? {
@@ -164,7 +167,8 @@ impl Recovery<'_> {
             }
         }
         let (dead_folders, quarantined_folders, unknown_folders) = (dead, quarantined, unknown);
-        Ok(Found { scan, replicas, corrupt, dead_folders, quarantined_folders, unknown_folders })
+        let gives_up = corrupt.len() > known;
+        Ok(Found { scan, replicas, corrupt, gives_up, dead_folders, quarantined_folders, unknown_folders })
     }
 
     async fn begin(&self, key: ReplicaKey, plan: Plan) -> Result<(ReplicaKey, Rebuild), OpenError> {

@@ -7,6 +7,7 @@ use futures_util::FutureExt;
 use super::*;
 use crate::disk::Disk;
 use crate::disk::sim::{EIO, ENOSPC, Fault, OpKind, TraceEntry};
+use crate::error::OpenError;
 use crate::log::base::Base;
 use crate::payload::Application;
 use crate::store::ApplicationFactory;
@@ -987,6 +988,36 @@ async fn what_is_kept_of_a_replica_that_is_given_up_is_whole_and_lasts() {
             }
         }
     }
+}
+
+/// Or the next start finds a folder in which there is something, and opens what peers have been told is lost.
+#[tokio::test(start_paused = true)]
+async fn a_start_that_gives_a_replica_up_is_refused_until_that_is_on_record() {
+    let (disk, store, log) = fresh(small()).await;
+    fill(&log, 1, 3, 300).await;
+    rest().await;
+    store.checkpoint().await.unwrap();
+    fill(&log, 1, 100, 20).await;
+    rest().await;
+    let disk = disk.kill();
+    for entry in disk.read_dir(log.dir()).await.unwrap() {
+        disk.remove_file(&log.dir().join(entry.name)).await.unwrap();
+    }
+    disk.sync_dir(log.dir()).await.unwrap();
+    for kind in [OpKind::Create, OpKind::Write, OpKind::Rename] {
+        let disk = disk.fork();
+        disk.inject(Fault { kind, path_contains: "checkpoint".to_owned(), skip: 0, errno: ENOSPC, loses_data: false });
+        let refused = Store::open(options(&disk, small(), SnapshotAt::Boundary)).await.err();
+        assert!(matches!(refused, Some(OpenError::Full { .. })), "{kind:?}: {refused:?}");
+        assert_eq!(disk.faults_left(), 0);
+        // There is room: now it is one or the other, and stays that.
+        let found = |store: Arc<Store>| (store.corrupt().len(), store.replicas().len());
+        let disk = disk.crash();
+        let first = found(open(&disk, small(), SnapshotAt::Boundary).await);
+        assert_eq!(found(open(&disk.crash(), small(), SnapshotAt::Boundary).await), first);
+    }
+    let store = open(&disk, small(), SnapshotAt::Boundary).await;
+    assert_eq!((store.corrupt().len(), store.replicas().len()), (1, 0));
 }
 
 /// Also where that is found only when all of it has been read, and written.
