@@ -59,13 +59,16 @@ pub(crate) struct Start {
     pub(crate) disk_fills: bool,
     /// Bits of it were flipped, or all of it taken: its replicas may be lost.
     pub(crate) rots: bool,
+    /// A call of its disk failed in an earlier life, and nobody has looked since at which replicas that has cost.
+    pub(crate) struck_before: bool,
 }
 
 impl Start {
     /// The first start on a disk.
     pub(crate) fn first(disk: SimDisk) -> Self {
         let (tables, after) = (Arc::default(), Duration::ZERO);
-        Self { disk, tables, after, life: 1, stop: false, disk_fills: false, rots: false }
+        let (stop, disk_fills, rots, struck_before) = (false, false, false, false);
+        Self { disk, tables, after, life: 1, stop, disk_fills, rots, struck_before }
     }
 
     /// Whether its end in this life surprises nobody, nor that it cannot read: a call of its disk has failed, or its files are not
@@ -94,6 +97,8 @@ pub(crate) struct World {
     /// Told whenever `starts` changes.
     pub(crate) changed: Arc<Notify>,
     pub(crate) ready: Arc<Mutex<BTreeSet<(u32, u64)>>>,
+    /// Replicas that are given up: broker, group and id. That is on record, and holds in all lives that follow.
+    pub(crate) given_up: Arc<Mutex<BTreeSet<(u32, u64, u64)>>>,
     pub(crate) variant: Option<Variant>,
 }
 
@@ -107,6 +112,7 @@ impl World {
             progress: Arc::new(Mutex::new(Progress { wanted: Phase::Chaos, arrived: None })),
             changed: Arc::default(),
             ready: Arc::default(),
+            given_up: Arc::default(),
             variant,
         }
     }
@@ -122,6 +128,13 @@ impl World {
 
     pub(crate) fn start_of(&self, broker: u32) -> Start {
         self.starts.lock()[&broker].clone()
+    }
+
+    /// Somebody looks at which replicas of a broker are given up; whether those that were not before surprise nobody.
+    pub(crate) fn excuses_losses_of(&self, broker: u32) -> bool {
+        let mut starts = self.starts.lock();
+        let start = starts.get_mut(&broker).expect("a broker");
+        std::mem::take(&mut start.struck_before) || start.is_excused()
     }
 
     pub(crate) fn phase(&self) -> Phase {
@@ -307,6 +320,7 @@ mod tests {
     use pontoon_raft::disk::sim::{EIO, Fault, OpKind};
 
     use super::*;
+    use crate::machines::Processes;
 
     #[test]
     fn only_a_fault_that_has_struck_in_this_life_is_an_excuse() {
@@ -320,5 +334,19 @@ mod tests {
         assert!(!start.is_excused());
         start.rots = true;
         assert!(start.is_excused());
+    }
+
+    #[test]
+    fn what_a_life_has_cost_is_excused_in_the_one_that_is_the_first_to_tell() {
+        let world = World::new(Trace::new(false), BTreeMap::from([(1, Start::first(SimDisk::new(0)))]), None);
+        let disk = world.disk(1);
+        let path_contains = String::new();
+        disk.inject(Fault { kind: OpKind::CreateDir, path_contains, skip: 0, errno: EIO, loses_data: false });
+        assert!(disk.create_dir_all("/data".as_ref()).now_or_never().unwrap().is_err());
+        // Two lives in which nobody gets to look.
+        world.begin_anew(1, SimDisk::kill, Duration::ZERO);
+        world.begin_anew(1, SimDisk::crash, Duration::ZERO);
+        assert!(!world.start_of(1).is_excused() && world.excuses_losses_of(1));
+        assert!(!world.excuses_losses_of(1));
     }
 }

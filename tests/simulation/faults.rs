@@ -39,10 +39,11 @@ impl Processes for World {
         self.start_of(broker).disk
     }
 
-    fn begin_anew(&self, broker: u32, disk: SimDisk, after: Duration) {
+    fn begin_anew(&self, broker: u32, end: fn(&SimDisk) -> SimDisk, after: Duration) {
         self.change(broker, |start| {
-            start.disk_fills = disk.capacity().is_some();
-            (start.disk, start.after) = (disk, after);
+            start.struck_before |= start.disk.has_struck();
+            (start.disk, start.after) = (end(&start.disk), after);
+            start.disk_fills = start.disk.capacity().is_some();
             start.life += 1;
             start.stop = false;
         });

@@ -78,13 +78,14 @@ impl Observer {
             // It no longer says so where the id is used again.
             corrupt.extend(groups.lost().into_iter().map(|(group, replica, why)| (group.0, replica.0, why)));
         }
+        // A disk that fails within a recovery costs a replica, too, and the next life may be the first that tells.
+        let excused = self.world.excuses_losses_of(self.broker);
         for (group, id, why) in corrupt {
             let by = self.replica(group, id);
             if self.quarantined.insert((by.group, by.id), ()).is_none() {
                 self.world.trace.note(&self.who, format_args!("quarantined {by:?}: {why}"));
                 self.world.ledger.tell(Event::Quarantined { by });
-                // A disk that fails within a recovery costs a replica, too.
-                if !self.world.start_of(self.broker).is_excused() {
+                if self.world.given_up.lock().insert((by.broker, by.group, by.id)) && !excused {
                     let why = format!("{by:?} is corrupt, and nobody has touched its files: {why}");
                     self.world.ledger.broken("acknowledged_is_readable", why);
                 }

@@ -22,11 +22,11 @@ impl Processes for World {
         self.starts.lock()[&broker].disk.clone()
     }
 
-    fn begin_anew(&self, broker: u32, disk: SimDisk, after: Duration) {
+    fn begin_anew(&self, broker: u32, end: fn(&SimDisk) -> SimDisk, after: Duration) {
         {
             let mut starts = self.starts.lock();
             let start = starts.get_mut(&broker).expect("a broker");
-            (start.disk, start.after) = (disk, after);
+            (start.disk, start.after) = (end(&start.disk), after);
             start.life += 1;
         }
         self.changed.notify_waiters();

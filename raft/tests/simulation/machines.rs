@@ -41,8 +41,8 @@ pub(crate) trait Processes {
     /// A broker's disk, as the process has it that is there now.
     fn disk(&self, broker: u32) -> SimDisk;
 
-    /// The process is gone. The next is to begin on this disk, once its machine has been up for so long.
-    fn begin_anew(&self, broker: u32, disk: SimDisk, after: Duration);
+    /// The process is gone. The next is to begin on what this makes of its disk, once its machine has been up for so long.
+    fn begin_anew(&self, broker: u32, end: fn(&SimDisk) -> SimDisk, after: Duration);
 
     /// The power went: what lies beside the log, and can be made anew from it, may be gone.
     fn forget(&self, _broker: u32, _rng: &mut SmallRng) {}
@@ -190,7 +190,7 @@ impl<P: Processes> Machines<P> {
     pub(crate) fn kill(&mut self, broker: u32) {
         self.note("kill", broker);
         let after = Duration::from_millis(self.ms(10, 1500));
-        self.processes.begin_anew(broker, self.disk(broker).kill(), after);
+        self.processes.begin_anew(broker, SimDisk::kill, after);
         self.plan(1, Later::Bury(broker));
         self.plan(1, Later::Boot(broker));
     }
@@ -198,7 +198,7 @@ impl<P: Processes> Machines<P> {
     /// Nothing that it did not sync survives for certain; its connections do not close, they fall silent.
     pub(crate) fn power_off(&mut self, sim: &mut Sim<'_>, broker: u32, off_ms: u64) {
         self.note("power off", broker);
-        self.processes.begin_anew(broker, self.disk(broker).crash(), Duration::ZERO);
+        self.processes.begin_anew(broker, SimDisk::crash, Duration::ZERO);
         self.processes.forget(broker, &mut self.rng);
         self.plan(1, Later::Bury(broker));
         for other in (1..=CLIENT).filter(|other| *other != broker) {
@@ -368,7 +368,8 @@ mod tests {
             self.disks.lock()[&broker].clone()
         }
 
-        fn begin_anew(&self, broker: u32, disk: SimDisk, _after: Duration) {
+        fn begin_anew(&self, broker: u32, end: fn(&SimDisk) -> SimDisk, _after: Duration) {
+            let disk = end(&self.disk(broker));
             self.disks.lock().insert(broker, disk);
         }
     }
