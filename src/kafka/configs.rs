@@ -32,6 +32,8 @@ const KIND_LIST: i8 = 7;
 
 /// Longest that the changes of a request may take.
 const TIMEOUT: Duration = Duration::from_secs(30);
+/// Longest that a description waits to be up to date.
+const CATALOG_TIMEOUT: Duration = Duration::from_secs(1);
 /// How a value is changed incrementally; the last two are for lists.
 const SET: i8 = 0;
 const DELETE: i8 = 1;
@@ -47,8 +49,12 @@ pub(super) fn effective(entry: &ConfigEntry) -> (&str, i8) {
     topic.or(broker).unwrap_or((entry.built_in, SOURCE_DEFAULT))
 }
 
-/// DescribeConfigs.
-pub(super) fn describe(door: &Door, request: DescribeConfigsRequest) -> Response {
+/// DescribeConfigs. Who changes a topic may do so through another broker, and look here whether it is done: the catalog is brought up to
+/// date first. While nobody can say how far it is, topics are described as this broker knows them.
+pub(super) async fn describe(door: &Door, request: DescribeConfigsRequest) -> Response {
+    if request.resources.iter().any(|resource| resource.resource_type == TOPIC) {
+        let _ = door.broker.catch_up(CATALOG_TIMEOUT).await;
+    }
     let synonyms = request.include_synonyms;
     let mut resources = request.resources;
     // Named twice, described once: a topic's description looks at all of its partitions.

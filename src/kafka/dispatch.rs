@@ -180,7 +180,7 @@ async fn route(door: &Arc<Door>, client: &Client, header: &Header, request: Requ
         Request::DeleteTopics(request) => client.while_there(topics::delete(door, request, version)).await,
         Request::InitProducerId(request) => produce::init_producer_id(door, request).await.into(),
         Request::OffsetForLeaderEpoch(request) => client.while_there(offsets::for_leader_epoch(door, request)).await,
-        Request::DescribeConfigs(request) => configs::describe(door, request).into(),
+        Request::DescribeConfigs(request) => configs::describe(door, request).await.into(),
         Request::CreatePartitions(request) => client.while_there(topics::create_partitions(door, request)).await,
         Request::DescribeCluster(request) => metadata::describe_cluster(door, request).await,
     }

@@ -1,6 +1,7 @@
 //! Topics and their configurations: created, changed, shortened and deleted.
 
 use super::*;
+use crate::controller::CATALOG_GROUP;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn topics_are_created_changed_and_deleted_with_kafkas_codes() {
@@ -100,6 +101,34 @@ async fn topics_are_created_changed_and_deleted_with_kafkas_codes() {
     let Response::DeleteTopics(response) = client.call(Request::DeleteTopics(request), 4).await else { panic!() };
     assert_eq!(response.topics.iter().map(|topic| topic.error_code).collect::<Vec<_>>(), [0, 3]);
     assert!(house.broker.topic("good").is_err());
+    house.close().await;
+}
+
+/// An admin client sends each request to whichever broker it likes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_changed_through_another_broker_is_described_at_once() {
+    let (house, other, _dir) = House::one_of_two(|_| {}).await;
+    house.topic("t", 1).await;
+    let catalog = || other.raft_groups().get(CATALOG_GROUP).unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    while catalog().watch_leader().borrow().is_none_or(|leader| leader.replica != catalog().replica()) {
+        assert!(Instant::now() < deadline, "the other does not lead the catalog");
+        let _ = house.broker.raft_groups().get(CATALOG_GROUP).unwrap().transfer_leader(catalog().replica()).await;
+    }
+    let mut client = house.client().await;
+    for value in 1000..1050 {
+        let config = [("retention.ms".to_owned(), Some(value.to_string()))].into();
+        other.alter_topic("t", None, config, PATIENCE).await.unwrap();
+        let configuration_keys = Some(vec!["retention.ms".into()]);
+        let resource = DescribeConfigsResource { resource_type: 2, resource_name: "t".into(), configuration_keys };
+        let resources = vec![resource];
+        let request = DescribeConfigsRequest { resources, include_synonyms: false, include_documentation: false };
+        let Response::DescribeConfigs(response) = client.call(Request::DescribeConfigs(request), 4).await else {
+            panic!()
+        };
+        assert_eq!(response.results[0].configs[0].value, Some(value.to_string()));
+    }
+    other.shutdown(PATIENCE).await;
     house.close().await;
 }
 
