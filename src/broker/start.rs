@@ -10,7 +10,6 @@ use pontoon_raft::disk::Disk;
 use pontoon_raft::disk::real::RealDisk;
 use pontoon_raft::payload::Application;
 use pontoon_raft::raft_groups::RaftGroups;
-use pontoon_raft::runtime::random_u64;
 use pontoon_raft::store::{ApplicationFactory, Store, StoreOptions};
 use pontoon_raft::transport::net::TcpNetwork;
 use pontoon_raft::transport::{Network, Transport, TransportIdentity};
@@ -125,7 +124,7 @@ fn share(
     let peer_address = config.peer.advertised.clone().unwrap_or_else(|| groups.transport().local_address());
     Arc::new_cyclic(|weak: &Weak<Shared>| Shared {
         broker: config.broker_id,
-        incarnation: random_u64(),
+        incarnation: groups.transport().incarnation(),
         instruments: BrokerInstruments::new(config.broker_id),
         http_address,
         peer_address,

@@ -307,6 +307,13 @@ impl Controller {
         broker == self.broker || self.groups.transport().liveness(broker) == Liveness::Alive
     }
 
+    /// Whether the process that is alive is the one that the catalog knows: another one may have another disk.
+    pub(crate) fn is_here(&self, broker: BrokerId) -> bool {
+        let registered = self.catalog.state().brokers().get(&broker).map(|known| known.incarnation);
+        let heard = self.groups.transport().peer_status(broker).and_then(|peer| peer.incarnation);
+        self.alive(broker) && (broker == self.broker || registered.is_some_and(|known| heard == Some(known)))
+    }
+
     /// Waits for its turn. Nothing was done if that does not come in time.
     pub(crate) async fn turn(&self) -> Result<SemaphorePermit<'_>, ControlError> {
         match timeout(TURN_WITHIN, self.serial.acquire()).await {

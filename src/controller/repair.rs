@@ -6,8 +6,9 @@
 //!
 //! A replica is replaced only while the rest is a majority that has its files: with less, what is there may be the last
 //! copy of acknowledged records, and a person must decide (`pontoon recover`). A partition with one replica is therefore
-//! never replaced (RULES.md R7). One whose disk is still there waits, moreover, until the brokers of such a majority are alive:
-//! of those that are away nobody knows what they have, and what it may lack they may lack, too. What a person has so recovered from one survivor gets its replicas back here ([`grow`]).
+//! never replaced (RULES.md R7). One whose disk is still there waits, moreover, until the brokers of such a majority are alive, and
+//! have said in this life which disk they have: of those that are away nobody knows what they have, and what it may lack they may
+//! lack, too. What a person has so recovered from one survivor gets its replicas back here ([`grow`]).
 
 use std::collections::BTreeSet;
 
@@ -37,14 +38,14 @@ fn has_healthy_majority(state: &CatalogState, partition: &PartitionRecord, count
 }
 
 /// The replicas that are to be replaced now. Those on a directory that is gone take nothing with them; of the others something may be
-/// left, and is given up only where a majority that is alive has its files.
+/// left, and is given up only where a majority that is here has its files.
 fn replaceable<'a>(
     state: &'a CatalogState,
     partition: &'a PartitionRecord,
-    alive: &impl Fn(BrokerId) -> bool,
+    here: &impl Fn(BrokerId) -> bool,
 ) -> impl Iterator<Item = &'a ReplicaRecord> {
     let sound = has_healthy_majority(state, partition, |_| true);
-    let answers = has_healthy_majority(state, partition, alive);
+    let answers = has_healthy_majority(state, partition, here);
     let lost = partition.replicas.iter().filter(move |replica| sound && is_lost(state, replica));
     lost.filter(move |replica| answers || !state.on_current_directory(replica))
 }
@@ -56,10 +57,10 @@ fn waits_for_its_first(partition: &PartitionRecord, away: &BTreeSet<BrokerId>) -
     partition.replicas.first().is_some_and(|first| is_away(&first)) && missing * 2 < partition.replicas.len()
 }
 
-/// The commands that repair what can be repaired now, while these brokers are away for longer and those are `alive`. Ids follow the state's; propose
+/// The commands that repair what can be repaired now, while these brokers are away for longer and those are `here`. Ids follow the state's; propose
 /// them before anything else changes it, or they are refused as stale and computed anew. But whether the other replicas are still
 /// sound is not asked again where a replacement is applied: nothing may come between.
-pub fn plan(state: &CatalogState, away: &BTreeSet<BrokerId>, alive: impl Fn(BrokerId) -> bool) -> Vec<Command> {
+pub fn plan(state: &CatalogState, away: &BTreeSet<BrokerId>, here: impl Fn(BrokerId) -> bool) -> Vec<Command> {
     let mut ids = Ids { next: state.next_replica().0 };
     let lossy = |partition: &&&PartitionRecord| partition.replicas.iter().any(|replica| is_lost(state, replica));
     let partitions: Vec<&PartitionRecord> =
@@ -79,7 +80,7 @@ pub fn plan(state: &CatalogState, away: &BTreeSet<BrokerId>, alive: impl Fn(Brok
         if replacements.len() >= REPLACEMENTS_MAX {
             break;
         }
-        for old in replaceable(state, partition, &alive) {
+        for old in replaceable(state, partition, &here) {
             if let Some(new) = ids.placement(state, old) {
                 replacements.push(Replacement { group: partition.group, old: old.replica, new });
             }

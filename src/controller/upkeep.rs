@@ -101,7 +101,7 @@ impl Controller {
     /// appended before, by whom ever and whether or not anybody still waits for it, is applied before the plan is made.
     async fn repair(&self, group: &RaftGroup, away: &BTreeSet<BrokerId>) {
         let Ok(_turn) = self.turn().await else { return };
-        let plan = || repair::plan(&self.catalog.state(), away, |broker| self.alive(broker));
+        let plan = || repair::plan(&self.catalog.state(), away, |broker| self.is_here(broker));
         let grow = || repair::grow(&self.catalog.state(), |broker| self.alive(broker));
         if plan().is_empty() && grow().is_none() {
             return;

@@ -557,6 +557,11 @@ impl Transport {
         self.peer_status(broker).map_or(Liveness::Unknown, |status| status.liveness)
     }
 
+    /// This process, as its peers know it: [`PeerStatus::incarnation`].
+    pub fn incarnation(&self) -> u64 {
+        self.shared.incarnation
+    }
+
     /// All the detector knows of a peer; `None` for one without an address.
     pub fn peer_status(&self, broker: BrokerId) -> Option<PeerStatus> {
         self.shared.detector.status(broker)
