@@ -18,7 +18,7 @@ use crate::transport::{
     AppendEntriesRequest, AppendEntriesResponse, AppendResult, FRAMES_BYTES_MAX, FramesRequest, RaftService, Refusal,
     Snapshot, SnapshotResponse, Target, TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse,
 };
-use crate::types::{BrokerId, Vote};
+use crate::types::{BrokerId, LogId, Vote};
 
 /// How long a call for votes that wants to skip a lease waits for this broker's own evidence: the candidate may have
 /// noticed the leader's death a moment sooner, and the announcement of a hand-over may be behind it.
@@ -162,7 +162,10 @@ impl RaftService for Door {
             if let Some(refusal) = no_room(&hosted) {
                 return Err(refusal);
             }
-            group.raft().install_full_snapshot(vote, snapshot).await.map_err(unable)
+            match snapshot.meta.last_log_id {
+                Some(last) if has_all_of(&group, &vote, last).await? => Ok(SnapshotResponse::new(vote)),
+                _ => group.raft().install_full_snapshot(vote, snapshot).await.map_err(unable),
+            }
         })
     }
 
@@ -229,6 +232,21 @@ impl RaftService for Door {
         };
         Box::pin(std::future::ready(taken))
     }
+}
+
+/// Whether a snapshot from the leader that the replica follows would bring nothing new: the log holds its last entry, so all before it,
+/// soundly and durably. A leader sends one as soon as it may purge, to whom it knows less of, however far that one is (one stream was
+/// lost, say, with the answers to all that it took); and openraft (0.10.0-alpha.37) then takes the longer log to end with the snapshot,
+/// as long as nothing of it is committed here: a debug build does not survive that.
+async fn has_all_of(group: &RaftGroup, vote: &Vote, last: LogId) -> Result<bool, Refusal> {
+    let log = group.log();
+    let standing = group.standing().await.ok_or_else(|| unable("the core does not answer"))?;
+    if standing.vote != *vote || !log.contains(last) || log.is_rotten() {
+        return Ok(false);
+    }
+    log.durable_state().await.map_err(unable)?;
+    // It is committed: nobody has cut it off meanwhile.
+    Ok(log.contains(last))
 }
 
 /// The receiver's check of RULES.md R3, by this broker's own evidence.

@@ -1,6 +1,11 @@
 //! Replicas that fell behind catch up at a limited rate, and arrive whatever else goes on.
 
+use openraft::EntryPayload;
+use openraft::storage::SnapshotMeta;
+
 use super::*;
+use crate::transport::{AppendEntriesRequest, Snapshot};
+use crate::types::{Entry, log_id};
 
 const LIMIT: u64 = 16 << 10;
 
@@ -82,4 +87,39 @@ async fn nothing_is_held_back_when_commits_wait_for_it() {
     // At its rate it would take half a minute.
     timeout(Duration::from_secs(10), propose(&group, "needs broker 3")).await.expect("it waits").unwrap();
     assert!(last(&cluster, 3) >= 500);
+}
+
+/// The leader may know less of it: the answers were lost with a stream. openraft panics on such a snapshot (in debug builds) where
+/// nothing of the log is known to be committed.
+#[tokio::test(start_paused = true)]
+async fn a_snapshot_of_what_the_log_holds_is_taken_for_installed() {
+    let cluster = Cluster::start(3).await;
+    let group = cluster.create(1).await;
+    propose(&group, "record 0").await.unwrap();
+    cluster.shows(2, 1, &names(1)).await;
+    cluster.isolate(2);
+    let follower = cluster.group(2, 1);
+    let standing = follower.standing().await.unwrap();
+    let door = Door::new(Arc::downgrade(&cluster.brokers[&2].groups.hosted));
+    let to = Target { group: GroupId(1), replica: ReplicaId(12) };
+    // More entries of the leader's, of which it has not said that they are committed.
+    let last = standing.last.unwrap();
+    let blank = |n| Entry { log_id: log_id(last.leader_id.term, last.index + n), payload: EntryPayload::Blank };
+    let request = AppendEntriesRequest {
+        vote: standing.vote,
+        prev_log_id: Some(last),
+        entries: (1..=5).map(blank).collect(),
+        leader_commit: None,
+    };
+    assert!(door.heartbeat(BrokerId(1), to, request).await.unwrap().is_success());
+    let snapshot = |n| Snapshot {
+        meta: SnapshotMeta { last_log_id: Some(blank(n).log_id), last_membership: Default::default() },
+        snapshot: Bytes::from_static(b"not looked at"),
+    };
+    let answer = door.install_snapshot(BrokerId(1), to, standing.vote, snapshot(2)).await.unwrap();
+    assert_eq!(answer.vote, standing.vote);
+    assert_eq!(follower.log().last_log_id(), Some(blank(5).log_id));
+    assert_eq!(follower.log().purged_log_id(), None);
+    // One that brings something is looked at.
+    assert!(door.install_snapshot(BrokerId(1), to, standing.vote, snapshot(9)).await.is_err());
 }
