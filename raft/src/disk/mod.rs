@@ -7,6 +7,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -142,6 +143,23 @@ async fn remove_temporary(disk: &dyn Disk, temporary: &Path) {
     if let Err(error) = disk.remove_file(temporary).await {
         tracing::debug!(path = %temporary.display(), %error, "a temporary file stays");
     }
+}
+
+/// How often [`read_patiently`] asks, and how long it waits in between.
+const PATIENT_READS: u32 = 3;
+const PATIENT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Reads what cannot be done without, and costs a replica if it is not there. EIO need not be for ever: a path to a disk, or a network
+/// under it, may have failed for a moment.
+pub(crate) async fn read_patiently(file: &dyn DiskFile, position: u64, bytes: usize) -> io::Result<Bytes> {
+    let refused = |error: &io::Error| error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error());
+    for _ in 1..PATIENT_READS {
+        match file.read_at(position, bytes).await {
+            Err(error) if refused(&error) => tokio::time::sleep(PATIENT_PAUSE).await,
+            other => return other,
+        }
+    }
+    file.read_at(position, bytes).await
 }
 
 /// Whether a read failed because of what is on the disk, or is not: anything else (too many open files, say) may be over the next time.

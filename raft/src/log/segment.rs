@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use super::base::Base;
 use super::frame::{FRAME_HEADER_BYTES, Frame, FrameError, FrameHeader, FrameKind};
 use super::index::SparseIndex;
-use crate::disk::{Disk, DiskFile, OpenMode, dir_sync_failed, is_refused, sync_failed};
+use crate::disk::{Disk, DiskFile, OpenMode, dir_sync_failed, is_refused, read_patiently, sync_failed};
 use crate::error::ReadError;
 use crate::journal::{ExtentTarget, SegmentName};
 use crate::types::{LogId, log_id};
@@ -393,6 +393,8 @@ pub(crate) struct FrameStream {
     position: u64,
     end: u64,
     chunk: usize,
+    /// See [`Self::patient`].
+    patient: bool,
     buffer: Bytes,
 }
 
@@ -400,7 +402,12 @@ impl FrameStream {
     /// Over `position .. end` of the file, reading about `chunk` bytes at a time.
     pub(crate) async fn open(segment: &SegmentFile, position: u64, end: u64, chunk: usize) -> Result<Self, ReadError> {
         let file = segment.open().await?;
-        Ok(Self { file, path: segment.path().to_owned(), position, end, chunk, buffer: Bytes::new() })
+        Ok(Self { file, path: segment.path().to_owned(), position, end, chunk, patient: false, buffer: Bytes::new() })
+    }
+
+    /// Asks again where the disk refuses: nobody else can tell what stands there.
+    pub(crate) fn patient(self) -> Self {
+        Self { patient: true, ..self }
     }
 
     /// Position of the next frame.
@@ -449,6 +456,7 @@ impl FrameStream {
         let wanted = need.max(self.chunk as u64).min(left) as usize;
         self.buffer = match self.file.try_read_at(self.position, wanted) {
             Ok(bytes) if bytes.len() as u64 >= need => bytes,
+            _ if self.patient => read_patiently(&*self.file, self.position, wanted).await?,
             _ => self.file.read_at(self.position, wanted).await?,
         };
         if (self.buffer.len() as u64) < need {

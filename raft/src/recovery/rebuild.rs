@@ -231,7 +231,7 @@ impl Rebuild {
         let end = known.bytes;
         let file = self.file(known.name);
         let unread = |error| Trouble::reading(file.path(), error);
-        let mut stream = FrameStream::open(&file, 0, end, CHUNK_BYTES).await.map_err(unread)?;
+        let mut stream = FrameStream::open(&file, 0, end, CHUNK_BYTES).await.map_err(unread)?.patient();
         loop {
             let Some(frame) = stream.next().await.map_err(unread)? else {
                 return Err(format!("segment {} ends before entry {to}", stem(known.name)).into());
@@ -386,7 +386,7 @@ impl Rebuild {
     async fn fold_extent(&mut self, file: &Arc<SegmentFile>, extent: Extent, to: u64) -> Result<(), Trouble> {
         let end = extent.position + extent.bytes;
         let unread = |error| Trouble::reading(file.path(), error);
-        let mut stream = FrameStream::open(file, extent.position, end, CHUNK_BYTES).await.map_err(unread)?;
+        let mut stream = FrameStream::open(file, extent.position, end, CHUNK_BYTES).await.map_err(unread)?.patient();
         while let Some(frame) = stream.next().await.map_err(unread)? {
             if frame.header.index > to {
                 break;
@@ -518,7 +518,7 @@ impl Rebuild {
         }
         let (file, bytes) = (first.file.clone(), first.bytes);
         let unread = |error| Trouble::reading(file.path(), error);
-        let mut stream = FrameStream::open(&file, 0, bytes, CHUNK_BYTES).await.map_err(unread)?;
+        let mut stream = FrameStream::open(&file, 0, bytes, CHUNK_BYTES).await.map_err(unread)?.patient();
         while let Some(header) = stream.next_header().await.map_err(unread)? {
             if header.index > purged.index {
                 return Ok(header.base_offset);

@@ -1130,3 +1130,22 @@ async fn a_checkpoint_does_not_take_the_writes_of_others_for_one_that_found_no_r
     let full = store.replicas().into_iter().find(|replica| replica.group == GroupId(2)).unwrap().log;
     assert_eq!((indexes(&full).await, full.is_rotten()), (vec![0, 1], false));
 }
+
+/// What stands in a segment alone (it bypassed the journal) costs the replica if it cannot be read; EIO may be over the next time.
+#[tokio::test(start_paused = true)]
+async fn a_read_that_the_disk_refuses_at_a_start_is_repeated_before_a_replica_is_given_up() {
+    let (disk, _store, log) = fresh(small()).await;
+    fill(&log, 1, 3, 10 << 10).await;
+    rest().await;
+    let disk = disk.kill();
+    for (refused, lost) in [(1, 0), (2, 0), (3, 0), (12, 1)] {
+        let disk = disk.fork();
+        for skip in 0..refused {
+            let path_contains = ".segment".to_owned();
+            disk.inject(Fault { kind: OpKind::Read, path_contains, skip, errno: EIO, loses_data: false });
+        }
+        let store = open(&disk, small(), SnapshotAt::Boundary).await;
+        assert_eq!(store.corrupt().len(), lost, "{refused}: {:?}", store.corrupt());
+        assert!(lost > 0 || disk.faults_left() == 0);
+    }
+}
