@@ -12,6 +12,7 @@ pub mod coordinator;
 pub mod error;
 pub mod http;
 pub mod kafka;
+mod nearest;
 pub mod partition;
 pub mod record_batch;
 pub mod telemetry;

@@ -6,6 +6,8 @@
 
 use std::collections::BTreeMap;
 
+use crate::nearest::hint;
+
 /// The least acknowledgement a topic grants, whatever a producer asks for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum AcksFloor {
@@ -87,12 +89,8 @@ pub fn keys() -> impl Iterator<Item = (&'static str, &'static str)> {
 }
 
 fn unknown_key(key: &str) -> String {
-    let nearest = KEYS
-        .iter()
-        .map(|(name, ..)| *name)
-        .max_by(|a, b| strsim::jaro_winkler(a, key).total_cmp(&strsim::jaro_winkler(b, key)))
-        .unwrap_or_default();
-    format!("unknown topic configuration key {key:?}; did you mean {nearest:?}?")
+    let hint = hint(key, KEYS.iter().map(|(name, ..)| *name));
+    format!("unknown topic configuration key {key:?}{hint}")
 }
 
 impl TopicConfig {

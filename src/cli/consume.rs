@@ -4,6 +4,7 @@
 //! missed or printed twice while brokers come and go.
 
 use std::io::{self, Write};
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use serde::Serialize;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 
 use crate::api::OffsetsAnswer;
 use crate::api::fetched::FetchedRecord;
@@ -20,6 +22,8 @@ use crate::client::{Client, FetchRequest};
 
 /// Bytes asked for at a time.
 const FETCH_BYTES: usize = 4 << 20;
+/// How long nothing is printed for want of an answer where the end is.
+const END_WITHIN: Duration = Duration::from_secs(1);
 /// Partitions whose offsets are asked for at a time.
 const LOOKS_AT_ONCE: usize = 8;
 /// How long the server waits for records when following.
@@ -246,12 +250,27 @@ impl Reader {
         Ok((answer.records, answer.next_offset))
     }
 
-    /// Up to what was acknowledged when it began. Returns whether more is wanted.
+    /// Up to what was acknowledged when it began. Returns whether more is wanted. Nobody can say what that is while there is no
+    /// majority; what is committed is printed meanwhile.
     async fn read_to_end<W: Write>(mut self, printer: &mut Printer<W>, topic_id: &str) -> Result<bool, Failure> {
-        let end = self.client.offsets(&self.topic, self.partition).await?.high_watermark;
+        let (client, topic, partition) = (Arc::clone(&self.client), Arc::clone(&self.topic), self.partition);
+        let mut asked = pin!(async move { client.offsets(&topic, partition).await });
+        let mut known = match timeout(END_WITHIN, &mut asked).await {
+            Ok(found) => Some(found?.high_watermark),
+            Err(_) => None,
+        };
         let mut wait = Duration::ZERO;
         loop {
-            let (mut records, next) = self.fetch(wait).await?;
+            let fetched = tokio::select! {
+                biased;
+                found = &mut asked, if known.is_none() => {
+                    known = Some(found?.high_watermark);
+                    continue;
+                }
+                fetched = self.fetch(wait) => fetched,
+            };
+            let (mut records, next) = fetched?;
+            let end = known.unwrap_or(u64::MAX);
             let none = records.is_empty() && next < end;
             records.retain(|record| record.offset < end);
             let more = printer.print(self.partition, &records)?;

@@ -5,6 +5,7 @@ use serde_json::json;
 
 use crate::cli::{Failure, output};
 use crate::error::Code;
+use crate::nearest::nearest;
 
 /// Flags of `explain`.
 #[derive(Debug, Args)]
@@ -22,9 +23,11 @@ pub(super) fn run(args: &ExplainArgs, as_json: bool) -> Result<(), Failure> {
     match Code::ALL.iter().find(|code| code.as_str() == name) {
         Some(code) => show(*code, as_json),
         None => {
-            let near = Code::ALL.iter().min_by_key(|code| strsim::damerau_levenshtein(code.as_str(), &name));
-            let hint = near.map_or("", |code| code.as_str());
-            Err(Failure::NotFound(format!("no error code {wanted:?}; did you mean {hint}?")))
+            let hint = match nearest(&name, Code::ALL.iter().map(|code| code.as_str())) {
+                Some(meant) => format!("did you mean {meant}?"),
+                None => "`pontoon explain` shows all of them".to_owned(),
+            };
+            Err(Failure::NotFound(format!("no error code {wanted:?}; {hint}")))
         }
     }
 }

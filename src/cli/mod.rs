@@ -23,6 +23,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 
 use crate::client::{Client, ClientError};
+use crate::config::load::broker_variables;
 use crate::error::WriteOutcome;
 use crate::telemetry::{self, LogFormat};
 
@@ -183,6 +184,7 @@ pub fn main() -> ExitCode {
 
 async fn run(cli: Cli) -> Result<(), Failure> {
     let Cli { server, json, .. } = cli;
+    check_environment(&cli.command)?;
     match cli.command {
         Command::Dev(args) => dev::run(args).await,
         Command::Serve(args) => serve::run(args).await,
@@ -196,6 +198,19 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Explain(args) => explain::run(&args, json),
         Command::Completions(args) => completions::run(&args),
     }
+}
+
+/// A misspelt variable must not send a command to another cluster. A broker's own may be set where a client runs, too; but whoever sets
+/// one for `dev` takes it for something that it is not. (`serve` reads them, and checks all of them.)
+fn check_environment(command: &Command) -> Result<(), Failure> {
+    if matches!(command, Command::Serve(_)) {
+        return Ok(());
+    }
+    let unused = broker_variables(serve::environment()?).map_err(|error| Failure::Usage(error.to_string()))?;
+    if let (Command::Dev(_), false) = (command, unused.is_empty()) {
+        output::say(&format!("pontoon: dev has its own configuration and does not use {}", unused.join(", ")));
+    }
+    Ok(())
 }
 
 fn end(failure: Failure) -> ExitCode {

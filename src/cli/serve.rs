@@ -123,7 +123,7 @@ pub(super) async fn run(args: ServeArgs) -> Result<(), Failure> {
 }
 
 /// The process's variables; one that is not text cannot be configuration.
-fn environment() -> Result<impl Iterator<Item = (String, String)>, Failure> {
+pub(super) fn environment() -> Result<impl Iterator<Item = (String, String)>, Failure> {
     let mut variables = Vec::new();
     for (name, value) in std::env::vars_os() {
         let Ok(name) = name.into_string() else { continue };

@@ -59,22 +59,30 @@ fn key_value(text: &str) -> Result<(String, String), String> {
     Ok((key.trim().to_owned(), value.trim().to_owned()))
 }
 
-fn settings(pairs: Vec<(String, String)>) -> BTreeMap<String, Value> {
-    pairs.into_iter().map(|(key, value)| (key, Value::String(value))).collect()
+/// What is set, and what is back at its default. A key twice would mean one of two things.
+fn settings(set: Vec<(String, String)>, reset: Vec<String>) -> Result<BTreeMap<String, Value>, Failure> {
+    let set = set.into_iter().map(|(key, value)| (key, Value::String(value)));
+    let mut config = BTreeMap::new();
+    for (key, value) in set.chain(reset.into_iter().map(|key| (key, Value::Null))) {
+        if config.contains_key(&key) {
+            return Err(Failure::Usage(format!("{key} is named twice")));
+        }
+        config.insert(key, value);
+    }
+    Ok(config)
 }
 
 /// Does it.
 pub(super) async fn run(command: TopicCommand, client: &Client, as_json: bool) -> Result<(), Failure> {
     match command {
         TopicCommand::Create { name, partitions, replicas, config } => {
-            let topic = CreateTopic { name, partitions, replicas, config: settings(config) };
+            let topic = CreateTopic { name, partitions, replicas, config: settings(config, Vec::new())? };
             show(&client.create_topic(&topic).await?, as_json)
         }
         TopicCommand::List => list(&client.topics().await?, as_json),
         TopicCommand::Describe { name } => show(&client.topic(&name).await?, as_json),
         TopicCommand::Alter { name, partitions, config, reset } => {
-            let mut config = settings(config);
-            config.extend(reset.into_iter().map(|key| (key, Value::Null)));
+            let config = settings(config, reset)?;
             if partitions.is_none() && config.is_empty() {
                 return Err(Failure::Usage("nothing to alter: --partitions, --config or --reset".into()));
             }

@@ -120,11 +120,6 @@ pub fn names() -> impl Iterator<Item = String> {
     KEYS.iter().map(|key| key.name.to_owned()).chain(log)
 }
 
-/// The known name that is nearest to a wrong one.
-pub fn nearest(wrong: &str, names: impl Iterator<Item = String>) -> Option<String> {
-    names.min_by_key(|name| strsim::damerau_levenshtein(wrong, name))
-}
-
 fn listen_or_off(config: &mut Config, text: &str) -> Result<(), String> {
     config.kafka.enabled = text != "off";
     if config.kafka.enabled {
@@ -334,13 +329,5 @@ mod tests {
         set(&mut config, "127.0.0.1:9").unwrap();
         assert!(config.kafka.enabled && config.kafka.listener.listen == "127.0.0.1:9");
         assert!(set(&mut config, "no").unwrap_err().contains("off"));
-    }
-
-    #[test]
-    fn a_slip_of_the_pen_finds_its_key() {
-        for (wrong, right) in [("http.listn", "http.listen"), ("brokerid", "broker_id"), ("peer_listen", "peer.listen")]
-        {
-            assert_eq!(nearest(wrong, names()).as_deref(), Some(right));
-        }
     }
 }

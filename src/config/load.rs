@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 
 use pontoon_raft::types::BrokerId;
 
-use super::keys::{KEYS, LOG_PREFIX, names, nearest};
+use super::keys::{KEYS, LOG_PREFIX, names};
 use super::{Config, ConfigError, refuse};
 use crate::catalog::topic_config;
+use crate::nearest::hint;
 
 /// Variables that begin with `PONTOON_` and are no configuration of a broker.
 const OTHER_VARIABLES: &[&str] =
@@ -99,8 +100,7 @@ fn apply(config: &mut Config, setting: &Setting) -> Result<(), ConfigError> {
         return Ok(());
     }
     let Some(known) = KEYS.iter().find(|known| known.name == key) else {
-        let hint = nearest(key, names()).unwrap_or_default();
-        return refuse(format!("unknown key {key:?} in {source}; did you mean {hint:?}?"));
+        return refuse(format!("unknown key {key:?} in {source}{}", hint(key, names())));
     };
     (known.set)(config, text).map_err(refused)
 }
@@ -151,6 +151,14 @@ fn variable(key: &str) -> String {
     format!("PONTOON_{}", key.replace('.', "_").to_ascii_uppercase())
 }
 
+/// Variables that are set and configure a broker, for who is none: one that is a slip of the pen is refused there, too.
+pub fn broker_variables(environment: impl Iterator<Item = (String, String)>) -> Result<Vec<String>, ConfigError> {
+    let set = from_environment(environment)?.into_iter();
+    Ok(set
+        .filter_map(|setting| if let Source::Environment(name) = setting.source { Some(name) } else { None })
+        .collect())
+}
+
 fn from_environment(environment: impl Iterator<Item = (String, String)>) -> Result<Vec<Setting>, ConfigError> {
     let by_variable: BTreeMap<String, String> = names().map(|key| (variable(&key), key)).collect();
     let mut found = Vec::new();
@@ -159,8 +167,8 @@ fn from_environment(environment: impl Iterator<Item = (String, String)>) -> Resu
             continue;
         }
         let Some(key) = by_variable.get(&name) else {
-            let hint = nearest(&name, by_variable.keys().cloned()).unwrap_or_default();
-            return refuse(format!("unknown variable {name} in the environment; did you mean {hint}?"));
+            let known = by_variable.keys().map(String::as_str).chain(OTHER_VARIABLES.iter().copied());
+            return refuse(format!("unknown variable {name} in the environment{}", hint(&name, known)));
         };
         found.push(Setting { key: key.clone(), text, source: Source::Environment(name) });
     }

@@ -22,6 +22,7 @@ use crate::config::Limits;
 use crate::error::Code;
 use crate::http::budget::Budget;
 use crate::http::refusal::Refusal;
+use crate::nearest::nearest;
 
 /// The partition a path names.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -88,11 +89,12 @@ impl Params {
             .map_err(|error| Refusal::invalid(format!("query {:?}: {error}", uri.query().unwrap_or_default())))?;
         for (at, (name, _)) in pairs.iter().enumerate() {
             if !known.contains(&name.as_str()) {
-                let nearest = known.iter().min_by_key(|known| strsim::damerau_levenshtein(known, name));
-                let hint = nearest.map_or("there are none here".to_owned(), |nearest| {
-                    format!("did you mean {nearest:?}? There are {}", known.join(", "))
-                });
-                return Err(Refusal::invalid(format!("unknown parameter {name:?}; {hint}")));
+                let there = match (nearest(name, known), known) {
+                    (Some(meant), _) => format!("did you mean {meant:?}? There are {}", known.join(", ")),
+                    (None, []) => "there are none here".to_owned(),
+                    (None, _) => format!("there are {}", known.join(", ")),
+                };
+                return Err(Refusal::invalid(format!("unknown parameter {name:?}; {there}")));
             }
             if pairs[..at].iter().any(|(other, _)| other == name) {
                 return Err(Refusal::invalid(format!("parameter {name:?} is given twice")));

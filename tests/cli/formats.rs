@@ -42,6 +42,19 @@ async fn every_command_has_a_line_of_json_for_programs() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_key_that_is_named_twice_is_a_mistake() {
+    let twice = [
+        &["topic", "create", "t", "--config", "retention.ms=1", "--config", "retention.ms=2"][..],
+        &["topic", "alter", "t", "--config", "retention.ms=1", "--reset", "retention.ms"],
+    ];
+    for args in twice {
+        let refused = run(args, b"").await;
+        let said = stderr(&refused);
+        assert!(status(&refused) == 2 && said.contains("retention.ms is named twice"), "{said}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_done_in_part_has_its_own_status() {
     let cluster = Cluster::start(1).await;
     cluster.create_topic(1, "t", 1).await;

@@ -7,6 +7,24 @@ use std::time::{Duration, Instant};
 use super::{Killed, status, stderr, stdout};
 use crate::support::{Cluster, PATIENCE, free_ports, metric, pontoon, run};
 
+/// Not another cluster is asked because of a slip of the pen.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_variable_that_nobody_reads_is_a_mistake() {
+    let cluster = Cluster::start(1).await;
+    let list = |name: &str, value: &str| {
+        let mut command = pontoon();
+        command.args(["topic", "list", "--server", &cluster.url(1)]).env(name, value);
+        tokio::task::block_in_place(|| command.output()).unwrap()
+    };
+    let refused = list("PONTOON_SERVERS", "http://127.0.0.1:1");
+    let said = stderr(&refused);
+    assert!(status(&refused) == 2 && said.contains("PONTOON_SERVERS") && said.contains("\"PONTOON_SERVER\""), "{said}");
+    for (name, value) in [("PONTOON_HTTP_LISTEN", "127.0.0.1:1"), ("PONTOON_SERVICE_HOST", "x")] {
+        let done = list(name, value);
+        assert_eq!(status(&done), 0, "{}", stderr(&done));
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_cannot_be_one_is_a_mistake() {
     for wrong in ["ftp://x", ":notaport", "https://localhost:8090", "http://localhost:8090/v1", ","] {
@@ -181,6 +199,32 @@ async fn without_a_majority_the_servers_word_is_told() {
         }
         assert!(Instant::now() < deadline, "{}", stdout(&shown));
     }
+}
+
+/// What is committed is printed where its leader is left, though nobody can say whether it is all.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_a_majority_what_is_committed_is_printed() {
+    let mut cluster = Cluster::start(3).await;
+    cluster.create_topic(1, "t", 3).await;
+    let mut led = None;
+    for partition in 0..3 {
+        if cluster.leader(1, "t", partition).await == 1 {
+            led = Some(partition);
+        }
+    }
+    let partition = led.expect("leaderships are spread");
+    for value in ["one", "two"] {
+        cluster.produce_text(1, "t", partition, value).await;
+    }
+    cluster.kill(2);
+    cluster.kill(3);
+    let (server, partition) = (cluster.url(1), partition.to_string());
+    let consume = ["consume", "t", "--partition", &partition, "--server", &server, "--patience", "4"];
+    let enough = run(&[&consume[..], &["--max-records", "2"]].concat(), b"").await;
+    assert_eq!((status(&enough), stdout(&enough).as_str()), (0, "one\ntwo\n"), "{}", stderr(&enough));
+    let all = run(&consume, b"").await;
+    assert_eq!((status(&all), stdout(&all).as_str()), (1, "one\ntwo\n"), "{}", stderr(&all));
+    assert!(stderr(&all).contains("NO_LEADER (503)"), "{}", stderr(&all));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
