@@ -1,6 +1,6 @@
 //! Full disks, failing syncs, and what a directory keeps.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use futures_util::FutureExt;
 
@@ -941,6 +941,29 @@ async fn a_task_that_panics_stops_the_directory() {
     assert!(store.checkpoint().await.is_err());
 }
 
+/// The log's segments as they stand on disk: where, and what is in them.
+async fn segment_files(disk: &SimDisk, log: &Log) -> Vec<(PathBuf, Bytes)> {
+    let names: Vec<_> = log.state.lock().segments.iter().map(super::super::segment::Segment::name).collect();
+    let mut files = Vec::new();
+    for name in names {
+        let path = super::super::segment::path(log.dir(), name, "segment");
+        let bytes = crate::disk::read_file(disk, &path, 1 << 20).await.unwrap();
+        files.push((path, bytes));
+    }
+    files
+}
+
+/// Whatever a crash takes with it, these files are whole.
+async fn assert_last(disk: &SimDisk, files: &[(PathBuf, Bytes)]) {
+    for (path, whole) in files {
+        for seed in 0..8 {
+            let disk = disk.fork().crash_with(seed);
+            let found = crate::disk::read_file(&disk, path, 1 << 20).await.unwrap();
+            assert!(found == *whole, "{}, {seed}", path.display());
+        }
+    }
+}
+
 /// Why it was given up is known long before all that the journal holds of it is written down for whoever looks at it.
 #[tokio::test(start_paused = true)]
 async fn what_is_kept_of_a_replica_that_is_given_up_is_whole_and_lasts() {
@@ -951,13 +974,10 @@ async fn what_is_kept_of_a_replica_that_is_given_up_is_whole_and_lasts() {
         store.checkpoint().await.unwrap();
         fill(&log, 1, 500, 20).await;
         rest().await;
-        let names: Vec<_> = log.state.lock().segments.iter().map(super::super::segment::Segment::name).collect();
-        let path = |name| super::super::segment::path(log.dir(), name, "segment");
         let disk = disk.kill();
-        let mut whole = Vec::new();
-        for name in &names {
-            whole.push(crate::disk::read_file(&disk, &path(*name), 1 << 20).await.unwrap());
-            disk.remove_file(&path(*name)).await.unwrap();
+        let files = segment_files(&disk, &log).await;
+        for (path, _) in &files {
+            disk.remove_file(path).await.unwrap();
         }
         disk.sync_dir(log.dir()).await.unwrap();
         if full {
@@ -979,14 +999,9 @@ async fn what_is_kept_of_a_replica_that_is_given_up_is_whole_and_lasts() {
         assert_eq!((store.corrupt().len(), store.replicas().len(), disk.faults_left()), (1, 0, 0));
         let of = |op: &&TraceEntry| op.kind == OpKind::Sync && op.path.extension().is_some_and(|e| e == "segment");
         let syncs = disk.take_trace().iter().filter(of).count();
-        assert!(syncs <= names.len(), "{syncs} of {} files", names.len());
+        assert!(syncs <= files.len(), "{syncs} of {} files", files.len());
         // The first one holds what the checkpoint had, too.
-        for (name, whole) in names.iter().zip(whole).skip(1) {
-            for seed in 0..4 {
-                let disk = disk.fork().crash_with(seed);
-                assert!(crate::disk::read_file(&disk, &path(*name), 1 << 20).await.unwrap() == whole, "{name:?}");
-            }
-        }
+        assert_last(&disk, &files[1..]).await;
     }
 }
 
@@ -1033,13 +1048,8 @@ async fn what_is_written_of_a_replica_that_is_given_up_in_the_end_lasts() {
     store.checkpoint().await.unwrap();
     fill(&log, 1, 30, 100).await;
     rest().await;
-    let names: Vec<_> = log.state.lock().segments.iter().map(super::super::segment::Segment::name).collect();
-    let path = |name| super::super::segment::path(log.dir(), name, "segment");
     let disk = disk.kill();
-    let mut whole = Vec::new();
-    for name in &names {
-        whole.push(crate::disk::read_file(&disk, &path(*name), 1 << 20).await.unwrap());
-    }
+    let files = segment_files(&disk, &log).await;
     // What is applied is not the log's, and nothing covers what was purged.
     disk.remove_file(&log.dir().join(&snapshot.name)).await.unwrap();
     disk.sync_dir(log.dir()).await.unwrap();
@@ -1051,12 +1061,7 @@ async fn what_is_written_of_a_replica_that_is_given_up_in_the_end_lasts() {
     let store =
         Store::open(StoreOptions { applications, ..options(&disk, small(), SnapshotAt::Applied) }).await.unwrap();
     assert_eq!((store.corrupt().len(), store.replicas().len()), (1, 0));
-    for (name, whole) in names.iter().zip(whole) {
-        for seed in 0..8 {
-            let disk = disk.fork().crash_with(seed);
-            assert!(crate::disk::read_file(&disk, &path(*name), 1 << 20).await.unwrap() == whole, "{name:?}, {seed}");
-        }
-    }
+    assert_last(&disk, &files).await;
 }
 
 /// A starting core does not wait for a purge for long.

@@ -35,10 +35,37 @@ fn names(count: usize) -> Vec<String> {
     (0..count).map(|n| format!("record {n}")).collect()
 }
 
+/// Of which some hundred fill several segments of 4 KiB.
+fn long_names(count: usize) -> Vec<String> {
+    (0..count).map(|n| format!("record {n} {}", "x".repeat(50))).collect()
+}
+
 async fn write_all(group: &RaftGroup, payloads: &[String]) {
     for payload in payloads {
         propose(group, payload).await.unwrap();
     }
+}
+
+/// Until a replica has given back the segments that its newest snapshot covers.
+async fn purged(group: &RaftGroup) {
+    let purged = async {
+        while group.log().log_start_offset().0 == 0 {
+            sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(Duration::from_secs(30), purged).await.unwrap();
+}
+
+/// Writes so much that brokers 1 and 2 no longer have the beginning of it: who has not, needs a snapshot.
+async fn write_and_purge(cluster: &Cluster, group: &RaftGroup) -> Vec<String> {
+    let all = long_names(300);
+    write_all(group, &all).await;
+    for broker in [1, 2] {
+        let group = cluster.group(broker, 1);
+        group.snapshot(200).await.unwrap();
+        purged(&group).await;
+    }
+    all
 }
 
 #[tokio::test(start_paused = true)]
@@ -533,19 +560,7 @@ async fn a_follower_behind_the_retention_boundary_catches_up_by_a_snapshot() {
     let cluster = Cluster::start(3).await;
     let group = cluster.create(1).await;
     cluster.isolate(3);
-    // Segments of 4 KiB: some hundred records fill several.
-    let all: Vec<String> = (0..300).map(|n| format!("record {n} {}", "x".repeat(50))).collect();
-    write_all(&group, &all).await;
-    for broker in [1, 2] {
-        let group = cluster.group(broker, 1);
-        group.snapshot(200).await.unwrap();
-        let purged = async {
-            while group.log().log_start_offset().0 == 0 {
-                sleep(Duration::from_millis(10)).await;
-            }
-        };
-        timeout(Duration::from_secs(30), purged).await.unwrap();
-    }
+    let all = write_and_purge(&cluster, &group).await;
     let start = group.log().log_start_offset().0 as usize;
     assert!(start > 0 && start <= 200, "{start}");
     cluster.network.heal_all();
@@ -754,7 +769,7 @@ async fn a_follower_without_room_refuses_entries_and_catches_up_later() {
 async fn a_snapshot_that_finds_no_room_ends_no_group() {
     let cluster = Cluster::start(3).await;
     let group = cluster.create(1).await;
-    let all: Vec<String> = (0..300).map(|n| format!("record {n} {}", "x".repeat(50))).collect();
+    let all = long_names(300);
     write_all(&group, &all).await;
     cluster.shows(3, 1, &all).await;
     let (disk, third) = (&cluster.brokers[&3].disk, cluster.group(3, 1));
@@ -768,12 +783,7 @@ async fn a_snapshot_that_finds_no_room_ends_no_group() {
     assert_eq!(third.log().log_start_offset().0, 0);
     disk.set_capacity(None);
     third.snapshot(200).await.unwrap();
-    let purged = async {
-        while third.log().log_start_offset().0 == 0 {
-            sleep(Duration::from_millis(10)).await;
-        }
-    };
-    timeout(Duration::from_secs(30), purged).await.unwrap();
+    purged(&third).await;
     propose(&group, "after").await.unwrap();
 }
 
@@ -830,18 +840,7 @@ async fn a_snapshot_that_finds_its_quota_used_up_costs_no_replica() {
     let mut cluster = Cluster::start(3).await;
     let group = cluster.create(1).await;
     let disk = cluster.kill(3).await;
-    let all: Vec<String> = (0..300).map(|n| format!("record {n} {}", "x".repeat(50))).collect();
-    write_all(&group, &all).await;
-    for broker in [1, 2] {
-        let group = cluster.group(broker, 1);
-        group.snapshot(200).await.unwrap();
-        let purged = async {
-            while group.log().log_start_offset().0 == 0 {
-                sleep(Duration::from_millis(10)).await;
-            }
-        };
-        timeout(Duration::from_secs(30), purged).await.unwrap();
-    }
+    let all = write_and_purge(&cluster, &group).await;
     cluster.boot(3, disk).await;
     let third = &cluster.brokers[&3];
     let mut events = third.groups.watch_events();

@@ -25,10 +25,6 @@ async fn starts_at(cluster: &Cluster, broker: u32, start: u64) {
     });
 }
 
-fn long_names(count: usize) -> Vec<String> {
-    (0..count).map(|n| format!("record {n} {}", "x".repeat(50))).collect()
-}
-
 #[tokio::test(start_paused = true)]
 async fn every_replica_starts_where_the_log_says_and_a_follower_that_was_away_holds_exactly_that() {
     let mut cluster = Cluster::start(3).await;
