@@ -173,25 +173,35 @@ mod tests {
         execute(state, &Command::RegisterBroker(registration)).0.unwrap();
     }
 
+    /// On the directory that has the broker's number.
+    fn placement(broker: u32, replica: u64) -> Placement {
+        Placement { broker: BrokerId(broker), directory: DirectoryId(u128::from(broker)), replica: ReplicaId(replica) }
+    }
+
+    /// The topic, which has a group less than `group`, gets that one, with these replicas on brokers 1, 2, 3 and so on.
+    fn add_group(state: &mut CatalogState, group: u64, replicas: std::ops::RangeInclusive<u64>) {
+        let replicas = (1..).zip(replicas).map(|(broker, replica)| placement(broker, replica)).collect();
+        let more = Command::AlterTopic {
+            topic: TopicId(1),
+            config: BTreeMap::new(),
+            partitions_before: group as u32 - 1,
+            partitions: vec![NewPartition { group: GroupId(group), replicas }],
+        };
+        execute(state, &more).0.unwrap();
+    }
+
     /// Brokers 1, 2, 3 on directories of the same numbers; groups of these sizes, replica ids counting up.
     fn state(sizes: &[u32], initialised: bool) -> CatalogState {
         let mut state = CatalogState::default();
         (1..=3).for_each(|broker| register(&mut state, broker, u128::from(broker)));
         let mut replica = 0;
-        let mut placement = |broker| {
+        let mut next = |broker| {
             replica += 1;
-            Placement {
-                broker: BrokerId(broker),
-                directory: DirectoryId(u128::from(broker)),
-                replica: ReplicaId(replica),
-            }
+            placement(broker, replica)
         };
         let partitions: Vec<_> = (1..)
             .zip(sizes)
-            .map(|(group, size)| NewPartition {
-                group: GroupId(group),
-                replicas: (1..=*size).map(&mut placement).collect(),
-            })
+            .map(|(group, size)| NewPartition { group: GroupId(group), replicas: (1..=*size).map(&mut next).collect() })
             .collect();
         let created = partitions.iter().flat_map(|p| p.replicas.iter().map(|r| (p.group, r.replica))).collect();
         let groups = partitions.iter().map(|partition| (partition.group, partition.replicas[0].replica)).collect();
@@ -295,19 +305,7 @@ mod tests {
     fn of_two_lost_replicas_the_wiped_one_is_replaced_while_another_broker_is_away() {
         let mut state = state(&[3], true);
         (4..=5).for_each(|broker| register(&mut state, broker, u128::from(broker)));
-        let placement = |broker: u32| Placement {
-            broker: BrokerId(broker),
-            directory: DirectoryId(u128::from(broker)),
-            replica: ReplicaId(3 + u64::from(broker)),
-        };
-        let five = NewPartition { group: GroupId(2), replicas: (1..=5).map(placement).collect() };
-        let more = Command::AlterTopic {
-            topic: TopicId(1),
-            config: BTreeMap::new(),
-            partitions_before: 1,
-            partitions: vec![five],
-        };
-        execute(&mut state, &more).0.unwrap();
+        add_group(&mut state, 2, 4..=8);
         let created = (4..=8).map(|replica| (GroupId(2), ReplicaId(replica))).collect();
         let initialised = vec![(GroupId(2), ReplicaId(4))];
         execute(&mut state, &Command::Report(ReplicaReport { created, initialised, ..Default::default() })).0.unwrap();
@@ -359,23 +357,7 @@ mod tests {
     #[test]
     fn a_mixed_plan_draws_ids_in_the_order_of_application() {
         let mut state = state(&[3, 3], true);
-        let more = NewPartition {
-            group: GroupId(3),
-            replicas: (1..=3)
-                .map(|b| Placement {
-                    broker: BrokerId(b),
-                    directory: DirectoryId(u128::from(b)),
-                    replica: ReplicaId(6 + u64::from(b)),
-                })
-                .collect(),
-        };
-        let alter = Command::AlterTopic {
-            topic: TopicId(1),
-            config: BTreeMap::new(),
-            partitions_before: 2,
-            partitions: vec![more],
-        };
-        execute(&mut state, &alter).0.unwrap();
+        add_group(&mut state, 3, 7..=9);
         register(&mut state, 3, 33);
         assert_eq!(repair(&mut state), 2);
     }

@@ -120,13 +120,19 @@ async fn a_directory_of_another_broker_is_refused_by_its_number() {
     assert!(error.contains("broker 3") && error.contains('2'), "{error}");
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_fourth_broker_joins_by_asking_the_initial_ones() {
+/// Three, and one that has joined them and does not vote in the catalog.
+async fn three_and_a_fourth() -> Cluster {
     let mut cluster = Cluster::started().await;
     cluster.add(4);
     cluster.start(4).await;
     cluster.await_ready().await;
     cluster.await_catalog_voters(&[1, 2, 3]).await;
+    cluster
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_fourth_broker_joins_by_asking_the_initial_ones() {
+    let mut cluster = three_and_a_fourth().await;
     let described = cluster.create(4, "wide", 2, 4).await;
     assert!(described.partitions.iter().all(|partition| partition.replicas.len() == 4));
     cluster.await_in_sync("wide", 4).await;
@@ -145,11 +151,7 @@ async fn a_fourth_broker_joins_by_asking_the_initial_ones() {
 /// The fourth has a copy of the catalog and no vote; it goes on hearing of its leader, which has nobody left to agree with.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_controller_without_a_majority_is_none() {
-    let mut cluster = Cluster::started().await;
-    cluster.add(4);
-    cluster.start(4).await;
-    cluster.await_ready().await;
-    cluster.await_catalog_voters(&[1, 2, 3]).await;
+    let mut cluster = three_and_a_fourth().await;
     let controller = cluster.controller().await;
     let known = |cluster: &Cluster, id| cluster.broker(id).controller().map(|broker| broker.0);
     for id in 1..=4 {

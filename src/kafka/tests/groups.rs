@@ -1,8 +1,11 @@
 //! Consumer groups, and the topic that holds them.
 
 use super::*;
+use crate::broker::Route;
+use crate::coordinator::{CommittedOffset, Coordinator, GroupError, OFFSETS_TOPIC, Speaker};
 use crate::kafka::group_offsets::fetch_group;
 use crate::kafka::topics::Time;
+use crate::partition::{Acks, Partition};
 
 /// One consumer, as far as the group is concerned.
 struct Member<'a> {
@@ -101,12 +104,27 @@ impl Client {
     }
 }
 
-/// What a coordinator would write of a group that is deleted.
-fn another_groups_end(limits: &BatchLimits) -> RecordBatch {
-    let mut builder = RecordBatchBuilder::new(*limits);
+/// A partition of the groups' log, which is led here.
+fn log_of_groups(house: &House, partition: u32) -> Arc<Partition> {
+    let Route::Local(log) = house.broker.route(OFFSETS_TOPIC, partition).unwrap() else { panic!() };
+    log
+}
+
+/// Writes what a coordinator would of a group that is deleted. The one that is here notices at its next write, and reads the log anew.
+async fn write_beside_the_coordinator(house: &House, partition: u32) {
+    let log = log_of_groups(house, partition);
+    let mut builder = RecordBatchBuilder::new(*log.limits());
     let (key, value) = (Some("another".into()), Some(Bytes::from_static(b"\x01\x01")));
     builder.push(&NewRecord { key, value, ..Default::default() }).unwrap();
-    builder.build(None).unwrap()
+    log.produce(builder.build(None).unwrap(), Acks::All, None, PATIENCE).await.unwrap();
+}
+
+/// Commits an offset of topic `t` for a group without members.
+async fn commit_from_outside(groups: &Coordinator, group: &str, offset: i64) -> Result<(), GroupError> {
+    let (topic, metadata) = ("t".to_owned(), String::new());
+    let (topic_id, partition, leader_epoch, time_ms) = (1, 0, -1, 0);
+    let committed = CommittedOffset { topic, topic_id, partition, offset, leader_epoch, metadata, time_ms };
+    groups.commit(group, Speaker { generation: -1, ..Default::default() }, vec![committed]).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -121,13 +139,8 @@ async fn groups_gather_commit_and_are_there_after_the_coordinator_is_new() {
     assert_eq!((one.generation, one.heartbeat().await, two.heartbeat().await), (two.generation, 0, 0));
     assert_eq!((one.commit("t", 17).await, two.commit("missing", 1).await), (0, 3));
     assert_eq!(one.client.committed().await, [("t".to_owned(), 0, 17)]);
-    // Somebody writes into the coordinator's log: it notices at its next write, and reads the log anew.
     let partition = house.broker.groups().partition_of("g").unwrap();
-    let crate::broker::Route::Local(log) = house.broker.route(crate::coordinator::OFFSETS_TOPIC, partition).unwrap()
-    else {
-        panic!()
-    };
-    log.produce(another_groups_end(log.limits()), crate::partition::Acks::All, None, PATIENCE).await.unwrap();
+    write_beside_the_coordinator(&house, partition).await;
     assert_eq!(one.commit("t", 18).await, 16, "look for the coordinator again");
     assert_eq!(one.client.committed().await, [("t".to_owned(), 0, 17)]);
     assert_eq!((one.commit("t", 18).await, one.heartbeat().await, two.heartbeat().await), (0, 0, 0), "same generation");
@@ -181,29 +194,16 @@ async fn a_member_whose_coordinator_stops_looks_for_another() {
 /// librdkafka gives up on a partition whose offset it was refused by NOT_COORDINATOR.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_asks_what_is_committed_does_not_notice_that_the_log_is_read_anew() {
-    use crate::coordinator::{CommittedOffset, GroupError, OFFSETS_TOPIC, Speaker};
     let house = House::open_with(|config| config.kafka.offsets_partitions = 1).await;
     house.broker.ensure_offsets_topic(PATIENCE).await.unwrap();
     let groups = house.broker.groups();
-    let commit = |offset| {
-        let committed = CommittedOffset {
-            topic: "t".into(),
-            topic_id: 1,
-            partition: 0,
-            offset,
-            leader_epoch: -1,
-            metadata: String::new(),
-            time_ms: 0,
-        };
-        groups.commit("g", Speaker { generation: -1, ..Default::default() }, vec![committed])
-    };
+    let commit = |offset| commit_from_outside(groups, "g", offset);
     let deadline = Instant::now() + PATIENCE;
     while let Err(error) = commit(7).await {
         assert!(Instant::now() < deadline, "{error}");
         sleep(Duration::from_millis(10)).await;
     }
-    let crate::broker::Route::Local(log) = house.broker.route(OFFSETS_TOPIC, 0).unwrap() else { panic!() };
-    log.produce(another_groups_end(log.limits()), crate::partition::Acks::All, None, PATIENCE).await.unwrap();
+    write_beside_the_coordinator(&house, 0).await;
     let (changed, told) = tokio::join!(commit(8), groups.committed("g", None));
     assert_eq!(changed, Err(GroupError::Lost));
     assert_eq!(told.unwrap()[0].offset, 7);
@@ -213,8 +213,6 @@ async fn who_asks_what_is_committed_does_not_notice_that_the_log_is_read_anew() 
 /// One that is cut off from the others, but not from its clients.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_coordinator_without_a_majority_sends_its_members_away() {
-    use crate::broker::Route;
-    use crate::coordinator::OFFSETS_TOPIC;
     let (house, other, _dir) = House::one_of_two(|config| config.kafka.offsets_partitions = 2).await;
     house.broker.ensure_offsets_topic(PATIENCE).await.unwrap();
     let groups = house.broker.groups();
@@ -256,22 +254,10 @@ async fn a_coordinator_without_a_majority_sends_its_members_away() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_log_of_groups_is_shortened_and_still_tells_everything() {
-    use crate::coordinator::{CommittedOffset, GroupError, OFFSETS_TOPIC, Speaker};
     let house = House::open_with(|config| config.kafka.offsets_partitions = 1).await;
     house.broker.ensure_offsets_topic(PATIENCE).await.unwrap();
     let groups = house.broker.groups();
-    let commit = |group: &'static str, offset| {
-        let committed = CommittedOffset {
-            topic: "t".into(),
-            topic_id: 1,
-            partition: 0,
-            offset,
-            leader_epoch: -1,
-            metadata: String::new(),
-            time_ms: 0,
-        };
-        groups.commit(group, Speaker { generation: -1, ..Default::default() }, vec![committed])
-    };
+    let commit = |group, offset| commit_from_outside(groups, group, offset);
     let told = async |group| groups.committed(group, None).await.unwrap()[0].offset;
     // A partition that has just been elected may not be able to confirm it yet: whoever asks is told to ask again.
     let deadline = Instant::now() + PATIENCE;
@@ -291,12 +277,12 @@ async fn the_log_of_groups_is_shortened_and_still_tells_everything() {
             assert!(moved && Instant::now() < deadline, "{error}");
         }
     }
-    let crate::broker::Route::Local(log) = house.broker.route(OFFSETS_TOPIC, 0).unwrap() else { panic!() };
+    let log = log_of_groups(&house, 0);
     let start = log.log_start_offset();
     assert!(start.0 > 10_000, "the log starts at {start}");
     assert_eq!((told("quiet").await, told("busy").await), (7, 22 * 500 - 1));
     // What is left of the log tells the same to a new coordinator.
-    log.produce(another_groups_end(log.limits()), crate::partition::Acks::All, None, PATIENCE).await.unwrap();
+    write_beside_the_coordinator(&house, 0).await;
     assert_eq!(commit("busy", 0).await, Err(GroupError::Lost));
     assert_eq!((told("quiet").await, told("busy").await), (7, 22 * 500 - 1));
     house.close().await;
@@ -489,10 +475,7 @@ async fn groups_grow_to_so_many_bytes_and_no_further() {
     let names = || house.broker.groups().list();
     assert_eq!(names().await.unwrap().len(), taken + 1, "nothing is kept of those who were refused");
     // A coordinator that reads the log counts the same.
-    let crate::broker::Route::Local(log) = house.broker.route(crate::coordinator::OFFSETS_TOPIC, 0).unwrap() else {
-        panic!()
-    };
-    log.produce(another_groups_end(log.limits()), crate::partition::Acks::All, None, PATIENCE).await.unwrap();
+    write_beside_the_coordinator(&house, 0).await;
     assert_eq!(commit(0).await, 16, "it reads the log anew");
     assert_eq!((commit(0).await, commit(taken).await), (0, 28));
     for number in 0..3 {

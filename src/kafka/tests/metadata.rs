@@ -84,6 +84,18 @@ async fn who_asks_what_it_may_do_is_told_everything() {
     house.close().await;
 }
 
+/// Each of these, sent in this version, is answered by the end of its connection.
+async fn assert_closed_on(house: &House, asked: impl IntoIterator<Item = (Request, i16)>) {
+    // Each waits for a while.
+    let closed = asked.into_iter().map(async |(request, version)| {
+        let mut client = house.client().await;
+        client.call(Request::ApiVersions(ApiVersionsRequest::default()), 0).await;
+        client.send(&request, version).await;
+        assert!(client.closed().await, "{request:?}, version {version}");
+    });
+    futures_util::future::join_all(closed).await;
+}
+
 /// Of a cluster of two the other is not there yet. An empty list would say that there are no topics.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_broker_that_does_not_know_the_cluster_yet_says_nothing_of_it() {
@@ -100,14 +112,7 @@ async fn a_broker_that_does_not_know_the_cluster_yet_says_nothing_of_it() {
         (metadata(Some(vec![named()])), 12),
         (Request::DescribeCluster(describe), 1),
     ];
-    // Each waits for a while.
-    let closed = asked.into_iter().map(async |(request, version)| {
-        let mut client = house.client().await;
-        client.call(Request::ApiVersions(ApiVersionsRequest::default()), 0).await;
-        client.send(&request, version).await;
-        assert!(client.closed().await, "{request:?}, version {version}");
-    });
-    futures_util::future::join_all(closed).await;
+    assert_closed_on(&house, asked).await;
     house.close().await;
 }
 
@@ -121,14 +126,7 @@ async fn a_broker_that_came_back_alone_does_not_tell_of_a_cluster_of_one() {
     let named = MetadataTopicName { name: Some("t".into()), ..Default::default() };
     let metadata = Request::Metadata(MetadataRequest { topics: Some(vec![named]), ..Default::default() });
     let describe = DescribeClusterRequest { endpoint_type: 1, ..Default::default() };
-    let asked = [(metadata, 12), (Request::DescribeCluster(describe), 1)];
-    let closed = asked.into_iter().map(async |(request, version)| {
-        let mut client = house.client().await;
-        client.call(Request::ApiVersions(ApiVersionsRequest::default()), 0).await;
-        client.send(&request, version).await;
-        assert!(client.closed().await, "{request:?}");
-    });
-    futures_util::future::join_all(closed).await;
+    assert_closed_on(&house, [(metadata, 12), (Request::DescribeCluster(describe), 1)]).await;
     house.close().await;
 }
 
