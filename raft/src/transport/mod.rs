@@ -9,8 +9,8 @@
 //! nothing about elections: see `raft_groups`.
 //!
 //! Rooms: [`handshake`] and [`wire`] formats, `message` bodies, `connection` one connection's queues, `peer` dialling,
-//! `requests` lanes and answers, [`client`] openraft's network, `server` accepting, `liveness` the detector, [`net`]
-//! sockets, `testing` faults.
+//! `requests` lanes and answers, [`client`] openraft's network, `accept` who is let in, `server` what is asked then,
+//! `liveness` the detector, [`net`] sockets, `testing` faults.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -37,6 +37,7 @@ use crate::runtime;
 use crate::types::{BrokerId, ClusterId, GroupId, ReplicaId, TypeConfig, Vote};
 use crate::vital::vital;
 
+mod accept;
 pub mod catch_up;
 pub mod client;
 mod connection;
@@ -408,7 +409,7 @@ impl Transport {
             tokio::select! {
                 biased;
                 () = accepting.ended() => {}
-                () = server::accept_loop(accepting.clone(), listener) => {}
+                () = accept::accept_loop(accepting.clone(), listener) => {}
             }
         }));
         Ok(Transport { shared, address: address.into() })

@@ -1,4 +1,4 @@
-//! What other brokers ask of this one: accepting, shaking hands, and handing messages on.
+//! What other brokers ask of this one: the messages of a connection that was let in (`accept`), handed on.
 //!
 //! A reader only sorts: replication requests go into their stream's mailbox, whose size the peer's credit bounds (a peer
 //! that exceeds it is disconnected, so the reader never waits for a group); everything else gets a task of its own, and
@@ -8,152 +8,29 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::Poll;
-use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
-use tracing::Instrument;
 
 use super::connection::{Connection, Handler};
-use super::handshake::{ConnectionKind, HANDSHAKE_BYTES, Hello, PROTOCOL_VERSION, Turned, Welcome};
+use super::handshake::{ConnectionKind, Hello};
 use super::message;
 use super::peer::{CALL_BYTES_TOTAL, CALLS_MAX, IDLE_MAX, RPCS_MAX, SNAPSHOTS_MAX, WINDOW_BYTES_TOTAL};
 use super::wire::{APPEND_BYTES_MAX, Assembler, Kind, Message, WireError};
-use super::{
-    AppendEntriesRequest, Listener, RaftService, Refusal, Shared, Stream, Target, WINDOW_BYTES, WINDOW_REQUESTS,
-};
+use super::{AppendEntriesRequest, RaftService, Refusal, Shared, Stream, Target, WINDOW_BYTES, WINDOW_REQUESTS};
 
-/// How long a new connection may take to say who it is.
-const HANDSHAKE_MAX: Duration = Duration::from_secs(3);
-/// Connections that may be shaking hands.
-const HANDSHAKES_MAX: usize = 64;
-/// Connections that may be open.
-const CONNECTIONS_MAX: usize = 1024;
-/// Pause after a failed accept (no file descriptors left, say).
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Replication streams on one connection.
 const STREAMS_MAX: usize = 64 << 10;
 /// Pongs that are remembered until a ping acknowledges them.
 const PONGS_MAX: usize = 64;
 
-/// Accepts connections until the task is ended.
-pub(crate) async fn accept_loop(shared: Arc<Shared>, listener: Box<dyn Listener>) {
-    let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
-    let connections = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    loop {
-        let stream = match listener.accept().await {
-            Ok(stream) => stream,
-            Err(error) => {
-                tracing::warn!(%error, "cannot accept connections");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-                continue;
-            }
-        };
-        // Nobody is kept waiting for a place: a dialler tries again.
-        let Ok(handshaking) = handshakes.clone().try_acquire_owned() else { continue };
-        let place = connections.clone().try_acquire_owned();
-        let shared = shared.clone();
-        tokio::spawn(async move {
-            let turned = place.is_err().then_some(Turned::Busy);
-            let welcomed = tokio::time::timeout(HANDSHAKE_MAX, shake_hands(&shared, stream, turned)).await;
-            drop(handshaking);
-            if let Ok(Some((stream, hello))) = welcomed {
-                let span = tracing::info_span!(
-                    "accepted",
-                    broker = shared.broker.0,
-                    peer = hello.broker.0,
-                    connection = hello.kind.name()
-                );
-                serve(shared, stream, hello).instrument(span).await;
-            }
-            drop(place);
-        });
-    }
-}
-
-/// The acceptor's half of the handshake; `None` if the dialler was turned away.
-async fn shake_hands(
-    shared: &Shared,
-    mut stream: Box<dyn Stream>,
-    turned: Option<Turned>,
-) -> Option<(Box<dyn Stream>, Hello)> {
-    let mut bytes = [0; HANDSHAKE_BYTES];
-    stream.read_exact(&mut bytes).await.ok()?;
-    let hello = match Hello::decode(&bytes) {
-        Ok(hello) => hello,
-        Err(error) => {
-            tracing::warn!(%error, "turned a connection away");
-            return None;
-        }
-    };
-    let verdict = turned.or(match &hello {
-        Ok(hello) => judge(shared, hello),
-        Err(_) => Some(Turned::Version),
-    });
-    let welcome = Welcome {
-        version: PROTOCOL_VERSION,
-        turned: verdict,
-        broker: shared.broker,
-        cluster: *shared.cluster.borrow(),
-        incarnation: shared.incarnation,
-    };
-    stream.write_all(&welcome.encode()).await.ok()?;
-    stream.flush().await.ok()?;
-    match (verdict, hello) {
-        (None, Ok(hello)) => Some((stream, hello)),
-        (verdict, hello) => {
-            log_turned(verdict, &hello);
-            // Read until the dialler closes, so that it sees the verdict and not a reset.
-            let _ = stream.read(&mut bytes).await;
-            None
-        }
-    }
-}
-
-/// Says who was turned away, and why. `Err`: the version that it speaks.
-fn log_turned(verdict: Option<Turned>, hello: &Result<Hello, u16>) {
-    let why = verdict.map_or("", Turned::of_dialler);
-    match hello {
-        Err(version) => tracing::warn!(version, ours = PROTOCOL_VERSION, why, "turned a broker away"),
-        Ok(Hello { broker, target, cluster, .. }) => {
-            let (peer, target) = (broker.0, target.map(|target| target.0));
-            let cluster = cluster.map(|cluster| format!("{:032x}", cluster.0));
-            // It comes again, when its cluster is ours, too.
-            match verdict {
-                Some(Turned::NoCluster) => tracing::debug!(peer, target, cluster, why, "turned a broker away"),
-                _ => tracing::warn!(peer, target, cluster, why, "turned a broker away"),
-            }
-        }
-    }
-}
-
-fn judge(shared: &Shared, hello: &Hello) -> Option<Turned> {
-    let cluster = *shared.cluster.borrow();
-    if hello.target.is_some_and(|target| target != shared.broker) {
-        return Some(Turned::WrongBroker);
-    }
-    if hello.cluster.is_some_and(|theirs| shared.superseded.lock().contains(&theirs)) {
-        return Some(Turned::Superseded);
-    }
-    if cluster.is_some() && hello.cluster.is_some() && cluster != hello.cluster {
-        return Some(Turned::ForeignCluster);
-    }
-    match hello.kind {
-        ConnectionKind::Call => None,
-        _ if hello.broker == shared.broker => Some(Turned::SameBroker),
-        ConnectionKind::Data if cluster.is_none() || hello.cluster.is_none() => Some(Turned::NoCluster),
-        ConnectionKind::Data | ConnectionKind::Control => None,
-    }
-}
-
 /// Serves one connection to its end.
-async fn serve(shared: Arc<Shared>, stream: Box<dyn Stream>, hello: Hello) {
+pub(super) async fn serve(shared: Arc<Shared>, stream: Box<dyn Stream>, hello: Hello) {
     let mut cluster = shared.cluster.subscribe();
     // A connection between brokers of one cluster may carry Raft; any other may only call.
     let ours = *cluster.borrow_and_update();
