@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use futures_util::StreamExt;
+use futures_util::stream::BoxStream;
 use openraft::EntryPayload;
 use openraft::network::{
     NetBackoff, NetSnapshot, NetStreamAppend, NetTransferLeader, NetVote, RPCOption, RaftNetworkFactory,
@@ -18,7 +19,7 @@ use super::testing::MemoryNetwork;
 use super::wire::{HEADER_BYTES, Header};
 use super::*;
 use crate::log::frame::{Frame, FrameHeader, FrameKind};
-use crate::types::{Entry, EntryData, ReplicaHome, StoredMembership, log_id, vote};
+use crate::types::{Entry, EntryData, ReplicaHome, ReplicaId, StoredMembership, Vote, log_id, vote};
 
 mod calls;
 mod liveness;
