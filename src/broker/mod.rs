@@ -12,8 +12,7 @@ use std::time::Duration;
 
 use pontoon_raft::error::OpenError;
 use pontoon_raft::raft_groups::RaftGroups;
-use pontoon_raft::types::{BrokerId, Offset};
-use serde::{Deserialize, Serialize};
+use pontoon_raft::types::BrokerId;
 
 use crate::catalog::topic_config::TopicConfig;
 use crate::config::Config;
@@ -42,6 +41,9 @@ mod topics;
 mod work;
 
 pub use coordination::check_not_internal;
+pub use describe::{
+    BrokerDescription, ClusterDescription, LagReason, LaggingReplica, PartitionDescription, TopicDescription,
+};
 use shared::{Progress, Shared};
 pub use start::Seams;
 pub use topics::check_name;
@@ -84,118 +86,6 @@ pub struct TopicShape {
     pub partitions: u32,
     /// What a batch for any of them may have.
     pub limits: BatchLimits,
-}
-
-/// A topic, described.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct TopicDescription {
-    /// Its name.
-    pub name: String,
-    /// Its id, 32 hexadecimal digits; another topic of the name later has another.
-    pub topic_id: String,
-    /// What was configured (not the defaults).
-    pub config: BTreeMap<String, String>,
-    /// Its partitions, in order.
-    pub partitions: Vec<PartitionDescription>,
-}
-
-/// A partition, described.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PartitionDescription {
-    /// Its number.
-    pub partition: u32,
-    /// The broker that leads it, as far as is known here.
-    pub leader: Option<BrokerId>,
-    /// The leader's term.
-    pub leader_epoch: u64,
-    /// The brokers that hold it; the first is the preferred leader.
-    pub replicas: Vec<BrokerId>,
-    /// How many replicas more there are to be: a recovery left fewer than there were, and they wait for brokers.
-    #[serde(default, skip_serializing_if = "is_zero")]
-    pub replicas_missing: u32,
-    /// The brokers whose replica is lost: its files are missing or unusable, or were on another disk. It votes no more; unless a majority
-    /// of the others is left to give the broker a new one, it never will.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub lost: Vec<BrokerId>,
-    /// Whether it has a leader, and most of those who vote are alive: else nothing can be written.
-    pub takes_writes: bool,
-    /// The brokers whose replica is alive and not behind.
-    pub in_sync: Vec<BrokerId>,
-    /// The replicas that are behind, what they lack, and why, as last reported by the leader.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub lagging: Vec<LaggingReplica>,
-    /// Oldest readable offset, as last reported by the leader.
-    pub log_start_offset: Offset,
-    /// High watermark, as last reported by the leader.
-    pub high_watermark: Offset,
-}
-
-fn is_zero(count: &u32) -> bool {
-    *count == 0
-}
-
-/// A replica that is behind its leader.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LaggingReplica {
-    /// Its broker.
-    pub broker: BrokerId,
-    /// Records that it lacks, about; `None`: its leader has not heard of it since it leads.
-    pub records: Option<u64>,
-    /// Bytes that it lacks, about.
-    pub bytes: Option<u64>,
-    /// Why.
-    pub reason: LagReason,
-}
-
-/// Why a replica is behind.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum LagReason {
-    /// Its broker is dead.
-    Dead,
-    /// Its files are lost; it waits for a replacement.
-    Lost,
-    /// It was placed there lately and is being filled.
-    New,
-    /// It takes records, and has not all of them yet.
-    CatchingUp,
-    /// Its broker lives and has taken nothing for some seconds: its disk may be full or slow.
-    Stalled,
-}
-
-/// A broker, described.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct BrokerDescription {
-    /// Its number.
-    pub broker_id: BrokerId,
-    /// Where clients reach it over HTTP, `host:port`.
-    pub http_address: String,
-    /// Where Kafka clients reach it; `None` if they do not, or if it has not been heard of since the answering broker started.
-    pub kafka_address: Option<String>,
-    /// Where brokers reach it.
-    pub peer_address: String,
-    /// Whether the answering broker's detector holds it alive.
-    pub alive: bool,
-    /// How many partitions it leads.
-    pub leads: u32,
-    /// How many replicas it holds.
-    pub replicas: u32,
-    /// How many of its replicas are behind their leader.
-    pub lagging: u32,
-    /// What is rotten in its data directory, in words: being repaired, or in need of a person. Not shown if nothing is.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub damage: Vec<String>,
-}
-
-/// The cluster, described.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ClusterDescription {
-    /// 32 hexadecimal digits.
-    pub cluster_id: String,
-    /// The broker that leads the catalog.
-    pub controller: Option<BrokerId>,
-    /// Every broker.
-    pub brokers: Vec<BrokerDescription>,
 }
 
 /// Where a partition is served.
