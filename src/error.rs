@@ -95,7 +95,7 @@ codes! {
     OutOfOrderSequence = "OUT_OF_ORDER_SEQUENCE", 409, false;
     #[doc = " A newer instance of this producer exists (higher epoch)."]
     ProducerFenced = "PRODUCER_FENCED", 409, false;
-    #[doc = " The producer id has no state here and the sequence is not 0: its records have been removed by retention."]
+    #[doc = " The partition does not remember the producer, and the sequence is not 0: it has written nothing for `producer.id.expiration.ms`, thousands of others wrote since, or it never wrote here."]
     UnknownProducer = "UNKNOWN_PRODUCER", 409, false;
     #[doc = " `If-Match-Offset` is not the log end; the message names both. Nothing was written."]
     OffsetMismatch = "OFFSET_MISMATCH", 412, false;

@@ -68,6 +68,12 @@ pub trait AppendState: Send + 'static {
         None
     }
 
+    /// Raft index of the oldest entry by which something is remembered here that an entry of the application's can tell it to
+    /// forget: a partition's idlest producer. `None`: there is nothing of the kind.
+    fn oldest_remembered(&self) -> Option<u64> {
+        None
+    }
+
     /// The state as bytes, for checkpoints and snapshots; [`Application::append_state`] reads them back.
     fn save(&self) -> Bytes;
 }

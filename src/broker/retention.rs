@@ -1,8 +1,8 @@
 //! Retention on this broker: now and then each partition here is looked at, and what its topic's configuration asks for is done.
 //!
 //! On every replica: segments are closed at their size and age, and those below the log start go. On leaders besides: where the
-//! log starts is decided ([`crate::partition::retention`]) and goes through the log, so that all replicas agree (RULES.md
-//! O7). The configuration is read from the catalog's newest copy each time; a change of it is a reason to look at once.
+//! log starts is decided ([`crate::partition::retention`]), and which producers have expired ([`crate::partition::expiry`]); both go
+//! through the log, so that all replicas agree (RULES.md O7). The configuration is read from the catalog's newest copy each time; a change of it is a reason to look at once.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -17,6 +17,7 @@ use super::routing::Hosted;
 use super::shared::Shared;
 use crate::catalog::state::{CatalogState, TopicId, TopicRecord};
 use crate::catalog::topic_config::TopicConfig;
+use crate::partition::expiry::Timeline;
 use crate::partition::retention::{RetentionPolicy, is_old, plan};
 
 /// Most partitions that are looked at at a time: each may write a snapshot and wait for the disk.
@@ -28,6 +29,15 @@ const PROPOSE_TIMEOUT: Duration = Duration::from_secs(10);
 /// A time is noted at most so often within `retention.ms`: a segment is kept this much longer than asked for.
 const NOTES_PER_RETENTION: u64 = 16;
 
+/// What is remembered of a partition from one look to the next.
+#[derive(Default)]
+struct Memory {
+    /// When the time was last written down in its log.
+    noted: Option<Instant>,
+    /// How old its entries are.
+    timeline: Timeline,
+}
+
 /// What time it is, in ms since 1970. Only for ages of records: no promise rests on it.
 pub(super) type Clock = fn() -> i64;
 
@@ -36,7 +46,7 @@ pub(super) async fn run(shared: Arc<Shared>, clock: Clock, mut stop: watch::Rece
     let interval = shared.config.retention_check_interval;
     let mut changes = shared.catalog.watch();
     let mut seen = shared.catalog.state();
-    let mut noted = BTreeMap::new();
+    let mut memories = BTreeMap::new();
     let mut last = Instant::now();
     let mut due = last + interval;
     loop {
@@ -59,7 +69,7 @@ pub(super) async fn run(shared: Arc<Shared>, clock: Clock, mut stop: watch::Rece
         tokio::select! {
             biased;
             _ = stop.wait_for(|stop| *stop) => return,
-            () = shared.retain_all(&mut noted, clock()) => {}
+            () = shared.retain_all(&mut memories, clock()) => {}
         }
         last = Instant::now();
         due = last + interval;
@@ -76,33 +86,48 @@ fn configuration_changed(seen: &CatalogState, now: &CatalogState) -> bool {
 }
 
 impl Shared {
-    /// `noted`: when the time was last written down, by group.
-    async fn retain_all(&self, noted: &mut BTreeMap<GroupId, Instant>, now: i64) {
+    async fn retain_all(&self, memories: &mut BTreeMap<GroupId, Memory>, now: i64) {
         let state = self.catalog.state();
         let mut configs = BTreeMap::new();
-        let mut looked_at = Vec::new();
+        let mut looks = Vec::new();
+        memories.retain(|group, _| state.group(*group).is_some());
         for (group, hosted) in self.routing.all_hosted() {
             let Some(home) = state.group(group) else { continue };
             let Some(topic) = state.topics().get(&home.topic) else { continue };
             let resolve = || Arc::new(TopicConfig::resolve(&topic.config, &self.config.log));
             let config = configs.entry(home.topic).or_insert_with(resolve).clone();
-            looked_at.push((group, hosted, config));
+            let mut memory = memories.remove(&group).unwrap_or_default();
+            looks.push(async move {
+                retain(&hosted, &config, &mut memory, now).await;
+                if let Some(below) = self.expired_below(&hosted, &mut memory) {
+                    expire_producers(&hosted, below).await;
+                }
+                (group, memory)
+            });
         }
-        noted.retain(|group, _| state.group(*group).is_some());
-        let before = &*noted;
-        let looks = looked_at.into_iter().map(|(group, hosted, config)| async move {
-            let spacing = Duration::from_millis(config.retention_ms.unwrap_or(0) / NOTES_PER_RETENTION);
-            let may_note = before.get(&group).is_none_or(|at| at.elapsed() >= spacing);
-            retain(&hosted, &config, may_note, now).await.then_some(group)
-        });
-        let wrote: Vec<_> =
-            stream::iter(looks).buffer_unordered(CONCURRENT).filter_map(std::future::ready).collect().await;
-        noted.extend(wrote.into_iter().map(|group| (group, Instant::now())));
+        let looked_at: Vec<_> = stream::iter(looks).buffer_unordered(CONCURRENT).collect().await;
+        memories.extend(looked_at);
+    }
+
+    /// Below which index producers of a partition that is led here have expired, if there are any.
+    fn expired_below(&self, hosted: &Hosted, memory: &mut Memory) -> Option<u64> {
+        let committed_end = hosted.group.status().applied_index.map_or(0, |index| index + 1);
+        let below = memory.timeline.look(committed_end, Instant::now(), self.config.producer_id_expiration)?;
+        let idlest = hosted.leads().then(|| hosted.group.log().oldest_remembered())??;
+        (idlest < below).then_some(below)
     }
 }
 
-/// Looks after one partition. Returns whether the time was written down in its log.
-async fn retain(hosted: &Hosted, config: &TopicConfig, may_note: bool, now: i64) -> bool {
+async fn expire_producers(hosted: &Hosted, below: u64) {
+    let group = hosted.group.group();
+    match hosted.partition.expire_producers(below, PROPOSE_TIMEOUT).await {
+        Ok(()) => tracing::debug!(%group, below, "producers have expired"),
+        Err(error) => tracing::debug!(%group, %error, "no producer was let expire"),
+    }
+}
+
+/// Looks after one partition's segments.
+async fn retain(hosted: &Hosted, config: &TopicConfig, memory: &mut Memory, now: i64) {
     let (group, log) = (&hosted.group, hosted.group.log());
     log.set_segment_bytes_max(config.segment_bytes);
     match log.segment_age().await {
@@ -111,17 +136,18 @@ async fn retain(hosted: &Hosted, config: &TopicConfig, may_note: bool, now: i64)
         // Whoever reads these records says so too.
         Err(error) => tracing::debug!(group = %group.group(), %error, "a segment's age is not known"),
     }
-    let mut wrote = false;
     if hosted.leads() {
         let policy = RetentionPolicy { retention_ms: config.retention_ms, retention_bytes: config.retention_bytes };
         let log_start = log.log_start_offset();
         let plan = plan(&log.segments(), log_start, log.high_watermark(), &policy, now);
+        let spacing = Duration::from_millis(config.retention_ms.unwrap_or(0) / NOTES_PER_RETENTION);
+        let may_note = memory.noted.is_none_or(|at| at.elapsed() >= spacing);
         if plan.log_start.is_some() || (plan.note_time && may_note) {
             let start = plan.log_start.map_or(log_start, Into::into);
             match hosted.partition.start_log_at(start, now, PROPOSE_TIMEOUT).await {
                 Ok(start) => {
                     tracing::debug!(group = %group.group(), %start, "the log starts");
-                    wrote = true;
+                    memory.noted = Some(Instant::now());
                 }
                 Err(error) => tracing::debug!(group = %group.group(), %error, "the log start was not moved"),
             }
@@ -130,5 +156,4 @@ async fn retain(hosted: &Hosted, config: &TopicConfig, may_note: bool, now: i64)
     if let Err(error) = group.trim().await {
         tracing::debug!(group = %group.group(), %error, "segments below the log start stay until the next look");
     }
-    wrote
 }

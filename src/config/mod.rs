@@ -146,6 +146,9 @@ pub struct Config {
     pub log: BTreeMap<String, String>,
     /// How often each partition is looked at for records to let go. Default: 30 s.
     pub retention_check_interval: Duration,
+    /// `producer.id.expiration.ms`: an idempotent producer of which a partition has taken nothing for so long is forgotten
+    /// there. Default: a day.
+    pub producer_id_expiration: Duration,
     /// `catalog.snapshot_entries`: the catalog's log is cut behind a snapshot every so many entries. Default: 10,000.
     pub catalog_snapshot_entries: u64,
     /// The replicated log's own limits.
@@ -169,6 +172,7 @@ impl Config {
             limits: Limits::default(),
             log: BTreeMap::new(),
             retention_check_interval: Duration::from_secs(30),
+            producer_id_expiration: Duration::from_secs(24 * 3600),
             catalog_snapshot_entries: 10_000,
             raft: RaftConfig::default(),
         }

@@ -266,7 +266,7 @@ impl<L: ReplicatedLog> Partition<L> {
                 Code::OffsetMismatch,
                 format_args!("the log end is {next_offset}, not {}", if_match.unwrap_or_default()),
             ),
-            Verdict::Malformed | Verdict::Retention { .. } => {
+            Verdict::Malformed | Verdict::Retention { .. } | Verdict::ExpireProducers { .. } => {
                 self.error(Code::Internal, "the log did not understand the proposal")
             }
         })

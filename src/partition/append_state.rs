@@ -27,6 +27,12 @@ pub struct PartitionState {
 }
 
 impl PartitionState {
+    /// The producers it knows.
+    #[cfg(test)]
+    pub(crate) fn producer_ids(&self) -> Vec<i64> {
+        self.producers.ids().collect()
+    }
+
     /// Reads back what [`AppendState::save`] wrote. `InvalidData` for anything else.
     pub fn load(saved: &[u8]) -> io::Result<Self> {
         if saved.first() == Some(&VERSION_PRODUCERS_ONLY) {
@@ -65,14 +71,12 @@ impl AppendState for PartitionState {
     }
 
     fn observe(&mut self, header: &FrameHeader, prefix: &[u8]) {
-        match header.kind {
-            FrameKind::Void => {
-                if let Some(Verdict::Retention { log_start, time_ms }) = Verdict::decode(prefix) {
-                    self.retained.note(header.index, header.base_offset, log_start, time_ms);
-                }
-            }
-            _ => self.producers.observe(header, prefix),
+        if header.kind == FrameKind::Void
+            && let Some(Verdict::Retention { log_start, time_ms }) = Verdict::decode(prefix)
+        {
+            self.retained.note(header.index, header.base_offset, log_start, time_ms);
         }
+        self.producers.observe(header, prefix);
     }
 
     fn log_start(&self, upto: u64) -> u64 {
@@ -81,6 +85,10 @@ impl AppendState for PartitionState {
 
     fn appended_by(&self, offset: u64) -> Option<i64> {
         self.retained.appended_by(offset)
+    }
+
+    fn oldest_remembered(&self) -> Option<u64> {
+        self.producers.oldest_remembered()
     }
 
     fn save(&self) -> Bytes {

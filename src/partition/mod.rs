@@ -1,7 +1,7 @@
 //! One partition on this broker: produce, fetch and offsets over its Raft group.
 //!
 //! It knows batches and producers; it knows no HTTP, no Kafka, no catalog and no other partition. What is decided at append
-//! is in `append_state` (`producers` and `retention`, with `proposal` and `verdict`), seen by the raft crate through
+//! is in `append_state` (`producers` and `retention`, with `proposal` and `verdict`; `expiry` is when producers go), seen by the raft crate through
 //! [`PartitionApplication`]; `append` waits for the ack level, `fetch` reads. Both go through [`ReplicatedLog`] and hold no
 //! state of their own. [`aside`]: where large batches are checked and read.
 
@@ -9,6 +9,7 @@ mod append;
 mod append_state;
 mod application;
 pub mod aside;
+pub mod expiry;
 mod fetch;
 mod instruments;
 mod observe;

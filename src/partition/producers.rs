@@ -7,13 +7,17 @@
 //! - A batch whose sequences are exactly those of a kept one is a duplicate, whatever else it asks for: a retry of a
 //!   produce with `If-Match-Offset` that succeeded must not be told that the log end has moved.
 //! - Sequences count records, are 31 bits and wrap to 0.
-//! - **Bounded and expired by counts in the log alone** (RULES.md O7): at most [`PRODUCERS_MAX`] producers; one more drops the
+//! - **Bounded by counts in the log alone** (RULES.md O7): at most [`PRODUCERS_MAX`] producers; one more drops the
 //!   one whose last accepted batch has the smallest Raft index. Batch timestamps are the clients' own, so a clock in them
 //!   could expire another's producer; an index cannot be forged. A dropped producer that goes on is told `UnknownProducer`
 //!   and loses nothing.
 //! - **A dropped producer is no new one**: one whose only batch was its first would look the same when it retries that, and have
 //!   it twice. So the last [`DROPPED_MAX`] that were dropped are remembered by id and epoch, and told `UnknownProducer` also
-//!   for sequence 0. (Kafka drops by age alone, a day by default, and has the same hole behind it.)
+//!   for sequence 0.
+//! - **Expired by the log alone, too**: a leader says in it below which index a producer's last accepted batch is too old
+//!   ([`super::expiry`]); order in the log decides. An expired producer is forgotten whole, as in Kafka: its sequence 0 is a new
+//!   producer's, any other is told `UnknownProducer`. Those that were dropped are forgotten with the first that expires: each of
+//!   them had last written before it. While none expires, the table is full of producers that are younger.
 //! - All limits are part of the format: replicas that differed in them would drift apart.
 //!
 //! Saved, little endian: version (1), number of producers (u32), then each in order of its id: id (i64), epoch (i16), number of
@@ -126,6 +130,12 @@ impl Producers {
         self.by_id.is_empty()
     }
 
+    /// Who is remembered.
+    #[cfg(test)]
+    pub(super) fn ids(&self) -> impl Iterator<Item = i64> {
+        self.by_id.keys().copied()
+    }
+
     /// Accepts a batch (`None`), or says why not.
     fn judge(&self, header: &BatchHeader, if_match: Option<Offset>, next_offset: u64) -> Option<Verdict> {
         if let Some(producer) = header.producer()
@@ -177,6 +187,19 @@ impl Producers {
             && let Some(dropped) = self.by_id.remove(&idlest)
         {
             self.dropped.note(idlest, dropped.epoch);
+        }
+    }
+
+    /// Forgets the producers whose last accepted batch has a smaller Raft index, and with the first of them all that were dropped:
+    /// each of those had last written before any that is left.
+    fn expire(&mut self, below: u64) {
+        let kept = self.by_last_index.split_off(&below);
+        let expired = std::mem::replace(&mut self.by_last_index, kept);
+        for id in expired.values() {
+            self.by_id.remove(id);
+        }
+        if !expired.is_empty() {
+            self.dropped = Dropped::default();
         }
     }
 
@@ -259,6 +282,10 @@ fn parse_producer(rest: &mut &[u8]) -> Result<(i64, Producer), String> {
 
 impl AppendState for Producers {
     fn decide(&self, payload: Bytes, at: AppendPosition) -> Decision {
+        if let Some(Verdict::ExpireProducers { below }) = Verdict::decode(&payload) {
+            // It says so of batches before it.
+            return Decision::Void { verdict: Verdict::ExpireProducers { below: below.min(at.index) }.encode() };
+        }
         let Some((header, if_match)) = proposal::read(&payload).filter(|(header, _)| header.record_count > 0) else {
             return Decision::Void { verdict: Verdict::Malformed.encode() };
         };
@@ -274,6 +301,11 @@ impl AppendState for Producers {
     }
 
     fn observe(&mut self, header: &FrameHeader, prefix: &[u8]) {
+        if header.kind == FrameKind::Void
+            && let Some(Verdict::ExpireProducers { below }) = Verdict::decode(prefix)
+        {
+            self.expire(below);
+        }
         if header.kind != FrameKind::Records {
             return;
         }
@@ -288,6 +320,11 @@ impl AppendState for Producers {
             };
             self.note(producer, batch);
         }
+    }
+
+    /// The last batch of the producer that has not written for longest.
+    fn oldest_remembered(&self) -> Option<u64> {
+        self.by_last_index.first_key_value().map(|(index, _)| *index)
     }
 
     fn save(&self) -> Bytes {

@@ -217,21 +217,28 @@ impl<L: ReplicatedLog> Partition<L> {
             let what = format!("the log cannot start at {offset}, beyond the high watermark {high_watermark}");
             return Err(self.error(Code::OffsetOutOfRange, what));
         }
+        let verdict = Verdict::Retention { log_start: offset.0, time_ms: now_ms };
+        match self.say(verdict, wait, "the log start was not moved within the timeout").await? {
+            Verdict::Retention { log_start, .. } => Ok(Offset(log_start)),
+            other => Err(self.error(Code::Internal, format_args!("moving the log start was answered {other:?}"))),
+        }
+    }
+
+    /// Proposes what a leader has to say of the log itself, and returns what was written of it once that is committed and applied
+    /// here. `late`: what did not happen within `wait`, perhaps.
+    pub(super) async fn say(&self, verdict: Verdict, wait: Duration, late: &str) -> Result<Verdict> {
         if !self.log.may_have_majority() {
             return Err(self.error(Code::NoLeader, MAJORITY_DEAD));
         }
-        let verdict = Verdict::Retention { log_start: offset.0, time_ms: now_ms };
         let answered = timeout(wait, self.log.propose(verdict.encode(), None)).await;
-        let appended = answered
-            .map_err(|_| self.error(Code::OutcomeUnknown, "the log start was not moved within the timeout"))?
-            .map_err(|error| self.propose_error(error))?;
-        match &appended.outcome {
-            Outcome::Void { verdict } => match Verdict::decode(verdict) {
-                Some(Verdict::Retention { log_start, .. }) => Ok(Offset(log_start)),
-                other => Err(self.error(Code::Internal, format_args!("moving the log start was answered {other:?}"))),
-            },
-            other => Err(self.error(Code::Internal, format_args!("moving the log start was answered {other:?}"))),
-        }
+        let appended =
+            answered.map_err(|_| self.error(Code::OutcomeUnknown, late))?.map_err(|error| self.propose_error(error))?;
+        let written = match &appended.outcome {
+            Outcome::Void { verdict } => Verdict::decode(verdict),
+            _ => None,
+        };
+        written
+            .ok_or_else(|| self.error(Code::Internal, format_args!("{verdict:?} was answered {:?}", appended.outcome)))
     }
 }
 

@@ -1,4 +1,5 @@
-//! What a void frame of a partition holds: why `append` turned a proposal down, or where the log starts.
+//! What a void frame of a partition holds: why `append` turned a proposal down, or what a leader says of the
+//! log itself: where it starts, which producers have expired.
 //!
 //! Layout, little endian: version (1), kind, then the kind's numbers in the order of its fields. `OffsetMismatch` of next
 //! offset 7 is `01 05 0700000000000000`.
@@ -45,6 +46,11 @@ pub enum Verdict {
         /// By the leader's clock, ms since 1970.
         time_ms: i64,
     },
+    /// No batch: a leader says that producers have expired. Its proposal has these bytes already.
+    ExpireProducers {
+        /// Those whose last accepted batch has a smaller Raft index.
+        below: u64,
+    },
 }
 
 const VERSION: u8 = 1;
@@ -81,6 +87,10 @@ impl Verdict {
                 out.put_u64_le(log_start);
                 out.put_i64_le(time_ms);
             }
+            Self::ExpireProducers { below } => {
+                out.put_u8(8);
+                out.put_u64_le(below);
+            }
         }
         out.freeze()
     }
@@ -103,6 +113,7 @@ impl Verdict {
             5 => Self::OffsetMismatch { next_offset: bytes.try_get_u64_le().ok()? },
             6 => Self::Malformed,
             7 => Self::Retention { log_start: bytes.try_get_u64_le().ok()?, time_ms: bytes.try_get_i64_le().ok()? },
+            8 => Self::ExpireProducers { below: bytes.try_get_u64_le().ok()? },
             _ => return None,
         };
         bytes.is_empty().then_some(verdict)
@@ -128,12 +139,14 @@ mod tests {
             any::<u64>().prop_map(|next_offset| Verdict::OffsetMismatch { next_offset }),
             Just(Verdict::Malformed),
             any::<(u64, i64)>().prop_map(|(log_start, time_ms)| Verdict::Retention { log_start, time_ms }),
+            any::<u64>().prop_map(|below| Verdict::ExpireProducers { below }),
         ]
     }
 
     #[test]
     fn the_example_in_the_header_holds() {
         assert_eq!(Verdict::OffsetMismatch { next_offset: 7 }.encode()[..], [1, 5, 7, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(Verdict::ExpireProducers { below: 7 }.encode()[..], [1, 8, 7, 0, 0, 0, 0, 0, 0, 0]);
     }
 
     proptest! {

@@ -279,6 +279,12 @@ impl Log {
         state.segments.iter().map(info).collect()
     }
 
+    /// What the append state says of the oldest that it remembers, as of the log's end: see
+    /// [`AppendState::oldest_remembered`](crate::payload::AppendState::oldest_remembered).
+    pub fn oldest_remembered(&self) -> Option<u64> {
+        self.state.lock().head.append_state.oldest_remembered()
+    }
+
     /// Where the next boundary snapshot is to be taken: `first_index` is the first index to keep, rounded down to a
     /// segment's start, never above what is applied. Follow it by openraft's `trigger().snapshot()`.
     pub fn set_snapshot_boundary(&self, first_index: u64) {

@@ -18,8 +18,8 @@ use crate::catalog::state::CatalogState;
 use crate::config::Config;
 use crate::controller::CATALOG_GROUP;
 use crate::error::{Code, Error, Result};
-use crate::partition::{Acks, Consistency, Fetch, FetchFrom};
-use crate::record_batch::{BatchLimits, NewRecord, RecordBatch, RecordBatchBuilder};
+use crate::partition::{Acks, Consistency, Fetch, FetchFrom, Produced};
+use crate::record_batch::{BatchLimits, NewRecord, ProducerSequence, RecordBatch, RecordBatchBuilder};
 
 /// Longest that anything may take.
 pub(super) const PATIENCE: Duration = Duration::from_secs(60);
@@ -42,6 +42,8 @@ pub(super) struct Cluster {
     pub(super) directories: BTreeMap<u32, TempDir>,
     ports: BTreeMap<u32, u16>,
     pub(super) brokers: BTreeMap<u32, Arc<Broker>>,
+    /// `producer.id.expiration.ms`, where it is to come about soon.
+    pub(super) producer_id_expiration: Option<Duration>,
     /// In place of the loopback, with hosts of the brokers' numbers.
     wires: Option<MemoryNetwork>,
 }
@@ -59,6 +61,7 @@ impl Cluster {
             directories: BTreeMap::new(),
             ports: BTreeMap::new(),
             brokers: BTreeMap::new(),
+            producer_id_expiration: None,
             wires: None,
         };
         initial.iter().for_each(|id| cluster.add(*id));
@@ -89,7 +92,7 @@ impl Cluster {
         (cluster.all_started().await, wires)
     }
 
-    async fn all_started(mut self) -> Self {
+    pub(super) async fn all_started(mut self) -> Self {
         let cluster = &mut self;
         for id in [1, 2, 3] {
             cluster.start(id).await;
@@ -120,6 +123,10 @@ impl Cluster {
         config.raft.reserve_append_bytes = 0;
         if self.wires.is_some() {
             config.raft.silence_max = PATIENCE;
+        }
+        if let Some(expiration) = self.producer_id_expiration {
+            config.producer_id_expiration = expiration;
+            config.retention_check_interval = Duration::from_millis(50);
         }
         // Records of tests are of 1970.
         config.log.insert("retention.ms".into(), "-1".into());
@@ -276,12 +283,13 @@ impl Cluster {
 
     /// Produces one record, acknowledged by a majority; returns its offset.
     pub(super) async fn produce(&self, at: u32, place: (&str, u32), value: &str) -> Result<Offset> {
-        let value = value.to_owned();
-        self.at_leader(at, place, async |partition| {
-            let produced = partition.produce(batch(&value), Acks::All, None, PATIENCE).await?;
-            Ok(produced.base_offset)
-        })
-        .await
+        let produced = self.send(at, place, || batch(value)).await?;
+        Ok(produced.base_offset)
+    }
+
+    /// Produces a batch, made anew for each attempt, acknowledged by a majority.
+    pub(super) async fn send(&self, at: u32, place: (&str, u32), batch: impl Fn() -> RecordBatch) -> Result<Produced> {
+        self.at_leader(at, place, async |partition| partition.produce(batch(), Acks::All, None, PATIENCE).await).await
     }
 
     /// Everything in a partition, by its leader, up to an end that is certain.
@@ -311,10 +319,15 @@ impl Cluster {
 
 /// A batch of one record.
 pub(super) fn batch(value: &str) -> RecordBatch {
+    batch_by(value, None)
+}
+
+/// A batch of one record, by a producer.
+pub(super) fn batch_by(value: &str, producer: Option<ProducerSequence>) -> RecordBatch {
     let mut builder = RecordBatchBuilder::new(BatchLimits::default());
     let record = NewRecord { value: Some(value.to_owned().into()), ..Default::default() };
     builder.push(&record).unwrap();
-    builder.build(None).unwrap()
+    builder.build(producer).unwrap()
 }
 
 /// Waits until `check` is content; panics with its last complaint.

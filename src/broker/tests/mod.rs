@@ -2,5 +2,6 @@
 
 mod changes;
 mod cluster;
+mod expiry;
 mod forming;
 mod serving;

@@ -41,6 +41,20 @@ fn the_log_start_is_held_between_where_it_was_and_the_log_end() {
 }
 
 #[test]
+fn the_idlest_producer_is_known_until_the_log_says_that_it_has_expired() {
+    let mut state = PartitionState::default();
+    let expire = |below| Verdict::ExpireProducers { below };
+    append(&mut state, 0, 0, proposal::wrap(batch(&[5], Some((7, 0, 0))), None));
+    append(&mut state, 1, 1, proposal::wrap(batch(&[5], None), None));
+    append(&mut state, 2, 2, proposal::wrap(batch(&[5], Some((8, 0, 0))), None));
+    assert_eq!(state.oldest_remembered(), Some(0));
+    assert_eq!(append(&mut state, 3, 3, expire(2).encode()), Some(expire(2)));
+    assert_eq!(state.oldest_remembered(), Some(2));
+    assert_eq!(append(&mut state, 4, 3, expire(99).encode()), Some(expire(4)));
+    assert_eq!((state.oldest_remembered(), state), (None, PartitionState::default()));
+}
+
+#[test]
 fn producers_and_retention_come_back_together_and_from_no_other_bytes() {
     let mut state = PartitionState::default();
     append(&mut state, 0, 0, proposal::wrap(batch(&[5, 6], Some((7, 0, 0))), None));

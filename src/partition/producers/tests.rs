@@ -29,8 +29,19 @@ struct TestLog {
 
 impl TestLog {
     fn append(&mut self, batch: RecordBatch, if_match: Option<u64>, term: u64) -> Result<u64, Verdict> {
+        self.propose(proposal::wrap(batch, if_match.map(Offset)), term)
+    }
+
+    /// Lets producers expire. Returns up to where, as it was written.
+    fn expire(&mut self, below: u64, term: u64) -> u64 {
+        match self.propose(Verdict::ExpireProducers { below }.encode(), term) {
+            Err(Verdict::ExpireProducers { below }) => below,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn propose(&mut self, payload: Bytes, term: u64) -> Result<u64, Verdict> {
         let at = AppendPosition { next_offset: self.next_offset, index: self.frames.len() as u64 + 1, term };
-        let payload = proposal::wrap(batch, if_match.map(Offset));
         let before = self.table.clone();
         let decision = self.table.decide(payload.clone(), at);
         assert_eq!(self.table.decide(payload, at), decision, "the same answer when asked again");
@@ -171,6 +182,48 @@ fn a_dropped_producer_that_retries_its_first_batch_is_not_taken_for_a_new_one() 
 }
 
 #[test]
+fn who_wrote_last_before_an_index_expires_there_and_nobody_else() {
+    let mut log = TestLog::default();
+    // Indexes 1 to 5.
+    for (id, sequence) in [(7, 0), (8, 0), (9, 0), (7, 1), (8, 1)] {
+        log.append(batch(1, producer(id, 0, sequence)), None, 1).unwrap();
+    }
+    assert_eq!(log.table.oldest_remembered(), Some(3));
+    assert_eq!(log.expire(3, 1), 3);
+    assert_eq!(log.table.len(), 3, "a batch at the index itself keeps its producer");
+    assert_eq!(log.expire(5, 1), 5);
+    assert_eq!((log.table.len(), log.table.oldest_remembered()), (1, Some(5)));
+    assert!(matches!(log.append(batch(1, producer(8, 0, 0)), None, 1), Err(Verdict::Duplicate { index: 2, .. })));
+    // Forgotten whole: what it wrote is nothing to go on from, nor its epoch; a retry of its first batch is a new producer's.
+    assert_eq!(log.append(batch(1, producer(7, 0, 2)), None, 1), Err(Verdict::UnknownProducer));
+    assert_eq!(log.append(batch(1, producer(7, 0, 1)), None, 1), Err(Verdict::UnknownProducer));
+    assert_eq!(log.append(batch(1, producer(7, 0, 0)), None, 1), Ok(5));
+    // Nobody expires by what is yet to come.
+    assert_eq!(log.expire(u64::MAX, 1), log.frames.len() as u64);
+    assert!(log.table.is_empty());
+    assert_eq!(log.append(batch(1, producer(8, 0, 2)), None, 1), Err(Verdict::UnknownProducer));
+}
+
+#[test]
+fn the_dropped_are_forgotten_with_the_first_that_expires_and_no_sooner() {
+    let mut log = TestLog::default();
+    for id in 0..PRODUCERS_MAX as i64 + 10 {
+        log.append(batch(1, producer(id, 0, 0)), None, 1).unwrap();
+    }
+    let full = log.table.clone();
+    assert_eq!(full.oldest_remembered(), Some(11), "the first ten were dropped");
+    log.expire(11, 1);
+    assert_eq!(log.table, full);
+    assert_eq!(log.append(batch(1, producer(0, 0, 0)), None, 1), Err(Verdict::UnknownProducer));
+    log.expire(12, 1);
+    assert_eq!((log.table.len(), log.table.dropped.order.len()), (PRODUCERS_MAX - 1, 0));
+    assert_eq!(log.table.save()[0], VERSION);
+    assert_eq!(Producers::load(&log.table.save()).unwrap(), log.table);
+    assert!(log.append(batch(1, producer(0, 0, 0)), None, 1).is_ok());
+    assert!(matches!(log.append(batch(1, producer(11, 0, 0)), None, 1), Err(Verdict::Duplicate { index: 12, .. })));
+}
+
+#[test]
 fn only_so_many_dropped_producers_are_remembered() {
     let mut dropped = Dropped::default();
     for id in 0..=DROPPED_MAX as i64 {
@@ -296,6 +349,13 @@ impl Model {
         self.next_offset += u64::from(records);
         Ok(base_offset)
     }
+
+    fn expire(&mut self, below: u64) {
+        let id = |of: Option<ProducerSequence>| of.map(|producer| producer.producer_id);
+        let all = self.accepted.clone();
+        let keeps = |of| all.iter().any(|a| id(a.0) == id(of) && a.3 >= below);
+        self.accepted.retain(|a| a.0.is_none() || keeps(a.0));
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -305,6 +365,8 @@ enum Step {
     Produce { id: Option<i64>, epoch: i16, off: i32, records: u32, condition: Option<i64> },
     /// An earlier produce again, as it was.
     Retry(prop::sample::Index),
+    /// Lets producers expire whose last batch is below this entry, or the end.
+    Expire(prop::sample::Index),
     /// Cuts the log, back to a saved table and the frames from there.
     Truncate(prop::sample::Index),
     /// Saves the table, as a segment's roll does.
@@ -323,6 +385,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     let step = prop_oneof![
         8 => produce,
         3 => any::<prop::sample::Index>().prop_map(Step::Retry),
+        1 => any::<prop::sample::Index>().prop_map(Step::Expire),
         1 => any::<prop::sample::Index>().prop_map(Step::Truncate),
         1 => Just(Step::Save),
     ];
@@ -349,6 +412,14 @@ impl Run {
         assert_eq!(self.log.append(batch(records, who), condition, self.term), expected);
         assert_eq!(self.log.next_offset, self.model.next_offset);
         self.sent.push((who, records, condition));
+    }
+
+    fn expire(&mut self, below: u64) {
+        self.models.push(self.model.clone());
+        let index = self.log.frames.len() as u64 + 1;
+        let written = self.log.expire(below, self.term);
+        assert_eq!(written, below.min(index));
+        self.model.expire(written);
     }
 
     fn truncate(&mut self, keep: usize) {
@@ -390,6 +461,7 @@ impl Run {
                 self.produce(who, records, condition);
             }
             Step::Retry(_) => {}
+            Step::Expire(below) => self.expire(below.index(self.log.frames.len() + 4) as u64),
             Step::Truncate(keep) => self.truncate(keep.index(self.log.frames.len() + 1)),
             Step::Save => self.saves.push((self.log.frames.len(), self.log.table.save())),
         }
