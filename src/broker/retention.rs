@@ -15,6 +15,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::routing::Hosted;
 use super::shared::Shared;
+use crate::catalog::command::EXPIRY_LEVEL;
 use crate::catalog::state::{CatalogState, TopicId, TopicRecord};
 use crate::catalog::topic_config::TopicConfig;
 use crate::partition::expiry::Timeline;
@@ -85,9 +86,16 @@ fn configuration_changed(seen: &CatalogState, now: &CatalogState) -> bool {
     now.topics().iter().any(changed)
 }
 
+/// Whether every broker understands that producers expire: one that does not would go on remembering them, and judge by that if it
+/// came to lead.
+fn all_know_of_expiry(state: &CatalogState) -> bool {
+    state.brokers().values().all(|broker| broker.feature_level >= EXPIRY_LEVEL)
+}
+
 impl Shared {
     async fn retain_all(&self, memories: &mut BTreeMap<GroupId, Memory>, now: i64) {
         let state = self.catalog.state();
+        let expire = all_know_of_expiry(&state);
         let mut configs = BTreeMap::new();
         let mut looks = Vec::new();
         memories.retain(|group, _| state.group(*group).is_some());
@@ -99,7 +107,8 @@ impl Shared {
             let mut memory = memories.remove(&group).unwrap_or_default();
             looks.push(async move {
                 retain(&hosted, &config, &mut memory, now).await;
-                if let Some(below) = self.expired_below(&hosted, &mut memory) {
+                let expired = self.expired_below(&hosted, &mut memory).filter(|_| expire);
+                if let Some(below) = expired {
                     expire_producers(&hosted, below).await;
                 }
                 (group, memory)
@@ -155,5 +164,36 @@ async fn retain(hosted: &Hosted, config: &TopicConfig, memory: &mut Memory, now:
     }
     if let Err(error) = group.trim().await {
         tracing::debug!(group = %group.group(), %error, "segments below the log start stay until the next look");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use pontoon_raft::types::{BrokerId, DirectoryId, ReplicaId};
+
+    use super::*;
+    use crate::catalog::apply::execute;
+    use crate::catalog::command::{BrokerRegistration, Command};
+
+    #[test]
+    fn producers_expire_once_every_broker_knows_what_that_is() {
+        let mut state = CatalogState::default();
+        let mut register = |broker: u32, feature_level| {
+            let registration = BrokerRegistration {
+                broker: BrokerId(broker),
+                directory: DirectoryId(broker.into()),
+                incarnation: 1,
+                peer_address: String::new(),
+                http_address: String::new(),
+                catalog_replica: ReplicaId(broker.into()),
+                feature_level,
+            };
+            execute(&mut state, &Command::RegisterBroker(registration)).0.unwrap();
+            all_know_of_expiry(&state)
+        };
+        assert!(register(1, EXPIRY_LEVEL));
+        assert!(!register(2, EXPIRY_LEVEL - 1));
+        assert!(!register(1, EXPIRY_LEVEL + 1));
+        assert!(register(2, EXPIRY_LEVEL));
     }
 }
