@@ -1,4 +1,4 @@
-//! The client: producers with and without sequences, readers, and readers of the confirmed end, all over HTTP.
+//! The client: producers with and without sequences, those who write once and are gone, readers, and readers of the confirmed end, all over HTTP.
 //!
 //! It comes to its end in three steps (`Phase`): when the faults are over it lets everyone finish and writes to each partition once
 //! more, durable on every replica; after the last black-out it reads everything.
@@ -27,6 +27,8 @@ pub(crate) const PARTITIONS: u32 = 3;
 const SEQUENCED: u32 = 2;
 /// The number of the one that writes once more when the faults are over.
 const PROBER: u32 = SEQUENCED + 1;
+/// The number of those who write one batch under an id of their own, and do not come back: their ids expire.
+const PASSER_BY: u32 = PROBER + 1;
 /// How long the broker may take, and how long the client waits for it.
 const TIMEOUT_MS: u64 = 1500;
 const PATIENCE: Duration = Duration::from_millis(2000);
@@ -35,6 +37,17 @@ const OCTETS: &str = "application/octet-stream";
 /// Whether the client's producer of this number has sequences.
 pub(crate) fn has_sequences(producer: u32) -> bool {
     producer < SEQUENCED
+}
+
+/// The client's producers that have sequences.
+pub(crate) fn sequenced() -> impl Iterator<Item = u32> {
+    0..SEQUENCED
+}
+
+/// Whether the client's producer of this number is many, who pass by. Their sequence 0 is a new producer's again once they have
+/// expired, also where a broker that passes a request on repeats it.
+pub(crate) fn passes_by(producer: u32) -> bool {
+    producer == PASSER_BY
 }
 
 /// A client that remembers whom to ask.
@@ -60,7 +73,8 @@ pub(crate) async fn run(world: World) -> turmoil::Result {
     let network = TracedNetwork::new(world.trace.clone(), "client".into()).quiet();
     let client = Client { world: world.clone(), network, broker: 1 };
     client.clone().create_topic().await;
-    let producers = (0..PARTITIONS).flat_map(|partition| (0..=SEQUENCED).map(move |producer| (partition, producer)));
+    let producers = (0..PARTITIONS)
+        .flat_map(|partition| (0..=SEQUENCED).chain([PASSER_BY]).map(move |producer| (partition, producer)));
     let producers = producers.map(|(partition, producer)| client.clone().produce(partition, producer));
     let readers = (0..PARTITIONS).map(|partition| client.clone().read(partition));
     let tails = (0..PARTITIONS).map(|partition| client.clone().tail(partition));
@@ -140,6 +154,7 @@ impl Client {
     async fn produce(mut self, partition: u32, producer: u32) {
         self.broker = partition % BROKERS + 1;
         let id = if has_sequences(producer) { Some(self.producer_id().await) } else { None };
+        let own_id = || passes_by(producer).then(|| (1 << 40) + (random_u64() >> 24) as i64);
         let mut sequence = 0;
         for batch in 0.. {
             if self.world.phase() >= Phase::Finish {
@@ -147,7 +162,8 @@ impl Client {
             }
             let records = 1 + batch % 3;
             let of = Attempt { partition, producer, batch, attempt: 0 };
-            let by = id.map(|producer_id| ProducerSequence { producer_id, epoch: 0, sequence });
+            let first = own_id().map(|producer_id| ProducerSequence { producer_id, epoch: 0, sequence: 0 });
+            let by = id.map(|producer_id| ProducerSequence { producer_id, epoch: 0, sequence }).or(first);
             if !self.deliver(of, by, records).await {
                 return;
             }
@@ -156,7 +172,7 @@ impl Client {
         }
     }
 
-    /// Tries until it knows. A producer without sequences gives up once it does not. `false`: no sense in going on.
+    /// Tries until it knows. A producer without sequences, or who passes by, gives up once it does not. `false`: no sense in going on.
     async fn deliver(&mut self, of: Attempt, by: Option<ProducerSequence>, records: u32) -> bool {
         let filler = if random_u64().is_multiple_of(24) { 9000 } else { (random_u64() % 300) as usize };
         for number in 1.. {
@@ -171,7 +187,7 @@ impl Client {
                 Produced::Refused => self.world.ledger.tell(Event::Refused { attempt }),
                 Produced::Unknown => {
                     self.note(format_args!("unknown {attempt:?}"));
-                    if by.is_none() {
+                    if !has_sequences(of.producer) {
                         return true;
                     }
                 }

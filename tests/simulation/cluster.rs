@@ -10,6 +10,7 @@ use pontoon::broker::{Broker, Seams, StartError};
 use pontoon::catalog::tables::MemoryTables;
 use pontoon::config::Config;
 use pontoon::http::Server;
+use pontoon::partition::verdict::Verdict;
 use pontoon_raft::config::RaftConfig;
 use pontoon_raft::disk::sim::SimDisk;
 use pontoon_raft::error::OpenError;
@@ -17,7 +18,7 @@ use pontoon_raft::runtime::random_u64;
 use pontoon_raft::transport::Network;
 use pontoon_raft::types::BrokerId;
 use tokio::sync::Notify;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use crate::broken::Variant;
 use crate::disk::TracedDisk;
@@ -246,6 +247,7 @@ async fn serve(
     server.open(broker.clone());
     tokio::spawn(observe(world.clone(), id, start.life, who.clone(), broker.clone()));
     tokio::spawn(housekeeping(world.clone(), broker.clone()));
+    tokio::spawn(expiry(world.clone(), broker.clone()));
     tokio::spawn(tell_ready(world.clone(), id, start.life, broker.clone()));
     tokio::select! {
         biased;
@@ -308,6 +310,23 @@ async fn housekeeping(world: World, broker: Arc<Broker>) {
             world.ledger.tell(Event::Boundary { group: id, index: boundary });
             if group.snapshot(boundary).await.is_ok() {
                 world.ledger.count("snapshots");
+            }
+        }
+    }
+}
+
+/// While things go wrong: says in the logs that are led here that all producers have expired but those who would be missed.
+async fn expiry(world: World, broker: Arc<Broker>) {
+    while world.phase() == Phase::Chaos {
+        sleep(Duration::from_millis(100 + random_u64() % 400)).await;
+        for group in broker.raft_groups().all().into_iter().filter(|group| group.group().0 != 0) {
+            let below = world.ledger.idle_below(group.group().0);
+            let leads = group.watch_leader().borrow().is_some_and(|leader| leader.replica == group.replica());
+            if leads && group.log().oldest_remembered().is_some_and(|oldest| oldest < below) {
+                let said = group.propose(Verdict::ExpireProducers { below }.encode(), None);
+                if timeout(Duration::from_secs(1), said).await.is_ok_and(|said| said.is_ok()) {
+                    world.ledger.count("producers expired");
+                }
             }
         }
     }

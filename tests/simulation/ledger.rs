@@ -6,6 +6,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use pontoon_raft::log::frame::Frame;
 
+use crate::client;
 use crate::event::{Event, Fact, Replica};
 use crate::invariants::{self, Invariant};
 use crate::trace::Trace;
@@ -100,6 +101,15 @@ impl Ledger {
     /// The index below which every committed entry was shown by somebody.
     pub(crate) fn known(&self, group: u64) -> u64 {
         self.inner.lock().groups.get(&group).map_or(0, |group| group.facts.len() as u64)
+    }
+
+    /// Raft index below which none of the client's producers with sequences has its last batch, as far as anybody has shown: all others
+    /// who wrote there may expire.
+    pub(crate) fn idle_below(&self, group: u64) -> u64 {
+        let inner = self.inner.lock();
+        let facts = inner.groups.get(&group).map_or(&[][..], |group| &group.facts);
+        let last = |producer| facts.iter().rposition(|fact| fact.attempt.is_some_and(|of| of.producer == producer));
+        client::sequenced().map(|producer| last(producer).unwrap_or(0) as u64).min().unwrap_or(0)
     }
 
     /// The end of all that is acknowledged so far.

@@ -86,6 +86,7 @@ const KINDS: &[&str] = &[
     "reads answered",
     "ends confirmed",
     "tables compared",
+    "producers expired",
 ];
 
 fn sound(seed: u64, traced: bool) -> std::thread::JoinHandle<Told> {

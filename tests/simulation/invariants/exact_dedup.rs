@@ -1,10 +1,10 @@
 //! Exactly once: a producer with sequences has each batch in the log once, in order and without a hole; one without has none twice;
-//! what was refused is never there.
+//! what was refused is never there. Not so of those whose ids expire.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::Invariant;
-use crate::client::has_sequences;
+use crate::client::{has_sequences, passes_by};
 use crate::event::{Attempt, Event};
 
 /// By partition and producer: the next batch; and every attempt that was refused or committed.
@@ -18,6 +18,9 @@ pub(super) struct ExactDedup {
 impl ExactDedup {
     fn commit(&mut self, attempt: Attempt) -> Result<(), String> {
         self.committed.insert(attempt);
+        if passes_by(attempt.producer) {
+            return Ok(());
+        }
         let next = self.next.entry((attempt.partition, attempt.producer)).or_default();
         let due = *next;
         *next = attempt.batch + 1;
@@ -66,6 +69,16 @@ mod tests {
             let mut invariant = ExactDedup::default();
             commit(&mut invariant, &frame(0, 0, attempt(0, 1))).unwrap();
             commit(&mut invariant, &frame(1, 1, attempt(wrong, 2))).unwrap_err();
+        }
+    }
+
+    #[test]
+    fn whose_id_may_have_expired_may_be_there_twice() {
+        let mut invariant = ExactDedup::default();
+        let passer_by = (0..).find(|producer| passes_by(*producer)).unwrap();
+        for index in [0, 1] {
+            let of = Attempt { producer: passer_by, ..attempt(0, 1) };
+            commit(&mut invariant, &frame(index, index, of)).unwrap();
         }
     }
 
