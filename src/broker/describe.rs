@@ -1,13 +1,14 @@
 //! Topics, partitions, brokers and the cluster, described: from the catalog's copy here and from what leaders claim.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use pontoon_raft::types::{BrokerId, Offset};
 use serde::{Deserialize, Serialize};
 
 use super::ConfigEntry;
 use super::shared::Shared;
-use super::summary::Behind;
+use super::summary::{Behind, STALLED_AFTER};
 use super::topics::unknown_topic;
 use crate::catalog::state::{CatalogState, PartitionRecord, ReplicaState, TopicId, TopicRecord};
 use crate::catalog::topic_config::{self, TopicConfig};
@@ -125,6 +126,18 @@ pub struct ClusterDescription {
     pub controller: Option<BrokerId>,
     /// Every broker.
     pub brokers: Vec<BrokerDescription>,
+}
+
+/// Why a replica is behind. What the leader said last of one that has just come back may be of when it was dead: it has the time to take
+/// something that every other has.
+fn reason(alive_for: Option<Duration>, state: Option<ReplicaState>, moves: bool) -> LagReason {
+    match (alive_for, state) {
+        (None, _) => LagReason::Dead,
+        (_, Some(ReplicaState::Lost)) => LagReason::Lost,
+        (_, Some(ReplicaState::New)) => LagReason::New,
+        (Some(alive_for), _) if moves || alive_for < STALLED_AFTER => LagReason::CatchingUp,
+        _ => LagReason::Stalled,
+    }
 }
 
 impl Shared {
@@ -248,13 +261,7 @@ impl Shared {
     /// Why a replica is behind, as far as is known here.
     fn lagging(&self, partition: &PartitionRecord, behind: Behind) -> LaggingReplica {
         let record = partition.on(behind.broker);
-        let reason = match record.map(|record| record.state) {
-            _ if !self.alive(behind.broker) => LagReason::Dead,
-            Some(ReplicaState::Lost) => LagReason::Lost,
-            Some(ReplicaState::New) => LagReason::New,
-            _ if behind.moves => LagReason::CatchingUp,
-            _ => LagReason::Stalled,
-        };
+        let reason = reason(self.alive_for(behind.broker), record.map(|record| record.state), behind.moves);
         let (records, bytes) = behind.lag.unzip();
         LaggingReplica { broker: behind.broker, records, bytes, reason }
     }
@@ -334,5 +341,22 @@ impl Shared {
             lagging: 0,
             damage,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_has_just_come_back_is_not_said_to_be_stalled() {
+        let (created, moment) = (Some(ReplicaState::Created), Duration::from_millis(1));
+        assert_eq!(reason(None, created, true), LagReason::Dead);
+        assert_eq!(reason(Some(Duration::ZERO), created, false), LagReason::CatchingUp);
+        assert_eq!(reason(Some(STALLED_AFTER - moment), created, false), LagReason::CatchingUp);
+        assert_eq!(reason(Some(STALLED_AFTER), created, false), LagReason::Stalled);
+        assert_eq!(reason(Some(STALLED_AFTER), created, true), LagReason::CatchingUp);
+        assert_eq!(reason(Some(moment), Some(ReplicaState::Lost), false), LagReason::Lost);
+        assert_eq!(reason(Some(moment), Some(ReplicaState::New), false), LagReason::New);
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use pontoon_raft::raft_group::RaftGroup;
@@ -42,6 +43,8 @@ pub(super) struct Shared {
     pub(super) broker: BrokerId,
     /// Random for each process.
     pub(super) incarnation: u64,
+    /// When this process came to be a broker.
+    pub(super) started: Instant,
     pub(super) config: Config,
     pub(super) instruments: BrokerInstruments,
     pub(super) http_address: String,
@@ -86,6 +89,15 @@ impl Shared {
     /// Whether a broker is alive, as far as this one knows.
     pub(super) fn alive(&self, broker: BrokerId) -> bool {
         broker == self.broker || self.transport().liveness(broker) == Liveness::Alive
+    }
+
+    /// For how long a broker has been alive without a break, as far as this one knows; `None`: it is not.
+    pub(super) fn alive_for(&self, broker: BrokerId) -> Option<Duration> {
+        let since = match broker == self.broker {
+            true => Some(self.started),
+            false => self.transport().peer_status(broker).and_then(|status| status.alive_since),
+        };
+        since.map(|since| since.elapsed())
     }
 
     /// Where Kafka clients reach this broker, if they do. The listener is bound, and its port known, before the broker starts.

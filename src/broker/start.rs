@@ -125,6 +125,7 @@ fn share(
     Arc::new_cyclic(|weak: &Weak<Shared>| Shared {
         broker: config.broker_id,
         incarnation: groups.transport().incarnation(),
+        started: Instant::now(),
         instruments: BrokerInstruments::new(config.broker_id),
         http_address,
         peer_address,

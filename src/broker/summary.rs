@@ -38,7 +38,7 @@ const STALL: Duration = Duration::from_secs(1);
 /// So long after a stall a broker is given nothing to lead: it would most likely hand it over again.
 const STALL_PAUSE: Duration = Duration::from_secs(10);
 /// A follower that has taken nothing for so long is stalled.
-const STALLED_AFTER: Duration = Duration::from_secs(5);
+pub(super) const STALLED_AFTER: Duration = Duration::from_secs(5);
 
 /// All that a broker leads.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -58,8 +58,14 @@ impl Detector {
 
     /// Begins to follow a peer; one that is followed already keeps its state.
     pub(crate) fn follow(&self, broker: BrokerId) {
-        let status =
-            PeerStatus { liveness: Liveness::Unknown, last_heard: None, incarnation: None, replacements: 0, deaths: 0 };
+        let status = PeerStatus {
+            liveness: Liveness::Unknown,
+            last_heard: None,
+            incarnation: None,
+            replacements: 0,
+            deaths: 0,
+            alive_since: None,
+        };
         self.state.lock().peers.entry(broker).or_insert(Peer { status, silence: Duration::ZERO, refused: false });
     }
 
@@ -149,6 +155,7 @@ impl Detector {
     fn change(&self, broker: BrokerId, peer: &mut Peer, liveness: Liveness) {
         tracing::info!(peer = %broker, from = ?peer.status.liveness, to = ?liveness, "liveness changed");
         peer.status.liveness = liveness;
+        peer.status.alive_since = (liveness == Liveness::Alive).then(Instant::now);
         if liveness == Liveness::Dead {
             peer.status.deaths += 1;
         }
@@ -187,6 +194,23 @@ mod tests {
         detector.heard(B);
         assert_eq!(drain(&mut events), [Liveness::Alive, Liveness::Dead, Liveness::Alive]);
         assert_eq!(detector.status(B).unwrap().deaths, 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_came_back_has_been_alive_since_then() {
+        let (detector, _events) = detector();
+        let since = || detector.status(B).unwrap().alive_since;
+        assert_eq!(since(), None);
+        detector.heard(B);
+        let first = Instant::now();
+        tokio::time::advance(MAX).await;
+        detector.heard(B);
+        assert_eq!(since(), Some(first));
+        assert!(detector.listened(B, MAX));
+        assert_eq!(since(), None);
+        tokio::time::advance(MAX).await;
+        detector.heard(B);
+        assert_eq!(since(), Some(first + MAX * 2));
     }
 
     #[tokio::test]

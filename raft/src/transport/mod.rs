@@ -133,6 +133,8 @@ pub struct PeerStatus {
     pub replacements: u64,
     /// How often it was declared dead.
     pub deaths: u64,
+    /// Since when it has been alive without a break, if it is.
+    pub alive_since: Option<Instant>,
 }
 
 /// Who this broker is towards its peers.
