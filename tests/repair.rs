@@ -440,3 +440,39 @@ async fn what_a_stopped_broker_cannot_do_without_it_refuses_to_start_on() {
     let written: Vec<String> = (0..20).map(|at| format!("value {at}")).collect();
     assert_eq!(values(&cluster.fetch_all(1, "t", 0).await), written);
 }
+
+/// It is replaced within a moment; what is left of it waits for a person, and nothing waits for that.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_kept_of_a_lost_replica_is_told_until_it_is_removed_and_is_not_waited_for() {
+    let mut cluster = Cluster::start(3).await;
+    cluster.create_topic(1, "t", 1).await;
+    for at in 0..20 {
+        cluster.produce_text(1, "t", 0, &format!("value {at}")).await;
+    }
+    assert!(cluster.stop(2).success());
+    fs::remove_file(partition_segment(cluster.data_dir(2))).unwrap();
+    cluster.restart(2).await;
+    let servers = cluster.servers();
+    let kept = async |broker| {
+        let (_, described) = cluster.get(broker, "/v1/cluster").await;
+        described["brokers"][1]["kept"].as_array().map_or(Vec::new(), |kept| {
+            kept.iter().map(|path| PathBuf::from(path.as_str().unwrap())).collect::<Vec<_>>()
+        })
+    };
+    for broker in 1..=3 {
+        running::until("nothing is told", &cluster, 2, async || kept(broker).await.len() == 1).await;
+    }
+    let folder = kept(1).await.remove(0);
+    assert!(folder.is_dir() && folder.starts_with(cluster.data_dir(2)), "{}", folder.display());
+    let shown = run(&["status", "--wait", "60", "--server", &servers], b"").await;
+    let text = String::from_utf8_lossy(&shown.stdout).into_owned();
+    assert_eq!(shown.status.code(), Some(0), "{text}");
+    assert!(text.contains(&format!("all is well\nnote: broker 2: {}: kept of a", folder.display())), "{text}");
+    let shown = run(&["status", "--json", "--server", &servers], b"").await;
+    let shown: Value = serde_json::from_slice(&shown.stdout).unwrap();
+    assert_eq!((shown["troubles"].as_array().unwrap().len(), shown["notes"].as_array().unwrap().len()), (0, 1));
+    fs::remove_dir_all(&folder).unwrap();
+    for broker in 1..=3 {
+        running::until("still told", &cluster, 2, async || kept(broker).await.is_empty()).await;
+    }
+}

@@ -3,7 +3,7 @@
 //! [`Store::open`] locks the directory, checks whose it is, recovers every log (RULES.md J12) and makes the live tail
 //! durable before anything can vote or acknowledge. It knows no network and runs no Raft.
 //!
-//! Rooms: `opening` (how that goes), `replicas` (they come and go), `space` (what is free).
+//! Rooms: `opening` (how that goes), `replicas` (they come and go), `space` (what is free), `kept` (what is left for a person).
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -28,6 +28,7 @@ use crate::stop::StopSignal;
 use crate::types::{BrokerId, ClusterId, DirectoryId, GroupId, ReplicaId};
 use crate::vital::vital;
 
+mod kept;
 mod opening;
 mod replicas;
 mod space;
@@ -249,11 +250,6 @@ impl Store {
     /// is a new one now; it may have been put off.
     pub(crate) async fn checkpoint_anew(&self) -> bool {
         self.try_checkpoint().await.map_err(CheckpointFailed::put_off).is_ok()
-    }
-
-    /// Folders of replicas that were rotten or lost, and are gone from here: kept until a person removes them (RULES.md R7).
-    pub fn quarantined(&self) -> Vec<PathBuf> {
-        self.quarantined.lock().clone()
     }
 
     /// Folders under `groups` that nothing on record explains (RULES.md J14): kept, never touched.

@@ -115,6 +115,10 @@ pub struct BrokerDescription {
     /// What is rotten in its data directory, in words: being repaired, or in need of a person. Not shown if nothing is.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub damage: Vec<String>,
+    /// Folders in its data directory that are kept of rotten or lost replicas that were replaced, until a person has looked at them and
+    /// removes them. Not shown if there are none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub kept: Vec<String>,
 }
 
 /// The cluster, described.
@@ -315,6 +319,10 @@ impl Shared {
                 true => self.damage(),
                 false => self.routing.damage(known.broker),
             },
+            kept: match known.broker == self.broker {
+                true => self.kept(),
+                false => self.routing.kept(known.broker),
+            },
         });
         let mut brokers: Vec<_> = brokers.collect();
         brokers.extend(self.damaged_stranger(&state));
@@ -328,8 +336,8 @@ impl Shared {
     /// This broker, if what the catalog's copy here knows does not have it, and there is damage to tell of: the catalog may be what is
     /// damaged.
     fn damaged_stranger(&self, state: &CatalogState) -> Option<BrokerDescription> {
-        let damage = self.damage();
-        let stranger = !damage.is_empty() && !state.brokers().contains_key(&self.broker);
+        let (damage, kept) = (self.damage(), self.kept());
+        let stranger = !(damage.is_empty() && kept.is_empty()) && !state.brokers().contains_key(&self.broker);
         stranger.then(|| BrokerDescription {
             broker_id: self.broker,
             http_address: self.http_address.clone(),
@@ -340,6 +348,7 @@ impl Shared {
             replicas: 0,
             lagging: 0,
             damage,
+            kept,
         })
     }
 }

@@ -61,6 +61,7 @@ struct Speaker {
     declines: bool,
     kafka_address: Option<String>,
     damage: Vec<String>,
+    kept: Vec<String>,
     claims: BTreeSet<GroupId>,
 }
 
@@ -165,6 +166,11 @@ impl Routing {
         self.claims.read().by_broker.get(&broker).map(|speaker| speaker.damage.clone()).unwrap_or_default()
     }
 
+    /// What a broker last said is kept in its data directory for a person.
+    pub(super) fn kept(&self, broker: BrokerId) -> Vec<String> {
+        self.claims.read().by_broker.get(&broker).map(|speaker| speaker.kept.clone()).unwrap_or_default()
+    }
+
     /// Takes in what a broker leads: all of it. An older message than the last is passed over.
     pub(super) fn take_summary(&self, from: BrokerId, summary: Summary) {
         let mut claims = self.claims.write();
@@ -188,6 +194,7 @@ impl Routing {
             declines: summary.declines,
             kafka_address: summary.kafka_address,
             damage: summary.damage,
+            kept: summary.kept,
             claims: now,
         };
         for Led { group, epoch, log_start_offset, high_watermark, majority, in_sync, behind } in summary.led {
@@ -229,10 +236,9 @@ mod tests {
     }
 
     fn say(routing: &Routing, broker: u32, incarnation: u64, sequence: u64, led: Vec<Led>) {
-        routing.take_summary(
-            BrokerId(broker),
-            Summary { incarnation, sequence, declines: false, kafka_address: None, damage: Vec::new(), led },
-        );
+        let (damage, kept) = (Vec::new(), Vec::new());
+        let summary = Summary { incarnation, sequence, declines: false, kafka_address: None, damage, kept, led };
+        routing.take_summary(BrokerId(broker), summary);
     }
 
     fn leader(routing: &Routing, group: u64) -> Option<(u32, u64)> {
@@ -252,8 +258,8 @@ mod tests {
     fn who_declines_is_given_nothing_to_lead_until_it_says_otherwise() {
         let routing = Routing::default();
         for (sequence, declines) in [(1, false), (2, true), (3, false)] {
-            let (led, damage) = (Vec::new(), Vec::new());
-            let summary = Summary { incarnation: 7, sequence, declines, kafka_address: None, damage, led };
+            let (led, damage, kept) = (Vec::new(), Vec::new(), Vec::new());
+            let summary = Summary { incarnation: 7, sequence, declines, kafka_address: None, damage, kept, led };
             routing.take_summary(BrokerId(1), summary);
             assert_eq!(routing.declines(BrokerId(1)), declines);
         }

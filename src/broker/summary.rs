@@ -53,6 +53,8 @@ pub(super) struct Summary {
     pub(super) kafka_address: Option<String>,
     /// What is rotten in its data directory, in words.
     pub(super) damage: Vec<String>,
+    /// Folders that are kept there for a person.
+    pub(super) kept: Vec<String>,
     /// Every partition it leads.
     pub(super) led: Vec<Led>,
 }
@@ -185,7 +187,7 @@ fn behind(
     late.collect()
 }
 
-/// Most lines of damage that are told of one broker.
+/// Most lines of damage that are told of one broker, and most folders that are kept there.
 const DAMAGE_MAX: usize = 100;
 
 impl Shared {
@@ -216,12 +218,14 @@ impl Shared {
             ));
         }
         damage.extend(self.store.scrub_findings().iter().map(|(path, why)| format!("{}: {why}", path.display())));
-        let kept = self.store.quarantined();
-        damage.extend(
-            kept.iter().map(|path| format!("{}: kept of a rotten or lost replica, to be looked at", path.display())),
-        );
         damage.truncate(DAMAGE_MAX);
         damage
+    }
+
+    /// Folders in the data directory here that are kept for a person: nothing waits for them.
+    pub(super) fn kept(&self) -> Vec<String> {
+        let kept = self.store.quarantined();
+        kept.iter().take(DAMAGE_MAX).map(|path| path.display().to_string()).collect()
     }
 
     /// Everything this broker leads now.
@@ -269,6 +273,7 @@ pub(super) async fn run(shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
         declines: false,
         kafka_address: shared.kafka_address(),
         damage: Vec::new(),
+        kept: Vec::new(),
         led: Vec::new(),
     }));
     let (mut history, mut followers, mut stalls) = (History::default(), Followers::default(), Stalls::default());
@@ -278,14 +283,15 @@ pub(super) async fn run(shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
         let began = Instant::now();
         let led = shared.led(&mut history, &mut followers);
         let declines = stalls.note(shared.store.stalled_for(), began) || shared.stopping();
-        let damage = shared.damage();
+        let (damage, kept) = (shared.damage(), shared.kept());
         newest.send_if_modified(|summary| {
-            let changed = summary.led != led || summary.declines != declines || summary.damage != damage;
+            let said = (&summary.led, summary.declines, &summary.damage, &summary.kept);
+            let changed = said != (&led, declines, &damage, &kept);
             if changed {
                 let sequence = summary.sequence + 1;
                 let kafka_address = summary.kafka_address.clone();
-                let (incarnation, led, damage) = (shared.incarnation, led.clone(), damage.clone());
-                *summary = Arc::new(Summary { incarnation, sequence, declines, kafka_address, damage, led });
+                let (incarnation, led, damage, kept) = (shared.incarnation, led.clone(), damage.clone(), kept.clone());
+                *summary = Arc::new(Summary { incarnation, sequence, declines, kafka_address, damage, kept, led });
                 // Its own claims stand in the table like everybody's.
                 shared.routing.take_summary(shared.broker, (**summary).clone());
             }

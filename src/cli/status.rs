@@ -13,7 +13,7 @@ use serde_json::json;
 use tokio::time::Instant;
 
 use crate::api::groups::{GroupDescription, GroupMember};
-use crate::api::{ClusterDescription, LagReason, PartitionDescription, TopicDescription};
+use crate::api::{BrokerDescription, ClusterDescription, LagReason, PartitionDescription, TopicDescription};
 use crate::cli::{Failure, output};
 use crate::client::{Client, ClientError};
 
@@ -126,8 +126,9 @@ async fn brokers(client: &Client) -> Result<View, Failure> {
     };
     let mut troubles = troubles(&cluster, topics.as_deref().unwrap_or_default());
     troubles.extend(refused);
-    let text = text(&cluster, topics.as_deref(), &troubles);
-    let json = json!({"cluster": cluster, "topics": topics, "troubles": troubles});
+    let notes = notes(&cluster);
+    let text = text(&cluster, topics.as_deref(), &troubles, &notes);
+    let json = json!({"cluster": cluster, "topics": topics, "troubles": troubles, "notes": notes});
     Ok(View { json, text, well: troubles.is_empty() })
 }
 
@@ -196,7 +197,12 @@ fn lag_rows(group: &GroupDescription) -> Vec<Vec<String>> {
     group.offsets.iter().map(row).collect()
 }
 
-fn text(cluster: &ClusterDescription, topics: Option<&[TopicDescription]>, troubles: &[String]) -> String {
+fn text(
+    cluster: &ClusterDescription,
+    topics: Option<&[TopicDescription]>,
+    troubles: &[String],
+    notes: &[String],
+) -> String {
     let rows: Vec<Vec<String>> = cluster
         .brokers
         .iter()
@@ -224,11 +230,13 @@ fn text(cluster: &ClusterDescription, topics: Option<&[TopicDescription]>, troub
     if troubles.is_empty() {
         text += "all is well\n";
     }
-    for trouble in troubles.iter().take(TROUBLES_SHOWN) {
-        text += &format!("! {trouble}\n");
-    }
-    if let Some(more @ 1..) = troubles.len().checked_sub(TROUBLES_SHOWN) {
-        text += &format!("! and {more} more; --json shows all\n");
+    for (mark, lines) in [("!", troubles), ("note:", notes)] {
+        for line in lines.iter().take(TROUBLES_SHOWN) {
+            text += &format!("{mark} {line}\n");
+        }
+        if let Some(more @ 1..) = lines.len().checked_sub(TROUBLES_SHOWN) {
+            text += &format!("{mark} and {more} more; --json shows all\n");
+        }
     }
     text
 }
@@ -257,6 +265,16 @@ fn troubles(cluster: &ClusterDescription, topics: &[TopicDescription]) -> Vec<St
         }
     }
     found
+}
+
+/// What a person should look at some day. All is well in spite of it.
+fn notes(cluster: &ClusterDescription) -> Vec<String> {
+    let of = |broker: &BrokerDescription| {
+        let id = broker.broker_id;
+        let note = |path| format!("broker {id}: {path}: kept of a rotten or lost replica, to be looked at and removed");
+        broker.kept.iter().map(note).collect::<Vec<_>>()
+    };
+    cluster.brokers.iter().flat_map(of).collect()
 }
 
 fn trouble(topic: &str, partition: &PartitionDescription, alive: &BTreeMap<BrokerId, bool>) -> Option<String> {
@@ -346,7 +364,7 @@ mod tests {
     use pontoon_raft::types::Offset;
 
     use super::*;
-    use crate::api::{BrokerDescription, LaggingReplica};
+    use crate::api::LaggingReplica;
 
     fn cluster(alive: [bool; 3]) -> ClusterDescription {
         let broker = |(at, alive): (usize, bool)| BrokerDescription {
@@ -359,6 +377,7 @@ mod tests {
             replicas: 3,
             lagging: 0,
             damage: Vec::new(),
+            kept: Vec::new(),
         };
         ClusterDescription {
             cluster_id: "c".into(),
@@ -434,12 +453,22 @@ mod tests {
     fn a_healthy_cluster_has_no_troubles() {
         let (cluster, topics) = (cluster([true; 3]), [topic(Some(1), &[1, 2, 3])]);
         assert!(troubles(&cluster, &topics).is_empty());
-        assert!(text(&cluster, Some(&topics), &[]).ends_with("1 topic, 1 partition\nall is well\n"));
+        assert!(text(&cluster, Some(&topics), &[], &[]).ends_with("1 topic, 1 partition\nall is well\n"));
+    }
+
+    #[test]
+    fn what_is_kept_for_a_person_is_shown_and_is_no_trouble() {
+        let mut cluster = cluster([true; 3]);
+        cluster.brokers[1].kept = vec!["/data/groups/quarantined-1-11".into()];
+        assert!(troubles(&cluster, &[]).is_empty());
+        let text = text(&cluster, Some(&[]), &[], &notes(&cluster));
+        let note = "note: broker 2: /data/groups/quarantined-1-11: kept of a rotten or lost replica";
+        assert!(text.contains(&format!("all is well\n{note}")), "{text}");
     }
 
     #[test]
     fn of_a_dead_broker_nothing_stale_is_shown() {
-        let text = text(&cluster([true, false, true]), Some(&[]), &[]);
+        let text = text(&cluster([true, false, true]), Some(&[]), &[], &[]);
         let row = |broker: &str| text.lines().find(|line| line.starts_with(broker)).unwrap().split_whitespace();
         assert_eq!(row("1 ").collect::<Vec<_>>(), ["1", "alive", "h:0", "p:0", "1", "3", "0"]);
         assert_eq!(row("2 ").collect::<Vec<_>>(), ["2", "DEAD", "h:1", "p:1", "-", "3", "-"]);
@@ -514,7 +543,7 @@ mod tests {
     #[test]
     fn a_flood_of_troubles_is_cut() {
         let many: Vec<String> = (0..1000).map(|at| at.to_string()).collect();
-        let text = text(&cluster([true; 3]), Some(&[]), &many);
+        let text = text(&cluster([true; 3]), Some(&[]), &many, &[]);
         assert!(text.lines().count() < 60 && text.contains("and 960 more"), "{text}");
     }
 }

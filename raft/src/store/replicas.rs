@@ -155,8 +155,11 @@ impl Store {
         let dir = recovery::replica_dir(self.data_dir.path(), key);
         let taken = self.quarantined();
         let name = format!("{}{}-{}", recovery::QUARANTINED_PREFIX, key.0, key.1);
-        let again = taken.iter().filter(|path| path.to_string_lossy().contains(&name)).count();
-        let aside = dir.with_file_name(if again == 0 { name } else { format!("{name}-{again}") });
+        let (mut aside, mut again) = (dir.with_file_name(&name), 0);
+        while taken.contains(&aside) {
+            again += 1;
+            aside = dir.with_file_name(format!("{name}-{again}"));
+        }
         let moved = match &open {
             Some(open) => open.log.move_folder(&aside).await,
             None => move_folder(&self.context, &dir, &aside).await,

@@ -77,8 +77,9 @@ impl Store {
     }
 }
 
-/// Measures free space.
+/// Measures free space, and looks whether a person has made some.
 pub(super) async fn measurements(store: Weak<Store>, stop: StopSignal) {
+    let mut next_kept = 0;
     loop {
         tokio::select! {
             biased;
@@ -89,5 +90,6 @@ pub(super) async fn measurements(store: Weak<Store>, stop: StopSignal) {
         if let Err(error) = store.measure().await {
             tracing::warn!(%error, "free space was not measured");
         }
+        next_kept = store.forget_removed(next_kept).await;
     }
 }

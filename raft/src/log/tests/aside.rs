@@ -106,3 +106,20 @@ async fn a_replica_whose_folder_could_not_be_moved_is_none_that_has_left() {
     assert_eq!((store.corrupt(), store.rotten(), store.quarantined()), (Vec::new(), Vec::new(), Vec::new()));
     assert_eq!(indexes(&store.replicas()[0].log).await.len(), 42);
 }
+
+/// A person has looked at it.
+#[tokio::test(start_paused = true)]
+async fn what_was_kept_is_forgotten_once_its_folder_is_removed() {
+    let (disk, store, log) = fresh(small()).await;
+    fill(&log, 1, 2, 300).await;
+    rest().await;
+    store.set_aside(GROUP, REPLICA).await.unwrap();
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+    rest().await;
+    assert_eq!(store.quarantined(), [Path::new(ASIDE)]);
+    disk.remove_dir_all(Path::new(ASIDE)).await.unwrap();
+    while !store.quarantined().is_empty() {
+        assert!(tokio::time::Instant::now() < deadline, "nobody looks");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
