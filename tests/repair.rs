@@ -462,6 +462,12 @@ async fn what_is_kept_of_a_lost_replica_is_told_until_it_is_removed_and_is_not_w
     for broker in 1..=3 {
         running::until("nothing is told", &cluster, 2, async || kept(broker).await.len() == 1).await;
     }
+    // It was over before anybody asked, and is seen all the same: in the log, too, and in the metrics.
+    let log = cluster.log(2);
+    assert!(log.contains("replica lost") && log.contains("what is left of a replica is kept for a person"), "{log}");
+    let counted = async |name: &str| [cluster.metric(1, name).await, cluster.metric(2, name).await];
+    assert_eq!(counted("pontoon_replicas_given_up_total").await, [0.0, 1.0]);
+    assert_eq!(counted("pontoon_quarantined_folders").await, [0.0, 1.0]);
     let folder = kept(1).await.remove(0);
     assert!(folder.is_dir() && folder.starts_with(cluster.data_dir(2)), "{}", folder.display());
     let shown = run(&["status", "--wait", "60", "--server", &servers], b"").await;
@@ -475,4 +481,5 @@ async fn what_is_kept_of_a_lost_replica_is_told_until_it_is_removed_and_is_not_w
     for broker in 1..=3 {
         running::until("still told", &cluster, 2, async || kept(broker).await.is_empty()).await;
     }
+    assert_eq!(counted("pontoon_quarantined_folders").await, [0.0, 0.0]);
 }

@@ -128,6 +128,8 @@ instruments! {
         counter transfers_undone = "pontoon_raft_transfers_undone_total";
         /// Groups' cores that ended and were started again.
         counter restarts = "pontoon_raft_core_restarts_total";
+        /// Replicas on this broker that were given up: their files could not be used, or their cores kept ending.
+        counter given_up = "pontoon_replicas_given_up_total";
         /// Times that every leadership was given away because a round of the journal did not end.
         counter stalled_hand_overs = "pontoon_raft_stalled_hand_overs_total";
     }

@@ -269,7 +269,10 @@ impl Hosted {
     /// This replica does not run and will not by itself.
     pub(crate) fn report_lost(&self, group: GroupId, replica: ReplicaId, why: String) {
         tracing::error!(group = group.0, replica = replica.0, why, "replica lost");
-        self.lost.lock().insert(group, (replica, why.clone()));
+        let before = self.lost.lock().insert(group, (replica, why.clone()));
+        if before.is_none_or(|(before, _)| before != replica) {
+            self.instruments.given_up.increment(1);
+        }
         self.tell(GroupEvent::Lost(group, replica, why));
     }
 

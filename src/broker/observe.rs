@@ -43,6 +43,8 @@ instruments! {
         gauge lost = "pontoon_replicas_lost";
         /// Replicas on this broker in whose files rot was found.
         gauge corrupt = "pontoon_replicas_corrupt";
+        /// Folders on this broker that are kept of rotten or lost replicas, until a person removes them; `pontoon status` names them.
+        gauge quarantined_folders = "pontoon_quarantined_folders";
         /// Files that the scrub found rotten and that are not made anew yet; `pontoon status` names them.
         gauge rotten_files = "pontoon_rotten_files";
         /// Free bytes on the data directory's disk.
@@ -172,6 +174,7 @@ impl Shared {
         gauges.checkpoint_age_seconds.set(usage.checkpoint_age.as_secs_f64());
         gauges.tail_cache_bytes.set(usage.tail_cache_bytes as f64);
         gauges.corrupt.set(usage.corrupt as f64);
+        gauges.quarantined_folders.set(self.store.quarantined().len() as f64);
         gauges.rotten_files.set(self.store.scrub_findings().len() as f64);
     }
 
