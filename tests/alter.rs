@@ -68,6 +68,23 @@ async fn a_patch_takes_effect_on_every_broker() {
     assert_eq!(cluster.fetch_all(1, "t", 0).await[0]["value"], "longer than ten bytes");
 }
 
+/// Whoever is answered can produce, and is not told that nobody is in sync.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_created_or_has_grown_is_led_by_who_is_in_sync() {
+    let cluster = Cluster::start(3).await;
+    let led = |topic: &Value, count: usize| {
+        let partitions = topic["partitions"].as_array().unwrap();
+        let in_sync = |of: &Value| of["in_sync"].as_array().unwrap().contains(&of["leader"]);
+        assert!(partitions.len() == count && partitions.iter().all(in_sync), "{topic}");
+    };
+    led(&cluster.create_topic(1, "t", 6).await, 6);
+    for (id, count) in [(2, 12), (3, 40)] {
+        let (status, grown) = patch(&cluster, id, "t", json!({"partitions": count})).await;
+        assert_eq!(status, 200, "{grown}");
+        led(&grown, count);
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_patch_that_cannot_be_changes_nothing() {
     let cluster = Cluster::start(1).await;

@@ -49,7 +49,7 @@ pub struct PartitionDescription {
     pub lost: Vec<BrokerId>,
     /// Whether it has a leader, and most of those who vote are alive: else nothing can be written.
     pub takes_writes: bool,
-    /// The brokers whose replica is alive and not behind.
+    /// The brokers whose replica is alive and not behind, the leader's always.
     pub in_sync: Vec<BrokerId>,
     /// The replicas that are behind, what they lack, and why, as last reported by the leader.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -142,6 +142,14 @@ fn reason(alive_for: Option<Duration>, state: Option<ReplicaState>, moves: bool)
         (Some(alive_for), _) if moves || alive_for < STALLED_AFTER => LagReason::CatchingUp,
         _ => LagReason::Stalled,
     }
+}
+
+/// Those who are in sync, sorted, with the leader among them: it is by what it is, also before it has claimed anything.
+fn with_leader(mut in_sync: Vec<BrokerId>, leader: Option<BrokerId>) -> Vec<BrokerId> {
+    if let Some((leader, at)) = leader.and_then(|leader| Some((leader, in_sync.binary_search(&leader).err()?))) {
+        in_sync.insert(at, leader);
+    }
+    in_sync
 }
 
 impl Shared {
@@ -249,7 +257,10 @@ impl Shared {
             replicas: record.replicas.iter().map(|replica| replica.broker).collect(),
             replicas_missing: self.catalog.state().replicas_wanted(record).saturating_sub(record.replicas.len() as u32),
             lost: self.lost(&self.catalog.state(), record),
-            in_sync: in_sync.into_iter().filter(|broker| self.alive(*broker)).collect(),
+            in_sync: with_leader(
+                in_sync.into_iter().filter(|broker| self.alive(*broker)).collect(),
+                leader.map(|(broker, _)| broker),
+            ),
             lagging: behind.into_iter().map(|behind| self.lagging(record, behind)).collect(),
             log_start_offset,
             high_watermark,
@@ -356,6 +367,15 @@ impl Shared {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_leader_is_in_sync_before_it_has_claimed_anything() {
+        let ids = |ids: &[u32]| ids.iter().copied().map(BrokerId).collect::<Vec<_>>();
+        assert_eq!(with_leader(ids(&[]), None), ids(&[]));
+        assert_eq!(with_leader(ids(&[]), Some(BrokerId(2))), ids(&[2]));
+        assert_eq!(with_leader(ids(&[1, 3]), Some(BrokerId(2))), ids(&[1, 2, 3]), "its predecessor's claim");
+        assert_eq!(with_leader(ids(&[1, 2]), Some(BrokerId(2))), ids(&[1, 2]));
+    }
 
     #[test]
     fn who_has_just_come_back_is_not_said_to_be_stalled() {

@@ -23,6 +23,8 @@ use super::shared::Shared;
 
 /// How often a summary is made if nothing happens.
 const INTERVAL: Duration = Duration::from_secs(1);
+/// And how soon another one is, while a follower that moves has not been heard of by its new leader: it is a matter of a round trip.
+const FRESH: Duration = Duration::from_millis(100);
 /// Changes of leadership within this go into one summary.
 const GATHER: Duration = Duration::from_millis(5);
 /// And within so many times as long as the last one took to make: after a death thousands change, one after the other, and each summary
@@ -282,6 +284,7 @@ pub(super) async fn run(shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
     loop {
         let began = Instant::now();
         let led = shared.led(&mut history, &mut followers);
+        let fresh = led.iter().flat_map(|led| &led.behind).any(|behind| behind.moves && behind.lag.is_none());
         let declines = stalls.note(shared.store.stalled_for(), began) || shared.stopping();
         let (damage, kept) = (shared.damage(), shared.kept());
         newest.send_if_modified(|summary| {
@@ -312,10 +315,14 @@ pub(super) async fn run(shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
             senders.entry(peer).or_insert_with(start);
         }
         let took = began.elapsed();
+        let next = match fresh {
+            true => (took * GATHER_FACTOR).clamp(FRESH, INTERVAL),
+            false => INTERVAL,
+        };
         let woken = tokio::select! {
             _ = stop.wait_for(|stop| *stop) => return,
             () = shared.leadership_changed.notified() => true,
-            () = sleep(INTERVAL) => false,
+            () = sleep(next) => false,
         };
         if woken {
             let gathered = sleep((took * GATHER_FACTOR).clamp(GATHER, INTERVAL));

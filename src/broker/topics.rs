@@ -78,14 +78,19 @@ impl Shared {
             }
         };
         self.create_when_alive(request, deadline).await?;
+        self.describe_led(topic, &spec.name, 0, deadline).await
+    }
+
+    /// Describes a topic once its partitions from this one on have leaders, or the time is over.
+    async fn describe_led(&self, topic: TopicId, name: &str, from: u32, deadline: Instant) -> Result<TopicDescription> {
         let mut version = self.routing.watch();
         loop {
             version.mark_unchanged();
             let state = self.catalog.state();
             let Some(record) = state.topics().get(&topic) else {
-                return Err(unknown_topic(&spec.name)); // Deleted by somebody else meanwhile.
+                return Err(unknown_topic(name)); // Deleted by somebody else meanwhile.
             };
-            let led = (0..record.partitions.len() as u32).all(|number| self.route(&spec.name, number).is_ok());
+            let led = (from..record.partitions.len() as u32).all(|number| self.route(name, number).is_ok());
             if led || timeout_at(deadline, version.changed()).await.is_err() {
                 return Ok(self.describe(record));
             }
@@ -168,11 +173,10 @@ impl Shared {
         let deadline = Instant::now() + timeout;
         let topic = self.find_topic_of_now(name, deadline).await?;
         check_changes(&config)?;
+        let before = self.catalog.state().topics().get(&topic).map_or(0, |record| record.partitions.len() as u32);
         let index = self.change(ControlRequest::AlterTopic { topic, partitions, config }, deadline).await?;
         self.await_shown(index, deadline).await?;
-        let state = self.catalog.state();
-        let record = state.topics().get(&topic).ok_or_else(|| unknown_topic(name))?;
-        Ok(self.describe(record))
+        self.describe_led(topic, name, before, deadline).await
     }
 
     pub(super) async fn grow_topic(
@@ -187,9 +191,7 @@ impl Shared {
         let grow = ControlRequest::GrowTopicOn { topic, partitions_before, assignment };
         let index = self.change(grow, deadline).await?;
         self.await_shown(index, deadline).await?;
-        let state = self.catalog.state();
-        let record = state.topics().get(&topic).ok_or_else(|| unknown_topic(name))?;
-        Ok(self.describe(record))
+        self.describe_led(topic, name, partitions_before, deadline).await
     }
 
     pub(super) fn check_assignment(&self, assignment: &[Vec<BrokerId>]) -> Result<()> {

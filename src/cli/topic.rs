@@ -121,7 +121,7 @@ fn show(topic: &TopicDescription, as_json: bool) -> Result<(), Failure> {
     if as_json {
         return output::print_json(topic);
     }
-    // Of a partition that has just been created nobody has said yet that it is in sync.
+    // A partition without a leader may have none in sync.
     let brokers = |ids: &[pontoon_raft::types::BrokerId]| match ids {
         [] => "-".to_owned(),
         ids => ids.iter().map(ToString::to_string).collect::<Vec<_>>().join(","),
