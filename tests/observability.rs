@@ -225,10 +225,12 @@ async fn the_lag_of_groups_is_told_by_status_and_by_the_metrics_of_their_coordin
     let deadline = Instant::now() + PATIENCE;
     let told = loop {
         let output = crate::support::run(&["--server", &cluster.servers(), "--json", "status", "--groups"], b"").await;
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        // 5: one of them is still looking.
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(matches!(output.status.code(), Some(0 | 5)), "{said}");
         let told: Value = serde_json::from_slice(&output.stdout).unwrap();
         let lags: Vec<_> = told["groups"].as_array().unwrap().iter().map(|group| group["lag"].as_u64()).collect();
-        if lags == [Some(2), Some(0), Some(4)] {
+        if lags == [Some(2), Some(0), Some(4)] && output.status.success() {
             break told;
         }
         assert!(Instant::now() < deadline, "{told}");

@@ -243,6 +243,52 @@ async fn a_leader_without_a_majority_refuses_and_is_told_of() {
     cluster.produce_text(leader, "t", 0, "after").await;
 }
 
+/// What nobody can say is not said to be nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn groups_that_nobody_can_tell_of_for_want_of_a_majority_are_not_said_to_be_none() {
+    let mut cluster = Cluster::start(3).await;
+    cluster.create_topic(1, "t", 1).await;
+    let offsets = json!({"offsets": [{"topic": "t", "partition": 0, "offset": 0}]});
+    let put = cluster.ask(1, reqwest::Method::PUT, "/v1/groups/g/offsets", Some(offsets)).await;
+    assert_eq!(put.0, StatusCode::NO_CONTENT);
+    let coordinator = cluster.get(1, "/v1/groups/g").await.1["coordinator"].as_u64().unwrap() as u32;
+    let until_unavailable = async |cluster: &Cluster, wanted: Value| {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let (status, list) = cluster.get(coordinator, "/v1/groups").await;
+            if status == StatusCode::OK && list["unavailable"] == wanted {
+                return list["groups"].as_array().unwrap().len();
+            }
+            assert!(Instant::now() < deadline, "{status} {list}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    let status =
+        async |cluster: &Cluster| run(&["status", "--groups", "--server", &cluster.url(coordinator)], b"").await;
+    let [first, second] = [coordinator % 3 + 1, (coordinator + 1) % 3 + 1];
+    // One that is dead coordinates nothing any more: all there is to tell is told.
+    cluster.kill(first);
+    let deadline = Instant::now() + PATIENCE;
+    while cluster.metric(coordinator, "pontoon_partitions_without_leader").await > 0.0
+        || cluster.get(coordinator, "/v1/cluster").await.1["brokers"][first as usize - 1]["alive"] == true
+    {
+        assert!(Instant::now() < deadline, "{}", cluster.log(coordinator));
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(until_unavailable(&cluster, json!([])).await, 1);
+    let told = status(&cluster).await;
+    let text = String::from_utf8_lossy(&told.stdout).into_owned();
+    assert!(told.status.code() == Some(0) && text.lines().any(|line| line.starts_with("g ")), "{text}");
+
+    cluster.kill(second);
+    assert_eq!(until_unavailable(&cluster, json!([1, 2, 3])).await, 0);
+    let told = status(&cluster).await;
+    let (text, said) = (String::from_utf8_lossy(&told.stdout), String::from_utf8_lossy(&told.stderr));
+    assert_eq!(told.status.code(), Some(5), "{text}{said}");
+    assert!(!text.contains("no consumer groups") && text.contains("! brokers 1, 2, 3 did not say"), "{text}");
+    assert!(said.contains("there may be more groups"), "{said}");
+}
+
 /// Whoever waits for an election that cannot succeed waits for ever: it is said what is missing.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_partition_that_can_elect_nobody_says_what_is_missing() {

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 pub struct GroupList {
     /// Every group, by name.
     pub groups: Vec<GroupSummary>,
-    /// Brokers that did not say which groups they coordinate: the list may lack some.
+    /// Brokers that did not say which groups they coordinate, or cannot for want of a majority: the list may lack some.
     pub unavailable: Vec<BrokerId>,
 }
 

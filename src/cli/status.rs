@@ -50,6 +50,8 @@ struct View {
     text: String,
     /// Whether there are no troubles.
     well: bool,
+    /// What it may lack, so that nobody takes it for all there is.
+    lacks: Option<String>,
 }
 
 impl View {
@@ -68,14 +70,14 @@ pub(super) async fn run(args: StatusArgs, client: &Client, as_json: bool) -> Res
             Ok(view) => {
                 let clear = if args.watch && std::io::stdout().is_terminal() { "\x1b[H\x1b[2J" } else { "" };
                 view.show(as_json, clear)?;
+                if !args.watch {
+                    return view.lacks.map_or(Ok(()), |lacks| Err(Failure::Unsure(lacks)));
+                }
             }
             Err(failure) if args.watch => {
                 output::say(&format!("pontoon: {}; watching goes on", failure.verdict().1.unwrap_or_default()));
             }
             Err(failure) => return Err(failure),
-        }
-        if !args.watch {
-            return Ok(());
         }
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
@@ -129,7 +131,7 @@ async fn brokers(client: &Client) -> Result<View, Failure> {
     let notes = notes(&cluster);
     let text = text(&cluster, topics.as_deref(), &troubles, &notes);
     let json = json!({"cluster": cluster, "topics": topics, "troubles": troubles, "notes": notes});
-    Ok(View { json, text, well: troubles.is_empty() })
+    Ok(View { json, text, well: troubles.is_empty(), lacks: None })
 }
 
 /// Consumer groups, for programs and for people.
@@ -147,7 +149,10 @@ async fn groups(client: &Client) -> Result<View, Failure> {
     let described: Vec<GroupDescription> = described.into_iter().flatten().collect();
     let text = groups_text(&described, &list.unavailable);
     let json = json!({"groups": described, "unavailable": list.unavailable});
-    Ok(View { json, text, well: list.unavailable.is_empty() })
+    let lacks = (!list.unavailable.is_empty()).then(|| {
+        format!("there may be more groups: {} did not say which they coordinate", self::list(&list.unavailable))
+    });
+    Ok(View { json, text, well: lacks.is_none(), lacks })
 }
 
 fn groups_text(groups: &[GroupDescription], unavailable: &[BrokerId]) -> String {
@@ -158,7 +163,7 @@ fn groups_text(groups: &[GroupDescription], unavailable: &[BrokerId]) -> String 
         text += "\n";
         text += &output::table(&["GROUP", "PARTITION", "OFFSET", "END", "LAG", "MEMBER"], &rows);
     }
-    if groups.is_empty() {
+    if groups.is_empty() && unavailable.is_empty() {
         text += "no consumer groups\n";
     }
     if !unavailable.is_empty() {
@@ -447,6 +452,7 @@ mod tests {
              ! broker 3 did not say which groups they coordinate\n"
         );
         assert!(groups_text(&[], &[]).contains("no consumer groups\n"));
+        assert!(!groups_text(&[], &[BrokerId(3)]).contains("no consumer groups"), "nobody knows");
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Consumer groups: what Kafka's clients do with them, seen and set over HTTP. A group's requests are done by its coordinator, the
 //! leader of its partition of [`OFFSETS_TOPIC`]; the list is gathered from all brokers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -47,6 +47,9 @@ pub(super) async fn list(State(shared): State<Arc<Shared>>, request: Request) ->
     let passed_on = request.headers().contains_key(api::FORWARDED);
     others.retain(|other| other.broker_id != own && !passed_on);
     let peers = &shared.peers;
+    let silent = if passed_on { Some(BTreeSet::new()) } else { uncoordinated(broker) };
+    // A dead one coordinates nothing that others do.
+    others.retain(|other| other.alive || silent.as_ref().is_none_or(|silent| silent.contains(&other.broker_id)));
     let asked = others.into_iter().map(|other| async move {
         let found = if other.alive { ask(peers, &other.http_address, own).await } else { None };
         (other.broker_id, found)
@@ -72,8 +75,18 @@ pub(super) async fn list(State(shared): State<Arc<Shared>>, request: Request) ->
     // A group that has just moved may be told by both.
     list.groups.sort_by(|a, b| a.group.cmp(&b.group));
     list.groups.dedup_by(|a, b| a.group == b.group);
+    list.unavailable.extend(silent.unwrap_or_default());
     list.unavailable.sort_unstable();
+    list.unavailable.dedup();
     Ok(Json(list))
+}
+
+/// The brokers of those partitions of [`OFFSETS_TOPIC`] that nobody leads, or who does has no majority: nobody can say which groups are
+/// theirs. `None`: this broker does not know of the topic.
+fn uncoordinated(broker: &Broker) -> Option<BTreeSet<BrokerId>> {
+    let topic = broker.topic(OFFSETS_TOPIC).ok()?;
+    let silent = topic.partitions.into_iter().filter(|partition| !partition.takes_writes);
+    Some(silent.flat_map(|partition| partition.replicas).collect())
 }
 
 /// Another broker's own groups.
