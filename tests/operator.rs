@@ -399,6 +399,51 @@ async fn log_lines_of_dev_tell_brokers_groups_and_connections_apart() {
     asking.abort();
 }
 
+/// Three brokers write to one terminal: whatever one of them says, it is seen whose word it is.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_log_line_of_a_broker_in_dev_says_whose_it_is() {
+    let first = free_ports_in_a_row(9);
+    let (http, peer, kafka) = (first.to_string(), (first + 3).to_string(), (first + 6).to_string());
+    let dir = tempfile::tempdir().unwrap();
+    let mut dev = Killed(
+        pontoon()
+            .args(["dev", "--log-format", "json", "--data", dir.path().join("dev").to_str().unwrap()])
+            .args(["--http-port", &http, "--peer-port", &peer, "--kafka-port", &kafka])
+            .env_remove("PONTOON_LOG")
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap(),
+    );
+    let mut lines = BufReader::new(dev.0.stderr.take().unwrap()).lines();
+    let client = client();
+    let working = tokio::spawn(async move {
+        let url = |path: &str| format!("http://127.0.0.1:{first}{path}");
+        let offsets = json!({"offsets": [{"topic": "t", "partition": 0, "offset": 0}]});
+        loop {
+            let _ = client.post(url("/v1/topics")).json(&json!({"name": "t"})).send().await;
+            let _ = client.put(url("/v1/groups/g/offsets")).json(&offsets).send().await;
+            let _ = client.delete(url("/v1/topics/t")).send().await;
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    });
+    let mut wanted = vec!["recovered", "consumer groups are loaded", "replica deleted"];
+    while !wanted.is_empty() {
+        let line =
+            tokio::task::block_in_place(|| lines.next()).unwrap_or_else(|| panic!("never seen: {wanted:?}")).unwrap();
+        let Ok(told) = serde_json::from_str::<Value>(&line) else { continue };
+        let of_a_broker = |target: &str| {
+            let rooms = ["broker", "catalog", "controller", "coordinator", "partition"];
+            target.starts_with("pontoon_raft")
+                || rooms.iter().any(|room| target.starts_with(&format!("pontoon::{room}")))
+        };
+        let spans = told["spans"].as_array().into_iter().flatten();
+        let says = spans.chain([&told["fields"]]).any(|span| span.get("broker").is_some());
+        assert!(says || !of_a_broker(told["target"].as_str().unwrap()), "{line}");
+        wanted.retain(|message| told["fields"]["message"] != *message);
+    }
+    working.abort();
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn completions_are_printed_for_the_shells_there_are() {
     for shell in ["bash", "zsh", "fish"] {

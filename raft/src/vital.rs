@@ -8,15 +8,24 @@ use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
 use futures_util::FutureExt;
+use tracing::Instrument;
 
 /// The pause before a group's task begins again.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// Runs `task`; if it panics, `give_up` is told which it was and what it said. To be spawned in the task's place.
-pub async fn vital(name: &'static str, give_up: impl FnOnce(&str), task: impl Future<Output = ()>) {
-    if let Err(why) = caught(name, task).await {
-        give_up(&why);
-    }
+/// Runs `task`; if it panics, `give_up` is told which it was and what it said. To be spawned in the task's place. Its log lines are in the
+/// span that this is called in: they say which broker's they are.
+pub fn vital(
+    name: &'static str,
+    give_up: impl FnOnce(&str),
+    task: impl Future<Output = ()>,
+) -> impl Future<Output = ()> {
+    let run = async move {
+        if let Err(why) = caught(name, task).await {
+            give_up(&why);
+        }
+    };
+    run.in_current_span()
 }
 
 /// Runs a group's task, and again for as long as it panics.

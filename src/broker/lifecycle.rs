@@ -22,6 +22,7 @@ use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{broadcast, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
+use tracing::Instrument;
 
 use super::membership::{self, Step};
 use super::routing::Hosted;
@@ -75,10 +76,11 @@ pub(super) async fn run(shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
         {
             busy.insert(group);
             let shared = shared.clone();
-            steps.spawn(async move {
+            let step = async move {
                 let step = std::panic::AssertUnwindSafe(shared.step(group)).catch_unwind().await;
                 (group, step.unwrap_or(Next::After(RETRY_WAIT)))
-            });
+            };
+            steps.spawn(step.in_current_span());
         }
         let next = shared.work.next(&busy);
         if first_pass && steps.is_empty() && next.is_none_or(|at| at > Instant::now()) {

@@ -66,6 +66,12 @@ pub(super) struct Tasks {
 impl Broker {
     /// [`Broker::start`] on other seams.
     pub async fn start_with(config: Config, http_address: String, seams: Seams) -> Result<Arc<Broker>, StartError> {
+        // In one process there may be several: whatever is spawned from here on says whose it is.
+        let span = tracing::info_span!(parent: None, "broker", broker = %config.broker_id);
+        Self::start_here(config, http_address, seams).instrument(span).await
+    }
+
+    async fn start_here(config: Config, http_address: String, seams: Seams) -> Result<Arc<Broker>, StartError> {
         let catalog = Catalog::new(seams.tables);
         let store = Store::open(StoreOptions {
             disk: seams.disk,
@@ -186,12 +192,10 @@ fn outdated(shared: &Shared, by: BrokerId, cluster: ClusterId) -> String {
 impl Tasks {
     fn start(shared: &Arc<Shared>) -> Self {
         let stop = watch::Sender::new(false);
-        let span = tracing::info_span!("broker", broker = %shared.broker);
         let mut running = JoinSet::new();
         let mut spawn = |name, task: BoxFuture<'static, ()>| {
             let failing = shared.clone();
-            let task = vital(name, move |why| failing.fail(why.to_owned()), task);
-            running.spawn(task.instrument(span.clone()));
+            running.spawn(vital(name, move |why| failing.fail(why.to_owned()), task));
         };
         spawn("bootstrap", Box::pin(bootstrap::run(shared.clone(), stop.subscribe())));
         spawn("controller", Box::pin(shared.controller.clone().run(stop.subscribe())));

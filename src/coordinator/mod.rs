@@ -23,6 +23,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
+use tracing::{Instrument, Span, info_span};
 
 use crate::clock::now_ms;
 use crate::error::{Code, Error};
@@ -80,6 +81,8 @@ pub struct Coordinator {
     home: Arc<dyn Home>,
     settings: GroupSettings,
     shards: Mutex<BTreeMap<u32, Handle>>,
+    /// The broker's, whoever the request is from that starts a shard.
+    span: Span,
 }
 
 /// A shard's task, in one epoch.
@@ -91,7 +94,7 @@ struct Handle {
 impl Coordinator {
     /// For a broker.
     pub fn new(home: Arc<dyn Home>, settings: GroupSettings) -> Self {
-        Self { home, settings, shards: Mutex::default() }
+        Self { home, settings, shards: Mutex::default(), span: Span::current() }
     }
 
     /// The partition whose leader coordinates a group; `None` while the topic is not there.
@@ -239,7 +242,8 @@ impl Coordinator {
             Some(shard) if shard.epoch > epoch => return Err(GroupError::NotCoordinator),
             _ => {
                 let (requests, queue) = mpsc::channel(QUEUE);
-                tokio::spawn(Shard::run(led, epoch, self.settings, queue));
+                let span = info_span!(parent: &self.span, "groups", partition);
+                tokio::spawn(Shard::run(led, epoch, self.settings, queue).instrument(span));
                 shards.insert(partition, Handle { epoch, requests: requests.clone() });
                 requests
             }

@@ -47,6 +47,7 @@ impl Hosted {
     /// What every log line of a group's own tasks says.
     fn span(&self, replica: &Replica) -> tracing::Span {
         tracing::info_span!(
+            parent: None,
             "group",
             broker = self.transport.broker().0,
             group = replica.group.0,
@@ -95,9 +96,11 @@ impl Hosted {
                 );
                 self.opening.lock().insert(id, incarnation);
                 let hosted = Arc::downgrade(&self);
-                tokio::spawn(async move {
+                let span = self.span(&replica);
+                let mending = async move {
                     insist("mending", || repair::open_when_mended(hosted.clone(), replica.clone(), failed)).await;
-                });
+                };
+                tokio::spawn(mending.instrument(span));
                 return Err(why);
             }
         };

@@ -37,12 +37,13 @@ pub(super) async fn accept_loop(shared: Arc<Shared>, listener: Box<dyn Listener>
         let Ok(handshaking) = handshakes.clone().try_acquire_owned() else { continue };
         let place = connections.clone().try_acquire_owned();
         let shared = shared.clone();
-        tokio::spawn(async move {
+        let accepted = async move {
             let turned = place.is_err().then_some(Turned::Busy);
             let welcomed = tokio::time::timeout(HANDSHAKE_MAX, shake_hands(&shared, stream, turned)).await;
             drop(handshaking);
             if let Ok(Some((stream, hello))) = welcomed {
                 let span = tracing::info_span!(
+                    parent: None,
                     "accepted",
                     broker = shared.broker.0,
                     peer = hello.broker.0,
@@ -51,7 +52,8 @@ pub(super) async fn accept_loop(shared: Arc<Shared>, listener: Box<dyn Listener>
                 serve(shared, stream, hello).instrument(span).await;
             }
             drop(place);
-        });
+        };
+        tokio::spawn(accepted.in_current_span());
     }
 }
 

@@ -139,9 +139,7 @@ impl Peer {
             window_kib: Arc::new(Semaphore::new(WINDOW_BYTES_TOTAL >> 10)),
             stopped: watch::Sender::new(false),
         });
-        let span = |kind: ConnectionKind| {
-            tracing::info_span!("peer", broker = shared.broker.0, peer = broker.0, connection = kind.name())
-        };
+        let span = |kind: ConnectionKind| tracing::info_span!(parent: None, "peer", broker = shared.broker.0, peer = broker.0, connection = kind.name());
         let control = peer.clone().keep(shared.clone(), |peer| &peer.control);
         peer.spawn(shared, control.instrument(span(ConnectionKind::Control)));
         let data = peer.clone().keep(shared.clone(), |peer| &peer.data);
