@@ -9,6 +9,7 @@ use crate::support::{Cluster, PATIENCE, read};
 
 mod batches;
 mod by_key;
+mod compression;
 mod contract;
 mod defaults;
 mod forms;

@@ -89,9 +89,15 @@ impl Broker {
             replicas: None,
             assignment: None,
             // The coordinators shorten it themselves, by what is overwritten and not by age.
+            // And what they write is theirs, whatever the broker says of topics.
             config: BTreeMap::from(
-                [("retention.ms", "-1"), ("retention.bytes", "-1"), ("segment.bytes", "16777216")]
-                    .map(|(key, value)| (key.to_owned(), value.to_owned())),
+                [
+                    ("compression.type", "producer"),
+                    ("retention.ms", "-1"),
+                    ("retention.bytes", "-1"),
+                    ("segment.bytes", "16777216"),
+                ]
+                .map(|(key, value)| (key.to_owned(), value.to_owned())),
             ),
         };
         match self.shared.create_topic(spec, timeout).await {

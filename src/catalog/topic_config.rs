@@ -22,11 +22,31 @@ pub enum AcksFloor {
     Every,
 }
 
+/// What a topic's batches are compressed with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CompressionType {
+    /// The producer decides.
+    #[default]
+    Producer,
+    /// Nothing.
+    Uncompressed,
+    /// gzip.
+    Gzip,
+    /// Snappy.
+    Snappy,
+    /// LZ4.
+    Lz4,
+    /// Zstandard.
+    Zstd,
+}
+
 /// A topic's effective configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TopicConfig {
     /// `acks.floor`. Default: none.
     pub acks_floor: AcksFloor,
+    /// `compression.type`: what the leader compresses batches with that came otherwise. Default: producer.
+    pub compression_type: CompressionType,
     /// `max.message.bytes`: the largest record, in bytes. Default: 1 MiB and the 12 bytes that Kafka adds, as
     /// `limits.record_bytes_max`, which holds where neither topic nor broker sets this.
     pub max_message_bytes: u64,
@@ -54,7 +74,7 @@ enum Kind {
 const KEYS: &[(&str, Kind, &str)] = &[
     ("acks.floor", Kind::Word(&["none", "leader", "all", "every"]), "none"),
     ("cleanup.policy", Kind::Word(&["delete"]), "delete"),
-    ("compression.type", Kind::Word(&["producer"]), "producer"),
+    ("compression.type", Kind::Word(&["producer", "uncompressed", "gzip", "snappy", "lz4", "zstd"]), "producer"),
     ("max.message.bytes", Kind::Number(1, 64 << 20), "1048588"),
     ("message.timestamp.type", Kind::Word(&["CreateTime", "LogAppendTime"]), "CreateTime"),
     ("retention.bytes", Kind::Number(-1, i64::MAX), "-1"),
@@ -111,6 +131,14 @@ impl TopicConfig {
                 "every" => AcksFloor::Every,
                 _ => AcksFloor::None,
             },
+            compression_type: match word("compression.type").as_str() {
+                "uncompressed" => CompressionType::Uncompressed,
+                "gzip" => CompressionType::Gzip,
+                "snappy" => CompressionType::Snappy,
+                "lz4" => CompressionType::Lz4,
+                "zstd" => CompressionType::Zstd,
+                _ => CompressionType::Producer,
+            },
             max_message_bytes: number("max.message.bytes").unsigned_abs(),
             log_append_time: word("message.timestamp.type") == "LogAppendTime",
             retention_ms: u64::try_from(number("retention.ms")).ok(),
@@ -147,6 +175,10 @@ mod tests {
     fn a_bad_value_is_named_with_what_is_allowed() {
         assert!(check("acks.floor", "most").unwrap_err().contains("\"most\""));
         assert!(check("cleanup.policy", "compact").unwrap_err().contains("delete"));
+        let codecs = "compression.type is producer or uncompressed or gzip or snappy or lz4 or zstd, not \"brotli\"";
+        assert_eq!(check("compression.type", "brotli"), Err(codecs.to_owned()));
+        assert!(check("compression.type", "none").is_err(), "Kafka calls it uncompressed");
+        assert!(check("compression.gzip.level", "9").unwrap_err().starts_with("unknown"));
         assert!(check("retention.ms", "-2").unwrap_err().contains("-1"));
         assert!(check("retention.ms", "soon").unwrap_err().contains("\"soon\""));
         assert!(check("max.message.bytes", "99999999999999999999").is_err());
@@ -160,6 +192,11 @@ mod tests {
         assert_eq!(config.acks_floor, AcksFloor::Every);
         assert_eq!((config.retention_ms, config.retention_bytes), (Some(1000), None));
         assert_eq!(config.max_message_bytes, 1_048_588);
+        assert_eq!(config.compression_type, CompressionType::Producer);
+        let zstd = map(&[("compression.type", "zstd")]);
+        let by = |topic, broker| TopicConfig::resolve(&map(topic), broker).compression_type;
+        assert_eq!(by(&[], &zstd), CompressionType::Zstd);
+        assert_eq!(by(&[("compression.type", "producer")], &zstd), CompressionType::Producer);
         assert!(AcksFloor::Every > AcksFloor::All && AcksFloor::All > AcksFloor::Leader);
     }
 }

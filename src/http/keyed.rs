@@ -57,7 +57,8 @@ pub(super) async fn produce(
     let turn = shared.turns.of(&topic);
     let divide = || divide(&received.bytes, kind, shape, &turn, now_ms());
     let shares = aside_if_many(received.bytes.len(), deadline, divide).await.map_err(Error::from)??;
-    let sending = shares.into_iter().map(|share| share.send(&shared, &topic, acks, deadline));
+    let bytes = received.bytes.len();
+    let sending = shares.into_iter().map(|share| share.send(&shared, &topic, bytes, acks, deadline));
     // All at once: a partition without a leader holds up no other. There are no more than the topic has partitions.
     answer(futures_util::future::join_all(sending).await, acks)
 }
@@ -140,9 +141,10 @@ struct Sent {
 }
 
 impl Share {
-    async fn send(self, shared: &Shared, topic: &str, acks: Acks, deadline: Instant) -> Sent {
+    /// `among`: the bytes of the whole request.
+    async fn send(self, shared: &Shared, topic: &str, among: usize, acks: Acks, deadline: Instant) -> Sent {
         let target = Target { topic: topic.to_owned(), partition: self.partition };
-        let produced = produce_batch(shared, &target, self.batch, acks, deadline).await;
+        let produced = produce_batch(shared, &target, (self.batch, among), acks, deadline).await;
         let (result, timing) = match produced {
             Ok((answer, timing)) => (Ok(answer), timing),
             Err(error) => (Err(error), None),
@@ -151,18 +153,18 @@ impl Share {
     }
 }
 
-/// Produces a batch at its partition's leader, here or elsewhere; with its `Server-Timing`.
+/// Produces a batch, made among so many bytes, at its partition's leader, here or elsewhere; with its `Server-Timing`.
 async fn produce_batch(
     shared: &Shared,
     target: &Target,
-    batch: RecordBatch,
+    made: (RecordBatch, usize),
     acks: Acks,
     deadline: Instant,
 ) -> Result<(Option<ProduceAnswer>, Option<HeaderValue>), Error> {
     let timeout = left(deadline);
     let parts = batch_request(target, acks, timeout)?;
-    let passable = Passable::new(&parts, batch.bytes().clone(), timeout, Repeat::Harmful);
-    let work = Produce::of_batch(target, batch, acks);
+    let passable = Passable::new(&parts, made.0.bytes().clone(), timeout, Repeat::Harmful);
+    let work = Produce::of_batch(target, made, acks, &shared.request_bytes);
     let response = passable.at_leader(shared, target, &work).await.map_err(|refusal| refusal.error)?;
     let status = response.status();
     let unreadable = |why: String| {

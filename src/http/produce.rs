@@ -1,4 +1,4 @@
-//! Produce: a body becomes one record batch, and the batch goes to its partition's leader.
+//! Produce: a body becomes one record batch, and the batch goes to its partition's leader, which compresses it as its topic says.
 
 use std::borrow::Cow;
 use std::sync::{Arc, OnceLock};
@@ -12,6 +12,7 @@ use bytes::Bytes;
 use pontoon_raft::stages::{StageTimes, Stages};
 use pontoon_raft::types::Offset;
 use serde_json::json;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
 use crate::api::records::{self, Record};
@@ -20,13 +21,15 @@ use crate::broker::check_not_internal;
 use crate::clock::now_ms;
 use crate::error::Error;
 use crate::http::Shared;
+use crate::http::budget::Budget;
 use crate::http::leader::{AtLeader, Passable, Repeat};
 use crate::http::refusal::Refusal;
 use crate::http::request::{BodyKind, Params, Target, number_header, read_body};
-use crate::partition::aside::{NoPlace, aside_if_many, check_batch};
+use crate::partition::aside::{NoPlace, aside_if_many, check_batch, recompress_batch};
 use crate::partition::{Acks, Partition};
 use crate::record_batch::{
-    Allowance, BatchHeader, BatchLimits, Header, NewRecord, ProducerSequence, RecordBatch, RecordBatchBuilder,
+    Allowance, BatchHeader, BatchLimits, Compression, Header, NewRecord, ProducerSequence, RecordBatch,
+    RecordBatchBuilder,
 };
 
 /// `POST /v1/topics/{t}/partitions/{p}/records`
@@ -48,8 +51,8 @@ pub(super) async fn produce(
     let body = received.bytes;
     let repeat = if producer.is_some() || carries_producer(kind, &body) { Repeat::Idempotent } else { Repeat::Harmful };
     let passable = Passable::new(&parts, body.clone(), timeout, repeat);
-    let batch = OnceLock::new();
-    let work = Produce { target: &target, kind, body, producer, acks, if_match, batch };
+    let (room, stored) = (&*shared.request_bytes, OnceLock::new());
+    let work = Produce { target: &target, kind, body, producer, made: None, acks, if_match, room, stored };
     passable.at_leader(&shared, &target, &work).await
 }
 
@@ -88,43 +91,83 @@ pub(super) struct Produce<'a> {
     kind: BodyKind,
     body: Bytes,
     producer: Option<ProducerSequence>,
+    /// The batch, if it is made already, and the bytes of all that its request has made.
+    made: Option<(RecordBatch, usize)>,
     acks: Acks,
     if_match: Option<Offset>,
+    /// For requests' bytes.
+    room: &'a Budget,
     /// Made when it is first needed: a broker that only passes the request on need not look into it, and a second
     /// attempt has the same timestamps as the first.
-    batch: OnceLock<RecordBatch>,
+    stored: OnceLock<Stored>,
+}
+
+/// A batch as it is proposed.
+struct Stored {
+    batch: RecordBatch,
+    /// For what it is larger than what came.
+    _room: Option<OwnedSemaphorePermit>,
 }
 
 impl<'a> Produce<'a> {
-    /// Of a batch that is made already.
-    pub(super) fn of_batch(target: &'a Target, batch: RecordBatch, acks: Acks) -> Self {
-        let (kind, body) = (BodyKind::Batch, batch.bytes().clone());
-        Self { target, kind, body, producer: None, acks, if_match: None, batch: OnceLock::from(batch) }
+    /// Of a batch that is made already, with others, of a request of so many bytes.
+    pub(super) fn of_batch(
+        target: &'a Target,
+        (batch, among): (RecordBatch, usize),
+        acks: Acks,
+        room: &'a Budget,
+    ) -> Self {
+        let (kind, body, stored) = (BodyKind::Batch, batch.bytes().clone(), OnceLock::new());
+        let made = Some((batch, among));
+        Self { target, kind, body, producer: None, made, acks, if_match: None, room, stored }
     }
 
-    async fn batch(&self, limits: &BatchLimits, deadline: Instant) -> Result<&RecordBatch, Refusal> {
-        if let Some(batch) = self.batch.get() {
-            return Ok(batch);
+    /// The batch, compressed with what its topic stores.
+    async fn batch(
+        &self,
+        limits: &BatchLimits,
+        stored_as: Option<Compression>,
+        deadline: Instant,
+    ) -> Result<&RecordBatch, Refusal> {
+        if let Some(stored) = self.stored.get() {
+            return Ok(&stored.batch);
         }
-        let batch = match self.kind {
-            BodyKind::Batch => {
-                let mut allowance = Allowance::new(limits.decompressed_bytes_max);
-                let checked = check_batch(self.body.clone(), limits, &mut allowance, deadline).await;
-                checked.map_err(Error::from)?.map_err(Error::from)?
-            }
-            kind => {
-                let make = || make_batch(&self.body, kind, self.producer, limits, now_ms());
-                aside_if_many(self.body.len(), deadline, make).await.map_err(Error::from)??
-            }
-        };
-        Ok(self.batch.get_or_init(|| batch))
+        let mut batch = self.taken(limits, stored_as, deadline).await?;
+        let mut room = None;
+        if let Some(codec) = stored_as {
+            let among = self.made.as_ref().map_or(0, |(_, among)| *among);
+            let recompressed = recompress_batch(batch, among, limits, codec, deadline).await;
+            batch = recompressed.map_err(Error::from)?.map_err(Error::from)?;
+            let more = batch.bytes().len().saturating_sub(self.body.len());
+            room = Some(self.room.reserve(more)?);
+        }
+        Ok(&self.stored.get_or_init(|| Stored { batch, _room: room }).batch)
+    }
+
+    /// The batch that the body holds, or its records make. One that came as such is compressed while it is looked at.
+    async fn taken(
+        &self,
+        limits: &BatchLimits,
+        stored_as: Option<Compression>,
+        deadline: Instant,
+    ) -> Result<RecordBatch, Refusal> {
+        if let Some((made, _)) = &self.made {
+            return Ok(made.clone());
+        }
+        if self.kind == BodyKind::Batch {
+            let mut allowance = Allowance::new(limits.decompressed_bytes_max);
+            let checked = check_batch(self.body.clone(), limits, stored_as, &mut allowance, deadline).await;
+            return Ok(checked.map_err(Error::from)?.map_err(Error::from)?);
+        }
+        let make = || make_batch(&self.body, self.kind, self.producer, limits, now_ms());
+        aside_if_many(self.body.len(), deadline, make).await.map_err(Error::from)?
     }
 }
 
 impl AtLeader for Produce<'_> {
     async fn run(&self, partition: &Partition, left: Duration) -> Result<Response, Refusal> {
         let deadline = Instant::now() + left;
-        let batch = self.batch(partition.limits(), deadline).await?;
+        let batch = self.batch(partition.limits(), partition.stored_as(), deadline).await?;
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
             // Proposed now it could only be answered by "perhaps".
@@ -255,11 +298,12 @@ mod tests {
         for kind in [BodyKind::Text, BodyKind::Batch] {
             let text = || make_batch(&vec![b'x'; 2 << 20].into(), BodyKind::Text, None, &LARGE, 0);
             let body = if kind == BodyKind::Batch { text().unwrap().into_bytes() } else { vec![b'x'; 2 << 20].into() };
-            let batch = OnceLock::new();
-            let work = Produce { target: &target, kind, body, producer: None, acks: Acks::All, if_match: None, batch };
-            let error = work.batch(&LARGE, Instant::now()).await.unwrap_err().error;
+            let (room, stored) = (Budget::new(1), OnceLock::new());
+            let (producer, made, acks, if_match) = (None, None, Acks::All, None);
+            let work = Produce { target: &target, kind, body, producer, made, acks, if_match, room: &room, stored };
+            let error = work.batch(&LARGE, None, Instant::now()).await.unwrap_err().error;
             assert_eq!((error.code, error.outcome), (Code::TooManyRequests, WriteOutcome::None), "{kind:?}");
-            assert!(error.retry_after_ms.is_some() && work.batch.get().is_none());
+            assert!(error.retry_after_ms.is_some() && work.stored.get().is_none());
         }
     }
 

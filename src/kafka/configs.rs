@@ -151,11 +151,15 @@ fn broker(door: &Door, name: &str) -> Result<Vec<DescribedConfig>, Refused> {
         config_type,
         ..Default::default()
     };
+    let none_of_its_own = door.broker.config_entries(&BTreeMap::new());
+    let default_of =
+        |key| none_of_its_own.iter().find(|entry| entry.name == key).map_or("", |entry| effective(entry).0);
     let advertised = config.kafka.listener.advertised.as_ref().unwrap_or(&config.kafka.listener.listen);
     Ok(vec![
         entry("advertised.listeners", format!("PLAINTEXT://{advertised}"), KIND_STRING),
         entry("auto.create.topics.enable", config.kafka.auto_create_topics.to_string(), KIND_BOOLEAN),
         entry("broker.id", own, KIND_INT),
+        entry("compression.type", default_of("compression.type").to_owned(), KIND_STRING),
         entry("connections.max.idle.ms", config.kafka.idle_timeout.as_millis().to_string(), KIND_LONG),
         entry("listeners", format!("PLAINTEXT://{}", config.kafka.listener.listen), KIND_STRING),
         entry("log.dirs", config.data_dir.display().to_string(), KIND_LIST),

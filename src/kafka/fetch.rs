@@ -26,12 +26,14 @@ use super::produce::{leading, moved};
 use super::wire::RecordData;
 use super::{Door, ErrorCode};
 use crate::partition::{Consistency, Fetch, FetchFrom, Follow, Partition};
-use crate::record_batch::BatchHeader;
+use crate::record_batch::{BatchHeader, Compression};
 
 /// Most bytes of records in one answer, but for a first batch that is larger.
 const ANSWER_BYTES_MAX: usize = 16 << 20;
 /// Longest that a fetch may wait, whatever it asks for.
 const WAIT_MAX: Duration = Duration::from_secs(300);
+/// The first version whose clients know Zstandard (KIP-110).
+const ZSTD_SINCE: i16 = 10;
 
 /// One partition of a fetch.
 struct Slot {
@@ -123,6 +125,12 @@ pub(super) fn check_epoch(partition: &Partition, believed: i32) -> Result<(), Er
     }
 }
 
+/// Who asks in a version from before Zstandard may not know it. Told only where the topic's batches are all to be that, as in Kafka.
+fn check_codec(partition: &Partition, version: i16) -> Result<(), ErrorCode> {
+    let unknown = version < ZSTD_SINCE && partition.stored_as() == Some(Compression::Zstd);
+    if unknown { Err(ErrorCode::UnsupportedCompressionType) } else { Ok(()) }
+}
+
 fn record_bytes(partition: &FetchedPartition) -> usize {
     partition.records.0.iter().flatten().map(Bytes::len).sum()
 }
@@ -144,7 +152,9 @@ pub(super) async fn fetch(door: &Arc<Door>, client: &Client, request: FetchReque
         for asked in topic.partitions {
             let from = match name.error {
                 Some(code) => Err(code),
-                None => leading(door, &name.name, asked.partition).map_err(|error| ErrorCode::from(&error)),
+                None => leading(door, &name.name, asked.partition)
+                    .map_err(|error| ErrorCode::from(&error))
+                    .and_then(|partition| check_codec(&partition, version).map(|()| partition)),
             };
             slots.push(Slot { topic: topics.len(), asked, from, follow: None, seen_bytes: 0 });
         }

@@ -4,7 +4,7 @@
 //! share a frame are copied once each. Batches of a request, and of the requests behind it, are proposed in their order; so
 //! a leader that is still taking over refuses at once, lest a later batch overtake one that waits.
 //!
-//! Batches are checked one at a time, large ones aside ([`crate::partition::aside`]). A request that takes long makes way for others between
+//! Batches are checked one at a time, and compressed as their topic says, large ones aside ([`crate::partition::aside`]). A request that takes long makes way for others between
 //! its batches; what comes behind it on its connection waits for its [`Turn`] to end.
 
 use std::sync::Arc;
@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::{unconstrained, yield_now};
 use tokio::time::Instant;
 
@@ -24,7 +25,7 @@ use super::messages::{
 use super::metadata::{Leaders, TopicName};
 use super::{Door, ErrorCode};
 use crate::broker::{Route, check_not_internal};
-use crate::partition::aside::{NoPlace, check_batch};
+use crate::partition::aside::{NoPlace, check_batch, cost};
 use crate::partition::{Acks, Partition};
 use crate::record_batch::{Allowance, BatchLimits, RecordBatch};
 
@@ -82,12 +83,19 @@ fn acks(number: i16) -> Option<Acks> {
     }
 }
 
-/// A batch that can be proposed, and where it stands in the request.
+/// A batch that can be proposed.
+struct Checked {
+    partition: Arc<Partition>,
+    batch: RecordBatch,
+    /// For what it is larger than what came.
+    room: Option<OwnedSemaphorePermit>,
+}
+
+/// The same, and where it stands in the request.
 struct Ready {
     topic: usize,
     at: usize,
-    partition: Arc<Partition>,
-    batch: RecordBatch,
+    checked: Checked,
 }
 
 /// Produce. The turn ends once all its batches are proposed.
@@ -103,7 +111,8 @@ pub(super) async fn produce(door: &Arc<Door>, request: ProduceRequest, version: 
     // Side by side, in their order; so many at a time, for a frame may hold very many. Whoever sends more than that waits for the answer.
     let acks = acks.unwrap_or_default();
     let mut produced = stream::iter(ready)
-        .map(|Ready { topic, at, partition, batch }| async move {
+        .map(|Ready { topic, at, checked: Checked { partition, batch, room } }| async move {
+            let _room = room;
             // Proposed when it is polled first, before what comes behind it: not even tokio's budget, used up by those before, may put
             // that off. Its leader may have changed since it was checked.
             let produced = match partition.leader_epoch() {
@@ -176,16 +185,11 @@ async fn check(
                 (Some((code, message)), _) => Err(Refused { code: *code, message: Some(message.clone()) }),
                 (None, Some(code)) => Err(code.into()),
                 (None, None) => {
-                    let (sent, spent) = (records.len(), allowance.spent());
-                    let one = check_one(door, &name.name, index, records, &mut allowance, deadline).await;
-                    looked_at += sent + allowance.spent() - spent;
-                    one
+                    check_one(door, &name.name, index, records, &mut allowance, &mut looked_at, deadline).await
                 }
             };
             match checked {
-                Ok((partition, batch)) => {
-                    ready.push(Ready { topic: topics.len(), at: answers.len(), partition, batch })
-                }
+                Ok(checked) => ready.push(Ready { topic: topics.len(), at: answers.len(), checked }),
                 Err(refused) => refused.tell(&mut answer),
             }
             answers.push(answer);
@@ -201,19 +205,40 @@ fn allowance(door: &Door) -> Allowance {
     Allowance::new(together.max(BatchLimits::default().decompressed_bytes_max))
 }
 
+/// Checks a batch, and adds what that took to `looked_at`.
 async fn check_one(
     door: &Door,
     topic: &str,
     index: i32,
     records: Bytes,
     allowance: &mut Allowance,
+    looked_at: &mut usize,
     deadline: Instant,
-) -> Result<(Arc<Partition>, RecordBatch), Refused> {
+) -> Result<Checked, Refused> {
     check_not_internal(topic)?;
     let partition = leading(door, topic, index)?;
-    let checked = check_batch(records, partition.limits(), allowance, deadline).await?;
-    let batch = checked.map_err(|error| Refused { code: ErrorCode::from(&error), message: Some(error.to_string()) })?;
-    Ok((partition, batch))
+    let (sent, spent, stored_as) = (records.len(), allowance.spent(), partition.stored_as());
+    let cost = cost(&records, stored_as);
+    let checked = check_batch(records, partition.limits(), stored_as, allowance, deadline).await;
+    *looked_at += (sent + allowance.spent() - spent).saturating_mul(cost);
+    let batch = checked?.map_err(|error| Refused { code: (&error).into(), message: Some(error.to_string()) })?;
+    let room = room_for(door, batch.bytes().len().saturating_sub(sent))?;
+    Ok(Checked { partition, batch, room })
+}
+
+/// Room for what a batch is larger than what came: a small one may come to very much in a topic that stores it uncompressed. Nobody waits
+/// for it, for the batch is there already.
+fn room_for(door: &Door, bytes: usize) -> Result<Option<OwnedSemaphorePermit>, Refused> {
+    if bytes == 0 {
+        return Ok(None);
+    }
+    let room = door.decoded_bytes.try_reserve(bytes);
+    room.map(Some).ok_or_else(|| Refused {
+        code: ErrorCode::RequestTimedOut,
+        message: Some(format!(
+            "no room for {bytes} bytes more, as which its topic stores the batch; nothing was written"
+        )),
+    })
 }
 
 /// Whether an error says that the leader is elsewhere.

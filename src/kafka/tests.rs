@@ -2,6 +2,7 @@
 //! must refuse). Here stand the house, its client and their requests; the tests stand by subject. Against real clients:
 //! `scripts/kafka-smoke`.
 
+mod compression;
 mod fetch;
 mod groups;
 mod metadata;

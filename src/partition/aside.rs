@@ -1,5 +1,5 @@
-//! What keeps a processor busy for long is done aside: large batches are checked and read, decompressed above all, without keeping those
-//! waiting who share the request's worker thread.
+//! What keeps a processor busy for long is done aside: large batches are checked, compressed and read, decompressed above all, without
+//! keeping those waiting who share the request's worker thread.
 //!
 //! 64 MiB, which a batch of a few kilobytes may come to, take tens of milliseconds and more: heartbeats, elections and everybody's
 //! requests would stand still for so long, as often as somebody likes. So the thread's other tasks are handed to another thread meanwhile.
@@ -16,10 +16,14 @@ use tokio::task::block_in_place;
 use tokio::time::{Instant, timeout_at};
 
 use crate::error::{Code, Error};
-use crate::record_batch::{Allowance, BatchError, BatchLimits, RecordBatch, Records};
+use crate::record_batch::{Allowance, BatchError, BatchHeader, BatchLimits, Compression, RecordBatch, Records};
 
 /// Bytes, compressed or not, that are worked on at once; what comes to more goes aside.
 pub const AT_ONCE_BYTES: usize = 1 << 20;
+
+/// How many bytes that are only looked at take as long as one that is compressed, too. (gzip is the slowest: some tens of megabytes a
+/// second.)
+pub const RECOMPRESSING: usize = 8;
 
 /// Of the whole process: so are processors, one to a worker thread, and memory.
 static PLACES: LazyLock<Semaphore> =
@@ -74,14 +78,16 @@ pub async fn aside_if_many<T>(bytes: usize, deadline: Instant, work: impl FnOnce
 pub async fn check_batch(
     bytes: Bytes,
     limits: &BatchLimits,
+    stored_as: Option<Compression>,
     allowance: &mut Allowance,
     deadline: Instant,
 ) -> Result<Result<RecordBatch, BatchError>, NoPlace> {
-    let few = limits.decompressed_bytes_max.min(AT_ONCE_BYTES);
-    if bytes.len() <= AT_ONCE_BYTES {
+    let at_once = AT_ONCE_BYTES / cost(&bytes, stored_as);
+    let few = limits.decompressed_bytes_max.min(at_once);
+    if bytes.len() <= at_once {
         let mut trial = allowance.clone();
         let limits = BatchLimits { decompressed_bytes_max: few, ..*limits };
-        match RecordBatch::check_within(bytes.clone(), &limits, &mut trial) {
+        match RecordBatch::check_within(bytes.clone(), &limits, stored_as, &mut trial) {
             Err(BatchError::DecompressedTooLarge { .. }) => {}
             checked => {
                 *allowance = trial;
@@ -89,7 +95,31 @@ pub async fn check_batch(
             }
         }
     }
-    aside_by(deadline, || RecordBatch::check_within(bytes, limits, allowance)).await
+    aside_by(deadline, || RecordBatch::check_within(bytes, limits, stored_as, allowance)).await
+}
+
+/// [`RecordBatch::recompressed`], begun before the deadline if it takes anything. `among`: how many bytes, itself included, are compressed
+/// for one request without others having their turn; so many small batches are many bytes, too.
+pub async fn recompress_batch(
+    batch: RecordBatch,
+    among: usize,
+    limits: &BatchLimits,
+    stored_as: Compression,
+    deadline: Instant,
+) -> Result<Result<RecordBatch, BatchError>, NoPlace> {
+    if batch.header().compression() == Ok(stored_as) {
+        return Ok(Ok(batch));
+    }
+    let bytes = among.max(batch.bytes().len()).saturating_mul(cost(batch.bytes(), Some(stored_as)));
+    aside_if_many(bytes, deadline, || batch.recompressed(stored_as, limits)).await
+}
+
+/// What a byte of a batch costs that is to be stored with this compression.
+pub fn cost(batch: &[u8], stored_as: Option<Compression>) -> usize {
+    let came_as = BatchHeader::read(batch).and_then(|header| header.compression());
+    // As long as its bytes are all there is to write nothing is compressed.
+    let compressed = |codec: Compression| codec != Compression::None && came_as != Ok(codec);
+    if stored_as.is_some_and(compressed) { RECOMPRESSING } else { 1 }
 }
 
 /// Has `work` look at the records of a batch off the log, decompressed to at most `bytes_max`.
@@ -146,6 +176,7 @@ mod tests {
     use super::testing::{hold_places, take_until_others_had_their_turn};
     use super::*;
     use crate::record_batch::testing::{squeezed, zeros};
+    use crate::record_batch::{NewRecord, RecordBatchBuilder};
 
     /// The task itself runs on the worker thread.
     async fn on_the_worker<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> T {
@@ -169,10 +200,10 @@ mod tests {
         let (small, large) = (squeezed(&zeros(1)), squeezed(&zeros(60)));
         let far = Instant::now() + Duration::from_secs(3600);
         let (limits, mut allowance) = (BatchLimits::default(), Allowance::new(64 << 20));
-        check_batch(small.clone(), &limits, &mut allowance, far).await.unwrap().unwrap();
+        check_batch(small.clone(), &limits, None, &mut allowance, far).await.unwrap().unwrap();
         assert_eq!(read_batch(small, 64 << 20, |records| records.unwrap().count()).await, 1);
         {
-            let mut checked = pin!(check_batch(large.clone(), &limits, &mut allowance, far));
+            let mut checked = pin!(check_batch(large.clone(), &limits, None, &mut allowance, far));
             assert!(poll!(&mut checked).is_pending());
             let mut read = pin!(read_batch(large.clone(), 64 << 20, |records| records.unwrap().count()));
             assert!(poll!(&mut read).is_pending());
@@ -182,7 +213,7 @@ mod tests {
         }
         let _held = hold_places().await;
         let spent = allowance.spent();
-        let late = check_batch(large, &limits, &mut allowance, Instant::now()).await;
+        let late = check_batch(large, &limits, None, &mut allowance, Instant::now()).await;
         assert_eq!((late, allowance.spent()), (Err(NoPlace), spent), "nobody waits for longer than they have");
     }
 
@@ -192,12 +223,47 @@ mod tests {
         let limits = BatchLimits { decompressed_bytes_max: 3 << 20, ..BatchLimits::default() };
         let far = Instant::now() + Duration::from_secs(3600);
         for (records, left) in [(1, 9 << 20), (2, 9 << 20), (2, 1 << 20), (1, 1000), (4, 9 << 20), (4, 2 << 20)] {
-            let batch = squeezed(&zeros(records));
-            let (mut one, mut other) = (Allowance::new(left), Allowance::new(left));
-            let checked = check_batch(batch.clone(), &limits, &mut one, far).await.unwrap();
-            let wanted = RecordBatch::check_within(batch, &limits, &mut other);
-            assert_eq!((checked, one.spent()), (wanted, other.spent()), "{records} records, {left} bytes left");
+            for stored_as in [None, Some(Compression::None), Some(Compression::Snappy), Some(Compression::Zstd)] {
+                let batch = squeezed(&zeros(records));
+                let (mut one, mut other) = (Allowance::new(left), Allowance::new(left));
+                let checked = check_batch(batch.clone(), &limits, stored_as, &mut one, far).await.unwrap();
+                let wanted = RecordBatch::check_within(batch, &limits, stored_as, &mut other);
+                let case = format!("{records} records, {left} bytes left, stored as {stored_as:?}");
+                assert_eq!((checked, one.spent()), (wanted, other.spent()), "{case}");
+            }
         }
+    }
+
+    /// A million bytes are few to look at and many to compress.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+    async fn less_is_compressed_than_looked_at_before_others_have_their_turn() {
+        let held = hold_places().await;
+        let far = Instant::now() + Duration::from_secs(3600);
+        let (limits, mut allowance) = (BatchLimits::default(), Allowance::new(64 << 20));
+        let (plain, packed) = (zeros(1), squeezed(&zeros(1)));
+        for (batch, free, compressed) in
+            [(&plain, Compression::None, Compression::Lz4), (&packed, Compression::Zstd, Compression::Lz4)]
+        {
+            for stored_as in [None, Some(free)] {
+                let as_it_came = check_batch(batch.clone(), &limits, stored_as, &mut allowance, far).await.unwrap();
+                assert_eq!(as_it_came.unwrap().bytes(), batch);
+            }
+            let now = Instant::now();
+            let late = check_batch(batch.clone(), &limits, Some(compressed), &mut allowance, now).await;
+            assert_eq!(late, Err(NoPlace));
+        }
+        let made = RecordBatch::check(plain, &limits).unwrap();
+        let mut waits = pin!(recompress_batch(made.clone(), 0, &limits, Compression::Lz4, far));
+        assert!(poll!(&mut waits).is_pending());
+        assert_eq!(recompress_batch(made.clone(), 0, &limits, Compression::None, far).await, Ok(Ok(made)));
+        let mut builder = RecordBatchBuilder::new(limits);
+        builder.push(&NewRecord::default()).unwrap();
+        let small = builder.build(None).unwrap();
+        let among_few = recompress_batch(small.clone(), 1000, &limits, Compression::Lz4, far).await;
+        assert_eq!(among_few.unwrap().unwrap().header().compression(), Ok(Compression::Lz4));
+        assert_eq!(recompress_batch(small, 1 << 20, &limits, Compression::Lz4, Instant::now()).await, Err(NoPlace));
+        drop(held);
+        assert_eq!(waits.await.unwrap().unwrap().header().compression(), Ok(Compression::Lz4));
     }
 
     #[tokio::test]

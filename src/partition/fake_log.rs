@@ -137,7 +137,12 @@ impl FakeLog {
     ) -> PartitionOptions {
         PartitionOptions {
             name: "orders/3".to_owned(),
-            settings: Settings { limits: BatchLimits::default(), acks_floor: Acks::None, log_append_time: false },
+            settings: Settings {
+                limits: BatchLimits::default(),
+                acks_floor: Acks::None,
+                log_append_time: false,
+                stored_as: None,
+            },
             storage_has_room: Arc::new(storage_has_room),
             broker_alive: Arc::new(broker_alive),
             instruments: Arc::new(PartitionInstruments::new(BrokerId(1))),

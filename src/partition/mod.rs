@@ -42,7 +42,7 @@ pub use observe::Follow;
 pub use replicated_log::ReplicatedLog;
 
 use crate::error::{Code, Error, Result};
-use crate::record_batch::BatchLimits;
+use crate::record_batch::{BatchLimits, Compression};
 
 /// Why a leader does not try what takes a majority.
 const MAJORITY_DEAD: &str = "most of its replicas are on brokers that are dead";
@@ -162,6 +162,8 @@ pub struct Settings {
     pub acks_floor: Acks,
     /// Whether records have the time of their append (`message.timestamp.type`).
     pub log_append_time: bool,
+    /// What a client's batch is compressed with before it is proposed (`compression.type`); `None`: as it came.
+    pub stored_as: Option<Compression>,
 }
 
 /// A record, as it is looked for by its time.
@@ -227,6 +229,12 @@ impl<L: ReplicatedLog> Partition<L> {
     /// What a batch for it may have: the topic's `max.message.bytes` among them.
     pub fn limits(&self) -> &BatchLimits {
         &self.options.settings.limits
+    }
+
+    /// What clients' batches are to be compressed with, whatever they came with; `None`: nothing else. Whoever checks them sees to it
+    /// ([`aside::check_batch`]), for a batch that is to be proposed waits for nothing any more.
+    pub fn stored_as(&self) -> Option<Compression> {
+        self.options.settings.stored_as
     }
 
     /// Whether a majority of its replicas may be alive, as far as this broker knows. A leader without is perhaps a leader no more.

@@ -1,6 +1,7 @@
-//! Decompression of a batch's records with a limit on what comes out. Pontoon never compresses: it stores what it was sent.
+//! Compression of a batch's records, and back, with a limit on what comes out. What is compressed here is what Kafka's own brokers and
+//! clients write, level, block sizes and framing: every client reads that.
 
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 
 use bytes::Bytes;
 
@@ -26,6 +27,10 @@ const LZ4_MAGIC: [u8; 4] = [0x04, 0x22, 0x4d, 0x18];
 /// What snappy-java puts before its blocks: this, then two 32-bit versions.
 const XERIAL_MAGIC: [u8; 8] = [0x82, b'S', b'N', b'A', b'P', b'P', b'Y', 0];
 const XERIAL_HEADER_BYTES: usize = 16;
+/// The two versions behind it, 1 and 1.
+const XERIAL_VERSIONS: [u8; 8] = [0, 0, 0, 1, 0, 0, 0, 1];
+/// How much snappy-java puts into a block.
+const XERIAL_BLOCK_BYTES: usize = 32 << 10;
 /// The best a Snappy block can do: three bytes that copy 64. A block that claims more lies, and gets no memory.
 const SNAPPY_RATIO_MAX: usize = 64 / 3 + 1;
 /// What decompression begins with.
@@ -33,6 +38,8 @@ const FIRST_BYTES: usize = 64 << 10;
 /// The largest window that zstd itself accepts by default: 2^27 bytes, what its level 22 uses. It is touched only as far as
 /// output is written, so the output limit bounds it.
 const ZSTD_WINDOW_LOG_MAX: u32 = 27;
+/// Kafka's default level (`compression.zstd.level`); gzip's is zlib's own.
+const ZSTD_LEVEL: i32 = 3;
 
 #[cfg(test)]
 thread_local! {
@@ -51,6 +58,11 @@ impl Compression {
             4 => Self::Zstd,
             other => return Err(BatchError::Compression(other)),
         })
+    }
+
+    /// The three lowest bits of the attributes.
+    pub(super) fn attributes(self) -> i16 {
+        self as i16
     }
 
     /// The name by which Kafka's configuration calls it.
@@ -82,6 +94,85 @@ impl Compression {
             Err(error) => Err(BatchError::Decompress { codec: self.name(), why: error.to_string() }),
         }
     }
+    /// Writes plain bytes behind what is in `out`, which may grow to `bytes_max` in all: `RecompressedTooLarge` as soon as that is not
+    /// enough. However little they shrink: Kafka's brokers look at that no more than this.
+    pub(super) fn compress(self, plain: &[u8], out: Vec<u8>, bytes_max: usize) -> Result<Vec<u8>, BatchError> {
+        let mut bounded = Bounded { out, bytes_max, over: false };
+        let written = match self {
+            Self::None => bounded.write_all(plain),
+            Self::Gzip => compress_gzip(plain, &mut bounded),
+            Self::Snappy => compress_snappy(plain, &mut bounded),
+            Self::Lz4 => compress_lz4(plain, &mut bounded),
+            Self::Zstd => compress_zstd(plain, &mut bounded),
+        };
+        match written {
+            Ok(()) => Ok(bounded.out),
+            Err(_) if bounded.over => {
+                let stored_as = if self == Self::None { "uncompressed" } else { self.name() };
+                Err(BatchError::RecompressedTooLarge { stored_as, max: bytes_max })
+            }
+            Err(error) => Err(BatchError::Compress { codec: self.name(), why: error.to_string() }),
+        }
+    }
+}
+
+/// Takes what is written until it would be too much.
+struct Bounded {
+    out: Vec<u8>,
+    bytes_max: usize,
+    over: bool,
+}
+
+impl Write for Bounded {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.over |= bytes.len() > self.bytes_max.saturating_sub(self.out.len());
+        if self.over {
+            return Err(io::ErrorKind::OutOfMemory.into());
+        }
+        self.out.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn compress_gzip(plain: &[u8], out: &mut Bounded) -> io::Result<()> {
+    let mut encoder = flate2::write::GzEncoder::new(out, flate2::Compression::default());
+    encoder.write_all(plain)?;
+    encoder.finish().map(drop)
+}
+
+fn compress_snappy(plain: &[u8], out: &mut Bounded) -> io::Result<()> {
+    out.write_all(&XERIAL_MAGIC)?;
+    out.write_all(&XERIAL_VERSIONS)?;
+    let mut encoder = snap::raw::Encoder::new();
+    let mut block = vec![0; snap::raw::max_compress_len(XERIAL_BLOCK_BYTES.min(plain.len()))];
+    for chunk in plain.chunks(XERIAL_BLOCK_BYTES) {
+        let bytes = encoder.compress(chunk, &mut block)?;
+        out.write_all(&(bytes as u32).to_be_bytes())?;
+        out.write_all(&block[..bytes])?;
+    }
+    Ok(())
+}
+
+/// Blocks of 64 KiB that need no other: Java's client reads no others.
+fn compress_lz4(plain: &[u8], out: &mut Bounded) -> io::Result<()> {
+    use lz4_flex::frame::{BlockMode, BlockSize, FrameEncoder, FrameInfo};
+    let frame = FrameInfo::new().block_size(BlockSize::Max64KB).block_mode(BlockMode::Independent);
+    let mut encoder = FrameEncoder::with_frame_info(frame, out);
+    encoder.write_all(plain)?;
+    encoder.finish()?;
+    Ok(())
+}
+
+fn compress_zstd(plain: &[u8], out: &mut Bounded) -> io::Result<()> {
+    let mut encoder = zstd::stream::write::Encoder::new(out, ZSTD_LEVEL)?;
+    // So that a small batch does not take the memory of a large one.
+    encoder.set_pledged_src_size(Some(plain.len() as u64))?;
+    encoder.write_all(plain)?;
+    encoder.finish().map(drop)
 }
 
 /// Reads at most one byte more than `bytes_max`, so that the caller sees that there was more. Memory grows fourfold and never beyond that:
@@ -156,20 +247,12 @@ fn snappy_error(why: &str) -> BatchError {
     BatchError::Decompress { codec: "snappy", why: why.to_owned() }
 }
 
-/// The other direction, for tests only.
+/// As clients compress, for tests: Snappy without framing, too, or in blocks of their own size.
 #[cfg(test)]
 pub(super) fn compress(codec: Compression, plain: &[u8], xerial: bool) -> Vec<u8> {
-    use std::io::Write;
     match codec {
-        Compression::None => plain.to_vec(),
-        Compression::Gzip => {
-            let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
-            encoder.write_all(plain).unwrap();
-            encoder.finish().unwrap()
-        }
         Compression::Snappy if xerial => {
-            let mut out = XERIAL_MAGIC.to_vec();
-            out.extend_from_slice(&[0, 0, 0, 1, 0, 0, 0, 1]);
+            let mut out = [XERIAL_MAGIC, XERIAL_VERSIONS].concat();
             for chunk in plain.chunks(100) {
                 let block = snap::raw::Encoder::new().compress_vec(chunk).unwrap();
                 out.extend_from_slice(&(block.len() as u32).to_be_bytes());
@@ -178,12 +261,7 @@ pub(super) fn compress(codec: Compression, plain: &[u8], xerial: bool) -> Vec<u8
             out
         }
         Compression::Snappy => snap::raw::Encoder::new().compress_vec(plain).unwrap(),
-        Compression::Lz4 => {
-            let mut encoder = lz4_flex::frame::FrameEncoder::new(Vec::new());
-            encoder.write_all(plain).unwrap();
-            encoder.finish().unwrap()
-        }
-        Compression::Zstd => zstd::stream::encode_all(plain, 3).unwrap(),
+        codec => codec.compress(plain, Vec::new(), usize::MAX).unwrap(),
     }
 }
 
@@ -236,6 +314,41 @@ mod tests {
     fn lz4s_legacy_format_is_refused() {
         let legacy = Bytes::from_static(&[0x02, 0x21, 0x4c, 0x18, 0, 0, 0, 0]);
         assert!(matches!(Compression::Lz4.decompress(&legacy, 1000), Err(BatchError::Decompress { .. })));
+    }
+
+    #[test]
+    fn what_is_compressed_is_framed_as_kafkas_own() {
+        let plain =
+            [vec![7; 100_000], (0..100_000u32).flat_map(|at| at.wrapping_mul(at).to_be_bytes()).collect()].concat();
+        let begun = |codec: Compression, bytes: &[u8]| {
+            let out = codec.compress(&plain, b"before".to_vec(), usize::MAX).unwrap();
+            assert!(out.starts_with(&[b"before", bytes].concat()), "{codec:?}: {:02x?}", &out[..40]);
+            assert_eq!(codec.decompress(&Bytes::from(out).slice(6..), plain.len()).unwrap(), plain, "{codec:?}");
+        };
+        begun(Compression::None, &plain);
+        begun(Compression::Gzip, &[0x1f, 0x8b, 8]);
+        begun(Compression::Snappy, &[XERIAL_MAGIC, XERIAL_VERSIONS].concat());
+        // Version 1, independent blocks, no checksums of them; blocks of 64 KiB.
+        begun(Compression::Lz4, &[&LZ4_MAGIC[..], &[0x60, 0x40]].concat());
+        begun(Compression::Zstd, &[0x28, 0xb5, 0x2f, 0xfd]);
+        // How long the first block of snappy-java would be.
+        let snappy = Compression::Snappy.compress(&plain, Vec::new(), usize::MAX).unwrap();
+        assert_eq!(snap::raw::decompress_len(&snappy[XERIAL_HEADER_BYTES + 4..]), Ok(XERIAL_BLOCK_BYTES));
+    }
+
+    #[test]
+    fn nothing_is_written_past_the_limit() {
+        let noise: Vec<u8> =
+            (0..50_000u32).flat_map(|at| at.wrapping_mul(at).wrapping_mul(2_654_435_761).to_be_bytes()).collect();
+        for (codec, _) in ALL.into_iter().chain([(Compression::None, false)]) {
+            let stored_as = if codec == Compression::None { "uncompressed" } else { codec.name() };
+            let whole = codec.compress(&noise, vec![0; 61], usize::MAX).unwrap();
+            assert_eq!(codec.compress(&noise, vec![0; 61], whole.len()), Ok(whole.clone()), "{codec:?}");
+            for max in [0, 60, 61, whole.len() / 2, whole.len() - 1] {
+                let refused = codec.compress(&noise, vec![0; 61], max);
+                assert_eq!(refused, Err(BatchError::RecompressedTooLarge { stored_as, max }), "{codec:?}");
+            }
+        }
     }
 
     proptest! {

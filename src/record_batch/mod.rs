@@ -25,10 +25,12 @@
 //! | 57 | 4 | record count |
 //!
 //! The first two stamped fields stand outside the checksum, so that a leader can fill them in and leave the rest as it came: all but a
-//! max timestamp that is not its records', which is put right, and the checksum with it.
+//! max timestamp that is not its records', which is put right, and the checksum with it. Unless the topic wants another compression:
+//! then `recompress` writes a new batch of the same records.
 
 mod builder;
 mod compression;
+mod recompress;
 mod records;
 mod varint;
 
@@ -216,6 +218,22 @@ pub enum BatchError {
         /// The decoder's words.
         why: String,
     },
+    /// With the compression that its topic stores it is over the limit.
+    #[error("record batch has more than {max} bytes, the limit, as its topic stores it: {stored_as}")]
+    RecompressedTooLarge {
+        /// Its topic's `compression.type`.
+        stored_as: &'static str,
+        /// The limit.
+        max: usize,
+    },
+    /// Its records do not compress, which is none of its faults.
+    #[error("record batch does not compress as {codec}: {why}")]
+    Compress {
+        /// Which compression.
+        codec: &'static str,
+        /// The encoder's words.
+        why: String,
+    },
 }
 
 impl From<BatchError> for Error {
@@ -224,7 +242,9 @@ impl From<BatchError> for Error {
             BatchError::RecordTooLarge { .. } => Code::RecordTooLarge,
             BatchError::BatchTooLarge { .. }
             | BatchError::DecompressedTooLarge { .. }
-            | BatchError::RequestDecompressedTooLarge { .. } => Code::RequestTooLarge,
+            | BatchError::RequestDecompressedTooLarge { .. }
+            | BatchError::RecompressedTooLarge { .. } => Code::RequestTooLarge,
+            BatchError::Compress { .. } => Code::Internal,
             BatchError::Attributes { .. } | BatchError::Magic(_) | BatchError::Empty | BatchError::Producer { .. } => {
                 Code::InvalidRequest
             }
@@ -298,7 +318,7 @@ impl BatchHeader {
 
     /// Writes the header over the front of a batch whose records follow, and the length and checksum that they need.
     /// Returns it with that checksum.
-    fn write(mut self, batch: &mut BytesMut) -> Self {
+    fn write(mut self, batch: &mut [u8]) -> Self {
         let length = (batch.len() - LENGTH_END) as i32;
         let mut out = &mut batch[..BATCH_HEADER_BYTES];
         out.put_u64(self.base_offset);
@@ -341,6 +361,12 @@ impl BatchHeader {
     /// Whether `max_timestamp` is the broker's time and stands for every record's own.
     pub fn log_append_time(&self) -> bool {
         self.attributes & LOG_APPEND_TIME != 0
+    }
+
+    /// The same with the max timestamp that its records have: Kafka's brokers write it over what the producer said, and retention and
+    /// the time index go by it. 0 where no record has one is left as it came.
+    fn with_max_timestamp(self, max_timestamp: i64) -> Self {
+        if (self.max_timestamp, max_timestamp) == (0, -1) { self } else { Self { max_timestamp, ..self } }
     }
 
     fn check(&self) -> Result<(), BatchError> {
@@ -392,11 +418,17 @@ impl RecordBatch {
     /// sound, within the limits, compressed or not. The bytes are shared, not copied, unless the header's max timestamp is not
     /// that of its records: then it is put right. Base offset and leader epoch may be anything: the leader stamps them.
     pub fn check(bytes: Bytes, limits: &BatchLimits) -> Result<Self, BatchError> {
-        Self::check_within(bytes, limits, &mut Allowance::new(limits.decompressed_bytes_max))
+        Self::check_within(bytes, limits, None, &mut Allowance::new(limits.decompressed_bytes_max))
     }
 
-    /// [`Self::check`] of one of a request's batches, which share the allowance.
-    pub fn check_within(bytes: Bytes, limits: &BatchLimits, allowance: &mut Allowance) -> Result<Self, BatchError> {
+    /// [`Self::check`] of one of a request's batches, which share the allowance. `stored_as`: what it is to be compressed with,
+    /// whatever it came with (see [`Self::recompressed`]); `None`: as it came.
+    pub fn check_within(
+        bytes: Bytes,
+        limits: &BatchLimits,
+        stored_as: Option<Compression>,
+        allowance: &mut Allowance,
+    ) -> Result<Self, BatchError> {
         if bytes.len() < BATCH_HEADER_BYTES {
             return Err(BatchError::Short { have: bytes.len() });
         }
@@ -417,20 +449,16 @@ impl RecordBatch {
         header.check()?;
         let batch = Self { header, bytes };
         let plain = batch.plain_records_within(limits.decompressed_bytes_max, allowance)?;
-        let max_timestamp = records::check(&header, &plain, limits.record_bytes_max)?;
-        Ok(batch.with_max_timestamp(max_timestamp))
-    }
-
-    /// The same with the max timestamp that its records have: Kafka's brokers write it over what the producer said, and retention and
-    /// the time index go by it. 0 where no record has one is left as it came.
-    fn with_max_timestamp(self, max_timestamp: i64) -> Self {
-        let header = self.header;
-        if header.max_timestamp == max_timestamp || (header.max_timestamp, max_timestamp) == (0, -1) {
-            return self;
+        let header = header.with_max_timestamp(records::check(&header, &plain, limits.record_bytes_max)?);
+        match stored_as.filter(|codec| header.compression() != Ok(*codec)) {
+            Some(codec) => recompress::recompress(header, &plain, codec, limits),
+            None if header == batch.header => Ok(batch),
+            None => {
+                let mut bytes = BytesMut::from(&batch.bytes[..]);
+                let header = header.write(&mut bytes);
+                Ok(Self { header, bytes: bytes.freeze() })
+            }
         }
-        let mut bytes = BytesMut::from(&self.bytes[..]);
-        let header = BatchHeader { max_timestamp, ..header }.write(&mut bytes);
-        Self { header, bytes: bytes.freeze() }
     }
 
     /// The same, all of whose records have the time at which they were appended, in ms since 1970. In place, if nobody else holds the

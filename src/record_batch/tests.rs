@@ -290,7 +290,7 @@ fn batches_of_one_request_share_what_they_may_decompress_to() {
     let max = 3 * bytes - 1;
     let mut allowance = Allowance::new(max);
     let mut check = |batch: &Bytes, limits: &BatchLimits| {
-        let checked = RecordBatch::check_within(batch.clone(), limits, &mut allowance);
+        let checked = RecordBatch::check_within(batch.clone(), limits, None, &mut allowance);
         (checked.map(|_| ()), allowance.spent())
     };
     assert_eq!(check(&squeezed, &limits), (Ok(()), bytes));
@@ -305,9 +305,9 @@ fn batches_of_one_request_share_what_they_may_decompress_to() {
     // A batch over its own limit is told so; it has cost what was allowed, and a tiny one what its decoder takes.
     let own = BatchLimits { decompressed_bytes_max: 90 << 10, ..limits };
     let mut allowance = Allowance::new(1 << 20);
-    let over = RecordBatch::check_within(squeezed, &own, &mut allowance).unwrap_err();
+    let over = RecordBatch::check_within(squeezed, &own, None, &mut allowance).unwrap_err();
     assert_eq!((over, allowance.spent()), (BatchError::DecompressedTooLarge { max: 90 << 10 }, 90 << 10));
-    RecordBatch::check_within(tiny, &limits, &mut allowance).unwrap();
+    RecordBatch::check_within(tiny, &limits, None, &mut allowance).unwrap();
     assert_eq!(allowance.spent(), (90 << 10) + DECODER_BYTES);
 }
 
@@ -389,6 +389,28 @@ proptest! {
             let squeezed = check(compressed(&batch, codec, xerial)).unwrap();
             prop_assert_eq!(squeezed.header().compression().unwrap(), codec);
             prop_assert_eq!(read_back(&squeezed), records.clone());
+        }
+    }
+
+    /// Whatever it came with and whatever its topic wants: the same records, of the same producer.
+    #[test]
+    fn every_compression_becomes_every_other((records, producer) in arbitrary_batch()) {
+        let plain = build(&records, producer);
+        let came = CODECS.map(|(codec, xerial)| compressed(&plain, codec, xerial)).into_iter().chain([plain.bytes().clone()]);
+        for bytes in came {
+            for codec in CODECS.iter().map(|(codec, _)| *codec).chain([Compression::None]) {
+                let (limits, mut allowance) = (BatchLimits::default(), Allowance::new(1 << 20));
+                let stored = RecordBatch::check_within(bytes.clone(), &limits, Some(codec), &mut allowance).unwrap();
+                prop_assert_eq!(stored.header().compression(), Ok(codec));
+                prop_assert_eq!(read_back(&stored), records.clone());
+                prop_assert_eq!(stored.plain_records(1 << 20).unwrap(), &plain.bytes()[BATCH_HEADER_BYTES..]);
+                let apart = |header: &BatchHeader| BatchHeader { crc: 0, attributes: 0, ..*header };
+                prop_assert_eq!(apart(stored.header()), apart(plain.header()));
+                // Whoever checks it again finds nothing to put right.
+                prop_assert_eq!(&check(stored.bytes().clone()).unwrap(), &stored);
+                let twice = RecordBatch::check(bytes.clone(), &limits).unwrap().recompressed(codec, &limits);
+                prop_assert_eq!(twice.unwrap(), stored);
+            }
         }
     }
 
