@@ -92,7 +92,7 @@ keys! {
     "raft.ping_interval_ms", "50", "Interval of the pings between brokers." => |c, t| c.raft.ping_interval = millis(t)?;
     "raft.silence_max_ms", "1000", "Silence after which a broker is declared dead. At least twice `raft.ping_interval_ms`." => |c, t| c.raft.silence_max = millis(t)?;
     "raft.transfer_timeout_ms", "500", "A transfer of leadership that brought no new leader within this is undone." => |c, t| c.raft.transfer_timeout = millis(t)?;
-    "raft.scrub_interval_ms", "3600000", "Pause between two rounds of the background scrub, which reads every file and compares its checksums." => |c, t| c.raft.scrub_interval = millis(t)?;
+    "raft.scrub_interval_ms", "3600000", "Pause before each round of the background scrub, the first one too; it reads every file and compares its checksums." => |c, t| c.raft.scrub_interval = millis(t)?;
     "raft.scrub_bytes_per_second", "8388608", "How fast the scrub reads; 0 turns it off." => |c, t| c.raft.scrub_bytes_per_second = number(t)?;
     "raft.reserve_produce_bytes", "536870912", "Free bytes of the disk below which produce is refused (`STORAGE_FULL`)." => |c, t| c.raft.reserve_produce_bytes = number(t)?;
     "raft.reserve_append_bytes", "268435456", "Free bytes of the disk below which followers take no more records. At most `raft.reserve_produce_bytes`." => |c, t| c.raft.reserve_append_bytes = number(t)?;
