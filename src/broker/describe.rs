@@ -348,8 +348,8 @@ impl Shared {
     /// damaged.
     fn damaged_stranger(&self, state: &CatalogState) -> Option<BrokerDescription> {
         let (damage, kept) = (self.damage(), self.kept());
-        let stranger = !(damage.is_empty() && kept.is_empty()) && !state.brokers().contains_key(&self.broker);
-        stranger.then(|| BrokerDescription {
+        let (known, nothing) = (state.brokers().contains_key(&self.broker), damage.is_empty() && kept.is_empty());
+        (!known && !nothing).then(|| BrokerDescription {
             broker_id: self.broker,
             http_address: self.http_address.clone(),
             kafka_address: self.kafka_address(),
