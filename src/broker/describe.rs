@@ -249,19 +249,19 @@ impl Shared {
             None => claim.as_ref().is_none_or(|claim| claim.majority),
         };
         let (in_sync, behind) = claim.map(|claim| (claim.in_sync, claim.behind)).unwrap_or_default();
+        let (leader, leader_epoch) = leader.unzip();
+        // Its predecessor may have claimed so of it.
+        let behind = behind.into_iter().filter(|behind| Some(behind.broker) != leader);
         PartitionDescription {
             takes_writes: leader.is_some() && majority,
             partition,
-            leader: leader.map(|(broker, _)| broker),
-            leader_epoch: leader.map_or(0, |(_, epoch)| epoch),
+            leader,
+            leader_epoch: leader_epoch.unwrap_or(0),
             replicas: record.replicas.iter().map(|replica| replica.broker).collect(),
             replicas_missing: self.catalog.state().replicas_wanted(record).saturating_sub(record.replicas.len() as u32),
             lost: self.lost(&self.catalog.state(), record),
-            in_sync: with_leader(
-                in_sync.into_iter().filter(|broker| self.alive(*broker)).collect(),
-                leader.map(|(broker, _)| broker),
-            ),
-            lagging: behind.into_iter().map(|behind| self.lagging(record, behind)).collect(),
+            in_sync: with_leader(in_sync.into_iter().filter(|broker| self.alive(*broker)).collect(), leader),
+            lagging: behind.map(|behind| self.lagging(record, behind)).collect(),
             log_start_offset,
             high_watermark,
         }

@@ -90,11 +90,11 @@ impl Params {
         for (at, (name, _)) in pairs.iter().enumerate() {
             if !known.contains(&name.as_str()) {
                 let there = match (nearest(name, known), known) {
-                    (Some(meant), _) => format!("did you mean {meant:?}? There are {}", known.join(", ")),
-                    (None, []) => "there are none here".to_owned(),
-                    (None, _) => format!("there are {}", known.join(", ")),
+                    (_, []) => "; there are none here".to_owned(),
+                    (Some(meant), _) => format!("; did you mean {meant:?}? There are {}", known.join(", ")),
+                    (None, _) => format!(". There are {}", known.join(", ")),
                 };
-                return Err(Refusal::invalid(format!("unknown parameter {name:?}; {there}")));
+                return Err(Refusal::invalid(format!("unknown parameter {name:?}{there}")));
             }
             if pairs[..at].iter().any(|(other, _)| other == name) {
                 return Err(Refusal::invalid(format!("parameter {name:?} is given twice")));

@@ -67,7 +67,8 @@ async fn status_says(cluster: &Cluster, id: u32, words: &str, says: bool) {
     let line = async || {
         let shown = run(&["status", "--server", &cluster.servers()], b"").await;
         let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
-        shown.lines().any(|line| line.starts_with(&format!("! broker {id}: ")) && line.contains(words))
+        let of = [format!("! broker {id}: "), format!("note: broker {id}: ")];
+        shown.lines().any(|line| of.iter().any(|of| line.starts_with(of)) && line.contains(words))
     };
     until("status", cluster, id, async || line().await == says).await;
 }
