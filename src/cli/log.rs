@@ -48,7 +48,7 @@ pub(super) struct VerifyArgs {
     /// Any files of a data directory, or folders, whose files are all looked at
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
-    /// Of a folder, show every file, not only those that are not sound or cannot be judged (--json always does)
+    /// Of a folder, show every file, not only those that are not sound (--json always does)
     #[arg(long)]
     all: bool,
 }
@@ -107,7 +107,7 @@ async fn verify(disk: &dyn Disk, args: &VerifyArgs, as_json: bool) -> Result<(),
             unjudged += u64::from(report.is_sound().is_none());
             if as_json {
                 output::print_json(&json_report(&file, &report))?;
-            } else if all || report.is_sound() != Some(true) {
+            } else if all || report.is_sound() == Some(false) {
                 output::print(&text_report(&file, &report))?;
             }
         }
