@@ -75,6 +75,7 @@ const KEYS: &[(&str, Kind, &str)] = &[
     ("acks.floor", Kind::Word(&["none", "leader", "all", "every"]), "none"),
     ("cleanup.policy", Kind::Word(&["delete"]), "delete"),
     ("compression.type", Kind::Word(&["producer", "uncompressed", "gzip", "snappy", "lz4", "zstd"]), "producer"),
+    ("delete.retention.ms", Kind::Number(0, i64::MAX), "86400000"),
     ("max.message.bytes", Kind::Number(1, 64 << 20), "1048588"),
     ("message.timestamp.type", Kind::Word(&["CreateTime", "LogAppendTime"]), "CreateTime"),
     ("retention.bytes", Kind::Number(-1, i64::MAX), "-1"),

@@ -104,6 +104,7 @@ pub const TOPIC_DOCS: &[(&str, &str)] = &[
     ("acks.floor", "The least acknowledgement that is granted, whatever a producer asks for: `none`, `leader`, `all` or `every`."),
     ("cleanup.policy", "What becomes of old records: `delete`."),
     ("compression.type", "`producer`: batches are stored as they came. `uncompressed`, `gzip`, `snappy`, `lz4`, `zstd`: the leader compresses so what came otherwise, which takes its processor."),
+    ("delete.retention.ms", "How long deletions are kept in a compacted topic. There is none here, so that it has no effect, as in Kafka with `cleanup.policy=delete`; tools set it all the same."),
     ("max.message.bytes", "Largest record: key, value and headers together. Unless set: `limits.record_bytes_max`. At most 64 MiB."),
     ("message.timestamp.type", "`CreateTime`: timestamps are the producer's. `LogAppendTime`: the leader's clock when it appends the batch, for all its records."),
     ("retention.bytes", "A partition that is larger loses its oldest segments; -1: no limit."),

@@ -454,7 +454,8 @@ fn places(document: &Value, schema: &Value, place: &str, found: &mut BTreeSet<St
 /// Bodies that together have everything that a body may have.
 fn examples(id: &str) -> Vec<Value> {
     let config = json!({
-        "acks.floor": "none", "cleanup.policy": "delete", "compression.type": "producer", "max.message.bytes": "1000000",
+        "acks.floor": "none", "cleanup.policy": "delete", "compression.type": "producer",
+        "delete.retention.ms": "0", "max.message.bytes": "1000000",
         "message.timestamp.type": "CreateTime", "retention.bytes": "-1", "retention.ms": "-1", "segment.bytes": "1048576",
         "segment.ms": "60000",
     });
