@@ -1,8 +1,8 @@
 //! What an operator does with the real binary beyond the everyday: a second signal, too few file descriptors, a lagging
 //! replica, log lines that tell brokers apart, completions; and a raw fetch that is passed on whole.
 
-use std::io::{BufRead, BufReader};
-use std::process::{Child, Command, Stdio};
+use std::io::{BufRead, BufReader, Lines};
+use std::process::{Child, ChildStderr, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use reqwest::StatusCode;
@@ -351,21 +351,25 @@ async fn watching_goes_on_and_a_closed_pipe_is_quiet() {
     assert_eq!(ended.code(), Some(0));
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn log_lines_of_dev_tell_brokers_groups_and_connections_apart() {
+/// `dev` with this in `PONTOON_LOG`, what it says as JSON, and its first HTTP port.
+fn told_by_dev(dir: &tempfile::TempDir, log: Option<&str>) -> (Killed, Lines<BufReader<ChildStderr>>, u16) {
     let first = free_ports_in_a_row(9);
     let (http, peer, kafka) = (first.to_string(), (first + 3).to_string(), (first + 6).to_string());
+    let mut command = pontoon();
+    command
+        .args(["dev", "--log-format", "json", "--data", dir.path().join("dev").to_str().unwrap()])
+        .args(["--http-port", &http, "--peer-port", &peer, "--kafka-port", &kafka])
+        .envs(log.map(|log| ("PONTOON_LOG", log)))
+        .stderr(Stdio::piped());
+    let mut dev = Killed(command.spawn().unwrap());
+    let lines = BufReader::new(dev.0.stderr.take().unwrap()).lines();
+    (dev, lines, first)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn log_lines_of_dev_tell_brokers_groups_and_connections_apart() {
     let dir = tempfile::tempdir().unwrap();
-    let mut dev = Killed(
-        pontoon()
-            .args(["dev", "--log-format", "json", "--data", dir.path().join("dev").to_str().unwrap()])
-            .args(["--http-port", &http, "--peer-port", &peer, "--kafka-port", &kafka])
-            .env("PONTOON_LOG", "error,pontoon=debug,pontoon_raft=debug")
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap(),
-    );
-    let mut lines = BufReader::new(dev.0.stderr.take().unwrap()).lines();
+    let (_dev, mut lines, first) = told_by_dev(&dir, Some("error,pontoon=debug,pontoon_raft=debug"));
     // What is wanted: (span, a field of it, the broker).
     let mut wanted: Vec<(&str, &str, String)> = Vec::new();
     for broker in 1..=3 {
@@ -402,19 +406,8 @@ async fn log_lines_of_dev_tell_brokers_groups_and_connections_apart() {
 /// Three brokers write to one terminal: whatever one of them says, it is seen whose word it is.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_log_line_of_a_broker_in_dev_says_whose_it_is() {
-    let first = free_ports_in_a_row(9);
-    let (http, peer, kafka) = (first.to_string(), (first + 3).to_string(), (first + 6).to_string());
     let dir = tempfile::tempdir().unwrap();
-    let mut dev = Killed(
-        pontoon()
-            .args(["dev", "--log-format", "json", "--data", dir.path().join("dev").to_str().unwrap()])
-            .args(["--http-port", &http, "--peer-port", &peer, "--kafka-port", &kafka])
-            .env_remove("PONTOON_LOG")
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap(),
-    );
-    let mut lines = BufReader::new(dev.0.stderr.take().unwrap()).lines();
+    let (_dev, mut lines, first) = told_by_dev(&dir, None);
     let client = client();
     let working = tokio::spawn(async move {
         let url = |path: &str| format!("http://127.0.0.1:{first}{path}");

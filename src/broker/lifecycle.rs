@@ -29,10 +29,10 @@ use super::routing::Hosted;
 use super::shared::{Progress, Shared};
 use super::work::{CATCH_UP_WAIT, catch_up_wait};
 use crate::catalog::state::{CatalogState, GroupHome, PartitionRecord, ReplicaState, TopicRecord};
-use crate::catalog::topic_config::{AcksFloor, CompressionType, TopicConfig};
+use crate::catalog::topic_config::{AcksFloor, TopicConfig};
 use crate::controller::CATALOG_GROUP;
 use crate::partition::{Acks, Partition, PartitionOptions, Settings};
-use crate::record_batch::{BatchLimits, Compression, STORED_DECOMPRESSED_BYTES_MAX};
+use crate::record_batch::{BatchLimits, STORED_DECOMPRESSED_BYTES_MAX};
 
 /// What a batch may have beside the contents of its only record: lengths and headers.
 const BATCH_OVERHEAD_BYTES: usize = 1 << 20;
@@ -386,14 +386,7 @@ impl Shared {
                     AcksFloor::Every => Acks::Every,
                 },
                 log_append_time: config.log_append_time,
-                stored_as: match config.compression_type {
-                    CompressionType::Producer => None,
-                    CompressionType::Uncompressed => Some(Compression::None),
-                    CompressionType::Gzip => Some(Compression::Gzip),
-                    CompressionType::Snappy => Some(Compression::Snappy),
-                    CompressionType::Lz4 => Some(Compression::Lz4),
-                    CompressionType::Zstd => Some(Compression::Zstd),
-                },
+                stored_as: config.stored_as,
             },
             storage_has_room: Arc::new(move || store.upgrade().is_some_and(|store| store.available_bytes() > reserve)),
             broker_alive: Arc::new(move |id| broker.upgrade().is_some_and(|broker| broker.alive(id))),

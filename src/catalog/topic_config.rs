@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 
 use crate::nearest::hint;
+use crate::record_batch::Compression;
 
 /// The least acknowledgement a topic grants, whatever a producer asks for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -22,31 +23,13 @@ pub enum AcksFloor {
     Every,
 }
 
-/// What a topic's batches are compressed with.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum CompressionType {
-    /// The producer decides.
-    #[default]
-    Producer,
-    /// Nothing.
-    Uncompressed,
-    /// gzip.
-    Gzip,
-    /// Snappy.
-    Snappy,
-    /// LZ4.
-    Lz4,
-    /// Zstandard.
-    Zstd,
-}
-
 /// A topic's effective configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TopicConfig {
     /// `acks.floor`. Default: none.
     pub acks_floor: AcksFloor,
-    /// `compression.type`: what the leader compresses batches with that came otherwise. Default: producer.
-    pub compression_type: CompressionType,
+    /// `compression.type`: what the leader compresses batches with that came otherwise. `None` is `producer`, the default: as they came.
+    pub stored_as: Option<Compression>,
     /// `max.message.bytes`: the largest record, in bytes. Default: 1 MiB and the 12 bytes that Kafka adds, as
     /// `limits.record_bytes_max`, which holds where neither topic nor broker sets this.
     pub max_message_bytes: u64,
@@ -132,13 +115,13 @@ impl TopicConfig {
                 "every" => AcksFloor::Every,
                 _ => AcksFloor::None,
             },
-            compression_type: match word("compression.type").as_str() {
-                "uncompressed" => CompressionType::Uncompressed,
-                "gzip" => CompressionType::Gzip,
-                "snappy" => CompressionType::Snappy,
-                "lz4" => CompressionType::Lz4,
-                "zstd" => CompressionType::Zstd,
-                _ => CompressionType::Producer,
+            stored_as: match word("compression.type").as_str() {
+                "uncompressed" => Some(Compression::None),
+                "gzip" => Some(Compression::Gzip),
+                "snappy" => Some(Compression::Snappy),
+                "lz4" => Some(Compression::Lz4),
+                "zstd" => Some(Compression::Zstd),
+                _ => None,
             },
             max_message_bytes: number("max.message.bytes").unsigned_abs(),
             log_append_time: word("message.timestamp.type") == "LogAppendTime",
@@ -193,11 +176,11 @@ mod tests {
         assert_eq!(config.acks_floor, AcksFloor::Every);
         assert_eq!((config.retention_ms, config.retention_bytes), (Some(1000), None));
         assert_eq!(config.max_message_bytes, 1_048_588);
-        assert_eq!(config.compression_type, CompressionType::Producer);
+        assert_eq!(config.stored_as, None);
         let zstd = map(&[("compression.type", "zstd")]);
-        let by = |topic, broker| TopicConfig::resolve(&map(topic), broker).compression_type;
-        assert_eq!(by(&[], &zstd), CompressionType::Zstd);
-        assert_eq!(by(&[("compression.type", "producer")], &zstd), CompressionType::Producer);
+        let by = |topic, broker| TopicConfig::resolve(&map(topic), broker).stored_as;
+        assert_eq!(by(&[], &zstd), Some(Compression::Zstd));
+        assert_eq!(by(&[("compression.type", "producer")], &zstd), None);
         assert!(AcksFloor::Every > AcksFloor::All && AcksFloor::All > AcksFloor::Leader);
     }
 }
