@@ -260,7 +260,9 @@ impl<L: ReplicatedLog> Partition<L> {
             ),
             Verdict::UnknownProducer => self.error(
                 Code::UnknownProducer,
-                format_args!("producer {producer_id} has no state here, and its sequence is {base_sequence}, not 0"),
+                format_args!(
+                    "producer {producer_id} epoch {producer_epoch} has no state here that sequence {base_sequence} could follow"
+                ),
             ),
             Verdict::OffsetMismatch { next_offset } => self.error(
                 Code::OffsetMismatch,

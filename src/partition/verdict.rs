@@ -30,7 +30,7 @@ pub enum Verdict {
         /// The newest one seen.
         epoch: i16,
     },
-    /// The producer has no state here, and its sequence is not 0.
+    /// The producer has no state here, and its sequence is not 0; or it was dropped, and may have begun before.
     UnknownProducer,
     /// `If-Match-Offset` is not the log end.
     OffsetMismatch {

@@ -88,7 +88,12 @@ async fn verdicts_become_errors_that_name_the_values() {
     for (producer, if_match, code, message) in [
         (Some((7, 2, 5)), None, Code::OutOfOrderSequence, "producer 7 epoch 2 sent sequence 5; 1 is next"),
         (Some((7, 1, 1)), None, Code::ProducerFenced, "producer 7 epoch 1 was fenced by epoch 2"),
-        (Some((8, 0, 4)), None, Code::UnknownProducer, "producer 8 has no state here, and its sequence is 4, not 0"),
+        (
+            Some((8, 0, 4)),
+            None,
+            Code::UnknownProducer,
+            "producer 8 epoch 0 has no state here that sequence 4 could follow",
+        ),
         (Some((7, 2, 1)), Some(9), Code::OffsetMismatch, "the log end is 1, not 9"),
         (None, Some(0), Code::OffsetMismatch, "the log end is 1, not 0"),
     ] {
