@@ -140,6 +140,23 @@ def times(cluster):
     equal((result.offset, result.timestamp), (750, 1_600_000_001_000), "the largest timestamp")
 
 
+def recompressed(cluster):
+    """A topic that has a compression of its own keeps everything by it, whatever it came by, and it is read as it went."""
+    for kept in ("uncompressed", *CODECS[1:]):
+        topic, sent = f"kept-by-{kept}", []
+        (created,) = AdminClient({"bootstrap.servers": cluster.bootstrap}).create_topics(
+            [NewTopic(topic, 1, 3, config={"compression.type": kept})]).values()
+        created.result(PATIENCE)
+        for codec in CODECS:
+            records = [(0, codec, f"{number} " * 50, [("twice", b"1"), ("twice", None)], NOW + number) for number in range(50)]
+            offsets = produce(cluster, topic, records, **{"compression.type": codec, "enable.idempotence": True, "linger.ms": 5})
+            equal(offsets, list(range(len(sent), len(sent) + 50)), f"offsets in {topic}")
+            sent += records
+        found = [(0, message.key().decode(), message.value().decode(), message.headers(), message.timestamp()[1])
+                 for message in consume(cluster, topic, [0])]
+        equal(found, sent, f"records of {topic}")
+
+
 def leader_kill(cluster):
     """An idempotent producer loses nothing and doubles nothing while its leader is killed, twice."""
     create(cluster, "exact")

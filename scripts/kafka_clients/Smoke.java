@@ -65,6 +65,7 @@ public class Smoke {
             equal(plan.config("planned").get().get("cleanup.policy").value(), "delete", "configuration of what is only planned");
             produce();
             consume(admin);
+            recompressed(admin);
             administer(admin);
             seekByTime(admin);
             everyAckLevel(admin);
@@ -124,6 +125,45 @@ public class Smoke {
             var group = admin.describeConsumerGroups(List.of("java")).all().get().get("java");
             equal(group.groupState(), GroupState.STABLE, "the group's state");
             equal(group.members().iterator().next().assignment().topicPartitions().size(), 3, "assigned partitions");
+        }
+    }
+
+    /** Topics that have a compression of their own: whatever a producer sends, it is read as it went. */
+    static void recompressed(Admin admin) throws Exception {
+        for (String kept : List.of("uncompressed", "gzip", "snappy", "lz4", "zstd")) {
+            String topic = "kept-" + kept;
+            admin.createTopics(List.of(new NewTopic(topic, 1, (short) 3).configs(Map.of("compression.type", kept)))).all().get();
+            List<Future<RecordMetadata>> sent = new ArrayList<>();
+            for (String codec : CODECS) {
+                var config = with(Map.of("compression.type", codec, "linger.ms", 5));
+                try (var producer = new KafkaProducer<>(config, new StringSerializer(), new StringSerializer())) {
+                    for (int number = 0; number < EACH; number++) {
+                        var record = new ProducerRecord<>(topic, 0, codec, (codec + number).repeat(20));
+                        record.headers().add("twice", "1".getBytes()).add("twice", null);
+                        sent.add(producer.send(record));
+                    }
+                }
+            }
+            for (int at = 0; at < sent.size(); at++) equal(sent.get(at).get().offset(), (long) at, "offset in " + topic);
+            var config = with(Map.of("group.id", "unused", "enable.auto.commit", false));
+            try (var consumer = new KafkaConsumer<>(config, new StringDeserializer(), new StringDeserializer())) {
+                var partition = new TopicPartition(topic, 0);
+                consumer.assign(List.of(partition));
+                consumer.seek(partition, 0);
+                int[] at = {0};
+                until("all of " + topic, () -> {
+                    for (var record : consumer.poll(Duration.ofMillis(100))) {
+                        String codec = CODECS.get(at[0] / EACH);
+                        equal(record.offset(), (long) at[0], "offset in " + topic);
+                        equal(record.key(), codec, "key at " + topic + " " + at[0]);
+                        equal(record.value(), (codec + at[0] % EACH).repeat(20), "value at " + topic + " " + at[0]);
+                        equal(record.headers().toArray().length, 2, "headers");
+                        at[0]++;
+                    }
+                    return at[0] == sent.size();
+                });
+            }
+            admin.deleteTopics(List.of(topic)).all().get();
         }
     }
 
