@@ -28,8 +28,8 @@ use tokio::time::{Instant, sleep, timeout};
 use super::peer::{self, Hello, PeerAnswer, PeerRequest};
 use super::shared::{Progress, Shared};
 use crate::catalog::command::{BrokerRegistration, FEATURE_LEVEL};
-use crate::controller::CATALOG_GROUP;
-use crate::controller::requests::{ControlAnswer, ControlRequest};
+use crate::controller::requests::{ControlAnswer, ControlError, ControlRequest};
+use crate::controller::{CATALOG_GROUP, Process};
 
 /// How long an initial broker may take to answer.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(1);
@@ -187,7 +187,7 @@ pub(super) async fn run(shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
 async fn join_and_stay(shared: &Arc<Shared>) {
     loop {
         match attempt(shared).await {
-            Ok(()) => {
+            Ok(registered) => {
                 shared.progress.send_if_modified(|progress| {
                     let first = matches!(progress, Progress::Joining(_));
                     first.then(|| *progress = Progress::Registered);
@@ -195,6 +195,10 @@ async fn join_and_stay(shared: &Arc<Shared>) {
                 });
                 shared.routing.touch();
                 while shared.has_catalog() {
+                    if let Some(why) = shared.replaced_since(registered) {
+                        shared.fail(why);
+                        return;
+                    }
                     sleep(ROUND_WAIT).await;
                 }
                 tracing::warn!("this broker's replica of the catalog is lost");
@@ -219,8 +223,8 @@ async fn join_and_stay(shared: &Arc<Shared>) {
     }
 }
 
-/// One round: ask, decide, act. `Ok` when registered.
-async fn attempt(shared: &Arc<Shared>) -> Result<(), Decision> {
+/// One round: ask, decide, act. `Ok` when registered, with the index in the catalog's log since when.
+async fn attempt(shared: &Arc<Shared>) -> Result<u64, Decision> {
     let found = ask(shared).await;
     let decision = decide(&shared.own(), &found);
     let controller = answers(&found).find_map(|(_, hello)| hello.controller.clone());
@@ -287,20 +291,32 @@ impl Shared {
         }
     }
 
+    /// Why this process must end, if another one has registered under its number since it did: both would answer for the same replicas.
+    fn replaced_since(&self, registered: u64) -> Option<String> {
+        let state = self.catalog.state();
+        let other = state.brokers().get(&self.broker).filter(|known| known.incarnation != self.incarnation)?;
+        state.applied.is_some_and(|applied| applied.1 > registered).then(|| {
+            let (broker, at, directory) = (self.broker, &other.peer_address, other.directory.0);
+            format!("another process, at {at} with data directory {directory:032x}, has registered as broker {broker} since this one did")
+        })
+    }
+
     /// Whether this broker's replica of group 0 is here and not lost.
     fn has_catalog(&self) -> bool {
         let lost = self.groups.lost().iter().any(|(group, ..)| *group == CATALOG_GROUP);
         !lost && self.groups.get(CATALOG_GROUP).is_some()
     }
 
-    /// Whether another process answers at an address, and which directory it has.
+    /// Which process answers at an address.
     pub(super) async fn probe(
         transport: pontoon_raft::transport::Transport,
         address: String,
         hello: Hello,
-    ) -> Option<(BrokerId, DirectoryId)> {
-        match peer::call_address(&transport, &address, &PeerRequest::Hello(hello), HELLO_TIMEOUT).await {
-            Ok(PeerAnswer::Hello(hello)) => Some((hello.broker, hello.directory)),
+    ) -> Option<Process> {
+        match peer::call_process(&transport, &address, &PeerRequest::Hello(hello), HELLO_TIMEOUT).await {
+            Ok((incarnation, PeerAnswer::Hello(Hello { broker, directory, .. }))) => {
+                Some(Process { broker, directory, incarnation })
+            }
             _ => None,
         }
     }
@@ -372,8 +388,8 @@ async fn enter(shared: &Arc<Shared>, cluster: ClusterId) -> Result<(), Decision>
     Ok(())
 }
 
-/// Tells the controller that this process is here, and waits until the catalog's copy here shows it.
-async fn register(shared: &Arc<Shared>, controller: Option<(BrokerId, String)>) -> Result<(), Decision> {
+/// Tells the controller that this process is here, and waits until the catalog's copy here shows it: since which index.
+async fn register(shared: &Arc<Shared>, controller: Option<(BrokerId, String)>) -> Result<u64, Decision> {
     let group = shared.groups.get(CATALOG_GROUP).ok_or_else(|| wait("the catalog's replica is not open"))?;
     let registration = BrokerRegistration {
         broker: shared.broker,
@@ -389,6 +405,7 @@ async fn register(shared: &Arc<Shared>, controller: Option<(BrokerId, String)>) 
     let index = match answer {
         Ok(ControlAnswer::Done { index }) => index,
         Ok(_) => return Err(wait("the controller answered something else")),
+        Err(ControlError::CopiedDirectory(why)) => return Err(Decision::Refuse(why)),
         Err(error) => return Err(wait(format!("not registered yet: {error}"))),
     };
     if !shared.await_catalog(index, Instant::now() + CONTROL_TIMEOUT).await {
@@ -401,7 +418,7 @@ async fn register(shared: &Arc<Shared>, controller: Option<(BrokerId, String)>) 
         }));
     }
     match shared.catalog.state().brokers().get(&shared.broker) {
-        Some(known) if *known == registration => Ok(()),
+        Some(known) if *known == registration => Ok(index),
         _ => Err(wait("another process has registered as this broker")),
     }
 }

@@ -51,6 +51,7 @@ impl Shared {
                     Ok(Err(ControlError::NotController { controller })) => {
                         hint = controller.filter(|known| known.0 != self.broker);
                     }
+                    Ok(Err(copied @ ControlError::CopiedDirectory(_))) => return Err(copied),
                     Ok(Err(ControlError::Unknown(why))) => outcome.note(why),
                     // It may have been sent, or proposed: dropping it takes nothing back.
                     Err(_) => outcome.note(format!("broker {broker} did not answer in time")),

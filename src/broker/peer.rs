@@ -63,12 +63,23 @@ pub(super) async fn call_address(
     request: &PeerRequest,
     timeout: Duration,
 ) -> Result<PeerAnswer, CallError> {
+    call_process(transport, address, request, timeout).await.map(|(_, answer)| answer)
+}
+
+/// Calls the peer at an address, whoever it is: which process ([`Transport::incarnation`]), and its answer.
+pub(super) async fn call_process(
+    transport: &Transport,
+    address: &str,
+    request: &PeerRequest,
+    timeout: Duration,
+) -> Result<(u64, PeerAnswer), CallError> {
     let body = codec::encode(request).into();
     // The transport's own limit covers the answer; this one covers connecting, too.
     let call = tokio::time::timeout(timeout, transport.call_address(address, body, timeout));
     let nobody = |why: String| CallError::NoAnswer(BrokerId(0), why);
-    let answer = call.await.map_err(|_| nobody(format!("{address}: no answer within {timeout:?}")))??;
-    codec::decode(&answer).map_err(|error| nobody(format!("{address}: {error}")))
+    let (process, answer) = call.await.map_err(|_| nobody(format!("{address}: no answer within {timeout:?}")))??;
+    let answer = codec::decode(&answer).map_err(|error| nobody(format!("{address}: {error}")))?;
+    Ok((process, answer))
 }
 
 /// Calls a peer.

@@ -162,10 +162,14 @@ impl Shared {
         Some((leader, state.brokers().get(&leader)?.peer_address.clone()))
     }
 
-    /// A peer of the same cluster has said where it is: that may be newer than the catalog's copy here.
+    /// A peer of the same cluster has said where it is: that may be newer than the catalog's copy here. With another disk than the
+    /// catalog knows of it, or beside a process of its number that is alive, it is not believed before it has registered.
     pub(super) fn take_hello(&self, from: BrokerId, hello: &Hello) {
         let same = hello.cluster.is_some() && hello.cluster == self.store.cluster();
-        if same && from == hello.broker && from != self.broker {
+        let state = self.catalog.state();
+        let its_disk = state.brokers().get(&from).is_none_or(|known| known.directory == hello.directory);
+        let alive = self.transport().liveness(from) == Liveness::Alive;
+        if same && from == hello.broker && from != self.broker && its_disk && !alive {
             self.transport().set_peer(from, hello.peer_address.clone());
         }
     }

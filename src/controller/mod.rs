@@ -22,7 +22,9 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::timeout;
 
 use crate::catalog::Catalog;
-use crate::catalog::command::{Command, CommandError, CommandResult, Done, NewPartition, Placement};
+use crate::catalog::command::{
+    BrokerRegistration, Command, CommandError, CommandResult, Done, NewPartition, Placement,
+};
 use crate::catalog::names::check_topic_name;
 use crate::catalog::state::{CatalogState, PartitionRecord, TopicId};
 use crate::catalog::{command, topic_config};
@@ -43,8 +45,19 @@ const STALE_RETRIES: u32 = 10;
 /// How long a request waits for its turn: less than its asker waits for the answer, so that nothing is begun for nobody.
 const TURN_WITHIN: Duration = Duration::from_secs(4);
 
-/// Asks whoever listens at a peer address which broker and directory it is.
-pub type Probe = Arc<dyn Fn(String) -> BoxFuture<'static, Option<(BrokerId, DirectoryId)>> + Send + Sync>;
+/// A process that answers somewhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Process {
+    /// Its number.
+    pub broker: BrokerId,
+    /// Its data directory.
+    pub directory: DirectoryId,
+    /// Which process.
+    pub incarnation: u64,
+}
+
+/// Asks whoever listens at a peer address which process it is.
+pub type Probe = Arc<dyn Fn(String) -> BoxFuture<'static, Option<Process>> + Send + Sync>;
 
 /// This broker's controller.
 pub struct Controller {
@@ -107,6 +120,7 @@ impl Controller {
             ControlRequest::Admit { broker, directory } => self.admit(&group, broker, directory).await,
             ControlRequest::Register(registration) => {
                 self.refuse_impostor(registration.broker, registration.directory).await?;
+                self.refuse_copy(&registration).await?;
                 self.execute_in_turn(&group, &Command::RegisterBroker(registration)).await
             }
             ControlRequest::CreateTopic { topic, name, partitions, replicas, config } => {
@@ -163,7 +177,8 @@ impl Controller {
         let Some(known) = state.brokers().get(&broker).filter(|known| known.directory != directory) else {
             return Ok(());
         };
-        if (self.probe)(known.peer_address.clone()).await != Some((broker, known.directory)) {
+        let answers = (self.probe)(known.peer_address.clone()).await;
+        if answers.is_none_or(|process| (process.broker, process.directory) != (broker, known.directory)) {
             return Ok(());
         }
         let message = format!(
@@ -171,6 +186,30 @@ impl Controller {
             known.peer_address, known.directory.0
         );
         Err(ControlError::refused(Code::InvalidRequest, message))
+    }
+
+    /// Refuses a process whose directory is the copy of one that another process uses: the two would vote and acknowledge as one
+    /// replica, each without what the other knows.
+    async fn refuse_copy(&self, by: &BrokerRegistration) -> Result<(), ControlError> {
+        let (broker, directory) = (by.broker, by.directory);
+        let state = self.catalog.state();
+        let it = |known: &&BrokerRegistration| known.directory == directory && known.incarnation != by.incarnation;
+        let Some(known) = state.brokers().get(&broker).filter(it) else { return Ok(()) };
+        let other = match broker == self.broker {
+            true => self.groups.transport().incarnation() != by.incarnation,
+            false => {
+                let answers = (self.probe)(known.peer_address.clone()).await;
+                let same = |process: &Process| (process.broker, process.directory) == (broker, directory);
+                answers.filter(same).is_some_and(|process| process.incarnation != by.incarnation)
+            }
+        };
+        if !other {
+            return Ok(());
+        }
+        Err(ControlError::CopiedDirectory(format!(
+            "broker {broker} is running at {} with data directory {:032x}: this one is a copy of it, and must not be used",
+            known.peer_address, directory.0
+        )))
     }
 
     async fn sync(&self, group: &RaftGroup) -> Answer {

@@ -132,6 +132,9 @@ pub enum ControlError {
     /// It may have been done. Ask again.
     #[error("outcome unknown: {0}")]
     Unknown(String),
+    /// The asker's data directory is the copy of one that another process uses. Nothing was done.
+    #[error("{0}")]
+    CopiedDirectory(String),
 }
 
 impl ControlError {
@@ -153,6 +156,7 @@ impl From<ControlError> for Error {
                 Error::new(known.unwrap_or(Code::InvalidRequest), message)
             }
             ControlError::Unknown(why) => Error::new(Code::OutcomeUnknown, why),
+            ControlError::CopiedDirectory(why) => Error::new(Code::InvalidRequest, why),
         }
     }
 }

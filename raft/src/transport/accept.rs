@@ -89,6 +89,10 @@ async fn shake_hands(
         (None, Ok(hello)) => Some((stream, hello)),
         (verdict, hello) => {
             log_turned(verdict, &hello);
+            if let (Some(Turned::Taken), Ok(hello)) = (verdict, &hello) {
+                // It may be that one's successor, at the same address: then it is seen there.
+                shared.redial(hello.broker);
+            }
             // Read until the dialler closes, so that it sees the verdict and not a reset.
             let _ = stream.read(&mut bytes).await;
             None
@@ -128,6 +132,7 @@ fn judge(shared: &Shared, hello: &Hello) -> Option<Turned> {
         ConnectionKind::Call => None,
         _ if hello.broker == shared.broker => Some(Turned::SameBroker),
         ConnectionKind::Data if cluster.is_none() || hello.cluster.is_none() => Some(Turned::NoCluster),
+        _ if shared.is_taken(hello.broker, hello.incarnation) => Some(Turned::Taken),
         ConnectionKind::Data | ConnectionKind::Control => None,
     }
 }

@@ -91,6 +91,9 @@ pub enum Turned {
         "the cluster was recovered from one survivor and goes on under another id; this broker's data was given up"
     )]
     Superseded = 7,
+    /// Another process with the dialler's broker id is alive.
+    #[error("another process with this broker's number is alive")]
+    Taken = 8,
 }
 
 impl Turned {
@@ -104,6 +107,7 @@ impl Turned {
             Self::NoCluster => "one of the two is not part of a cluster yet",
             Self::Busy => "there are too many connections",
             Self::Superseded => "the cluster was recovered without it and goes on under another id",
+            Self::Taken => "another process with its number is alive",
         }
     }
 
@@ -117,6 +121,7 @@ impl Turned {
             5 => Self::NoCluster,
             6 => Self::Busy,
             7 => Self::Superseded,
+            8 => Self::Taken,
             value => return Err(WireError::Unknown { field: "verdict", value: value.into() }),
         }))
     }

@@ -153,6 +153,9 @@ pub struct Transport {
     address: Arc<str>,
 }
 
+/// What others have dialled: by whom and for what, and which process.
+type Accepted = BTreeMap<(BrokerId, ConnectionKind), (u64, Arc<Connection>)>;
+
 /// What every task of the transport needs.
 pub(crate) struct Shared {
     network: Arc<dyn Network>,
@@ -170,7 +173,7 @@ pub(crate) struct Shared {
     service: Arc<dyn PeerService>,
     raft: Mutex<Option<Arc<dyn RaftService>>>,
     peers: Mutex<BTreeMap<BrokerId, Arc<Peer>>>,
-    accepted: Mutex<BTreeMap<(BrokerId, ConnectionKind), Arc<Connection>>>,
+    accepted: Mutex<Accepted>,
     detector: Detector,
     pace: Arc<catch_up::Pace>,
     instruments: ReplicationInstruments,
@@ -232,25 +235,36 @@ impl Shared {
     }
 
     /// Takes note of an accepted connection; an older one of the same kind from the same broker is dead or foreign.
-    fn register_accepted(&self, connection: &Arc<Connection>) -> Arc<Connection> {
+    fn register_accepted(&self, connection: &Arc<Connection>, incarnation: u64) -> Arc<Connection> {
         let key = (connection.peer, connection.kind);
-        if let Some(older) = self.accepted.lock().insert(key, connection.clone()) {
+        if let Some((_, older)) = self.accepted.lock().insert(key, (incarnation, connection.clone())) {
             older.close("replaced by a newer connection");
         }
         connection.clone()
     }
 
+    /// Whether a process is not the one of its number that is alive and that has a connection: it must not take that one's place. The
+    /// process that the number had before it has none any more, once it is dead.
+    fn is_taken(&self, broker: BrokerId, incarnation: u64) -> bool {
+        let known = self.detector.status(broker).filter(|known| known.liveness == Liveness::Alive);
+        let Some(other) = known.and_then(|known| known.incarnation).filter(|known| *known != incarnation) else {
+            return false;
+        };
+        let dialled = self.peer(broker).is_some_and(|peer| peer.control.is_up());
+        dialled || self.accepted.lock().iter().any(|((from, _), (by, _))| *from == broker && *by == other)
+    }
+
     fn unregister_accepted(&self, connection: Arc<Connection>) {
         let mut accepted = self.accepted.lock();
         let key = (connection.peer, connection.kind);
-        if accepted.get(&key).is_some_and(|current| Arc::ptr_eq(current, &connection)) {
+        if accepted.get(&key).is_some_and(|(_, current)| Arc::ptr_eq(current, &connection)) {
             accepted.remove(&key);
         }
     }
 
     /// Closes what a peer dialled to us.
     fn close_accepted(&self, broker: BrokerId, why: &str) {
-        for ((from, _), connection) in &*self.accepted.lock() {
+        for ((from, _), (_, connection)) in &*self.accepted.lock() {
             if *from == broker {
                 connection.close(why);
             }
@@ -382,9 +396,9 @@ impl Transport {
         self.ask(Kind::Call, to, body, timeout).await
     }
 
-    /// Calls whoever listens at `address` (bootstrap: its broker id is not known to be true yet). Errors name broker
-    /// `u32::MAX`.
-    pub async fn call_address(&self, address: &str, body: Bytes, timeout: Duration) -> Result<Bytes, CallError> {
+    /// Calls whoever listens at `address` (bootstrap: its broker id is not known to be true yet): which process
+    /// ([`PeerStatus::incarnation`]), and its answer. Errors name broker `u32::MAX`.
+    pub async fn call_address(&self, address: &str, body: Bytes, timeout: Duration) -> Result<(u64, Bytes), CallError> {
         let somebody = BrokerId(u32::MAX);
         check_length(somebody, &body)?;
         let deadline = Instant::now() + timeout;
@@ -403,7 +417,7 @@ impl Transport {
             // The request learns of the connection's end by itself, but cannot while it is not looked at.
             closed = client.run(stream, self.shared.started, None) => Err(RequestError::NoAnswer(closed.to_string())),
         };
-        answer.map_err(|error| call_error(somebody, error))
+        answer.map(|body| (welcome.incarnation, body)).map_err(|error| call_error(somebody, error))
     }
 
     /// Sends a report to the peer's [`RaftService::report`] and waits until it is taken in.

@@ -73,6 +73,11 @@ enum LinkState {
 }
 
 impl Link {
+    /// Whether there is a connection.
+    pub(super) fn is_up(&self) -> bool {
+        matches!(*self.state.borrow(), LinkState::Up(_))
+    }
+
     fn new(kind: ConnectionKind) -> Self {
         Self { kind, state: watch::Sender::new(LinkState::Connecting), again: Notify::new() }
     }

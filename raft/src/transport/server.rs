@@ -43,7 +43,8 @@ pub(super) async fn serve(shared: Arc<Shared>, stream: Box<dyn Stream>, hello: H
         ConnectionKind::Control => (2 * CALL_BYTES_TOTAL, true),
         ConnectionKind::Call => (Kind::Call.bytes_max(), false),
     };
-    let registered = (hello.kind != ConnectionKind::Call).then(|| shared.register_accepted(&connection));
+    let registered =
+        (hello.kind != ConnectionKind::Call).then(|| shared.register_accepted(&connection, hello.incarnation));
     if is_control {
         shared.detector.accepted(hello.broker, hello.incarnation);
         shared.redial(hello.broker);

@@ -1,13 +1,17 @@
 //! Clusters come to be once, whatever the order and whoever is missing (RULES.md R6).
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use pontoon_raft::types::BrokerId;
 use tokio::time::timeout;
 
 use super::cluster::{Cluster, PATIENCE, eventually};
-use crate::broker::TopicSpec;
+use crate::broker::{Broker, TopicSpec};
+use crate::catalog::command::Command;
+use crate::controller::CATALOG_GROUP;
 use crate::error::Code;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -177,7 +181,7 @@ async fn a_second_process_with_a_running_brokers_number_is_refused() {
     let elsewhere = tempfile::tempdir().unwrap();
     config.data_dir = elsewhere.path().to_owned();
     config.peer.listen = "127.0.0.1:0".to_owned();
-    let impostor = super::super::Broker::start(config, "127.0.0.1:1".to_owned()).await.unwrap();
+    let impostor = Broker::start(config, "127.0.0.1:1".to_owned()).await.unwrap();
     eventually("the refusal", || match impostor.ready() {
         Err(why) if why.contains("broker 2 is running") => Ok(()),
         other => Err(format!("{other:?}")),
@@ -186,6 +190,102 @@ async fn a_second_process_with_a_running_brokers_number_is_refused() {
     impostor.shutdown(Duration::from_secs(5)).await;
     cluster.await_ready().await;
     cluster.stop(2).await;
+}
+
+fn copy_folder(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let to = to.join(entry.file_name());
+        match entry.file_type().unwrap().is_dir() {
+            true => copy_folder(&entry.path(), &to),
+            false => drop(std::fs::copy(entry.path(), to).unwrap()),
+        }
+    }
+}
+
+/// How the others see a broker: which process it is, and how often they have held it dead.
+fn seen(cluster: &Cluster, id: u32) -> Vec<(Option<u64>, u64)> {
+    let others = cluster.brokers.values().filter(|broker| broker.id().0 != id);
+    let status = |broker: &Arc<Broker>| broker.shared.transport().peer_status(BrokerId(id)).unwrap();
+    others.map(status).map(|status| (status.incarnation, status.deaths)).collect()
+}
+
+/// Two voters under one id would each vote and acknowledge without what the other knows.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_copy_of_a_running_brokers_directory_is_refused() {
+    let mut cluster = Cluster::started().await;
+    cluster.await_catalog_voters(&[1, 2, 3]).await;
+    cluster.create(1, "orders", 2, 3).await;
+    let controller = cluster.controller().await;
+    let id = (1..=3).find(|id| *id != controller).unwrap();
+    cluster.stop(id).await;
+    let copied = tempfile::tempdir().unwrap();
+    copy_folder(cluster.directories[&id].path(), copied.path());
+    cluster.start(id).await;
+    cluster.await_ready().await;
+    cluster.await_in_sync("orders", 3).await;
+    let before = seen(&cluster, id);
+    let mut config = cluster.config(id);
+    config.data_dir = copied.path().to_owned();
+    config.peer.listen = "127.0.0.1:0".to_owned();
+    let copy = Broker::start(config, "127.0.0.1:1".to_owned()).await.unwrap();
+    let why = timeout(PATIENCE, copy.failed()).await.unwrap();
+    assert!(why.contains(&format!("broker {id} is running")) && why.contains("is a copy"), "{why}");
+    copy.shutdown(Duration::from_secs(5)).await;
+    // Nobody has taken it for the broker meanwhile.
+    assert_eq!(seen(&cluster, id), before);
+    cluster.produce(1, ("orders", 0), "x").await.unwrap();
+    cluster.await_in_sync("orders", 3).await;
+}
+
+/// Its machine was taken for gone, and comes back: it is not let in, and takes nobody's place.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_former_process_of_a_replaced_broker_takes_nothing_from_its_successor() {
+    let mut cluster = Cluster::started().await;
+    cluster.await_catalog_voters(&[1, 2, 3]).await;
+    cluster.create(1, "orders", 2, 3).await;
+    let controller = cluster.controller().await;
+    let id = (1..=3).find(|id| *id != controller).unwrap();
+    let former = cluster.config(id);
+    cluster.crash(id).await;
+    let _kept = cluster.directories.remove(&id).unwrap();
+    cluster.add(id);
+    cluster.start(id).await;
+    cluster.await_ready().await;
+    cluster.await_in_sync("orders", 3).await;
+    let before = seen(&cluster, id);
+    let former = Broker::start(former, "127.0.0.1:1".to_owned()).await.unwrap();
+    eventually("the refusal", || match former.ready() {
+        Err(why) if why.contains(&format!("broker {id} is running")) => Ok(()),
+        other => Err(format!("{other:?}")),
+    })
+    .await;
+    for n in 0..20 {
+        cluster.produce(controller, ("orders", n % 2), &format!("{n}")).await.unwrap();
+    }
+    assert_eq!(seen(&cluster, id), before, "while it is there");
+    former.shutdown(Duration::from_secs(5)).await;
+    cluster.await_in_sync("orders", 3).await;
+    assert_eq!(seen(&cluster, id), before, "after it");
+}
+
+/// As when it was cut off, and taken for dead, while the other one came.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broker_ends_when_another_process_has_registered_in_its_place() {
+    let mut cluster = Cluster::started().await;
+    cluster.await_catalog_voters(&[1, 2, 3]).await;
+    let controller = cluster.controller().await;
+    let id = (1..=3).find(|id| *id != controller).unwrap();
+    let mut other = cluster.broker(id).shared.catalog.state().brokers()[&BrokerId(id)].clone();
+    other.incarnation += 1;
+    let group = cluster.broker(controller).shared.groups.get(CATALOG_GROUP).unwrap();
+    group.propose(Command::RegisterBroker(other).encode().into(), None).await.unwrap();
+    let why = timeout(PATIENCE, cluster.broker(id).failed()).await.unwrap();
+    assert!(why.contains(&format!("has registered as broker {id}")), "{why}");
+    cluster.crash(id).await;
+    cluster.start(id).await;
+    cluster.await_ready().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

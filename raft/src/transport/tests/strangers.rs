@@ -30,6 +30,34 @@ async fn a_handshake_that_does_not_fit_is_refused_by_name() {
     assert_eq!((welcome.turned, welcome.version), (Some(Turned::Version), PROTOCOL_VERSION));
 }
 
+/// Whoever it is: while the process that is known is alive and connected, another one of its number is turned away.
+#[tokio::test(start_paused = true)]
+async fn another_process_of_a_number_waits_until_the_one_that_is_there_is_gone() {
+    let network = MemoryNetwork::new();
+    let (a, b) = two(&network).await;
+    until(&a, 2, Liveness::Alive).await;
+    let another = async || {
+        let bytes = Hello {
+            kind: ConnectionKind::Control,
+            broker: BrokerId(2),
+            target: None,
+            cluster: Some(CLUSTER),
+            incarnation: b.transport.incarnation() ^ 1,
+        };
+        let mut stream = network.host("elsewhere").connect(&address(1)).await.unwrap();
+        stream.write_all(&bytes.encode()).await.unwrap();
+        let mut welcome = [0; HANDSHAKE_BYTES];
+        stream.read_exact(&mut welcome).await.unwrap();
+        Welcome::decode(&welcome).unwrap().turned
+    };
+    assert_eq!(another().await, Some(Turned::Taken));
+    let status = a.transport.peer_status(BrokerId(2)).unwrap();
+    assert_eq!((status.incarnation, status.deaths), (Some(b.transport.incarnation()), 0));
+    b.transport.shutdown().await;
+    until(&a, 2, Liveness::Dead).await;
+    assert_eq!(another().await, None);
+}
+
 #[tokio::test(start_paused = true)]
 async fn garbage_and_silence_instead_of_a_handshake_are_cut_off() {
     let network = MemoryNetwork::new();
