@@ -141,8 +141,9 @@ impl Work {
         if self.state.topics.contains_key(&id) {
             return Err(CommandError::Stale(format!("topic id {id} is taken")));
         }
+        let level = self.state.level_of_all();
         for (key, value) in config {
-            topic_config::check(key, value).map_err(CommandError::InvalidConfig)?;
+            topic_config::check_at(level, key, Some(value)).map_err(CommandError::InvalidConfig)?;
         }
         if partitions.is_empty() {
             return Err(CommandError::InvalidPartitions("a topic has at least one partition".to_owned()));
@@ -182,17 +183,13 @@ impl Work {
     ) -> CommandResult {
         let topic = self.state.topics.get(&id).ok_or(CommandError::UnknownTopic(id))?;
         let mut topic = TopicRecord::clone(topic);
+        let level = self.state.level_of_all();
         for (key, value) in config {
+            topic_config::check_at(level, key, value.as_deref()).map_err(CommandError::InvalidConfig)?;
             match value {
-                Some(value) => {
-                    topic_config::check(key, value).map_err(CommandError::InvalidConfig)?;
-                    topic.config.insert(key.clone(), value.clone());
-                }
-                None => {
-                    topic_config::check_key(key).map_err(CommandError::InvalidConfig)?;
-                    topic.config.remove(key);
-                }
-            }
+                Some(value) => topic.config.insert(key.clone(), value.clone()),
+                None => topic.config.remove(key),
+            };
         }
         let count = topic.partitions.len() as u32;
         if !partitions.is_empty() && count != partitions_before {

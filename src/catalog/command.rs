@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use super::state::TopicId;
 
 /// The highest feature level this version knows.
-pub const FEATURE_LEVEL: u32 = 3;
+pub const FEATURE_LEVEL: u32 = 4;
 
 /// From this level on catalogs may hold recoveries. A recovery itself raises the level to it: its broker is alone then.
 pub const RECOVERY_LEVEL: u32 = 2;
@@ -25,6 +25,10 @@ pub const RECOVERY_LEVEL: u32 = 2;
 /// Brokers of this level understand it when a partition's log says that producers have expired. No command needs it: leaders look
 /// at what the brokers have registered with.
 pub const EXPIRY_LEVEL: u32 = 3;
+
+/// Brokers of this level know `delete.retention.ms`, and every value of `compression.type`. What no version before does is refused at
+/// apply until every broker has registered with it.
+pub const COMPRESSION_LEVEL: u32 = 4;
 
 /// How far a recovery moves every counter on, so that no id is drawn again that the brokers which were given up may have given
 /// out after the survivor last heard of them.

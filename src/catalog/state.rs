@@ -179,6 +179,11 @@ impl CatalogState {
         &self.brokers
     }
 
+    /// The feature level that every registered broker knows.
+    pub(super) fn level_of_all(&self) -> u32 {
+        self.brokers.values().map(|broker| broker.feature_level).min().unwrap_or(0)
+    }
+
     /// Every topic, by id.
     pub fn topics(&self) -> &BTreeMap<TopicId, Arc<TopicRecord>> {
         &self.topics

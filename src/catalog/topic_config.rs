@@ -2,10 +2,12 @@
 //!
 //! A topic stores only what was set for it; [`TopicConfig::resolve`] lays that over the broker's `log.*` defaults and the
 //! built-in ones. The rules here are applied at the catalog's serial point, so a change of them needs a new feature level
-//! ([`super::command`]): two versions must not judge one command differently.
+//! ([`super::command`]): two versions must not judge one command differently. What is newer is refused there ([`check_at`]) as long as
+//! any broker has registered with less.
 
 use std::collections::BTreeMap;
 
+use super::command::COMPRESSION_LEVEL;
 use crate::nearest::hint;
 use crate::record_batch::Compression;
 
@@ -82,6 +84,25 @@ pub fn check(key: &str, value: &str) -> Result<(), String> {
     }
 }
 
+/// The feature level from which on a key takes a value; `None`: whatever it is.
+fn since(key: &str, value: Option<&str>) -> u32 {
+    match (key, value) {
+        ("delete.retention.ms", _) => COMPRESSION_LEVEL,
+        ("compression.type", Some(value)) if value != "producer" => COMPRESSION_LEVEL,
+        _ => 0,
+    }
+}
+
+/// Checks one key and its value, or that it may be reset, where every broker is of this feature level.
+pub(super) fn check_at(level: u32, key: &str, value: Option<&str>) -> Result<(), String> {
+    value.map_or_else(|| check_key(key), |value| check(key, value))?;
+    if since(key, value) <= level {
+        return Ok(());
+    }
+    let what = value.map_or_else(|| key.to_owned(), |value| format!("{key}={value}"));
+    Err(format!("{what} is taken once every broker is of a version that knows it"))
+}
+
 /// Checks that a key exists (for resetting it).
 pub fn check_key(key: &str) -> Result<(), String> {
     if KEYS.iter().any(|(name, ..)| *name == key) { Ok(()) } else { Err(unknown_key(key)) }
@@ -146,6 +167,46 @@ mod tests {
         for (key, default) in keys() {
             assert_eq!(check(key, default), Ok(()));
         }
+    }
+
+    /// Whoever changes what is taken must say from which level on: two versions must judge a command alike.
+    #[test]
+    fn what_is_taken_at_each_level_stands_here() {
+        let shown = |level: u32| -> Vec<String> {
+            let taken = |key: &str, value: &str| check_at(level, key, Some(value)).is_ok();
+            let of = |(key, kind, default): &(&str, Kind, &str)| match kind {
+                Kind::Word(words) => {
+                    let words: Vec<_> = words.iter().copied().filter(|word| taken(key, word)).collect();
+                    format!("{key}: {}", words.join(" "))
+                }
+                Kind::Number(min, max) => {
+                    let all = [default, &*min.to_string(), &*max.to_string()].iter().all(|value| taken(key, value));
+                    assert_eq!(all, check_at(level, key, None).is_ok());
+                    if all { format!("{key}: {min} to {max}") } else { format!("{key}:") }
+                }
+            };
+            KEYS.iter().map(of).collect()
+        };
+        let mut taken = [
+            "acks.floor: none leader all every",
+            "cleanup.policy: delete",
+            "compression.type: producer",
+            "delete.retention.ms:",
+            "max.message.bytes: 1 to 67108864",
+            "message.timestamp.type: CreateTime LogAppendTime",
+            "retention.bytes: -1 to 9223372036854775807",
+            "retention.ms: -1 to 9223372036854775807",
+            "segment.bytes: 1024 to 4294967296",
+            "segment.ms: 1 to 9223372036854775807",
+        ];
+        assert_eq!(shown(0), taken);
+        assert_eq!(shown(COMPRESSION_LEVEL - 1), taken);
+        taken[2] = "compression.type: producer uncompressed gzip snappy lz4 zstd";
+        taken[3] = "delete.retention.ms: 0 to 9223372036854775807";
+        assert_eq!(shown(COMPRESSION_LEVEL), taken);
+        let why = check_at(3, "compression.type", Some("gzip")).unwrap_err();
+        assert!(why.starts_with("compression.type=gzip is taken once"), "{why}");
+        assert!(check_at(3, "compression.type", None).is_ok());
     }
 
     #[test]

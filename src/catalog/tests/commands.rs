@@ -159,6 +159,32 @@ fn a_command_above_the_feature_level_is_refused_without_being_read() {
     assert!(execute(&mut state, Command::RegisterBroker(registration(1, 1, 9))).is_err(), "and may not come back");
 }
 
+/// An older one would refuse what this one takes, and be of another mind from then on.
+#[test]
+fn what_an_older_broker_does_not_know_is_refused_until_it_has_been_upgraded() {
+    let mut state = with_brokers();
+    let config = BTreeMap::from([("delete.retention.ms".to_owned(), "1".to_owned())]);
+    let partitions = vec![partition(1, &[1], 1)];
+    let create = Command::CreateTopic { topic: TopicId(7), name: "orders".to_owned(), config, partitions };
+    let why = execute(&mut state, create.clone()).unwrap_err().to_string();
+    assert!(why.contains("delete.retention.ms=1 is taken once every broker"), "{why}");
+    assert_eq!(state, with_brokers());
+    for broker in state.brokers.keys().copied().collect::<Vec<_>>() {
+        let known = BrokerRegistration { feature_level: FEATURE_LEVEL, ..state.brokers[&broker].clone() };
+        assert!(execute(&mut state.clone(), create.clone()).is_err());
+        execute(&mut state, Command::RegisterBroker(known)).unwrap();
+    }
+    execute(&mut state, create).unwrap();
+    let alter = |value: Option<&str>| Command::AlterTopic {
+        topic: TopicId(7),
+        config: BTreeMap::from([("delete.retention.ms".to_owned(), value.map(str::to_owned))]),
+        partitions_before: 1,
+        partitions: Vec::new(),
+    };
+    execute(&mut state, alter(Some("2"))).unwrap();
+    execute(&mut state, alter(None)).unwrap();
+}
+
 #[test]
 fn rubbish_in_the_log_is_answered_and_changes_nothing() {
     let mut state = with_brokers();
