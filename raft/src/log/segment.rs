@@ -159,12 +159,8 @@ impl SegmentFile {
             return Ok(());
         }
         let mut still_dirty = StillDirty(Some(&self.dirty));
-        if *failed {
-            return Err(io::Error::other("an earlier sync of it has failed"));
-        }
-        let handle = self.handle(false).await;
-        let result = match handle {
-            Ok(handle) => handle.datasync().await.map_err(sync_failed).inspect_err(|_| *failed = true),
+        let result = match self.handle(false).await {
+            Ok(handle) => datasync(&mut failed, &*handle).await,
             Err(error) => Err(error),
         };
         if result.is_ok() {
@@ -264,6 +260,15 @@ impl SegmentFile {
     }
 }
 
+/// Syncs a file that nobody else syncs meanwhile ([`SegmentFile::syncing`]): Linux tells of an error once for each open file, and of two
+/// that sync it one would hear of none. Nor does who comes after one that failed.
+async fn datasync(failed: &mut bool, handle: &dyn DiskFile) -> io::Result<()> {
+    if *failed {
+        return Err(io::Error::other("an earlier sync of it has failed"));
+    }
+    handle.datasync().await.map_err(sync_failed).inspect_err(|_| *failed = true)
+}
+
 /// A sync that did not succeed, or was given up, has made nothing durable.
 struct StillDirty<'a>(Option<&'a AtomicBool>);
 
@@ -282,7 +287,7 @@ impl ExtentTarget for SegmentFile {
             let end = position + parts.iter().map(|part| part.len() as u64).sum::<u64>();
             let handle = self.handle(true).await?;
             handle.write_at(position, parts).await?;
-            handle.datasync().await.map_err(sync_failed)?;
+            datasync(&mut *self.syncing.lock().await, &*handle).await?;
             if !self.entry_is_durable() {
                 let made = self.made();
                 self.disk.sync_dir(&self.dir).await.map_err(dir_sync_failed)?;

@@ -127,6 +127,39 @@ async fn a_checkpoint_vouches_for_nothing_that_another_is_still_making_durable()
     assert!(store.checkpoint().await.is_err());
 }
 
+/// Linux tells of a write-back error once for each open file: of two who sync it at a time, one would hear nothing.
+#[tokio::test(start_paused = true)]
+async fn a_large_append_is_not_vouched_for_beside_a_sync_that_fails() {
+    let config = RaftConfig { segment_bytes_max: 1 << 20, ..small() };
+    let large = |log: &Log| proposal(log.last_log_id().unwrap().index + 1, 1, test_payload(1, 2, 0, &[1; 20_000]));
+    let (disk, store, log) = fresh(config.clone()).await;
+    fill(&log, 1, 2, 100).await;
+    rest().await;
+    let file = log.state.lock().segments.last().unwrap().file.clone();
+    disk.slow_syncs(".segment", Duration::from_secs(10));
+    disk.fail_next_sync(".segment", true);
+    let syncing = tokio::spawn({
+        let file = file.clone();
+        async move { file.sync().await }
+    });
+    rest().await;
+    assert!(append(&log, vec![large(&log)]).await.is_err(), "acknowledged, and perhaps lost");
+    assert!(syncing.await.unwrap().is_err() && file.is_dirty());
+    store.stopped().await;
+    // Nor the other way round.
+    let (disk, store, log) = fresh(config).await;
+    fill(&log, 1, 2, 100).await;
+    rest().await;
+    let file = log.state.lock().segments.last().unwrap().file.clone();
+    disk.slow_syncs(".segment", Duration::from_secs(10));
+    disk.fail_next_sync(".segment", true);
+    let told = submit(&log, vec![large(&log)]).await.unwrap();
+    rest().await;
+    assert!(file.sync().await.is_err() && file.is_dirty());
+    assert!(told.await.unwrap().is_err());
+    store.stopped().await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_full_disk_loses_nothing_and_writes_resume_when_there_is_room() {
     for quota in [false, true] {
