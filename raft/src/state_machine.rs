@@ -75,7 +75,10 @@ impl StateMachine {
             EntryPayload::Normal(EntryData::Stored(frame)) => {
                 self.next_offset = self.next_offset.max(frame.header.next_offset());
                 match frame.header.kind {
-                    FrameKind::Records => appended(&frame, self.application.apply(id, &frame)),
+                    FrameKind::Records => {
+                        let _alone = self.log.applying().lock();
+                        appended(&frame, self.application.apply(id, &frame))
+                    }
                     _ => appended(&frame, Bytes::new()),
                 }
             }
@@ -105,11 +108,28 @@ impl StateMachine {
             SnapshotAt::Applied => {
                 let Some(applied) = self.applied else { return Ok(None) };
                 // Taken here, between two applies.
-                let application = self.application.snapshot()?;
+                let application = {
+                    let _alone = self.log.applying().lock();
+                    if self.application.applied() > Some(applied) {
+                        // A successor has applied more: what there is to take would not be what it is called.
+                        return Ok(None);
+                    }
+                    self.application.snapshot()?
+                };
                 let base = self.base_at(applied).await?;
                 Ok(Some(Base { last: Some(applied), membership: self.membership.clone(), application, ..base }))
             }
         }
+    }
+
+    /// Sets the application to what a snapshot holds, unless it has come as far: the task of a core that has ended may still have this to
+    /// do when its successor has applied what comes behind, and nobody would apply that again.
+    fn restore(&self, base: &Base) -> io::Result<()> {
+        let _alone = self.log.applying().lock();
+        if self.application.applied() >= base.last {
+            return Ok(());
+        }
+        self.application.restore(base.last, &base.application)
     }
 
     /// Makes anew what a rotten snapshot held, or more: while the process runs, log and application still have it.
@@ -244,7 +264,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         }
         self.log.install(&base, snapshot).await?;
         if self.application.snapshot_at() == SnapshotAt::Applied {
-            self.application.restore(base.last, &base.application)?;
+            self.restore(&base)?;
         }
         self.applied = base.last;
         self.membership = base.membership;

@@ -143,6 +143,9 @@ pub struct Log {
     folder: tokio::sync::Mutex<Folder>,
     /// One writer at a time (append, truncate, purge, install); openraft's own order makes it uncontended.
     writing: tokio::sync::Mutex<()>,
+    /// Held while the application is shown something, or asked for all it has: a core that has ended may not be done yet when the next one
+    /// begins.
+    applying: Mutex<()>,
     damage: Damage,
     /// Who waits for room does so no longer: the core is to end.
     abandoned: watch::Sender<bool>,
@@ -171,6 +174,7 @@ impl Log {
             high_watermark: watch::Sender::new(Offset(high_watermark)),
             folder: tokio::sync::Mutex::new(Folder::Unsure),
             writing: tokio::sync::Mutex::new(()),
+            applying: Mutex::new(()),
             damage: Damage::default(),
             abandoned: watch::Sender::new(false),
         })
@@ -320,6 +324,11 @@ impl Log {
 
     pub(crate) fn context(&self) -> &Arc<LogContext> {
         &self.context
+    }
+
+    /// To be held by a state machine while it is at the application.
+    pub(crate) fn applying(&self) -> &Mutex<()> {
+        &self.applying
     }
 
     pub(crate) fn membership_at(&self, index: Option<u64>) -> StoredMembership {

@@ -471,3 +471,41 @@ async fn nothing_is_applied_behind_a_gap() {
     assert!(apply(3).await.is_err());
     apply(2).await.unwrap();
 }
+
+/// The state machine's task of a core that has ended may still have work before it, beside its successor's.
+#[tokio::test(start_paused = true)]
+async fn a_snapshot_that_is_installed_late_takes_nothing_back() {
+    use crate::log::base::Base;
+    use crate::log_store::entry;
+    use crate::payload::Application;
+    use crate::state_machine::StateMachine;
+    use openraft::storage::{RaftSnapshotBuilder, RaftStateMachine, SnapshotMeta};
+    let disk = SimDisk::new(1);
+    let store = open(&disk, small(), SnapshotAt::Applied).await;
+    let replica = store.create(GROUP, REPLICA).await.unwrap();
+    let (log, application) = (replica.log.clone(), replica.application.clone());
+    let (mut late, mut successor) = (StateMachine::new(&replica), StateMachine::new(&replica));
+    let state = crate::testing::TestApplication::new(SnapshotAt::Applied).snapshot().unwrap();
+    let base = Base { last: Some(log_id(1, 120)), application: state, ..Base::default() };
+    let meta = SnapshotMeta { last_log_id: base.last, last_membership: base.membership.clone() };
+    successor.install_snapshot(&meta, base.encode()).await.unwrap();
+    assert_eq!(application.applied(), Some(log_id(1, 120)));
+    fill(&log, 1, 10, 100).await;
+    let frames = log.read_indexes(121, 131, usize::MAX).await.unwrap();
+    let entries: Vec<_> = frames.into_iter().map(|frame| Ok((entry(frame).unwrap(), None))).collect();
+    successor.apply(futures_util::stream::iter(entries)).await.unwrap();
+    let applied = (application.applied(), application.snapshot().unwrap());
+    assert_eq!(applied.0, Some(log_id(1, 130)));
+    late.install_snapshot(&meta, base.encode()).await.unwrap();
+    assert_eq!((application.applied(), application.snapshot().unwrap()), applied);
+    // Nor does it take a snapshot of what is not its own under the name of what is.
+    let snapshot = late.get_snapshot_builder().await.build_snapshot().await.unwrap();
+    assert_eq!(snapshot.meta.last_log_id, None);
+    // One that has lost what was applied is given the same snapshot again, at its start.
+    let store = open(&disk.crash(), small(), SnapshotAt::Applied).await;
+    let replica = store.replicas().remove(0);
+    assert_eq!(replica.application.applied(), None);
+    let mut machine = StateMachine::new(&replica);
+    machine.install_snapshot(&meta, base.encode()).await.unwrap();
+    assert_eq!(replica.application.applied(), Some(log_id(1, 120)));
+}
