@@ -64,6 +64,12 @@ impl LogStore {
         (applied && self.log.is_rotten()).then(|| self.log.log_id_at(index)).flatten()
     }
 
+    /// Whether this replica has voted otherwise since it led: what it read to replicate goes nowhere any more.
+    fn is_deposed(&self) -> bool {
+        let leads = |vote: Vote| vote.committed && vote.leader_id.voted_for == self.log.replica();
+        self.log.vote().is_some_and(|vote| !leads(vote))
+    }
+
     fn bytes_max(&self) -> usize {
         self.log.context().config.append_bytes_max.clamp(1, READ_BYTES_MAX)
     }
@@ -149,7 +155,12 @@ impl RaftLogReader<TypeConfig> for LogStore {
         // The last tries follow one another without being sequential reading yet, so it grows step by step.
         let goes_on = self.next.filter(|next| next.index == start);
         let bytes_max = goes_on.map_or(1, |next| next.bytes_max.min(self.bytes_max()));
-        let frames = self.log.read_mended(start, end, bytes_max).await.map_err(read_error)?;
+        let read = self.log.read_mended(start, end, bytes_max).await;
+        if self.is_deposed() && !matches!(&read, Ok(frames) if !frames.is_empty()) {
+            // Another leader's truncation came between. openraft would end the core at an error; after nothing it sees who leads.
+            return Ok(Vec::new());
+        }
+        let frames = read.map_err(read_error)?;
         let grown = bytes_max.saturating_mul(GROWTH).max(LITTLE_BYTES);
         self.next = frames.last().map(|frame| Next { index: frame.header.index + 1, bytes_max: grown });
         if frames.is_empty() && start < end {

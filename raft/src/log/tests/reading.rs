@@ -57,6 +57,25 @@ async fn who_looks_for_a_followers_place_reads_one_entry_at_a_time() {
     assert_eq!(reader.limited_get_log_entries(1, 20).await.unwrap().len(), 19);
 }
 
+/// openraft reads, and then looks whether another leads. An error would end the core.
+#[tokio::test(start_paused = true)]
+async fn who_does_not_lead_any_more_finds_nothing_where_its_entries_were() {
+    let (_, _store, log) = fresh(small()).await;
+    fill(&log, 1, 101, 10).await;
+    log.save_vote(vote(1, REPLICA, true)).await.unwrap();
+    let mut reader = LogStore::new(log.clone()).get_log_reader().await;
+    assert_eq!(reader.limited_get_log_entries(95, 101).await.unwrap().len(), 1);
+    assert!(reader.limited_get_log_entries(101, 102).await.is_err(), "a leader's log has a hole");
+    log.save_vote(vote(2, ReplicaId(41), false)).await.unwrap();
+    log.truncate_after(Some(log_id(1, 90))).await.unwrap();
+    assert!(reader.limited_get_log_entries(95, 101).await.unwrap().is_empty());
+    assert!(reader.limited_get_log_entries(96, 101).await.unwrap().is_empty());
+    assert_eq!(reader.limited_get_log_entries(90, 101).await.unwrap()[0].log_id, log_id(1, 90));
+    // Elected again: what it is to send is there.
+    log.save_vote(vote(3, REPLICA, true)).await.unwrap();
+    assert!(reader.limited_get_log_entries(95, 101).await.is_err());
+}
+
 #[tokio::test(start_paused = true)]
 async fn what_is_not_written_to_its_segment_is_read_from_memory() {
     let (disk, _store, log) = fresh(RaftConfig { tail_cache_bytes: 0, tail_cache_bytes_total: 0, ..small() }).await;
