@@ -24,6 +24,7 @@ use crate::stop::StopSignal;
 use crate::types::{GroupId, LogId, Offset, ReplicaId, StoredMembership, Vote};
 
 pub(crate) mod append;
+mod aside;
 pub mod base;
 mod bases;
 pub(crate) mod capture;

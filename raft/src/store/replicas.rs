@@ -148,10 +148,14 @@ impl Store {
         }
     }
 
-    /// Moves a replica's folder aside. Before the record that deletes it: a crash between the two leaves a replica without files,
-    /// which is lost and replaced like any other.
+    /// Moves a replica's folder aside, with what only the journal has of it. Before the record that deletes it: a crash between the two
+    /// leaves a replica without files, which is lost and replaced like any other.
     async fn quarantine(&self, key: ReplicaKey) -> Result<(), Stopped> {
         let open = self.registry.open.lock().get(&key).cloned();
+        if let Some(open) = &open {
+            open.log.save_for_keeping().await;
+            self.context.stop.check()?;
+        }
         let dir = recovery::replica_dir(self.data_dir.path(), key);
         let taken = self.quarantined();
         let name = format!("{}{}-{}", recovery::QUARANTINED_PREFIX, key.0, key.1);
