@@ -32,6 +32,8 @@ mod door;
 mod hand_over;
 mod hosting;
 
+pub(crate) use hosting::Restart;
+
 /// Replicas that are started at the same time.
 const STARTS: usize = 32;
 /// Events kept for a slow reader.

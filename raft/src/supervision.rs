@@ -16,7 +16,7 @@ use openraft::type_config::alias::WatchReceiverOf;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::raft_group::RaftGroup;
-use crate::raft_groups::{GroupEvent, Hosted};
+use crate::raft_groups::{GroupEvent, Hosted, Restart};
 use crate::types::TypeConfig;
 
 /// Starts within [`RESTART_WINDOW`] after which a replica is lost; and attempts at the first start, whenever.
@@ -64,13 +64,18 @@ pub(crate) async fn supervise(hosted: Weak<Hosted>, group: RaftGroup) {
                 return;
             }
             match hosted.restart(&group).await {
-                None => return,
-                Some(Ok(())) => {
+                Restart::Closed => return,
+                Restart::Done => {
                     hosted.instruments.restarts.increment(1);
                     hosted.tell(GroupEvent::Restarted(group.group(), why));
                     break;
                 }
-                Some(Err(error)) => why = error,
+                // On a full disk, or a stalled one.
+                Restart::TooEarly if short => {}
+                Restart::TooEarly => {
+                    restarts.pop_back();
+                }
+                Restart::Failed(error) => why = error,
             }
         }
     }

@@ -473,6 +473,13 @@ impl Log {
         self.durable_for_core(told).await.map(|_| found)
     }
 
+    /// Whether all that the journal has been given is durable within `wait`, and [`Self::durable_state`] is there at once. True if the
+    /// directory stops: there is nothing to wait for.
+    pub(crate) async fn becomes_durable(&self, wait: std::time::Duration) -> bool {
+        let told = Self::last_submitted(&mut self.state.lock());
+        tokio::time::timeout(wait, self.durable(told)).await.is_ok()
+    }
+
     /// [`Self::durable`], for the group's own core: given up when that is to end ([`Self::abandon_appends`]). It may become durable yet.
     async fn durable_for_core(&self, told: oneshot::Receiver<Lsn>) -> io::Result<Lsn> {
         let mut abandoned = self.abandoned.subscribe();

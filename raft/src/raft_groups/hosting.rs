@@ -26,6 +26,21 @@ use crate::vital::insist;
 /// How long a start tries to purge what its newest snapshot covers.
 const PURGE_WAIT: Duration = Duration::from_secs(2);
 
+/// How long a start waits at a time for what its log has given the journal.
+const DURABLE_WAIT: Duration = Duration::from_secs(1);
+
+/// What became of starting a core again.
+pub(crate) enum Restart {
+    /// It runs.
+    Done,
+    /// The group was closed meanwhile.
+    Closed,
+    /// What its last core appended is still on its way to the disk. No fault of the replica's; to be tried again.
+    TooEarly,
+    /// It could not be started, and why.
+    Failed(String),
+}
+
 impl Hosted {
     /// A core over a replica's log and state.
     async fn start_core(&self, replica: &Replica) -> Result<Raft, String> {
@@ -117,26 +132,33 @@ impl Hosted {
         Ok(group)
     }
 
-    /// Starts a group's core again. `None` if the group was closed meanwhile.
-    pub(crate) async fn restart(&self, group: &RaftGroup) -> Option<Result<(), String>> {
+    /// Starts a group's core again.
+    pub(crate) async fn restart(&self, group: &RaftGroup) -> Restart {
+        if group.is_closing() {
+            return Restart::Closed;
+        }
+        // Before the lock is taken, which other groups have, too: on a full disk one of them may have to go first.
+        if !group.log().becomes_durable(DURABLE_WAIT).await {
+            return Restart::TooEarly;
+        }
         // Its files must not be deleted under the new core.
         let _alone = self.lifecycle_of(group.group()).lock().await;
         // First: who closes the group abandons what this start waits for afterwards.
         group.log().expect_room();
         if group.is_closing() {
-            return None;
+            return Restart::Closed;
         }
         let raft = match self.start_core(group.hosted()).await {
             Ok(raft) => raft,
-            Err(error) => return Some(Err(error)),
+            Err(error) => return Restart::Failed(error),
         };
         if group.is_closing() {
             let _ = raft.shutdown().await;
-            return None;
+            return Restart::Closed;
         }
         group.log().hold_readers();
         group.replace_raft(raft);
-        Some(Ok(()))
+        Restart::Done
     }
 
     /// Held by whoever starts, restarts or ends a replica of this group.

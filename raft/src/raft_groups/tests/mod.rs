@@ -15,6 +15,7 @@ use crate::disk::sim::{Fault, OpKind, SimDisk};
 use crate::error::ProposeError;
 use crate::raft_group::RaftGroup;
 use crate::raft_groups::GroupEvent;
+use crate::raft_groups::LIFECYCLE_LOCKS;
 use crate::raft_groups::door::Door;
 use crate::transport::{PeerStatus, RaftService, Target, TransferLeaderRequest, VoteRequest};
 use crate::types::{Appended, BrokerId, GroupId, Outcome, ReplicaHome, ReplicaId, vote};
@@ -877,6 +878,43 @@ async fn a_core_that_keeps_ending_because_no_file_can_be_opened_is_never_lost() 
     while let Ok(event) = events.try_recv() {
         assert!(matches!(event, GroupEvent::Restarted(GroupId(1), _)), "{event:?}");
     }
+}
+
+/// What makes room must not wait for what waits for it, also where both belong to groups that share a lock.
+#[tokio::test(start_paused = true)]
+async fn a_deletion_does_not_wait_for_another_groups_core_that_waits_for_room() {
+    let cluster = Cluster::start_with(1, RaftConfig { bypass_bytes_min: 8 << 10, ..config() }).await;
+    let (group, other) = (cluster.create(1).await, cluster.create(1 + LIFECYCLE_LOCKS as u64).await);
+    propose(&group, "first").await.unwrap();
+    let broker = &cluster.brokers[&1];
+    let mut events = broker.groups.watch_events();
+    // A quota, of which the doors do not know before something is refused.
+    broker.disk.set_quota(true);
+    broker.disk.set_capacity(Some(broker.disk.used_bytes()));
+    let last = group.log().last_log_id();
+    let waiting = tokio::spawn({
+        let group = group.clone();
+        async move { propose(&group, &"x".repeat(100 << 10)).await }
+    });
+    while group.log().last_log_id() == last {
+        sleep(Duration::from_millis(1)).await;
+    }
+    let _ = group.raft().shutdown().await;
+    // However often it is tried meanwhile.
+    for _ in 0..100 {
+        sleep(Duration::from_millis(170)).await;
+        let alone = broker.groups.hosted.lifecycle_of(other.group()).try_lock();
+        assert!(alone.is_ok(), "a core that waits for room holds the lock");
+    }
+    let discarded = broker.groups.discard(other.group(), other.replica());
+    timeout(Duration::from_secs(10), discarded).await.expect("it waits").unwrap();
+    assert!(group.is_stopped() && broker.groups.lost().is_empty());
+    broker.disk.set_capacity(None);
+    let restarted = async { while !matches!(events.recv().await.unwrap(), GroupEvent::Restarted(GroupId(1), _)) {} };
+    timeout(Duration::from_secs(60), restarted).await.expect("it still waits");
+    cluster.leader(1, &[1]).await;
+    propose(&group, "after").await.unwrap();
+    let _ = waiting.await.unwrap();
 }
 
 /// The same of one that cannot even be started, as when the broker starts.
