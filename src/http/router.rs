@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::{MatchedPath, Request, State};
-use axum::http::{HeaderMap, Uri, header};
+use axum::http::{HeaderMap, Method, Uri, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::MethodRouter;
@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use tracing::{debug, error};
 
 use crate::config::host_of;
-use crate::error::Code;
+use crate::error::{Code, Error, WriteOutcome};
 use crate::http::refusal::Refusal;
 use crate::http::request::{check_path, text_header};
 use crate::http::{Shared, fetch, groups, keyed, openapi, produce, topics};
@@ -53,12 +53,12 @@ routes! {
 
 /// The API, with what every request passes.
 pub(super) fn router(shared: Arc<Shared>) -> Router {
-    routes()
-        .fallback(topics::not_found)
-        .method_not_allowed_fallback(topics::method_not_allowed)
-        .layer(from_fn_with_state(Arc::clone(&shared), guard))
-        .layer(from_fn_with_state(Arc::clone(&shared), observe))
-        .with_state(shared)
+    let routes = routes().fallback(topics::not_found).method_not_allowed_fallback(topics::method_not_allowed);
+    observed(routes.layer(from_fn_with_state(Arc::clone(&shared), guard)), shared)
+}
+
+fn observed(routes: Router<Arc<Shared>>, shared: Arc<Shared>) -> Router {
+    routes.layer(from_fn_with_state(Arc::clone(&shared), observe)).with_state(shared)
 }
 
 /// Refuses what a foreign web page could have made a browser send, and paths that would be read differently by others.
@@ -98,14 +98,11 @@ async fn observe(State(shared): State<Arc<Shared>>, request: Request, next: Next
     // Shared with the request, not copied.
     let (method, uri) = (request.method().clone(), request.uri().clone());
     let route = request.extensions().get::<MatchedPath>().cloned();
-    let response = match AssertUnwindSafe(next.run(request)).catch_unwind().await {
-        Ok(response) => response,
-        Err(_) => {
-            error!(%method, path = uri.path(), "a request handler panicked");
-            Refusal::from((Code::Internal, "the request met a defect of Pontoon; see the broker's log".to_owned()))
-                .into_response()
-        }
-    };
+    let response = AssertUnwindSafe(next.run(request)).catch_unwind().await.unwrap_or_else(|_| {
+        error!(%method, path = uri.path(), "a request handler panicked");
+        let why = "the request met a defect of Pontoon; see the broker's log";
+        abandoned(&method, Code::Internal, why).into_response()
+    });
     let (status, took) = (response.status().as_u16(), began.elapsed());
     debug!(%method, path = uri.path(), status, ?took, "answered");
     if let Some(code) = response.extensions().get::<Code>() {
@@ -115,11 +112,57 @@ async fn observe(State(shared): State<Arc<Shared>>, request: Request, next: Next
     response
 }
 
+/// Of a request whose handler came to no end. What it was to change may be changed, or may yet be.
+fn abandoned(method: &Method, code: Code, why: &str) -> Refusal {
+    let outcome = if method.is_safe() { WriteOutcome::None } else { WriteOutcome::Unknown };
+    Error::new(code, why).with_outcome(outcome).into()
+}
+
 #[cfg(test)]
 mod tests {
+    use axum::body::Body;
     use axum::http::{HeaderName, HeaderValue};
+    use axum::routing::any;
+    use hyper::service::Service;
+    use hyper_util::service::TowerToHyperService;
+    use pontoon_raft::types::BrokerId;
 
     use super::*;
+    use crate::api::ErrorBody;
+    use crate::config::Config;
+    use crate::http::Server;
+
+    /// What becomes of a request by each method to a handler that comes to no end: its status, its code and its outcome.
+    async fn abandoned_by(route: MethodRouter<Arc<Shared>>) -> Vec<(u16, String, WriteOutcome)> {
+        let mut config = Config::new(BrokerId(1), "unused".into());
+        config.http.listen = "127.0.0.1:0".into();
+        let server = Server::bind(&config).await.unwrap();
+        let router = observed(Router::new().route("/", route), Arc::clone(&server.shared));
+        let mut answers = Vec::new();
+        for method in ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"] {
+            let request = axum::http::Request::builder().method(method).uri("/").body(Body::empty()).unwrap();
+            let answer = TowerToHyperService::new(router.clone()).call(request).await.unwrap();
+            let status = answer.status().as_u16();
+            let body = axum::body::to_bytes(answer.into_body(), 1 << 16).await.unwrap();
+            if method != "HEAD" {
+                let body: ErrorBody = serde_json::from_slice(&body).unwrap();
+                answers.push((status, body.error, body.outcome));
+            }
+        }
+        answers
+    }
+
+    #[tokio::test]
+    async fn of_a_write_whose_handler_panicked_nobody_knows_the_outcome() {
+        let panics = || async {
+            if true {
+                panic!("a test's handler");
+            }
+        };
+        let answers = abandoned_by(any(panics)).await;
+        assert_eq!(answers[0], (500, "INTERNAL".into(), WriteOutcome::None));
+        assert_eq!(answers[1..], vec![(500, "INTERNAL".into(), WriteOutcome::Unknown); 4]);
+    }
 
     fn check(uri: &str, pairs: &[(&'static str, &'static str)]) -> Result<(), Code> {
         let pairs = pairs.iter();
