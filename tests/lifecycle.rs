@@ -6,7 +6,10 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use reqwest::{Method, StatusCode};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
 use crate::support::{Cluster, PATIENCE, client, read};
 
@@ -85,6 +88,72 @@ async fn a_wiped_broker_comes_back_and_is_filled_again() {
         cluster.restart(down).await;
         until(&cluster, 3, "/v1/topics/t", |topic| in_sync(topic) == 3).await;
     }
+}
+
+/// A produce to t/0 that a broker has begun to serve, and that lacks its body.
+struct Begun(TcpStream);
+
+impl Begun {
+    async fn at(cluster: &Cluster, id: u32) -> Self {
+        let mut stream = TcpStream::connect(cluster.address(id)).await.unwrap();
+        let head = "POST /v1/topics/t/partitions/0/records HTTP/1.1\r\nhost: localhost\r\ncontent-type: text/plain\r\n\
+                    content-length: 5\r\nexpect: 100-continue\r\n\r\n";
+        stream.write_all(head.as_bytes()).await.unwrap();
+        let mut begun = Self(stream);
+        let head = begun.head().await;
+        assert!(head.starts_with("HTTP/1.1 100 "), "{head}");
+        begun
+    }
+
+    async fn head(&mut self) -> String {
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            let byte = self.0.read_u8().await;
+            head.push(
+                byte.unwrap_or_else(|error| panic!("cut off after {:?}: {error}", String::from_utf8_lossy(&head))),
+            );
+        }
+        String::from_utf8(head).unwrap()
+    }
+
+    /// Sends the body. The whole answer must come.
+    async fn finish(mut self) -> (u16, Value) {
+        self.0.write_all(b"value").await.unwrap();
+        let head = self.head().await;
+        let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")).unwrap();
+        let mut body = vec![0; length.parse().unwrap()];
+        self.0.read_exact(&mut body).await.unwrap();
+        (head[9..12].parse().unwrap(), serde_json::from_slice(&body).unwrap())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_comes_to_a_broker_that_stops_is_passed_on_or_refused_and_never_cut_off() {
+    let mut cluster = Cluster::start(3).await;
+    cluster.create_topic(1, "t", 1).await;
+    let stopping = cluster.leader(1, "t", 0).await;
+    let (at_once, later) = (Begun::at(&cluster, stopping).await, Begun::at(&cluster, stopping).await);
+    kill_process(Pid::from_raw(cluster.pid(stopping) as i32).unwrap(), Signal::TERM).unwrap();
+    let readyz = format!("{}/readyz", cluster.url(stopping));
+    let stops = async || !cluster.http.get(&readyz).send().await.is_ok_and(|answer| answer.status() == StatusCode::OK);
+    let deadline = Instant::now() + PATIENCE;
+    while !stops().await {
+        assert!(Instant::now() < deadline, "it goes on");
+    }
+    // The one while it leads yet, perhaps, the other when another does.
+    let at_once = tokio::spawn(at_once.finish());
+    let moved =
+        |topic: &Value| topic["partitions"][0]["leader"].as_u64().is_some_and(|leader| leader != u64::from(stopping));
+    until(&cluster, stopping % 3 + 1, "/v1/topics/t", moved).await;
+    let mut written = 0;
+    for (status, answer) in [at_once.await.unwrap(), later.finish().await] {
+        match status {
+            200 => written += 1,
+            _ => assert_eq!((status, &answer["outcome"]), (503, &json!("none")), "{answer}"),
+        }
+    }
+    cluster.forget_ended(stopping);
+    assert_eq!(cluster.fetch_all(stopping % 3 + 1, "t", 0).await.len(), written);
 }
 
 /// Every broker then judges all groups at once: the sort that puts the urgent ones first has panicked there.

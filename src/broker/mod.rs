@@ -283,7 +283,7 @@ impl Broker {
     }
 
     /// Where the partition is served now. `UNKNOWN_TOPIC`, `UNKNOWN_PARTITION`; `NO_LEADER` if there is none; `NOT_READY`
-    /// while the broker is not part of the cluster.
+    /// while the broker is not part of the cluster, and while it is stopping and has not handed the partition over yet.
     pub fn route(&self, topic: &str, partition: u32) -> Result<Route> {
         self.shared.route(topic, partition)
     }

@@ -244,7 +244,7 @@ impl Shared {
 
     /// The topic of this name, asking the controller how far the catalog is before saying that there is none.
     async fn find_topic(&self, name: &str, deadline: Instant) -> Result<TopicId> {
-        self.check_registered()?;
+        self.check_known()?;
         if self.catalog.state().topic(name).is_none() {
             self.catch_up(deadline).await?;
         }
@@ -294,8 +294,10 @@ impl Shared {
         }
     }
 
+    /// See [`super::Broker::route`]. A broker that is stopping knows who leads what it has handed over; what it leads yet is to be
+    /// asked for elsewhere in a moment, and written to by nobody while it is handed over.
     pub(super) fn route(&self, topic: &str, partition: u32) -> Result<Route> {
-        self.check_registered()?;
+        self.check_known()?;
         let state = self.catalog.state();
         let record = state.topic(topic).ok_or_else(|| unknown_topic(topic))?;
         let Some(found) = record.partitions.get(partition as usize) else {
@@ -313,6 +315,7 @@ impl Shared {
         // Nor does a replica from before that lead it, which may be here a moment longer.
         let current = |hosted: &Hosted| hosted.leads() && found.knows(hosted.group.replica());
         if let Some(hosted) = self.routing.hosted(found.group).filter(current) {
+            self.check_registered()?;
             return Ok(Route::Local(hosted.partition));
         }
         let (leader, _) = self.leader(found).filter(|(leader, _)| *leader != self.broker).ok_or_else(no_leader)?;

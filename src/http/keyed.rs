@@ -53,7 +53,7 @@ pub(super) async fn produce(
     let broker = Arc::clone(shared.broker()?);
     check_not_internal(&topic)?;
     let received = read_body(&parts.headers, body, &shared.limits, &shared.request_bytes).await?;
-    let shape = broker.topic_shape(&topic, left(deadline)).await?;
+    let shape = shared.while_open(broker.topic_shape(&topic, left(deadline))).await?;
     let turn = shared.turns.of(&topic);
     let divide = || divide(&received.bytes, kind, shape, &turn, now_ms());
     let shares = aside_if_many(received.bytes.len(), deadline, divide).await.map_err(Error::from)??;

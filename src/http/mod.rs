@@ -42,7 +42,7 @@ use tracing::{Instrument, debug, error, info_span, warn};
 
 use crate::broker::Broker;
 use crate::config::{Config, Limits, host_of};
-use crate::error::Code;
+use crate::error::{Code, Error};
 use budget::Budget;
 use deadlines::Deadlines;
 use partitioner::RoundRobin;
@@ -54,6 +54,9 @@ use wire::{Busy, Wire};
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Idle connections to other brokers are dropped before those close them (`limits.header_timeout_ms`).
 const PEER_IDLE: Duration = Duration::from_secs(15);
+
+/// How long requests may go on once the broker is closed. Then they are answered with what is known, before their connections end.
+const CLOSED_GRACE: Duration = Duration::from_secs(1);
 
 /// How many connections too many are told so at a time; the others are closed without a word.
 const TURNED_AWAY_MAX: usize = 64;
@@ -98,7 +101,7 @@ impl Shared {
     /// The broker, if it is open.
     fn broker(&self) -> Result<&Arc<Broker>, Refusal> {
         if self.stage() == Stage::Closed {
-            return Err((Code::NotReady, "the broker is stopping".to_owned()).into());
+            return Err(stopping().into());
         }
         self.broker.get().ok_or_else(|| (Code::NotReady, "the broker is opening its data directory".to_owned()).into())
     }
@@ -113,9 +116,34 @@ impl Shared {
         let _ = self.stage.subscribe().wait_for(|stage| *stage != Stage::Serving).await;
     }
 
+    /// Resolves when the broker is closed.
+    async fn closed(&self) {
+        let _ = self.stage.subscribe().wait_for(|stage| *stage == Stage::Closed).await;
+    }
+
+    /// Resolves when the broker has been closed for so long that no request should still be waiting for it.
+    async fn over(&self) {
+        self.closed().await;
+        tokio::time::sleep(CLOSED_GRACE).await;
+    }
+
+    /// What the broker answers, as long as it is open: a closed one would look for others until the time is over. For questions, which
+    /// change nothing.
+    async fn while_open<T>(&self, asking: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+        tokio::select! {
+            biased;
+            answer = asking => answer,
+            () = self.closed() => Err(stopping()),
+        }
+    }
+
     fn request_bytes_in_flight(&self) -> usize {
         self.request_bytes.held()
     }
+}
+
+fn stopping() -> Error {
+    Error::new(Code::NotReady, "the broker is stopping")
 }
 
 /// A listening HTTP server.
@@ -199,7 +227,8 @@ impl Server {
         self.shared.stage.send_replace(Stage::Stopping);
     }
 
-    /// Stops listening, lets requests finish for at most `grace`, closes. The broker is shut down already.
+    /// Stops listening, lets requests finish for at most `grace`, closes. The broker is shut down already; whoever still waits for it is
+    /// told after [`CLOSED_GRACE`] how far the request has come.
     pub async fn close(self, grace: Duration) {
         self.shared.stage.send_replace(Stage::Closed);
         self.closing.send_replace(true);
@@ -326,7 +355,7 @@ fn builder(limits: &Limits) -> http1::Builder {
 
 /// One connection too many gets a short word and is closed; it never becomes one of ours.
 async fn turn_away(mut stream: Box<dyn Stream>, max: usize, _place: OwnedSemaphorePermit) {
-    let error = crate::error::Error::new(Code::TooManyRequests, format!("there are {max} connections already"));
+    let error = Error::new(Code::TooManyRequests, format!("there are {max} connections already"));
     let telling = async {
         stream.write_all(&wire::closing_answer(&error)).await?;
         stream.shutdown().await?;

@@ -92,17 +92,25 @@ fn own_host(named: &str, hosts: &[String]) -> bool {
     host.parse::<std::net::IpAddr>().is_ok() || hosts.contains(&host)
 }
 
-/// Counts and times every request, and answers 500 where a handler panicked: one defect is one request's.
+/// Counts and times every request, and answers what is left without an answer: 500 where a handler panicked (one defect is one
+/// request's), and those that still wait for a broker that is closed.
 async fn observe(State(shared): State<Arc<Shared>>, request: Request, next: Next) -> Response {
     let began = Instant::now();
     // Shared with the request, not copied.
     let (method, uri) = (request.method().clone(), request.uri().clone());
     let route = request.extensions().get::<MatchedPath>().cloned();
-    let response = AssertUnwindSafe(next.run(request)).catch_unwind().await.unwrap_or_else(|_| {
-        error!(%method, path = uri.path(), "a request handler panicked");
-        let why = "the request met a defect of Pontoon; see the broker's log";
-        abandoned(&method, Code::Internal, why).into_response()
-    });
+    let response = tokio::select! {
+        biased;
+        answered = AssertUnwindSafe(next.run(request)).catch_unwind() => answered.unwrap_or_else(|_| {
+            error!(%method, path = uri.path(), "a request handler panicked");
+            let why = "the request met a defect of Pontoon; see the broker's log";
+            abandoned(&method, Code::Internal, why).into_response()
+        }),
+        () = shared.over() => {
+            let code = if method.is_safe() { Code::NotReady } else { Code::OutcomeUnknown };
+            abandoned(&method, code, "the broker has stopped under way").into_response()
+        }
+    };
     let (status, took) = (response.status().as_u16(), began.elapsed());
     debug!(%method, path = uri.path(), status, ?took, "answered");
     if let Some(code) = response.extensions().get::<Code>() {
@@ -130,13 +138,14 @@ mod tests {
     use super::*;
     use crate::api::ErrorBody;
     use crate::config::Config;
-    use crate::http::Server;
+    use crate::http::{Server, Stage};
 
     /// What becomes of a request by each method to a handler that comes to no end: its status, its code and its outcome.
-    async fn abandoned_by(route: MethodRouter<Arc<Shared>>) -> Vec<(u16, String, WriteOutcome)> {
+    async fn abandoned_by(stage: Stage, route: MethodRouter<Arc<Shared>>) -> Vec<(u16, String, WriteOutcome)> {
         let mut config = Config::new(BrokerId(1), "unused".into());
         config.http.listen = "127.0.0.1:0".into();
         let server = Server::bind(&config).await.unwrap();
+        server.shared.stage.send_replace(stage);
         let router = observed(Router::new().route("/", route), Arc::clone(&server.shared));
         let mut answers = Vec::new();
         for method in ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"] {
@@ -159,9 +168,16 @@ mod tests {
                 panic!("a test's handler");
             }
         };
-        let answers = abandoned_by(any(panics)).await;
+        let answers = abandoned_by(Stage::Serving, any(panics)).await;
         assert_eq!(answers[0], (500, "INTERNAL".into(), WriteOutcome::None));
         assert_eq!(answers[1..], vec![(500, "INTERNAL".into(), WriteOutcome::Unknown); 4]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_waits_for_a_broker_that_is_closed_is_answered_before_its_connection_ends() {
+        let answers = abandoned_by(Stage::Closed, any(std::future::pending::<()>)).await;
+        assert_eq!(answers[0], (503, "NOT_READY".into(), WriteOutcome::None));
+        assert_eq!(answers[1..], vec![(504, "OUTCOME_UNKNOWN".into(), WriteOutcome::Unknown); 4]);
     }
 
     fn check(uri: &str, pairs: &[(&'static str, &'static str)]) -> Result<(), Code> {

@@ -2,7 +2,7 @@
 //!
 //! Any broker takes any request. If another one leads the partition, the request is passed on to it, marked so that it is
 //! not passed on again; a broker so asked that does not lead says `NOT_LEADER`. The first broker then looks for the leader
-//! anew until the request's time is over. It sends a request again only if the first certainly had no effect, or a second
+//! anew until the request's time is over, or it is closed itself. It sends a request again only if the first certainly had no effect, or a second
 //! one can do no harm: reads, and produces whose producer has sequences (RULES.md O8).
 
 use std::future::Future;
@@ -26,7 +26,7 @@ use crate::broker::{Broker, Route};
 use crate::error::{Code, Error, WriteOutcome};
 use crate::http::deadlines::Deadlines;
 use crate::http::request::Target;
-use crate::http::{Shared, refusal::Refusal};
+use crate::http::{Shared, Stage, refusal::Refusal, stopping};
 use crate::partition::{Offsets, Partition};
 
 /// Headers that go along with a request that is passed on.
@@ -86,6 +86,10 @@ pub(super) trait Routes: Sync {
     fn watch(&self) -> watch::Receiver<u64>;
     /// A request is about to go to another broker.
     fn passing_on(&self) {}
+    /// The broker is closed, and finds nobody any more.
+    fn closed(&self) -> bool {
+        false
+    }
 }
 
 /// A broker, and the door's word for what is passed on.
@@ -104,7 +108,11 @@ impl Routes for Counted<'_> {
     }
 
     async fn route_wait(&self, target: &Target, timeout: Duration) -> Result<Route, Error> {
-        Routes::route_wait(self.broker, target, timeout).await
+        if let Ok(route) = Routes::route(self, target) {
+            return Ok(route);
+        }
+        // Boxed: the compiler gives up on futures that lie so deep in one another.
+        self.shared.while_open(Box::pin(Routes::route_wait(self.broker, target, timeout))).await
     }
 
     fn watch(&self) -> watch::Receiver<u64> {
@@ -113,6 +121,10 @@ impl Routes for Counted<'_> {
 
     fn passing_on(&self) {
         self.shared.metrics.door.forwarded.increment(1);
+    }
+
+    fn closed(&self) -> bool {
+        self.shared.stage() == Stage::Closed
     }
 }
 
@@ -202,7 +214,7 @@ impl Passable {
         tokio::select! {
             biased;
             found = finding => found,
-            () = given_up => Err((Code::NotReady, "the broker is stopping".to_owned()).into()),
+            () = given_up => Err(stopping().into()),
         }
     }
 
@@ -215,7 +227,8 @@ impl Passable {
                 Err(refusal) => refusal,
             };
             maybe_written |= refusal.error.outcome != WriteOutcome::None;
-            if self.forwarded || !self.again(&refusal.error) || self.left() <= pause {
+            let over = way.routes.closed() || self.left() <= pause;
+            if self.forwarded || over || !self.again(&refusal.error) {
                 return Err(if maybe_written { unknown(refusal) } else { self.in_the_end(refusal) });
             }
             debug!(target = %way.target, error = %refusal.error, "looking for the leader again");

@@ -71,6 +71,8 @@ struct Told {
     /// After so many looks without waiting, the next in turn leads.
     deposed_after: Option<usize>,
     looks: AtomicUsize,
+    /// After so many times of waiting for a leader, the broker is closed.
+    closed_after: Option<usize>,
     /// Changes with each look.
     version: watch::Sender<u64>,
 }
@@ -83,6 +85,7 @@ impl Told {
             at: AtomicUsize::new(0),
             deposed_after: None,
             looks: AtomicUsize::new(0),
+            closed_after: None,
             version: watch::Sender::new(0),
         }
     }
@@ -113,6 +116,10 @@ impl Routes for Told {
 
     fn watch(&self) -> watch::Receiver<u64> {
         self.version.subscribe()
+    }
+
+    fn closed(&self) -> bool {
+        self.closed_after.is_some_and(|after| self.at.load(Ordering::Relaxed) >= after)
     }
 }
 
@@ -257,6 +264,18 @@ async fn without_a_leader_in_time_the_last_reason_is_told() {
     assert!(error.message.contains("127.0.0.1:1"), "{error}");
     short.deadline = Instant::now() + Duration::from_millis(50);
     assert_eq!(pass(&Told::new(&[]), &short).await.unwrap_err().code, Code::NoLeader);
+}
+
+#[tokio::test]
+async fn a_broker_that_is_closed_looks_no_further_and_says_what_is_known() {
+    let mut patient = passable(Repeat::Idempotent, &[]);
+    patient.deadline = Instant::now() + Duration::from_secs(3600);
+    let lost = leader(&[Act::Close]).await;
+    for (first, outcome) in [(NOBODY, WriteOutcome::None), ((2, lost.address.as_str()), WriteOutcome::Unknown)] {
+        let told = Told { closed_after: Some(3), ..Told::new(&[first, NOBODY]) };
+        let answer = tokio::time::timeout(Duration::from_secs(60), pass(&told, &patient)).await;
+        assert_eq!(answer.expect("it looks on").unwrap_err().outcome, outcome);
+    }
 }
 
 #[tokio::test]
