@@ -12,7 +12,7 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use pontoon_raft::types::Offset;
 use tokio::sync::OwnedSemaphorePermit;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::api::fetched::{Framing, RecordsForm, RecordsJson, ValueFormat};
 use crate::api::{self, OffsetsAnswer};
@@ -148,9 +148,7 @@ pub(super) struct OffsetsWork {
 
 impl AtLeader for OffsetsWork {
     async fn run(&self, partition: &Partition, left: Duration) -> Result<Response, Refusal> {
-        let offsets = timeout(left, partition.offsets(self.consistency)).await.map_err(|_| {
-            Error::new(Code::NoLeader, "this broker could not confirm that it leads within the timeout")
-        })??;
+        let offsets = in_time(left, partition.offsets(self.consistency)).await??;
         let offset = match self.timestamp {
             Some(timestamp) => Some(partition.offset_for_timestamp(timestamp).await?.0),
             None => None,
@@ -163,6 +161,12 @@ impl AtLeader for OffsetsWork {
         };
         Ok(Json(answer).into_response())
     }
+}
+
+/// What a leader reads within the request's own time: one that is cut off would try for longer to confirm that it leads.
+async fn in_time<T>(left: Duration, reading: impl Future<Output = T>) -> Result<T, Error> {
+    let late = |_| Error::new(Code::NoLeader, "this broker could not confirm that it leads within the timeout");
+    timeout(left, reading).await.map_err(late)
 }
 
 /// A fetch at its leader.
@@ -196,9 +200,9 @@ impl FetchWork<'_> {
     /// Reads, waiting for records if there are none. A waiting fetch has no timer of its own, and holds no share of the
     /// bytes in flight: it has none.
     async fn read(&self, partition: &Partition, left: Duration) -> Result<(Fetched, OwnedSemaphorePermit), Refusal> {
-        let wait = self.fetch.wait.min(left);
+        let (wait, deadline) = (self.fetch.wait.min(left), Instant::now() + left);
         let at_once = Fetch { wait: Duration::ZERO, ..self.fetch };
-        let found = self.read_at_once(partition, at_once).await?;
+        let found = in_time(left, self.read_at_once(partition, at_once)).await??;
         if !found.0.batches.is_empty() || wait.is_zero() {
             return Ok(found);
         }
@@ -212,7 +216,9 @@ impl FetchWork<'_> {
             () = self.shared.stopping() => return Ok((fetched, nothing)),
         }
         let from = FetchFrom::Offset(fetched.next_offset);
-        self.read_at_once(partition, Fetch { from, ..at_once }).await
+        let again = timeout_at(deadline, self.read_at_once(partition, Fetch { from, ..at_once })).await;
+        // That there was nothing when it came stands, whatever there is now.
+        again.unwrap_or(Ok((fetched, nothing)))
     }
 
     fn batches(&self, mut fetched: Fetched, permit: OwnedSemaphorePermit) -> Response {

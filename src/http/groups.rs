@@ -12,7 +12,7 @@ use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use futures_util::future::join_all;
 use pontoon_raft::types::BrokerId;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use crate::api;
 use crate::api::groups::{
@@ -24,7 +24,7 @@ use crate::error::{Code, Error, WriteOutcome};
 use crate::http::Shared;
 use crate::http::leader::{AtLeader, Passable, Repeat};
 use crate::http::refusal::Refusal;
-use crate::http::request::{Params, Target, TopicName, check_json, read_body};
+use crate::http::request::{Params, Target, TopicName, check_json, left, read_body};
 use crate::partition::Partition;
 
 /// Longest that a broker may take to list its groups.
@@ -127,6 +127,7 @@ pub(super) async fn offsets(
 async fn read(shared: Arc<Shared>, group: String, request: Request, what: What) -> Result<Response, Refusal> {
     let (parts, _) = request.into_parts();
     let timeout = Params::read(&parts.uri, &["timeout_ms"])?.timeout(&parts.headers, READ_TIMEOUT_MS)?;
+    let deadline = Instant::now() + timeout;
     let broker = Arc::clone(shared.broker()?);
     let Some(partition) = broker.group_partition(&group, timeout).await? else {
         // Nobody has ever been in a group.
@@ -135,7 +136,7 @@ async fn read(shared: Arc<Shared>, group: String, request: Request, what: What) 
             _ => Err(refusal(&group, &GroupError::NotFound).into()),
         };
     };
-    let passable = Passable::new(&parts, Bytes::new(), timeout, Repeat::Read);
+    let passable = Passable::new(&parts, Bytes::new(), left(deadline), Repeat::Read);
     let target = Target { topic: OFFSETS_TOPIC.to_owned(), partition };
     passable.at_leader(&shared, &target, &AtCoordinator { broker, group, what }).await
 }
@@ -155,19 +156,20 @@ pub(super) async fn commit(
     if offsets.len() > OFFSETS_MAX {
         return Err((Code::RequestTooLarge, format!("the request has more than {OFFSETS_MAX} offsets")).into());
     }
-    let offsets = place(&broker, offsets, timeout).await?;
-    broker.ensure_offsets_topic(timeout).await?;
+    let deadline = Instant::now() + timeout;
+    let offsets = place(&broker, offsets, deadline).await?;
+    broker.ensure_offsets_topic(left(deadline)).await?;
     let Some(partition) = broker.groups().partition_of(&group) else {
         return Err((Code::NotReady, "the groups' topic is being created".to_owned()).into());
     };
     // A second attempt could overwrite what somebody else has committed since the first: the client is told instead.
-    let passable = Passable::new(&parts, received.bytes.clone(), timeout, Repeat::Harmful);
+    let passable = Passable::new(&parts, received.bytes.clone(), left(deadline), Repeat::Harmful);
     let target = Target { topic: OFFSETS_TOPIC.to_owned(), partition };
     passable.at_leader(&shared, &target, &AtCoordinator { broker, group, what: What::Commit(offsets) }).await
 }
 
 /// Offsets with their topics' ids; the topics and the partitions must be there. Each topic is looked at once.
-async fn place(broker: &Broker, offsets: Vec<GroupOffset>, timeout: Duration) -> Result<Vec<CommittedOffset>, Error> {
+async fn place(broker: &Broker, offsets: Vec<GroupOffset>, deadline: Instant) -> Result<Vec<CommittedOffset>, Error> {
     let mut topics: BTreeMap<String, TopicShape> = BTreeMap::new();
     let mut placed = Vec::with_capacity(offsets.len());
     for (at, GroupOffset { topic, partition, offset, metadata }) in offsets.into_iter().enumerate() {
@@ -178,7 +180,7 @@ async fn place(broker: &Broker, offsets: Vec<GroupOffset>, timeout: Duration) ->
             Some(shape) => *shape,
             None => {
                 // This broker may not have heard of the topic yet.
-                let shape = broker.topic_shape(&topic, timeout).await?;
+                let shape = broker.topic_shape(&topic, left(deadline)).await?;
                 topics.insert(topic.clone(), shape);
                 shape
             }
@@ -210,7 +212,18 @@ struct AtCoordinator {
 }
 
 impl AtLeader for AtCoordinator {
-    async fn run(&self, _partition: &Partition, _left: Duration) -> Result<Response, Refusal> {
+    /// A coordinator that has just begun reads its groups first, and writes when a majority answers: both may take longer than there is.
+    async fn run(&self, _partition: &Partition, left: Duration) -> Result<Response, Refusal> {
+        let late = |_| {
+            let code = if matches!(self.what, What::Commit(_)) { Code::OutcomeUnknown } else { Code::NoLeader };
+            Error::new(code, format!("group {:?}: its coordinator had no answer within the timeout", self.group))
+        };
+        timeout(left, self.answer()).await.map_err(late)?
+    }
+}
+
+impl AtCoordinator {
+    async fn answer(&self) -> Result<Response, Refusal> {
         let refused = |error: GroupError| Refusal::from(refusal(&self.group, &error));
         match &self.what {
             What::Description => Ok(Json(self.describe().await.map_err(refused)?).into_response()),
@@ -239,9 +252,7 @@ impl AtLeader for AtCoordinator {
             }
         }
     }
-}
 
-impl AtCoordinator {
     async fn describe(&self) -> Result<GroupDescription, GroupError> {
         let group = self.broker.groups().describe(&self.group).await?;
         let lag = |(offset, partition): (CommittedOffset, PartitionDescription)| {

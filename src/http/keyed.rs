@@ -28,7 +28,7 @@ use crate::http::leader::{Passable, Repeat};
 use crate::http::partitioner::{self, Turn};
 use crate::http::produce::{Produce, acks, each_record, to_new};
 use crate::http::refusal::Refusal;
-use crate::http::request::{BodyKind, Params, Target, TopicName, read_body};
+use crate::http::request::{BodyKind, Params, Target, TopicName, left, read_body};
 use crate::partition::Acks;
 use crate::partition::aside::aside_if_many;
 use crate::record_batch::{BatchError, RecordBatch, RecordBatchBuilder};
@@ -82,10 +82,6 @@ fn body_kind(headers: &HeaderMap) -> Result<BodyKind, Refusal> {
             .into()),
         kind => Ok(kind),
     }
-}
-
-fn left(deadline: Instant) -> Duration {
-    deadline.saturating_duration_since(Instant::now())
 }
 
 /// What one partition gets of a request.

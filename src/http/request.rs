@@ -143,6 +143,11 @@ impl Params {
     }
 }
 
+/// What is left of a request's time.
+pub(super) fn left(deadline: Instant) -> Duration {
+    deadline.saturating_duration_since(Instant::now())
+}
+
 /// A header's text, if it is there once. Twice, or not text: 400.
 pub(super) fn text_header<'a>(headers: &'a HeaderMap, name: &str) -> Result<Option<&'a str>, Refusal> {
     let mut values = headers.get_all(name).iter();

@@ -156,6 +156,46 @@ async fn a_broker_that_cannot_tell_its_groups_says_so_in_time() {
     waiting.await.unwrap().unwrap();
 }
 
+/// Whoever leads waits for others then, and the request for nobody any longer than it has time.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_only_a_majority_could_answer_ends_with_the_requests_own_time() {
+    let args = ["--set=raft.silence_max_ms=600000", "--set=offsets.topic.num.partitions=50"];
+    let cluster = Cluster::start_with(3, &args).await;
+    cluster.create_topic(1, "t", 1).await;
+    let offsets = json!({"offsets": [{"topic": "t", "partition": 0, "offset": 0}]});
+    assert_eq!(
+        cluster.ask(1, Method::PUT, "/v1/groups/a/offsets", Some(offsets.clone())).await.0,
+        StatusCode::NO_CONTENT
+    );
+    // A group of one letter is of the partition with the letter's number. Nothing was asked of this one's yet.
+    let leader = cluster.leader(1, "t", 0).await;
+    let mut group = 'b';
+    while cluster.leader(1, "__consumer_offsets", group as u32 % 50).await != leader {
+        group = (group as u8 + 1) as char;
+        assert!(group <= 'z', "broker {leader} coordinates no group of one letter");
+    }
+    let others: Vec<u32> = (1..=3).filter(|id| *id != leader).collect();
+    others.iter().for_each(|id| cluster.pause(*id));
+    let fetch = "/v1/topics/t/partitions/0/records?consistency=linearizable&";
+    let (describe, commit) = (format!("/v1/groups/{group}?"), format!("/v1/groups/{group}/offsets?"));
+    let ask = async |method: Method, path: &str, body: Option<Value>| {
+        let (status, answer) = cluster.ask(leader, method, &format!("{path}timeout_ms=200"), body).await;
+        assert!(answer["message"].as_str().unwrap().contains("within the timeout"), "{path}: {answer}");
+        let outcome = answer["outcome"].as_str().unwrap().to_owned();
+        (refusal((status, answer)), outcome)
+    };
+    // At once, for in a moment it does not lead any more.
+    let (fetched, described, committed) = tokio::join!(
+        ask(Method::GET, fetch, None),
+        ask(Method::GET, &describe, None),
+        ask(Method::PUT, &commit, Some(offsets))
+    );
+    let not_read = ((503, "NO_LEADER".to_owned()), "none".to_owned());
+    assert_eq!((fetched, described), (not_read.clone(), not_read));
+    assert_eq!(committed, ((504, "OUTCOME_UNKNOWN".to_owned()), "unknown".to_owned()));
+    others.iter().for_each(|id| cluster.resume(*id));
+}
+
 /// Each is looked up in its topic, which was described whole for it: ten million partitions here.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn offsets_of_a_large_topic_are_looked_up_in_no_time_and_not_too_many_at_once() {
