@@ -36,6 +36,9 @@ pub struct FetchAnswer {
     pub leader_epoch: u64,
     /// The records, in order.
     pub records: Vec<FetchedRecord>,
+    /// The topic's id, which is in a header.
+    #[serde(skip)]
+    pub topic_id: Option<String>,
 }
 
 /// One record of a [`FetchAnswer`]. Written as the server writes it: a key and a value are in one form each.

@@ -1,7 +1,8 @@
 //! `pontoon consume`: prints records, once each, from one partition or all.
 //!
 //! The cursor is the server's `next_offset`, kept here: a fetch that fails is asked again at the same place, so nothing is
-//! missed or printed twice while brokers come and go.
+//! missed or printed twice while brokers come and go. It means nothing in another topic that has the name by then: every answer says
+//! which topic it is of.
 
 use std::io::{self, Write};
 use std::pin::pin;
@@ -80,7 +81,7 @@ fn start(text: &str) -> Result<String, String> {
 /// Prints until the end as of now, or for ever.
 pub(super) async fn run(args: ConsumeArgs, client: Client, as_json: bool) -> Result<(), Failure> {
     let described = client.topic(&args.topic).await?;
-    let (topic_id, count) = (described.topic_id, described.partitions.len() as u32);
+    let (topic_id, count): (Arc<str>, _) = (described.topic_id.into(), described.partitions.len() as u32);
     let partitions: Vec<u32> = match args.partition {
         Some(partition) if partition >= count => {
             return Err(Failure::NotFound(format!("{} has {count} partitions, no {partition}", args.topic)));
@@ -95,6 +96,7 @@ pub(super) async fn run(args: ConsumeArgs, client: Client, as_json: bool) -> Res
     let reader = |partition, cursor: String, floor| Reader {
         client: Arc::clone(&client),
         topic: Arc::clone(&topic),
+        topic_id: Arc::clone(&topic_id),
         partition,
         cursor,
         floor,
@@ -103,7 +105,7 @@ pub(super) async fn run(args: ConsumeArgs, client: Client, as_json: bool) -> Res
     let readers = starts.into_iter().map(|(partition, cursor)| reader(partition, cursor, floor));
     if !args.follow {
         for reader in readers {
-            if !reader.read_to_end(&mut printer, &topic_id).await? {
+            if !reader.read_to_end(&mut printer).await? {
                 break;
             }
         }
@@ -112,7 +114,7 @@ pub(super) async fn run(args: ConsumeArgs, client: Client, as_json: bool) -> Res
     let mut following = Following::new();
     readers.for_each(|reader| following.read(reader));
     if args.partition.is_none() {
-        following.watch_for_more(Arc::clone(&client), Arc::clone(&topic));
+        following.watch_for_more(Arc::clone(&client), Arc::clone(&topic), Arc::clone(&topic_id));
     }
     let later = from_later(&args.from);
     following.run(&mut printer, count, |partition| reader(partition, later.to_owned(), 0)).await
@@ -179,12 +181,13 @@ impl Following {
     }
 
     /// Asks now and then how many partitions there are. What goes wrong is for the readers to tell.
-    fn watch_for_more(&mut self, client: Arc<Client>, topic: Arc<str>) {
+    fn watch_for_more(&mut self, client: Arc<Client>, topic: Arc<str>, topic_id: Arc<str>) {
         let news = self.news.clone();
         self.tasks.spawn(async move {
             while !news.is_closed() {
                 tokio::time::sleep(PARTITIONS_LOOK).await;
                 if let Ok(found) = client.topic(&topic).await {
+                    same(&topic, &topic_id, &found.topic_id)?;
                     let _ = news.send(News::Partitions(found.partitions.len() as u32)).await;
                 }
             }
@@ -225,10 +228,19 @@ impl Following {
     }
 }
 
+/// A failure if a topic of this name is not the one that it was: nobody says then where to go on.
+fn same(topic: &str, before: &str, now: &str) -> Result<(), Failure> {
+    match before == now {
+        true => Ok(()),
+        false => Err(Failure::Failed(format!("{topic} was deleted and created again meanwhile"))),
+    }
+}
+
 /// Reads one partition.
 struct Reader {
     client: Arc<Client>,
     topic: Arc<str>,
+    topic_id: Arc<str>,
     partition: u32,
     cursor: String,
     /// Records before this offset are not wanted.
@@ -245,6 +257,9 @@ impl Reader {
             wait,
         };
         let mut answer = self.client.fetch(&fetch).await?;
+        if let Some(topic_id) = &answer.topic_id {
+            same(&self.topic, &self.topic_id, topic_id)?;
+        }
         answer.records.retain(|record| record.offset >= self.floor);
         self.cursor = answer.next_offset.to_string();
         Ok((answer.records, answer.next_offset))
@@ -252,7 +267,7 @@ impl Reader {
 
     /// Up to what was acknowledged when it began. Returns whether more is wanted. Nobody can say what that is while there is no
     /// majority; what is committed is printed meanwhile.
-    async fn read_to_end<W: Write>(mut self, printer: &mut Printer<W>, topic_id: &str) -> Result<bool, Failure> {
+    async fn read_to_end<W: Write>(mut self, printer: &mut Printer<W>) -> Result<bool, Failure> {
         let (client, topic, partition) = (Arc::clone(&self.client), Arc::clone(&self.topic), self.partition);
         let mut asked = pin!(async move { client.offsets(&topic, partition).await });
         let mut known = match timeout(END_WITHIN, &mut asked).await {
@@ -276,9 +291,6 @@ impl Reader {
             let more = printer.print(self.partition, &records)?;
             if !more || next >= end {
                 return Ok(more);
-            }
-            if none && self.client.topic(&self.topic).await?.topic_id != topic_id {
-                return Err(Failure::Failed(format!("{} was deleted and created again meanwhile", self.topic)));
             }
             wait = if none { END_WAIT } else { Duration::ZERO };
         }

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
+use reqwest::header::HeaderMap;
 use reqwest::{Method, Response, StatusCode};
 use serde::de::DeserializeOwned;
 use tokio::time::{Instant, timeout};
@@ -94,6 +95,20 @@ impl<'a> Call<'a> {
     }
 }
 
+/// An answer that stands.
+pub(super) struct Answer {
+    pub(super) headers: HeaderMap,
+    pub(super) body: Bytes,
+}
+
+/// What an answer says.
+pub(super) fn read<T: DeserializeOwned>(call: &Call<'_>, Answer { body, .. }: &Answer) -> Result<T, ClientError> {
+    serde_json::from_slice(body).map_err(|error| {
+        let text = String::from_utf8_lossy(&body[..body.len().min(200)]).into_owned();
+        not_understood(call, format!("{} {}: {error} in the answer {text:?}", call.method, call.path))
+    })
+}
+
 /// What one attempt came to.
 enum Attempt {
     Answered(Response),
@@ -105,15 +120,11 @@ enum Attempt {
 
 impl Client {
     pub(super) async fn call<T: DeserializeOwned>(&self, call: Call<'_>) -> Result<T, ClientError> {
-        let body = self.answer(&call).await?;
-        serde_json::from_slice(&body).map_err(|error| {
-            let text = String::from_utf8_lossy(&body[..body.len().min(200)]).into_owned();
-            not_understood(&call, format!("{} {}: {error} in the answer {text:?}", call.method, call.path))
-        })
+        read(&call, &self.answer(&call).await?)
     }
 
     /// Tries until there is an answer that stands, or patience is over. If that takes a while, it is told.
-    pub(super) async fn answer(&self, call: &Call<'_>) -> Result<Bytes, ClientError> {
+    pub(super) async fn answer(&self, call: &Call<'_>) -> Result<Answer, ClientError> {
         let failures = Failures::default();
         let trying = self.try_all(call, &failures);
         let Some(tell) = self.tell else { return trying.await };
@@ -144,13 +155,13 @@ impl Client {
         format!("no answer yet, trying for {} s: {}", self.patience.as_secs(), whys.join("; "))
     }
 
-    async fn try_all(&self, call: &Call<'_>, failures: &Failures) -> Result<Bytes, ClientError> {
+    async fn try_all(&self, call: &Call<'_>, failures: &Failures) -> Result<Answer, ClientError> {
         let deadline = Instant::now() + self.patience;
         let mut lost = false;
         for tries in 1.. {
             let server = self.at.load(Ordering::Relaxed);
             let error = match self.attempt(call, &self.servers[server], deadline).await {
-                Ok(body) => return Ok(body),
+                Ok(answer) => return Ok(answer),
                 Err(error) => error,
             };
             lost |= error.outcome() != WriteOutcome::None;
@@ -171,20 +182,20 @@ impl Client {
         unreachable!("the loop ends with its deadline")
     }
 
-    async fn attempt(&self, call: &Call<'_>, server: &str, deadline: Instant) -> Result<Bytes, ClientError> {
+    async fn attempt(&self, call: &Call<'_>, server: &str, deadline: Instant) -> Result<Answer, ClientError> {
         let left = deadline.saturating_duration_since(Instant::now()).max(ATTEMPT_MIN);
         let response = match self.send(call, server, left).await {
             Attempt::Answered(response) => response,
             Attempt::NotSent(why) => return Err(ClientError::Unreachable(why)),
             Attempt::Lost(why) => return Err(lost(call, why)),
         };
-        let status = response.status();
+        let (status, headers) = (response.status(), response.headers().clone());
         let body = match response.bytes().await {
             Ok(body) => body,
             Err(error) => return Err(lost(call, format!("{server}: {}", chain(&error.without_url())))),
         };
         if status.is_success() {
-            return Ok(body);
+            return Ok(Answer { headers, body });
         }
         Err(match refused(status, &body, server) {
             ClientError::Refused { status, mut body } if call.again == Again::Free => {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use reqwest::Method;
 
-use self::call::{ATTEMPT, Again, Call};
+use self::call::{ATTEMPT, Again, Call, read};
 pub(crate) use self::call::{chain, refused};
 use crate::api::fetched::FetchAnswer;
 use crate::api::groups::{GroupDescription, GroupList};
@@ -200,7 +200,10 @@ impl Client {
             fetch.bytes_max,
             fetch.wait.as_millis()
         );
-        self.call(Call::new(Method::GET, path).within(ATTEMPT).waiting(fetch.wait)).await
+        let call = Call::new(Method::GET, path).within(ATTEMPT).waiting(fetch.wait);
+        let answer = self.answer(&call).await?;
+        let topic_id = answer.headers.get(api::TOPIC_ID).and_then(|id| id.to_str().ok()).map(str::to_owned);
+        Ok(FetchAnswer { topic_id, ..read(&call, &answer)? })
     }
 
     /// A partition's offsets, which cover everything acknowledged before the call.

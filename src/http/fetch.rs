@@ -6,7 +6,7 @@ use std::time::Duration;
 use axum::Json;
 use axum::body::Body;
 use axum::extract::{Request, State};
-use axum::http::header;
+use axum::http::{HeaderName, HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use futures_util::StreamExt;
@@ -25,6 +25,7 @@ use crate::partition::aside::read_batch;
 use crate::partition::{Consistency, Fetch, FetchFrom, Fetched, Partition};
 use crate::record_batch::{BatchHeader, Compression, STORED_DECOMPRESSED_BYTES_MAX};
 
+const TOPIC_ID: HeaderName = HeaderName::from_static(api::TOPIC_ID);
 const JSON: &str = "application/json";
 const LINES: &str = "application/x-ndjson";
 pub(super) const BATCHES: &str = "application/octet-stream";
@@ -180,6 +181,8 @@ pub(super) struct FetchWork<'a> {
 
 impl AtLeader for FetchWork<'_> {
     async fn run(&self, partition: &Partition, left: Duration) -> Result<Response, Refusal> {
+        // Looked up once the partition was found, so that no newer topic's records go under an older one's id.
+        let topic_id = self.topic_id();
         let (fetched, permit) = match self.read(partition, left).await {
             Ok(found) => found,
             Err(mut refusal) => {
@@ -189,14 +192,21 @@ impl AtLeader for FetchWork<'_> {
                 return Err(refusal);
             }
         };
-        match self.form {
-            None => Ok(self.batches(fetched, permit)),
-            Some(form) => self.records(form, fetched, permit).await,
-        }
+        let mut response = match self.form {
+            None => self.batches(fetched, permit),
+            Some(form) => self.records(form, fetched, permit).await?,
+        };
+        response.headers_mut().extend(topic_id.map(|id| (TOPIC_ID, id)));
+        Ok(response)
     }
 }
 
 impl FetchWork<'_> {
+    fn topic_id(&self) -> Option<HeaderValue> {
+        let id = self.shared.broker().ok()?.topic_id(&self.target.topic)?;
+        HeaderValue::from_str(&format!("{id:032x}")).ok()
+    }
+
     /// Reads, waiting for records if there are none. A waiting fetch has no timer of its own, and holds no share of the
     /// bytes in flight: it has none.
     async fn read(&self, partition: &Partition, left: Duration) -> Result<(Fetched, OwnedSemaphorePermit), Refusal> {

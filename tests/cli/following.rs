@@ -6,6 +6,10 @@ use std::time::Instant;
 
 use reqwest::{Method, StatusCode};
 use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
 
 use super::Killed;
 use crate::support::{Cluster, PATIENCE, pontoon};
@@ -18,8 +22,12 @@ struct Follower {
 
 impl Follower {
     fn start(cluster: &Cluster, args: &[&str]) -> Self {
+        Self::start_at(&cluster.servers(), args)
+    }
+
+    fn start_at(servers: &str, args: &[&str]) -> Self {
         let mut command: Command = pontoon();
-        command.args(["consume", "--follow", "--server", &cluster.servers()]).args(args);
+        command.args(["consume", "--follow", "--server", servers]).args(args);
         let mut process = Killed(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap());
         let lines = BufReader::new(process.0.stdout.take().unwrap());
         Self { process, lines }
@@ -105,4 +113,72 @@ async fn partitions_that_are_added_are_followed_from_their_start() {
         seen.sort();
         assert_eq!(seen, ["to 1", "to 2"]);
     }
+}
+
+/// Stands between a follower and its broker, and keeps the first request for offset 1 until it is told to go on.
+struct Relay {
+    address: String,
+    kept: oneshot::Receiver<()>,
+    go_on: oneshot::Sender<()>,
+    task: JoinHandle<()>,
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Relay {
+    async fn to(url: String, http: reqwest::Client) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let ((tell, kept), (go_on, told)) = (oneshot::channel(), oneshot::channel());
+        let mut keep = Some((tell, told));
+        let task = tokio::spawn(async move {
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let mut head = Vec::new();
+                while !head.ends_with(b"\r\n\r\n") {
+                    head.push(stream.read_u8().await.unwrap());
+                }
+                let path = String::from_utf8(head).unwrap().split(' ').nth(1).unwrap().to_owned();
+                if let Some((tell, told)) = keep.take_if(|_| path.contains("offset=1&")) {
+                    tell.send(()).unwrap();
+                    told.await.unwrap();
+                }
+                let answer = http.get(format!("{url}{path}")).send().await.unwrap();
+                let mut text = format!("HTTP/1.1 {} X\r\nconnection: close\r\n", answer.status().as_u16());
+                let ours = answer.headers().iter().filter(|(name, _)| name.as_str().starts_with("pontoon-"));
+                ours.for_each(|(name, value)| text += &format!("{name}: {}\r\n", value.to_str().unwrap()));
+                let body = answer.text().await.unwrap();
+                text += &format!("content-length: {}\r\n\r\n{body}", body.len());
+                stream.write_all(text.as_bytes()).await.unwrap();
+            }
+        });
+        Self { address, kept, go_on, task }
+    }
+}
+
+/// Its offsets mean nothing there, though it has records at them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn following_does_not_go_over_to_another_topic_of_the_name() {
+    let cluster = Cluster::start(1).await;
+    cluster.create_topic(1, "t", 1).await;
+    cluster.produce_text(1, "t", 0, "old").await;
+    let mut relay = Relay::to(cluster.url(1), cluster.http.clone()).await;
+    let mut follower = Follower::start_at(&relay.address, &["t"]);
+    assert_eq!(follower.line(), "old");
+    (&mut relay.kept).await.unwrap();
+    let (gone, _) = cluster.ask(1, Method::DELETE, "/v1/topics/t", None).await;
+    assert_eq!(gone, StatusCode::NO_CONTENT);
+    cluster.create_topic(1, "t", 1).await;
+    for value in ["first", "second", "third"] {
+        cluster.produce_text(1, "t", 0, value).await;
+    }
+    let (go_on, _) = oneshot::channel();
+    std::mem::replace(&mut relay.go_on, go_on).send(()).unwrap();
+    assert_eq!(follower.line(), "", "a record of the other topic");
+    let (status, said) = follower.ended().await;
+    assert!(status == Some(1) && said.contains("created again"), "{status:?}: {said}");
 }

@@ -15,6 +15,8 @@ use crate::support::{PATIENCE, pontoon, run};
 /// What comes of a request.
 enum Reply {
     Is(u16, Value),
+    /// 200 of a fetch, from the topic with this id.
+    Of(u32, Value),
     /// Not a broker's.
     Text(u16, &'static str),
     /// The connection is closed without one.
@@ -50,8 +52,13 @@ impl Played {
                 let Some(request) = request(&mut stream).await else { continue };
                 let before = seen.lock().unwrap().iter().filter(|earlier| **earlier == request).count();
                 seen.lock().unwrap().push(request.clone());
+                let mut more = String::new();
                 let (status, body) = match reply(&request, before) {
                     Reply::Is(status, body) => (status, body.to_string()),
+                    Reply::Of(id, body) => {
+                        more = format!("pontoon-topic-id: {id:032x}\r\n");
+                        (200, body.to_string())
+                    }
                     Reply::Text(status, text) => (status, text.to_owned()),
                     Reply::Close => continue,
                     Reply::Never => {
@@ -60,7 +67,7 @@ impl Played {
                     }
                 };
                 let head =
-                    format!("HTTP/1.1 {status} X\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", body.len());
+                    format!("HTTP/1.1 {status} X\r\n{more}content-length: {}\r\nconnection: close\r\n\r\n", body.len());
                 let _ = stream.write_all(format!("{head}{body}").as_bytes()).await;
             }
         });
@@ -99,13 +106,17 @@ fn end(offset: u64) -> Reply {
     Reply::Is(200, json!({"log_start_offset": 0, "high_watermark": offset, "log_end_offset": offset}))
 }
 
-/// The record at this offset, or what there is before the first.
+/// The record at this offset, or what there is before the first, of the topic with the id 1.
 fn records(at: Option<u64>) -> Reply {
+    records_of(1, at)
+}
+
+fn records_of(id: u32, at: Option<u64>) -> Reply {
     let records: Vec<Value> = at.iter().map(|at| json!({"offset": at, "timestamp": 1, "value": "late"})).collect();
     let next = at.map_or(0, |at| at + 1);
     let body = json!({"topic": "t", "partition": 0, "log_start_offset": 0, "high_watermark": next, "next_offset": next,
         "leader_epoch": 1, "records": records});
-    Reply::Is(200, body)
+    Reply::Of(id, body)
 }
 
 fn refused(status: u16, code: &str, outcome: &str) -> Reply {
@@ -165,9 +176,9 @@ async fn an_end_that_does_not_show_yet_is_waited_for() {
 
     // The end of a topic that is gone never shows.
     let played = Played::start(|request, before| match request {
-        _ if request.ends_with("/topics/t") => topic(if before == 0 { 1 } else { 2 }, 1),
+        _ if request.ends_with("/topics/t") => topic(1, 1),
         _ if request.contains("/offsets") => end(1),
-        _ => records(None),
+        _ => records_of(if before == 0 { 1 } else { 2 }, None),
     })
     .await;
     let consumed = run(&["consume", "t", "--from", "0", "--server", &played.address], b"").await;

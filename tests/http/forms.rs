@@ -1,10 +1,12 @@
 //! The forms in which a fetch gives records: embedded JSON, lines of JSON.
 
-use reqwest::StatusCode;
+use std::time::Instant;
+
+use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
 use super::{fetch, produce, records_url, refusal};
-use crate::support::{Cluster, read};
+use crate::support::{Cluster, PATIENCE, read};
 
 #[tokio::test]
 async fn values_that_are_json_are_embedded_when_asked_for() {
@@ -61,4 +63,25 @@ async fn records_come_as_lines_and_the_cursor_is_in_the_headers() {
     let past = format!("{}?offset=9", records_url(&cluster, 2, "t"));
     let past = cluster.http.get(past).header("accept", "application/x-ndjson").send().await.unwrap();
     assert_eq!(refusal(read(past).await), (416, "OFFSET_OUT_OF_RANGE".into()));
+}
+
+#[tokio::test]
+async fn a_fetch_says_which_topic_it_read_whoever_is_asked_and_in_whatever_form() {
+    let cluster = Cluster::start(3).await;
+    for _ in 0..2 {
+        let topic = cluster.create_topic(1, "t", 1).await;
+        for (id, form) in (1..=3).zip(["application/json", "application/x-ndjson", "application/octet-stream"]) {
+            // It may not have heard of this one yet.
+            let deadline = Instant::now() + PATIENCE;
+            while cluster.get(id, "/v1/topics/t").await.1["topic_id"] != topic["topic_id"] {
+                assert!(Instant::now() < deadline, "broker {id} does not hear of it");
+            }
+            let path = "/v1/topics/t/partitions/0/records?offset=earliest";
+            let request = cluster.http.get(format!("{}{path}", cluster.url(id))).header("accept", form);
+            let answer = request.send().await.unwrap();
+            assert_eq!(answer.headers()["pontoon-topic-id"].to_str().unwrap(), topic["topic_id"], "{form}");
+        }
+        let (gone, _) = cluster.ask(1, Method::DELETE, "/v1/topics/t", None).await;
+        assert_eq!(gone, StatusCode::NO_CONTENT);
+    }
 }

@@ -42,6 +42,7 @@ const RETURNED_HEADERS: &[&str] = &[
     api::HIGH_WATERMARK,
     api::LOG_START_OFFSET,
     api::LEADER_EPOCH,
+    api::TOPIC_ID,
 ];
 /// How long a read may go on once the broker stops.
 const STOPPING_GRACE: Duration = Duration::from_secs(1);
