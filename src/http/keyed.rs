@@ -59,7 +59,7 @@ pub(super) async fn produce(
     let shares = aside_if_many(received.bytes.len(), deadline, divide).await.map_err(Error::from)??;
     let bytes = received.bytes.len();
     let sending = shares.into_iter().map(|share| share.send(&shared, &topic, bytes, acks, deadline));
-    // All at once: a partition without a leader holds up no other. There are no more than the topic has partitions.
+    // All at once: a partition without a leader holds up no other. To one leader go only so many at a time ([`Passable::part`]).
     answer(futures_util::future::join_all(sending).await, acks)
 }
 
@@ -159,7 +159,7 @@ async fn produce_batch(
 ) -> Result<(Option<ProduceAnswer>, Option<HeaderValue>), Error> {
     let timeout = left(deadline);
     let parts = batch_request(target, acks, timeout)?;
-    let passable = Passable::new(&parts, made.0.bytes().clone(), timeout, Repeat::Harmful);
+    let passable = Passable::new(&parts, made.0.bytes().clone(), timeout, Repeat::Harmful).part();
     let work = Produce::of_batch(target, made, acks, &shared.request_bytes);
     let response = passable.at_leader(shared, target, &work).await.map_err(|refusal| refusal.error)?;
     let status = response.status();

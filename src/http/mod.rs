@@ -45,6 +45,7 @@ use crate::config::{Config, Limits, host_of};
 use crate::error::{Code, Error};
 use budget::Budget;
 use deadlines::Deadlines;
+use leader::Places;
 use partitioner::RoundRobin;
 use refusal::Refusal;
 use stall::Stall;
@@ -92,6 +93,7 @@ struct Shared {
     deadlines: Deadlines,
     /// Connections to other brokers' HTTP.
     peers: reqwest::Client,
+    places: Places,
     metrics: metrics::Metrics,
     /// Which partition is next for records without a key.
     turns: RoundRobin,
@@ -193,6 +195,7 @@ impl Server {
             tail_bytes: budget(),
             deadlines: Deadlines::start(),
             peers,
+            places: Places::default(),
             metrics: metrics::Metrics::new(config.broker_id),
             turns: RoundRobin::default(),
         });

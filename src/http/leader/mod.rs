@@ -5,6 +5,8 @@
 //! anew until the request's time is over, or it is closed itself. It sends a request again only if the first certainly had no effect, or a second
 //! one can do no harm: reads, and produces whose producer has sequences (RULES.md O8).
 
+mod places;
+
 use std::future::Future;
 use std::pin::pin;
 use std::sync::Arc;
@@ -17,7 +19,7 @@ use axum::response::{IntoResponse, Response};
 use bytes::{Bytes, BytesMut};
 use futures_util::stream;
 use pontoon_raft::types::{BrokerId, Offset};
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::Instant;
 use tracing::debug;
 
@@ -28,6 +30,8 @@ use crate::http::deadlines::Deadlines;
 use crate::http::request::Target;
 use crate::http::{Shared, Stage, refusal::Refusal, stopping};
 use crate::partition::{Offsets, Partition};
+
+pub(super) use places::Places;
 
 /// Headers that go along with a request that is passed on.
 const PASSED_HEADERS: &[&str] =
@@ -153,6 +157,8 @@ struct Way<'a, R> {
     peers: &'a reqwest::Client,
     deadlines: &'a Deadlines,
     target: &'a Target,
+    /// For the parts of a request.
+    places: &'a Places,
 }
 
 /// A request, kept so that it can be passed on, several times if need be.
@@ -167,6 +173,8 @@ pub(super) struct Passable {
     redirect: bool,
     deadline: Instant,
     repeat: Repeat,
+    /// It is a part of a request that was divided.
+    part: bool,
 }
 
 impl Passable {
@@ -181,7 +189,13 @@ impl Passable {
             redirect: prefer.flat_map(|text| text.split(',')).any(|word| word.trim() == "redirect"),
             deadline: Instant::now() + timeout,
             repeat,
+            part: false,
         }
+    }
+
+    /// One of the many parts of a request: it has to find a place on its way to the leader.
+    pub(super) fn part(self) -> Self {
+        Self { part: true, ..self }
     }
 
     /// Whether the client would rather be told where to go.
@@ -202,7 +216,8 @@ impl Passable {
     ) -> Result<Response, Refusal> {
         let broker = Arc::clone(shared.broker()?);
         let routes = Counted { broker: &broker, shared };
-        let way = Way { routes: &routes, peers: &shared.peers, deadlines: &shared.deadlines, target };
+        let (peers, deadlines, places) = (&shared.peers, &shared.deadlines, &shared.places);
+        let way = Way { routes: &routes, peers, deadlines, target, places };
         let finding = self.find(&way, work);
         if self.repeat != Repeat::Read {
             return finding.await;
@@ -266,8 +281,26 @@ impl Passable {
             }
             Route::Remote { http_address, .. } if self.redirect => Ok(self.redirect_to(&http_address)),
             Route::Remote { broker: leader, http_address } => {
+                let hop = Hop { way, leader, address: &http_address };
+                let _place = if self.part { Some(self.place(&hop).await?) } else { None };
                 way.routes.passing_on();
-                self.pass_on(&Hop { way, leader, address: &http_address }).await
+                self.pass_on(&hop).await
+            }
+        }
+    }
+
+    /// A place on the way to the leader, as long as it is the leader. Nothing has been sent yet.
+    async fn place(&self, hop: &Hop<'_, impl Routes>) -> Result<OwnedSemaphorePermit, Refusal> {
+        let (leader, target) = (hop.leader, hop.way.target);
+        tokio::select! {
+            biased;
+            place = hop.way.places.to(leader).acquire_owned() => {
+                place.map_err(|closed| Error::new(Code::Internal, closed.to_string()).into())
+            }
+            () = hop.deposed() => Err((Code::NotLeader, format!("broker {leader} does not lead {target} any more")).into()),
+            () = hop.way.deadlines.after(self.left()) => {
+                let why = format!("too many requests are on their way to broker {leader}, which leads {target}");
+                Err((Code::TooManyRequests, why).into())
             }
         }
     }

@@ -5,8 +5,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 
+use super::places::PLACES;
 use super::*;
 
 /// What a played leader does with one connection.
@@ -145,7 +147,8 @@ fn passable(repeat: Repeat, headers: &[(&str, &str)]) -> Passable {
 async fn pass(told: &Told, passable: &Passable) -> Result<(u16, String), Error> {
     let peers = reqwest::Client::builder().no_proxy().build().unwrap();
     let target = Target { topic: "t".into(), partition: 0 };
-    let way = Way { routes: told, peers: &peers, deadlines: &Deadlines::start(), target: &target };
+    let (deadlines, places) = (&Deadlines::start(), &Places::default());
+    let way = Way { routes: told, peers: &peers, deadlines, target: &target, places };
     let response = passable.find(&way, &NoWork).await.map_err(|refusal| refusal.error)?;
     let status = response.status().as_u16();
     let body = axum::body::to_bytes(response.into_body(), 1 << 20).await.unwrap();
@@ -226,7 +229,8 @@ async fn an_answer_that_stops_in_the_middle_breaks_off() {
     let peers = reqwest::Client::builder().no_proxy().build().unwrap();
     let target = Target { topic: "t".into(), partition: 0 };
     let told = Told::new(&[(2, &paused.address)]);
-    let way = Way { routes: &told, peers: &peers, deadlines: &Deadlines::start(), target: &target };
+    let (deadlines, places) = (&Deadlines::start(), &Places::default());
+    let way = Way { routes: &told, peers: &peers, deadlines, target: &target, places };
     let response = passable(Repeat::Read, &[]).find(&way, &NoWork).await.unwrap();
     assert_eq!(response.status(), StatusCode::OK);
     let body = tokio::time::timeout(BODY_PATIENCE * 4, axum::body::to_bytes(response.into_body(), 100)).await;
@@ -302,8 +306,76 @@ async fn who_prefers_a_redirect_is_told_where_to_go() {
     let peers = reqwest::Client::new();
     let target = Target { topic: "t".into(), partition: 0 };
     let told = Told::new(&[NOBODY]);
-    let way = Way { routes: &told, peers: &peers, deadlines: &Deadlines::start(), target: &target };
+    let (deadlines, places) = (&Deadlines::start(), &Places::default());
+    let way = Way { routes: &told, peers: &peers, deadlines, target: &target, places };
     let response = asked.find(&way, &NoWork).await.unwrap();
     assert_eq!(response.status(), StatusCode::TEMPORARY_REDIRECT);
     assert_eq!(response.headers()["location"], "http://127.0.0.1:1/v1/topics/t/partitions/0/records?acks=all");
+}
+
+/// A leader that answers nobody until no more come. Its address, and the most that it has had at the same time.
+async fn crowded_leader() -> (String, Arc<AtomicUsize>, JoinHandle<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let (now, most, gate) = (Arc::new(AtomicUsize::new(0)), Arc::default(), Arc::new(Semaphore::new(0)));
+    let seen: Arc<AtomicUsize> = Arc::clone(&most);
+    let task = tokio::spawn(async move {
+        loop {
+            let Ok(accepted) = tokio::time::timeout(Duration::from_millis(300), listener.accept()).await else {
+                gate.add_permits(PLACES);
+                continue;
+            };
+            let (mut stream, _) = accepted.unwrap();
+            seen.fetch_max(now.fetch_add(1, Ordering::Relaxed) + 1, Ordering::Relaxed);
+            let (now, gate) = (Arc::clone(&now), Arc::clone(&gate));
+            tokio::spawn(async move {
+                let _ = stream.read(&mut [0; 4096]).await;
+                gate.acquire().await.unwrap().forget();
+                now.fetch_sub(1, Ordering::Relaxed);
+                let _ = stream.write_all(b"HTTP/1.1 200 X\r\ncontent-length: 0\r\nconnection: close\r\n\r\n").await;
+            });
+        }
+    });
+    (address, most, task)
+}
+
+#[tokio::test]
+async fn the_parts_of_a_request_go_to_a_leader_only_so_many_at_a_time() {
+    let (address, most, task) = crowded_leader().await;
+    let told = Told::new(&[(2, &address)]);
+    let (peers, target) =
+        (reqwest::Client::builder().no_proxy().build().unwrap(), Target { topic: "t".into(), partition: 0 });
+    let (deadlines, places) = (&Deadlines::start(), &Places::default());
+    let way = Way { routes: &told, peers: &peers, deadlines, target: &target, places };
+    let parts: Vec<Passable> = (0..3 * PLACES)
+        .map(|_| Passable {
+            deadline: Instant::now() + Duration::from_secs(60),
+            ..passable(Repeat::Harmful, &[]).part()
+        })
+        .collect();
+    let sent = futures_util::future::join_all(parts.iter().map(|part| part.find(&way, &NoWork))).await;
+    assert!(sent.iter().all(|answer| answer.as_ref().is_ok_and(|answer| answer.status() == StatusCode::OK)));
+    assert_eq!(most.load(Ordering::Relaxed), PLACES);
+    task.abort();
+}
+
+#[tokio::test]
+async fn a_part_that_waits_for_its_place_goes_to_who_leads_next() {
+    let new = leader(&[Act::Answer(200, "done")]).await;
+    let told = Told { deposed_after: Some(2), ..Told::new(&[NOBODY, (3, &new.address)]) };
+    let (peers, target) =
+        (reqwest::Client::builder().no_proxy().build().unwrap(), Target { topic: "t".into(), partition: 0 });
+    let (deadlines, places) = (&Deadlines::start(), &Places::default());
+    let way = Way { routes: &told, peers: &peers, deadlines, target: &target, places };
+    let all = u32::try_from(PLACES).unwrap();
+    let held = places.to(BrokerId(NOBODY.0)).acquire_many_owned(all).await.unwrap();
+    let answer = passable(Repeat::Harmful, &[]).part().find(&way, &NoWork).await.unwrap();
+    assert_eq!(answer.status(), StatusCode::OK);
+    // With no other leader it is told that there are too many, and that nothing was sent.
+    let short =
+        Passable { deadline: Instant::now() + Duration::from_millis(50), ..passable(Repeat::Harmful, &[]).part() };
+    let way = Way { routes: &Told::new(&[NOBODY]), ..way };
+    let error = short.find(&way, &NoWork).await.unwrap_err().error;
+    assert_eq!((error.code, error.outcome), (Code::TooManyRequests, WriteOutcome::None));
+    drop(held);
 }
