@@ -57,7 +57,7 @@ pub(crate) type Raft = openraft::Raft<TypeConfig, StateMachine>;
 
 /// A group is in use for so long after its last traffic.
 const IN_USE: Duration = Duration::from_secs(10);
-/// How long a new leader's proposals wait for the first entry of its term to be committed.
+/// How long a new leader's proposals wait, from when they come, for the first entry of its term to be committed.
 const SETTLE_WAIT: Duration = Duration::from_secs(1);
 
 /// Who leads, as this replica knows it.
@@ -132,6 +132,9 @@ struct Inner {
     transferring: Mutex<Option<(ReplicaId, u64)>>,
     /// Serialises membership changes (RULES.md R9).
     changes: tokio::sync::Mutex<()>,
+    /// Held by a proposal until it is in the core's mailbox. Who waits has it in the order of the calls, and is not overtaken once it is
+    /// theirs; of room in a mailbox that could not be said.
+    proposing: tokio::sync::Mutex<()>,
     reads: read_index::Rounds,
     created: Instant,
     /// Milliseconds from `created` to the last proposal, read or replicated entry; 0: there was none.
@@ -163,6 +166,7 @@ impl RaftGroup {
             orphaned: AtomicU64::new(0),
             transferring: Mutex::new(None),
             changes: tokio::sync::Mutex::new(()),
+            proposing: tokio::sync::Mutex::new(()),
             reads: read_index::Rounds::default(),
             created: Instant::now(),
             active_ms: AtomicU64::new(0),
@@ -194,6 +198,8 @@ impl RaftGroup {
 
     /// Proposes a payload and waits until it is committed and applied here: durable on a majority (`acks=all`).
     ///
+    /// Proposals are appended in the order in which they were polled first, as long as none is dropped (and tokio's budget, which may put
+    /// off a first poll, does not count: `unconstrained`).
     /// `flushed`, if given, is told as soon as the entry is durable on this leader (`acks=leader`).
     /// Errors: `NotLeader` and `Stopped` mean that nothing was appended; `Unknown` that it may have been. Dropping the
     /// future does not withdraw the proposal. It has no time-out of its own while this replica leads; once it does not,
@@ -214,12 +220,15 @@ impl RaftGroup {
         stages: Option<Arc<Stages>>,
     ) -> Result<Appended, ProposeError> {
         self.touch();
-        let term = self.settled().await?;
+        let settled_by = Instant::now() + SETTLE_WAIT;
+        let place = self.inner.proposing.lock().await;
+        let term = self.settled(settled_by).await?;
         let mut leader = self.watch_leader();
         let (responder, mut answer) = ProgressResponder::<TypeConfig, ClientWriteResult<TypeConfig>>::complete_only();
         let data = EntryData::Proposed(Proposal { payload, flushed, stages });
         // A closed mailbox: nothing was appended.
         self.raft().client_write_ff(data, Some(responder)).await.map_err(|fatal| self.stopped_error(fatal))?;
+        drop(place);
         let answered = tokio::select! {
             biased;
             answered = &mut answer => answered,
@@ -305,13 +314,12 @@ impl RaftGroup {
         self.raft().trigger().snapshot().await.map_err(|fatal| self.stopped_error(fatal))
     }
 
-    /// Waits until this replica leads with an entry of its own term committed, if it has just been elected; returns the
-    /// term. Before that openraft holds no lease and would refuse.
-    async fn settled(&self) -> Result<u64, ProposeError> {
+    /// Waits until this replica leads with an entry of its own term committed, if it has just been elected, at the latest until `deadline`;
+    /// returns the term. Before that openraft holds no lease and would refuse.
+    async fn settled(&self, deadline: Instant) -> Result<u64, ProposeError> {
         if let Some(term) = self.leading_term() {
             return Ok(term);
         }
-        let deadline = Instant::now() + SETTLE_WAIT;
         let mut metrics = self.raft().metrics();
         loop {
             if let Some(term) = self.leading_term() {

@@ -5,6 +5,7 @@
 use std::future::Future;
 use std::pin::pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -12,7 +13,7 @@ use pontoon_raft::error::ProposeError;
 use pontoon_raft::log::frame::FRAME_PAYLOAD_BYTES_MAX;
 use pontoon_raft::stages::Stages;
 use pontoon_raft::types::{Appended, Offset, Outcome};
-use tokio::sync::oneshot;
+use tokio::sync::{MutexGuard, oneshot};
 use tokio::time::{Instant, timeout_at};
 
 use super::verdict::Verdict;
@@ -91,22 +92,39 @@ impl<L: ReplicatedLog> Partition<L> {
         let batch = if stamped { batch.with_append_time((self.options.now)()) } else { batch };
         let header = *batch.header();
         let payload = proposal::wrap(batch, if_match);
-        match acks.at_least(self.options.settings.acks_floor) {
-            Acks::None => self.produce_unacknowledged(payload, deadline).await,
+        let acks = acks.at_least(self.options.settings.acks_floor);
+        if acks == Acks::Every {
+            self.require_every_voter()?;
+        }
+        let place = self.place(deadline).await?;
+        match acks {
+            Acks::None => self.produce_unacknowledged(place, payload, deadline).await,
             Acks::Leader => {
-                self.produce_acknowledged(self.propose_flushed(payload, stages), &header, if_match, deadline).await
+                let proposal = begun(place, self.propose_flushed(payload, stages));
+                self.produce_acknowledged(proposal, &header, if_match, deadline).await
             }
             Acks::All => {
-                let proposal = self.log.propose_staged(payload, None, stages.clone());
+                let proposal = begun(place, self.log.propose_staged(payload, None, stages.clone()));
                 self.produce_acknowledged(proposal, &header, if_match, deadline).await
             }
             Acks::Every => {
-                self.require_every_voter()?;
-                let proposal = self.log.propose_staged(payload, None, stages.clone());
+                let proposal = begun(place, self.log.propose_staged(payload, None, stages.clone()));
                 self.produce_every(proposal, &header, if_match, deadline).await
             }
         }
         .map(|(produced, _)| produced)
+    }
+
+    /// A batch's place before all that come later, however long it waits for it: given up once its proposal has begun.
+    async fn place(&self, deadline: Instant) -> Result<MutexGuard<'_, ()>> {
+        if let Ok(place) = self.proposing.try_lock() {
+            return Ok(place);
+        }
+        timeout_at(deadline, self.proposing.lock()).await.map_err(|_| self.too_many_unacknowledged())
+    }
+
+    fn too_many_unacknowledged(&self) -> Error {
+        self.error(Code::TooManyRequests, "too many unacknowledged records are waiting")
     }
 
     /// Waits for a proposal's answer, and says what it means. With it, where the entry that was answered stands.
@@ -184,12 +202,15 @@ impl<L: ReplicatedLog> Partition<L> {
     }
 
     /// `acks=none`: the proposal is on its way in the order of the calls, or it was refused at once.
-    async fn produce_unacknowledged(&self, payload: Bytes, deadline: Instant) -> Result<(Produced, Appended)> {
+    async fn produce_unacknowledged(
+        &self,
+        place: MutexGuard<'_, ()>,
+        payload: Bytes,
+        deadline: Instant,
+    ) -> Result<(Produced, Appended)> {
         let permits = payload.len().min(UNACKNOWLEDGED_BYTES_MAX) as u32;
         let permit = timeout_at(deadline, Arc::clone(&self.unacknowledged).acquire_many_owned(permits)).await;
-        let Ok(Ok(permit)) = permit else {
-            return Err(self.error(Code::TooManyRequests, "too many unacknowledged records are waiting"));
-        };
+        let Ok(Ok(permit)) = permit else { return Err(self.too_many_unacknowledged()) };
         let log = self.log.clone();
         let propose = async move {
             let _permit = permit;
@@ -198,10 +219,12 @@ impl<L: ReplicatedLog> Partition<L> {
         // Polled here once, so that it stands in the group's queue before the next call's; not even tokio's budget, used up by
         // the calls before, may put that off.
         let mut proposal = Box::pin(tokio::task::unconstrained(propose));
-        match futures_util::poll!(&mut proposal) {
-            std::task::Poll::Ready(Err(error)) => return Err(self.propose_error(error)),
-            std::task::Poll::Ready(Ok(_)) => {}
-            std::task::Poll::Pending => {
+        let first = futures_util::poll!(&mut proposal);
+        drop(place);
+        match first {
+            Poll::Ready(Err(error)) => return Err(self.propose_error(error)),
+            Poll::Ready(Ok(_)) => {}
+            Poll::Pending => {
                 let name = self.options.name.clone();
                 tokio::spawn(async move {
                     if let Err(error) = proposal.await {
@@ -272,6 +295,17 @@ impl<L: ReplicatedLog> Partition<L> {
                 self.error(Code::Internal, "the log did not understand the proposal")
             }
         })
+    }
+}
+
+/// A proposal that gives its place up once it was polled: from then on it stands in the group's queue.
+async fn begun<T>(place: MutexGuard<'_, ()>, proposal: impl Future<Output = T>) -> T {
+    let mut proposal = pin!(proposal);
+    let first = futures_util::poll!(&mut proposal);
+    drop(place);
+    match first {
+        Poll::Ready(answer) => answer,
+        Poll::Pending => proposal.await,
     }
 }
 

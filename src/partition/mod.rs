@@ -198,6 +198,8 @@ pub struct PartitionOptions {
 pub struct Partition<L: ReplicatedLog = RaftGroup> {
     log: L,
     options: PartitionOptions,
+    /// Held by a batch until its proposal has begun. Who waits has it in the order of the calls, and is not overtaken once it is theirs.
+    proposing: tokio::sync::Mutex<()>,
     /// Bytes of `acks=none` batches that may yet be proposed.
     unacknowledged: Arc<Semaphore>,
     /// When it was last said that records cannot be read.
@@ -211,7 +213,8 @@ impl<L: ReplicatedLog> Partition<L> {
     /// Over its group, whose application is a [`PartitionApplication`].
     pub fn new(group: L, options: PartitionOptions) -> Arc<Self> {
         let unacknowledged = Arc::new(Semaphore::new(append::UNACKNOWLEDGED_BYTES_MAX));
-        Arc::new(Self { log: group, options, unacknowledged, said_unreadable: Mutex::new(None) })
+        let (proposing, said_unreadable) = (tokio::sync::Mutex::new(()), Mutex::new(None));
+        Arc::new(Self { log: group, options, proposing, unacknowledged, said_unreadable })
     }
 
     /// Says that records cannot be read, unless that was said a moment ago. Returns whether it did.

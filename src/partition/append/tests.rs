@@ -9,6 +9,7 @@ use super::*;
 use crate::error::WriteOutcome;
 use crate::partition::fake_log::{FakeLog, batch};
 use crate::partition::{PartitionOptions, Settings};
+use crate::record_batch::{NewRecord, ProducerSequence, RecordBatchBuilder};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -261,19 +262,51 @@ async fn acks_none_answers_at_once_and_keeps_the_order_of_the_calls() {
     assert_eq!(kinds, [1; 20], "none was out of order");
 }
 
+/// One of 3 MiB.
+fn large(producer: Option<(i64, i16, i32)>) -> RecordBatch {
+    let mut builder = RecordBatchBuilder::new(Default::default());
+    for _ in 0..3 {
+        builder.push(&NewRecord { value: Some(vec![0; 1 << 20].into()), ..Default::default() }).unwrap();
+    }
+    let producer = producer.map(|(producer_id, epoch, sequence)| ProducerSequence { producer_id, epoch, sequence });
+    builder.build(producer).unwrap()
+}
+
+/// There is room for who comes after a batch that waited for it and has not yet been on a processor again.
+#[tokio::test(start_paused = true)]
+async fn a_batch_that_waits_for_room_is_not_overtaken() {
+    for acks in [Acks::None, Acks::Leader, Acks::All] {
+        let log = FakeLog::new();
+        log.set(|state| state.commits = false);
+        let partition = log.partition();
+        for _ in 0..2 {
+            partition.produce(large(None), Acks::None, None, SECOND).await.unwrap();
+        }
+        let mut waits = Box::pin(partition.produce(large(Some((7, 0, 0))), Acks::None, None, SECOND));
+        assert!(waits.as_mut().now_or_never().is_none(), "there is room for two");
+        // Who gives up holds nobody up.
+        let mut given_up = Box::pin(partition.produce(batch(&[1], None), acks, None, SECOND));
+        assert!(given_up.as_mut().now_or_never().is_none());
+        drop(given_up);
+        log.set(|state| state.commits = true);
+        log.commit();
+        while partition.unacknowledged.available_permits() < 4 << 20 {
+            tokio::task::yield_now().await;
+        }
+        let mut later = Box::pin(partition.produce(batch(&[1], Some((7, 0, 3))), acks, None, SECOND));
+        assert!(later.as_mut().now_or_never().is_none(), "{acks:?}");
+        assert!(waits.await.is_ok() && later.await.is_ok(), "{acks:?}");
+        let spans: Vec<_> = (0..log.appended()).map(|at| log.frame(at).header.offset_span).collect();
+        assert_eq!(spans, [3, 3, 3, 1], "{acks:?}");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn acks_none_takes_on_no_more_than_its_bound() {
     let log = FakeLog::new();
     log.set(|state| (state.commits, state.flushes) = (false, false));
     let partition = log.partition();
-    let large = || {
-        let mut builder = crate::record_batch::RecordBatchBuilder::new(Default::default());
-        for _ in 0..3 {
-            let value = Some(vec![0; 1 << 20].into());
-            builder.push(&crate::record_batch::NewRecord { value, ..Default::default() }).unwrap();
-        }
-        builder.build(None).unwrap()
-    };
+    let large = || large(None);
     assert!(partition.produce(large(), Acks::None, None, SECOND).await.is_ok());
     assert!(partition.produce(large(), Acks::None, None, SECOND).await.is_ok());
     let third = partition.produce(large(), Acks::None, None, SECOND).await;

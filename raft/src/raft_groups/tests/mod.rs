@@ -4,9 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::FutureExt;
+use futures_util::future::join_all;
 use openraft::ChangeMembers;
 use tokio::sync::oneshot;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, unconstrained};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::config::RaftConfig;
@@ -14,9 +16,8 @@ use crate::disk::Disk;
 use crate::disk::sim::{Fault, OpKind, SimDisk};
 use crate::error::ProposeError;
 use crate::raft_group::RaftGroup;
-use crate::raft_groups::GroupEvent;
-use crate::raft_groups::LIFECYCLE_LOCKS;
 use crate::raft_groups::door::Door;
+use crate::raft_groups::{GroupEvent, LIFECYCLE_LOCKS, openraft_config};
 use crate::transport::{PeerStatus, RaftService, Target, TransferLeaderRequest, VoteRequest};
 use crate::types::{Appended, BrokerId, GroupId, Outcome, ReplicaHome, ReplicaId, vote};
 
@@ -85,6 +86,28 @@ async fn a_proposal_is_committed_applied_and_replicated() {
     assert!(status.leading && !status.joint);
     assert_eq!(status.members.len(), 3);
     assert_eq!(status.leader.unwrap().broker, BrokerId(1));
+}
+
+/// Room is there for whoever asks, also for who comes after one that waited for it and has not yet been on a processor again.
+#[tokio::test(start_paused = true)]
+async fn a_proposal_that_waits_for_room_in_the_mailbox_is_not_overtaken() {
+    let cluster = Cluster::start(1).await;
+    let group = cluster.create(1).await;
+    let call = |name: &str| Box::pin(unconstrained(group.propose(Bytes::copy_from_slice(name.as_bytes()), None)));
+    let room = openraft_config(&config()).unwrap().api_channel_size.unwrap();
+    // The core does not run in between: they fill its mailbox.
+    let mut full: Vec<_> = (0..room).map(|n| call(&format!("record {n}"))).collect();
+    assert!(full.iter_mut().all(|call| call.now_or_never().is_none()));
+    let [mut first, mut given_up, mut second] = ["first", "given up", "second"].map(call);
+    assert!([&mut first, &mut given_up, &mut second].into_iter().all(|call| call.now_or_never().is_none()));
+    drop(given_up);
+    for (n, call) in full.into_iter().enumerate() {
+        assert_eq!(offset(&call.await.unwrap()), n as u64);
+    }
+    let mut third = call("third");
+    assert!((&mut third).now_or_never().is_none());
+    let calls = [first, second, third].map(|call| async { offset(&call.await.unwrap()) });
+    assert_eq!(join_all(calls).await, [room, room + 1, room + 2]);
 }
 
 #[tokio::test(start_paused = true)]
