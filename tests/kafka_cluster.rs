@@ -7,6 +7,7 @@ use pontoon::kafka::messages::*;
 use tokio::net::TcpStream;
 
 use crate::kafka_hostile::{Client, batch};
+use crate::support::member::join;
 use crate::support::{Cluster, PATIENCE};
 
 /// Of a topic that one broker says it has created the others know the leaders, too, whenever they are asked.
@@ -177,6 +178,52 @@ async fn partitions_whose_followers_are_silent_are_waited_for_side_by_side() {
     });
     for (api, codes) in join_all(asked).await {
         assert!(codes.len() == PARTITIONS as usize * TOPICS.len() && !codes.contains(&0), "{api}: {codes:?}");
+    }
+}
+
+/// Records that every replica must have are refused while one is away. Of how far a group has read that is not asked, whatever is said of
+/// topics that say nothing themselves.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn groups_go_on_while_a_broker_is_away_though_records_need_every_replica() {
+    let mut cluster = Cluster::start_with(3, &["--set=log.acks.floor=every"]).await;
+    cluster.create_topic(1, "t", 1).await;
+    let mut client = Client::connect_to(&cluster, 1).await;
+    let deadline = Instant::now() + PATIENCE;
+    let coordinator = loop {
+        let request = FindCoordinatorRequest { key: "g".into(), ..Default::default() };
+        let Response::FindCoordinator(found) = client.call(Request::FindCoordinator(request), 3).await else {
+            panic!()
+        };
+        if found.error_code == 0 {
+            break found.node_id as u32;
+        }
+        assert!(Instant::now() < deadline, "{found:?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    };
+    let mut client = Client::connect_to(&cluster, coordinator).await;
+    let joined = join(&mut client, "g", "").await;
+    let (group_id, member_id, generation_id) = (String::from("g"), joined.member_id, joined.generation_id);
+    let sync = SyncGroupRequest {
+        group_id: group_id.clone(),
+        generation_id,
+        member_id: member_id.clone(),
+        ..Default::default()
+    };
+    let Response::SyncGroup(synced) = client.call(Request::SyncGroup(sync), 2).await else { panic!() };
+    assert_eq!(synced.error_code, 0);
+    cluster.kill(coordinator % 3 + 1);
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let partition = OffsetCommitPartition { partition: 0, offset: 1, ..Default::default() };
+        let topics = vec![OffsetCommitTopic { name: "t".into(), partitions: vec![partition] }];
+        let (group_id, member_id) = (group_id.clone(), member_id.clone());
+        let commit = OffsetCommitRequest { group_id, generation_id, member_id, topics, ..Default::default() };
+        let Response::OffsetCommit(done) = client.call(Request::OffsetCommit(commit), 8).await else { panic!() };
+        if done.topics[0].partitions[0].error_code == 0 {
+            break;
+        }
+        assert!(Instant::now() < deadline, "{done:?} {}", cluster.log(coordinator));
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 

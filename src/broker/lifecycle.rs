@@ -31,6 +31,7 @@ use super::work::{CATCH_UP_WAIT, catch_up_wait};
 use crate::catalog::state::{CatalogState, GroupHome, PartitionRecord, ReplicaState, TopicRecord};
 use crate::catalog::topic_config::{AcksFloor, TopicConfig};
 use crate::controller::CATALOG_GROUP;
+use crate::coordinator::OFFSETS_TOPIC;
 use crate::partition::{Acks, Partition, PartitionOptions, Settings};
 use crate::record_batch::{BatchLimits, STORED_DECOMPRESSED_BYTES_MAX};
 
@@ -380,6 +381,9 @@ impl Shared {
             settings: Settings {
                 limits: self.batch_limits(topic),
                 acks_floor: match config.acks_floor {
+                    // Groups ask for a majority, and that is it, also in a topic of before it was made with this: otherwise all of them
+                    // would stop while one broker is away.
+                    _ if topic.name == OFFSETS_TOPIC => Acks::All,
                     AcksFloor::None => Acks::None,
                     AcksFloor::Leader => Acks::Leader,
                     AcksFloor::All => Acks::All,
