@@ -151,9 +151,24 @@ impl Group {
     fn store(&mut self, out: &mut Outbox) {
         self.active_ms = crate::clock::now_ms();
         self.stored = true;
-        let record = self.record(self.active_ms);
-        self.last = Some(record.clone());
+        self.last = Some(self.record(self.active_ms));
         self.last_bytes = self.generation_bytes();
+        self.write_last(out);
+    }
+
+    /// A member of the last generation in the log has another id from now on. It is told of it, so a failover must know it.
+    fn store_renamed(&mut self, known: &str, id: &str, out: &mut Outbox) {
+        let Some(last) = &mut self.last else { return };
+        let Some(member) = last.members.iter_mut().find(|member| member.id == known) else { return };
+        id.clone_into(&mut member.id);
+        if last.leader.as_deref() == Some(known) {
+            last.leader = Some(id.to_owned());
+        }
+        self.write_last(out);
+    }
+
+    fn write_last(&self, out: &mut Outbox) {
+        let Some(record) = self.last.clone() else { return };
         // It takes the place of those before it: one round may bring hundreds, each of which would be held to its end.
         out.entries.retain(|(name, entry)| *name != self.name || !matches!(entry, Entry::Group(_)));
         out.entries.push((self.name.clone(), Entry::Group(record)));

@@ -122,6 +122,7 @@ impl Group {
         self.take_over(&id, &join, now);
         // While an assignment is awaited everybody must join again: it will name the old id.
         if self.state != GroupState::Stable || !self.assigns_as_before(&id, &before) {
+            self.store_renamed(&known, &id, out);
             return self.await_generation(&id, reply, now, out);
         }
         self.store(out);

@@ -305,6 +305,43 @@ fn a_static_member_that_comes_back_while_an_assignment_is_awaited_is_assigned_so
     assert!(leader.members.iter().any(|member| member.id == again.member_id));
 }
 
+/// It is told its new id with the new generation, and the coordinator may be gone before that generation is in the log.
+#[test]
+fn a_static_member_that_comes_back_during_a_rebalance_is_known_by_its_new_id_after_a_failover() {
+    let instance = |name: &'static str| move |join: &mut Join| join.instance_id = Some(name.to_owned());
+    for leads in [true, false] {
+        let mut story = Story::new();
+        let (mut one, mut two) = (story.ask_join("", instance("1")), story.ask_join("", instance("2")));
+        story.pass(FIRST_REBALANCE_DELAY);
+        let (one, two) = (take(&mut one).unwrap(), take(&mut two).unwrap());
+        let (leader, name) = if one.leader == one.member_id { (&one, "1") } else { (&two, "2") };
+        assert!(take(&mut story.ask_sync(leader, &[(&one.member_id, b"A"), (&two.member_id, b"B")])).is_ok());
+        // A third joins, and one of them is restarted meanwhile.
+        let mut third = story.ask_join("", |_| {});
+        let back = if leads == (name == "1") { "1" } else { "2" };
+        let (old, other, other_name) = if back == "1" { (&one, &two, "2") } else { (&two, &one, "1") };
+        let mut again = story.ask_join("", instance(back));
+        assert!(take(&mut story.ask_join(&other.member_id, instance(other_name))).is_ok());
+        let again = take(&mut again).unwrap();
+        assert!(take(&mut third).is_ok() && again.generation == 2);
+
+        let mut stored = BTreeMap::new();
+        story.log.into_iter().for_each(|entry| super::super::entry::apply(&mut stored, "g".to_owned(), entry));
+        let group = Group::restore("g", MEMBERS_MAX, stored.remove("g").unwrap(), story.now);
+        let mut story = Story { group, now: story.now, out: Outbox::default(), log: Vec::new() };
+        assert_eq!((story.group.state, story.group.generation), (GroupState::Stable, 1));
+        assert_eq!(story.group.leader.as_ref() == Some(&again.member_id), leads);
+        let mut fenced = story.ask_join(&old.member_id, instance(back));
+        assert_eq!(take(&mut fenced), Err(GroupError::FencedInstance));
+        let mut joined = story.ask_join(&again.member_id, instance(back));
+        if leads {
+            assert!(joined.try_recv().is_err(), "a leader that joins again wants a new generation");
+            assert!(take(&mut story.ask_join(&other.member_id, instance(other_name))).is_ok());
+        }
+        assert_eq!(take(&mut joined).unwrap().member_id, again.member_id);
+    }
+}
+
 #[test]
 fn protocols_must_have_something_in_common() {
     let (mut story, ..) = Story::stable();
