@@ -25,7 +25,9 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::entry::{CommittedOffset, Entry, GroupRecord, StoredGroup};
-use super::{GroupDescription, GroupError, GroupListing, GroupProgress, GroupState, Leaving, MemberDescription};
+use super::{
+    GroupDescription, GroupError, GroupListing, GroupProgress, GroupState, Leaving, MemberDescription, TOLD_BYTES,
+};
 use member::{Member, Stale};
 
 /// Most bytes of what all members of a group say of themselves, and of what they are assigned: a generation stands in the log as one
@@ -359,6 +361,18 @@ impl Group {
             protocol: self.protocol.clone().unwrap_or_default(),
             members: self.members.iter().map(member).collect(),
         }
+    }
+
+    /// Bytes of [`Self::describe`], about.
+    pub(super) fn description_bytes(&self) -> usize {
+        let protocol = self.protocol.as_deref();
+        let member = |(id, member): (&String, &Member)| {
+            let names = id.len() + member.instance_id.as_ref().map_or(0, String::len);
+            let said = member.client_id.len() + member.client_host.len() + member.metadata(protocol).len();
+            TOLD_BYTES + names + said + member.assignment.len()
+        };
+        let own = self.name.len() + self.protocol_type.len() + protocol.map_or(0, str::len);
+        TOLD_BYTES + own + self.members.iter().map(member).sum::<usize>()
     }
 
     /// Nothing of it is worth keeping: not in the log, nobody in it or about to be.

@@ -191,6 +191,16 @@ pub struct Speaker {
     pub generation: i32,
 }
 
+/// What was asked for, if there is room for it.
+pub type Within<T> = Result<T, Larger>;
+
+/// What was asked for comes to so many bytes, more than there is room for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Larger(pub usize);
+
+/// What each thing that is told of a group takes besides its texts, in bytes, about.
+pub const TOLD_BYTES: usize = 128;
+
 /// A group, as it is listed: there may be very many, and each may have megabytes to tell.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GroupListing {

@@ -31,8 +31,8 @@ use crate::partition::Partition;
 
 pub use entry::CommittedOffset;
 pub use messages::{
-    GroupDescription, GroupError, GroupListing, GroupProgress, GroupState, Join, Joined, JoinedMember, Leaving,
-    MemberDescription, Partitions, Progress, Speaker, Sync, Synced,
+    GroupDescription, GroupError, GroupListing, GroupProgress, GroupState, Join, Joined, JoinedMember, Larger, Leaving,
+    MemberDescription, Partitions, Progress, Speaker, Sync, Synced, TOLD_BYTES, Within,
 };
 use shard::{Request, Shard};
 
@@ -141,14 +141,25 @@ impl Coordinator {
     /// It changes nothing, so it is asked again if its shard has ended over somebody else's write: librdkafka gives up on partitions whose
     /// coordinator moved between its FindCoordinator and this.
     pub async fn committed(&self, group: &str, partitions: Option<Partitions>) -> Answer<Vec<CommittedOffset>> {
+        // Nothing is larger.
+        self.committed_within(group, partitions, usize::MAX).await.map(Result::unwrap_or_default)
+    }
+
+    /// [`Self::committed`], if it comes to no more than so many bytes.
+    pub async fn committed_within(
+        &self,
+        group: &str,
+        partitions: Option<Partitions>,
+        bytes_max: usize,
+    ) -> Answer<Within<Vec<CommittedOffset>>> {
         for _ in 1..COMMITTED_ATTEMPTS {
             let partitions = partitions.clone();
-            match self.ask(group, |group, reply| Request::Committed(group, partitions, reply)).await {
+            match self.ask(group, |group, reply| Request::Committed(group, partitions, bytes_max, reply)).await {
                 Err(GroupError::Lost) => {}
                 done => return done,
             }
         }
-        self.ask(group, |group, reply| Request::Committed(group, partitions, reply)).await
+        self.ask(group, |group, reply| Request::Committed(group, partitions, bytes_max, reply)).await
     }
 
     /// Forgets committed offsets. Each topic has its own result.
@@ -158,7 +169,13 @@ impl Coordinator {
 
     /// Describes a group. `NotFound` if it has never been heard of.
     pub async fn describe(&self, group: &str) -> Answer<GroupDescription> {
-        self.ask(group, Request::Describe).await
+        // Nothing is larger.
+        self.describe_within(group, usize::MAX).await?.map_err(|_| GroupError::Loading)
+    }
+
+    /// [`Self::describe`], if it comes to no more than so many bytes.
+    pub async fn describe_within(&self, group: &str, bytes_max: usize) -> Answer<Within<GroupDescription>> {
+        self.ask(group, |group, reply| Request::Describe(group, bytes_max, reply)).await
     }
 
     /// Deletes a group that has no members.

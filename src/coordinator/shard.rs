@@ -26,8 +26,8 @@ use tokio::time::{Instant, sleep_until};
 use super::entry::{self, CommittedOffset, Entry, StoredGroup};
 use super::group::{Group, Outbox, Reply};
 use super::{
-    GroupDescription, GroupError, GroupListing, GroupSettings, Join, Joined, Leaving, Partitions, Progress, Speaker,
-    Sync, Synced,
+    GroupDescription, GroupError, GroupListing, GroupSettings, Join, Joined, Larger, Leaving, Partitions, Progress,
+    Speaker, Sync, Synced, Within,
 };
 use crate::clock::now_ms;
 use crate::error::{Code, Error};
@@ -68,9 +68,9 @@ pub(super) enum Request {
     Heartbeat(String, Speaker, Reply<()>),
     Leave(String, Vec<Leaving>, Reply<Vec<Result<(), GroupError>>>),
     Commit(String, Speaker, Vec<CommittedOffset>, Reply<()>),
-    Committed(String, Option<Partitions>, Reply<Vec<CommittedOffset>>),
+    Committed(String, Option<Partitions>, usize, Reply<Within<Vec<CommittedOffset>>>),
     RemoveOffsets(String, Partitions, Reply<Vec<Result<(), GroupError>>>),
-    Describe(String, Reply<GroupDescription>),
+    Describe(String, usize, Reply<Within<GroupDescription>>),
     Delete(String, Reply<()>),
     List(Reply<Vec<GroupListing>>),
     Progress(Reply<Progress>),
@@ -281,10 +281,14 @@ impl Shard {
                 self.out.answer(reply, Ok(results));
                 name
             }
-            Request::Committed(name, partitions, reply) => {
-                self.must_confirm = true;
-                let committed = self.groups.get(&name).map(|group| group.committed(partitions.as_deref()));
-                return self.out.answer(reply, Ok(committed.unwrap_or_default()));
+            Request::Committed(name, partitions, bytes_max, reply) => {
+                let told = self.groups.get(&name).map(|group| {
+                    let bytes = group.committed_bytes(partitions.as_deref());
+                    if bytes > bytes_max { Err(Larger(bytes)) } else { Ok(group.committed(partitions.as_deref())) }
+                });
+                let told = told.unwrap_or(Ok(Vec::new()));
+                self.must_confirm |= told.is_ok();
+                return self.out.answer(reply, Ok(told));
             }
             Request::RemoveOffsets(name, partitions, reply) => {
                 let group = self.groups.get_mut(&name).ok_or(GroupError::NotFound);
@@ -292,8 +296,11 @@ impl Shard {
                 self.out.answer(reply, done);
                 name
             }
-            Request::Describe(name, reply) => {
-                let described = self.groups.get(&name).map(Group::describe).ok_or(GroupError::NotFound);
+            Request::Describe(name, bytes_max, reply) => {
+                let described = self.groups.get(&name).ok_or(GroupError::NotFound).map(|group| {
+                    let bytes = group.description_bytes();
+                    if bytes > bytes_max { Err(Larger(bytes)) } else { Ok(group.describe()) }
+                });
                 return self.out.answer(reply, described);
             }
             Request::Delete(name, reply) => {

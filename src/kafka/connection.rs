@@ -75,9 +75,14 @@ impl Client {
 
     /// Does what may take long, unless nobody is there any more who wants to know. What has begun may still happen.
     pub(super) async fn while_there(&self, work: impl Future<Output = Response>) -> Handled {
+        self.handle_while_there(work.map(Handled::from)).await
+    }
+
+    /// The same, for what may hold a share of a budget.
+    pub(super) async fn handle_while_there(&self, work: impl Future<Output = Handled>) -> Handled {
         tokio::select! {
             biased;
-            response = work => response.into(),
+            handled = work => handled,
             () = self.gone() => Handled::Silence,
         }
     }

@@ -6,20 +6,24 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::StreamExt;
+use futures_util::FutureExt;
 
+use super::dispatch::Handled;
+use super::group_answers::{answered, within_room};
 use super::groups::code;
 use super::messages::*;
 use super::metadata::topic_uuid;
-use super::offsets::side_by_side;
 use super::topics::Time;
 use super::{Door, ErrorCode};
-use crate::coordinator::{CommittedOffset, GroupError, METADATA_BYTES_MAX, Partitions, Speaker};
+use crate::coordinator::{CommittedOffset, GroupError, METADATA_BYTES_MAX, Partitions, Speaker, TOLD_BYTES, Within};
 use crate::error::Code;
 
 /// Longest that a request waits for the catalog, when a committed offset is of a topic that this broker does not know; and after which no
 /// further group that it names is asked for.
 const CATALOG_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What is told of a partition that has no committed offset, in bytes, about.
+const PARTITION_BYTES: usize = 64;
 
 /// Which topics there are, and their ids: each is looked up once per request.
 struct Topics<'a> {
@@ -126,48 +130,72 @@ pub(super) async fn commit(door: &Arc<Door>, request: OffsetCommitRequest) -> Re
 }
 
 /// OffsetFetch.
-pub(super) async fn fetch(door: &Arc<Door>, request: OffsetFetchRequest, version: i16) -> Response {
-    let time = Time::of(CATALOG_TIMEOUT);
-    if version >= 8 {
-        let mut seen = BTreeSet::new();
-        let fetched = side_by_side(request.groups, |group| {
-            let (first, time) = (seen.insert(group.group_id.clone()), &time);
-            async move {
-                match first {
-                    true => fetch_group(door, group, time).await,
-                    // A short request must not ask for everything again and again.
-                    false => OffsetFetchedGroup {
-                        group_id: group.group_id,
-                        error_code: ErrorCode::InvalidRequest.number(),
-                        ..Default::default()
-                    },
-                }
-            }
-        });
-        let groups = fetched.collect().await;
-        return Response::OffsetFetch(OffsetFetchResponse { groups, ..Default::default() });
+pub(super) async fn fetch(door: &Arc<Door>, request: OffsetFetchRequest, version: i16) -> Handled {
+    let time = &Time::of(CATALOG_TIMEOUT);
+    let groups = if version >= 8 {
+        request.groups
+    } else {
+        // Before version 2 "all" could not be said: an empty list is one.
+        let topics = request.topics.or((version < 2).then(Vec::new));
+        vec![OffsetFetchGroup { group_id: request.group_id, topics, ..Default::default() }]
+    };
+    let mut seen = BTreeSet::new();
+    let asked: Vec<_> = groups.into_iter().map(|group| (seen.insert(group.group_id.clone()), group)).collect();
+    drop(seen);
+    let besides = asked.iter().map(|(_, group)| asked_bytes(group)).sum();
+    let fetch = |asked, bytes_max| fetch_once(door, asked, time, bytes_max).boxed();
+    let (mut groups, share) = within_room(door, &asked, besides, fetch).await;
+    let mut response = OffsetFetchResponse::default();
+    match groups.pop_if(|_| version < 8) {
+        Some(group) => (response.topics, response.error_code) = (group.topics, group.error_code),
+        None => response.groups = groups,
     }
-    // Before version 2 "all" could not be said: an empty list is one.
-    let topics = request.topics.or((version < 2).then(Vec::new));
-    let group = OffsetFetchGroup { group_id: request.group_id, topics, ..Default::default() };
-    let OffsetFetchedGroup { topics, error_code, .. } = fetch_group(door, group, &time).await;
-    Response::OffsetFetch(OffsetFetchResponse { topics, error_code, ..Default::default() })
+    answered(Response::OffsetFetch(response), share)
+}
+
+/// A group's offsets, if it is named for the first time: a short request must not ask for everything again and again.
+async fn fetch_once(
+    door: &Arc<Door>,
+    (first, group): &(bool, OffsetFetchGroup),
+    time: &Time,
+    bytes_max: usize,
+) -> Within<OffsetFetchedGroup> {
+    if *first {
+        return fetch_group(door, group, time, bytes_max).await;
+    }
+    let (group_id, error_code) = (group.group_id.clone(), ErrorCode::InvalidRequest.number());
+    Ok(OffsetFetchedGroup { group_id, error_code, ..Default::default() })
+}
+
+/// Bytes that are told of a group even if nothing is committed, about.
+fn asked_bytes(group: &OffsetFetchGroup) -> usize {
+    let topics = group.topics.iter().flatten();
+    let topics = topics.map(|topic| TOLD_BYTES + topic.name.len() + PARTITION_BYTES * topic.partitions.len());
+    TOLD_BYTES + group.group_id.len() + topics.sum::<usize>()
 }
 
 /// What is wrong with a group stands with it and with each partition that was asked for: some clients (aiokafka, sarama) look there only,
 /// in any version, and would take what they find for "nothing is committed". Others (librdkafka) wait for all that they named.
-pub(super) async fn fetch_group(door: &Arc<Door>, group: OffsetFetchGroup, time: &Time) -> OffsetFetchedGroup {
-    let asked = group.topics.map(by_topic);
+pub(super) async fn fetch_group(
+    door: &Arc<Door>,
+    group: &OffsetFetchGroup,
+    time: &Time,
+    bytes_max: usize,
+) -> Within<OffsetFetchedGroup> {
+    let asked = group.topics.as_deref().map(by_topic);
     let wanted = asked.as_ref().map(|asked| asked.iter().map(|(name, partitions)| (name.clone(), numbers(partitions))));
     let found = async {
         // Without a majority the coordinator takes its time to say so, too.
         time.left().map_err(|_| GroupError::Loading)?;
-        let committed = door.broker.groups().committed(&group.group_id, wanted.map(Iterator::collect)).await?;
-        of_known_topics(door, committed, time).await
+        let wanted = wanted.map(Iterator::collect);
+        match door.broker.groups().committed_within(&group.group_id, wanted, bytes_max).await? {
+            Ok(committed) => of_known_topics(door, committed, time).await.map(Ok),
+            Err(larger) => Ok(Err(larger)),
+        }
     };
     let found = found.await;
     let error_code = code(&found);
-    let found = found.unwrap_or_default();
+    let mut found = found.unwrap_or_else(|_| Ok(BTreeMap::new()))?;
     let asked = asked.unwrap_or_else(|| {
         let mut topics: BTreeMap<String, BTreeSet<i32>> = BTreeMap::new();
         for (topic, partition) in found.keys() {
@@ -181,11 +209,11 @@ pub(super) async fn fetch_group(door: &Arc<Door>, group: OffsetFetchGroup, time:
             let metadata = Some(String::new());
             let none = OffsetFetchedPartition { partition, metadata, error_code, ..Default::default() };
             place.1 = number(partition);
-            match found.get(&place) {
+            match found.remove(&place) {
                 Some(offset) => OffsetFetchedPartition {
                     offset: offset.offset,
                     leader_epoch: offset.leader_epoch,
-                    metadata: Some(offset.metadata.clone()),
+                    metadata: Some(offset.metadata),
                     ..none
                 },
                 None => none,
@@ -193,14 +221,14 @@ pub(super) async fn fetch_group(door: &Arc<Door>, group: OffsetFetchGroup, time:
         });
         OffsetFetchedTopic { partitions: partitions.collect(), name }
     });
-    OffsetFetchedGroup { topics: topics.collect(), group_id: group.group_id, error_code }
+    Ok(OffsetFetchedGroup { topics: topics.collect(), group_id: group.group_id.clone(), error_code })
 }
 
 /// Each partition once, however often it was named: its metadata is a thousand times as long as its number.
-fn by_topic(topics: Vec<OffsetFetchTopic>) -> BTreeMap<String, BTreeSet<i32>> {
+fn by_topic(topics: &[OffsetFetchTopic]) -> BTreeMap<String, BTreeSet<i32>> {
     let mut merged: BTreeMap<String, BTreeSet<i32>> = BTreeMap::new();
     for topic in topics {
-        merged.entry(topic.name).or_default().extend(topic.partitions);
+        merged.entry(topic.name.clone()).or_default().extend(&topic.partitions);
     }
     merged
 }

@@ -5,12 +5,15 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt;
+
 use super::connection::Client;
 use super::dispatch::Handled;
+use super::group_answers::{answered, once_there_is_room, within_room};
 use super::messages::*;
 use super::metadata::{Allowed, brokers};
 use super::{Door, ErrorCode};
-use crate::coordinator::{GroupDescription, GroupError, Join, Joined, Leaving, Speaker, Sync};
+use crate::coordinator::{GroupDescription, GroupError, Join, Joined, Leaving, Speaker, Sync, TOLD_BYTES, Within};
 
 /// Longest that a client waits for the groups' topic to be created by its asking for a coordinator.
 const TOPIC_TIMEOUT: Duration = Duration::from_secs(10);
@@ -160,7 +163,12 @@ pub(super) async fn join(
             JoinGroupResponse { error_code, member_id, protocol_name, ..Default::default() }
         }
     };
-    Response::JoinGroup(response).into()
+    let told = |member: &JoinGroupMember| {
+        let names = member.member_id.len() + member.group_instance_id.as_ref().map_or(0, String::len);
+        TOLD_BYTES + names + member.metadata.len()
+    };
+    let bytes = response.members.iter().map(told).sum();
+    once_there_is_room(door, client, Response::JoinGroup(response), bytes).await
 }
 
 /// SyncGroup.
@@ -179,7 +187,8 @@ pub(super) async fn sync(door: &Arc<Door>, client: &Client, request: SyncGroupRe
         () = client.gone() => return Handled::Silence,
     };
     let error_code = code_in_session(&synced);
-    Response::SyncGroup(match synced {
+    let bytes = synced.as_ref().map_or(0, |synced| synced.assignment.len());
+    let response = match synced {
         Ok(synced) => SyncGroupResponse {
             protocol_type: Some(synced.protocol_type),
             protocol_name: Some(synced.protocol),
@@ -187,8 +196,8 @@ pub(super) async fn sync(door: &Arc<Door>, client: &Client, request: SyncGroupRe
             ..Default::default()
         },
         Err(_) => SyncGroupResponse { error_code, ..Default::default() },
-    })
-    .into()
+    };
+    once_there_is_room(door, client, Response::SyncGroup(response), bytes).await
 }
 
 /// What a member calls itself stands in the group, in its log and in every answer about it.
@@ -234,24 +243,31 @@ pub(super) async fn leave(door: &Arc<Door>, request: LeaveGroupRequest, version:
 }
 
 /// DescribeGroups.
-pub(super) async fn describe(door: &Arc<Door>, request: DescribeGroupsRequest) -> Response {
-    let mut groups = Vec::new();
+pub(super) async fn describe(door: &Arc<Door>, request: DescribeGroupsRequest) -> Handled {
     let authorized_operations = Allowed::Group.bits(request.include_authorized_operations);
     // Named twice, described once.
     let mut seen = BTreeSet::new();
-    for group_id in request.groups.into_iter().filter(|group| seen.insert(group.clone())) {
-        groups.push(match door.broker.groups().describe(&group_id).await {
-            Ok(group) => DescribedGroup { authorized_operations, ..described(group) },
-            // A group that was never heard of is a dead one.
-            Err(GroupError::NotFound) => {
-                DescribedGroup { group_id, group_state: "Dead".to_owned(), ..Default::default() }
-            }
-            Err(error) => {
-                DescribedGroup { group_id, error_code: ErrorCode::from(&error).number(), ..Default::default() }
-            }
-        });
-    }
-    Response::DescribeGroups(DescribeGroupsResponse { groups, ..Default::default() })
+    let asked: Vec<String> = request.groups.into_iter().filter(|group| seen.insert(group.clone())).collect();
+    drop(seen);
+    let besides = asked.iter().map(|group_id| TOLD_BYTES + group_id.len()).sum();
+    let describe = |group_id, bytes_max| describe_one(door, group_id, authorized_operations, bytes_max).boxed();
+    let (groups, share) = within_room(door, &asked, besides, describe).await;
+    answered(Response::DescribeGroups(DescribeGroupsResponse { groups, ..Default::default() }), share)
+}
+
+async fn describe_one(
+    door: &Door,
+    group_id: &String,
+    authorized_operations: i32,
+    bytes_max: usize,
+) -> Within<DescribedGroup> {
+    let group_id = group_id.clone();
+    Ok(match door.broker.groups().describe_within(&group_id, bytes_max).await {
+        Ok(group) => DescribedGroup { authorized_operations, ..described(group?) },
+        // A group that was never heard of is a dead one.
+        Err(GroupError::NotFound) => DescribedGroup { group_id, group_state: "Dead".to_owned(), ..Default::default() },
+        Err(error) => DescribedGroup { group_id, error_code: ErrorCode::from(&error).number(), ..Default::default() },
+    })
 }
 
 fn described(group: GroupDescription) -> DescribedGroup {

@@ -6,7 +6,8 @@
 //! - [`wire`]: primitive types, bounded. [`messages`]: the APIs, field by field. `error_code`: errors as numbers.
 //! - `connection`: limits, the order of answers. `frames`: bytes off a socket. `budget`: room for bytes. `dispatch`: from a request to
 //!   its handler.
-//! - `produce`, `fetch`, `offsets`, `metadata`, `topics`, `configs`, `groups`, `group_offsets`: the handlers.
+//! - `produce`, `fetch`, `offsets`, `metadata`, `topics`, `configs`, `groups`, `group_offsets`: the handlers. `group_answers`: room for what
+//!   the last two tell.
 
 mod budget;
 mod configs;
@@ -15,6 +16,7 @@ mod dispatch;
 mod error_code;
 mod fetch;
 mod frames;
+mod group_answers;
 mod group_offsets;
 mod groups;
 pub mod messages;
@@ -81,7 +83,7 @@ struct Door {
     frames: FrameRoom,
     /// Room for what requests take in memory beside their frames.
     decoded_bytes: Budget,
-    /// Room for the bytes of answers to fetches; apart, so that readers cannot starve writers.
+    /// Room for the bytes of answers that may be large, to fetches and about groups; apart, so that readers cannot starve writers.
     answer_bytes: Budget,
     metrics: metrics::Metrics,
 }

@@ -159,13 +159,17 @@ const GROUP: &str = "a-group-of-consumers";
 /// Partitions of `t`, and of what the group has committed.
 const PARTITIONS: u32 = 100;
 
-/// Makes a group of which there is something to tell: 100 offsets with 128 bytes of metadata each, and a member with 8 KiB. Told 20 000
-/// times that would be more than 256 MiB. The member is assigned as many topics without a name and without partitions as it may be.
-async fn make_group(client: &mut Client) {
+async fn make_coordinator(client: &mut Client) {
     let keys = vec![GROUP.to_owned()];
     let found = client.call(Request::FindCoordinator(FindCoordinatorRequest { keys, ..Default::default() }), 4).await;
     let Response::FindCoordinator(found) = found else { panic!() };
     assert_eq!(found.coordinators[0].error_code, 0);
+}
+
+/// Makes a group of which there is something to tell: 100 offsets with 128 bytes of metadata each, and a member with 8 KiB. Told 20 000
+/// times that would be more than 256 MiB. The member is assigned as many topics without a name and without partitions as it may be.
+async fn make_group(client: &mut Client) {
+    make_coordinator(client).await;
     let partition = |partition| OffsetCommitPartition {
         partition,
         offset: 7,
@@ -314,6 +318,51 @@ async fn a_short_frame_that_names_very_much_takes_little_memory() {
         assert!(grown < (96 << 20), "{what}: {} KiB for a frame of {} KiB", grown >> 10, bytes >> 10);
     }
     assert_eq!(honest.produce(0, batch(b"second".to_vec())).await, (0, 1));
+}
+
+/// A group whose only member has so much to say, and is assigned as much.
+async fn make_large_group(client: &mut Client, bytes: usize) {
+    make_coordinator(client).await;
+    let joined = join(client, GROUP, vec![7; bytes]).await;
+    let member_id = joined.member_id.clone();
+    let assignment = SyncGroupAssignment { member_id, assignment: vec![7; bytes].into() };
+    let sync = SyncGroupRequest {
+        group_id: GROUP.into(),
+        generation_id: joined.generation_id,
+        member_id: joined.member_id,
+        assignments: vec![assignment],
+        ..Default::default()
+    };
+    let Response::SyncGroup(synced) = client.call(Request::SyncGroup(sync), 3).await else { panic!() };
+    assert_eq!(synced.error_code, 0);
+}
+
+/// Who asks for much in a few bytes, and reads nothing, holds no more of it together than there is room for, and loses that to who waits.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn answers_about_groups_that_nobody_reads_take_no_more_than_there_is_room_for() {
+    let args = [
+        "--set=socket.request.max.bytes=8388608",
+        "--set=limits.inflight_bytes_max=33554432",
+        "--set=limits.write_timeout_ms=3600000",
+    ];
+    let cluster = Cluster::start_with(1, &args).await;
+    let mut honest = Client::connect(&cluster).await;
+    make_large_group(&mut honest, 4 << 20).await;
+    let describe =
+        Request::DescribeGroups(DescribeGroupsRequest { groups: vec![GROUP.to_owned()], ..Default::default() });
+    let before = forget_peak(&cluster);
+    let mut held = Vec::new();
+    for _ in 0..40 {
+        let mut hostile = Client::connect_small(&cluster).await;
+        hostile.send(&describe, 5).await;
+        held.push(hostile);
+    }
+    let Response::DescribeGroups(answer) = honest.call(describe, 5).await else { panic!() };
+    assert_eq!(answer.groups[0].members[0].member_metadata.len(), 4 << 20);
+    await_log(&cluster, "bytes of an answer, ").await;
+    // Each is written into a buffer that may be twice as large.
+    let grown = peak_bytes(&cluster).saturating_sub(before);
+    assert!(grown < 112 << 20, "{} MiB for 40 answers of 8 MiB", grown >> 20);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

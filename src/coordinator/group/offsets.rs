@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use super::{Group, Outbox, THING_BYTES};
 use crate::clock::now_ms;
 use crate::coordinator::entry::{CommittedOffset, Entry};
-use crate::coordinator::{GroupError, GroupState, consumer_protocol};
+use crate::coordinator::{GroupError, GroupState, TOLD_BYTES, consumer_protocol};
 
 /// Bytes of a committed offset.
 fn bytes(offset: &CommittedOffset) -> usize {
@@ -87,6 +87,15 @@ impl Group {
         match wanted {
             Some(wanted) => self.of_partitions(wanted).cloned().collect(),
             None => self.offsets.values().cloned().collect(),
+        }
+    }
+
+    /// Bytes of [`Self::committed`], about.
+    pub(in crate::coordinator) fn committed_bytes(&self, wanted: Option<&[(String, Vec<u32>)]>) -> usize {
+        let bytes = |offset: &CommittedOffset| TOLD_BYTES + offset.topic.len() + offset.metadata.len();
+        match wanted {
+            Some(wanted) => self.of_partitions(wanted).map(bytes).sum(),
+            None => self.offsets.values().map(bytes).sum(),
         }
     }
 

@@ -3,7 +3,8 @@
 use super::*;
 use crate::broker::Route;
 use crate::coordinator::{CommittedOffset, Coordinator, GroupError, OFFSETS_TOPIC, Speaker};
-use crate::kafka::group_offsets::fetch_group;
+use crate::kafka::dispatch::Handled;
+use crate::kafka::group_offsets::{fetch, fetch_group};
 use crate::kafka::topics::Time;
 use crate::partition::{Acks, Partition};
 
@@ -390,16 +391,7 @@ async fn offsets_of_many_groups_are_told_in_the_order_they_were_asked_for() {
             topics: vec![OffsetCommitTopic { name: "t".into(), partitions: vec![partition] }],
             ..Default::default()
         };
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            let request = Request::OffsetCommit(request.clone());
-            let Response::OffsetCommit(done) = client.call(request, 8).await else { panic!() };
-            match done.topics[0].partitions[0].error_code {
-                // It has just been elected.
-                14 | 16 if Instant::now() < deadline => sleep(Duration::from_millis(10)).await,
-                done => break assert_eq!(done, 0),
-            }
-        }
+        commit_once_elected(&mut client, request).await;
     }
     // More than are asked for at a time; most were never heard of, and one is named twice.
     let name = |number: i32| if number == 150 { "group-7".to_owned() } else { format!("group-{number}") };
@@ -418,8 +410,69 @@ async fn offsets_of_many_groups_are_told_in_the_order_they_were_asked_for() {
     });
     assert_eq!(told.collect::<Vec<_>>(), expected.collect::<Vec<_>>());
     // Once the time is over no further one is asked for.
-    let over = fetch_group(&house.door(), group(0), &Time::of(Duration::ZERO)).await;
+    let over = fetch_group(&house.door(), &group(0), &Time::of(Duration::ZERO), usize::MAX).await.unwrap();
     assert_eq!((over.error_code, over.topics.len()), (14, 0));
+    house.close().await;
+}
+
+async fn commit_once_elected(client: &mut Client, request: OffsetCommitRequest) {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let request = Request::OffsetCommit(request.clone());
+        let Response::OffsetCommit(done) = client.call(request, 8).await else { panic!() };
+        match done.topics[0].partitions[0].error_code {
+            14 | 16 if Instant::now() < deadline => sleep(Duration::from_millis(10)).await,
+            done => break assert_eq!(done, 0),
+        }
+    }
+}
+
+/// All that is told of several groups holds room together: who held some and waited for more could be waited for.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn much_that_is_told_of_groups_waits_for_room_and_little_does_not() {
+    const PARTITIONS: i32 = 40;
+    let house = House::open().await;
+    house.topic("t", PARTITIONS as u32).await;
+    house.broker.ensure_offsets_topic(PATIENCE).await.unwrap();
+    let mut client = house.client().await;
+    for (group, partitions) in [("small", 1), ("large", PARTITIONS)] {
+        let metadata = Some("m".repeat(4096));
+        let partition =
+            |partition| OffsetCommitPartition { partition, metadata: metadata.clone(), ..Default::default() };
+        let topics = vec![OffsetCommitTopic { name: "t".into(), partitions: (0..partitions).map(partition).collect() }];
+        let request = OffsetCommitRequest { group_id: group.into(), generation_id: -1, topics, ..Default::default() };
+        commit_once_elected(&mut client, request).await;
+    }
+    let door = house.door();
+    let request = |groups: &[&str]| {
+        let group = |name: &&str| OffsetFetchGroup { group_id: (*name).into(), topics: None, ..Default::default() };
+        OffsetFetchRequest { groups: groups.iter().map(group).collect(), ..Default::default() }
+    };
+    let lengths = |response: Response| {
+        let Response::OffsetFetch(told) = response else { panic!() };
+        let partitions = told.groups.into_iter().map(|group| group.topics.into_iter().next().unwrap().partitions);
+        let metadata = |told: Vec<OffsetFetchedPartition>| {
+            (told.len(), told.into_iter().map(|partition| partition.metadata.unwrap().len()).sum::<usize>())
+        };
+        partitions.map(metadata).collect::<Vec<_>>()
+    };
+    let all = door.answer_bytes.try_reserve(usize::MAX).unwrap();
+    let Handled::Response(small) = fetch(&door, request(&["small"]), 8).await else { panic!("it holds room") };
+    assert_eq!(lengths(small), [(1, 4096)]);
+    let both = request(&["small", "large"]);
+    let fetching = tokio::spawn({
+        let door = Arc::clone(&door);
+        async move { fetch(&door, both, 8).await }
+    });
+    let deadline = Instant::now() + PATIENCE;
+    while !door.answer_bytes.short() {
+        assert!(Instant::now() < deadline && !fetching.is_finished(), "it does not wait");
+        sleep(Duration::from_millis(1)).await;
+    }
+    drop(all);
+    let Handled::Holding(both, share) = fetching.await.unwrap() else { panic!("it holds no room") };
+    assert_eq!(lengths(both), [(1, 4096), (PARTITIONS as usize, PARTITIONS as usize * 4096)]);
+    assert!((41 * 4096..82 * 4096).contains(&share.num_permits()), "{}", share.num_permits());
     house.close().await;
 }
 
