@@ -31,7 +31,7 @@ pub const HIGH_WATERMARK: &str = "pontoon-high-watermark";
 pub const LOG_START_OFFSET: &str = "pontoon-log-start-offset";
 /// Header of a raw fetch.
 pub const LEADER_EPOCH: &str = "pontoon-leader-epoch";
-/// Header of a fetch: the id of the topic that was read, for who goes on where another answer ended.
+/// Header of a fetch, and of a tail: the id of the topic that was read, for who goes on where another answer ended.
 pub const TOPIC_ID: &str = "pontoon-topic-id";
 /// Header of a produce's answer: how long the batch took through each stage at its leader, in ms.
 pub const SERVER_TIMING: &str = "server-timing";

@@ -25,7 +25,7 @@ use crate::partition::aside::read_batch;
 use crate::partition::{Consistency, Fetch, FetchFrom, Fetched, Partition};
 use crate::record_batch::{BatchHeader, Compression, STORED_DECOMPRESSED_BYTES_MAX};
 
-const TOPIC_ID: HeaderName = HeaderName::from_static(api::TOPIC_ID);
+pub(super) const TOPIC_ID: HeaderName = HeaderName::from_static(api::TOPIC_ID);
 const JSON: &str = "application/json";
 const LINES: &str = "application/x-ndjson";
 pub(super) const BATCHES: &str = "application/octet-stream";

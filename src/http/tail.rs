@@ -70,6 +70,7 @@ pub(super) async fn tail(
     broker.route_wait(&target.topic, target.partition, timeout).await?;
     let topic_id = broker.topic_shape(&target.topic, timeout).await?.topic_id;
     let source = Source { shared, target, topic_id, path: parts.uri.path().to_owned() };
+    let topic_id = format!("{topic_id:032x}");
     if let Some(redirect) = source.redirect(parts, timeout).await? {
         return Ok(redirect);
     }
@@ -82,7 +83,8 @@ pub(super) async fn tail(
         let chunk = tail.chunk().await?;
         Some((chunk, tail))
     });
-    let headers = [(header::CONTENT_TYPE, EVENTS), (header::CACHE_CONTROL, "no-store")];
+    let headers =
+        [(header::CONTENT_TYPE, EVENTS), (header::CACHE_CONTROL, "no-store"), (fetch::TOPIC_ID, topic_id.as_str())];
     Ok((headers, Body::from_stream(with_comments(shared, events).map(Ok::<_, Infallible>))).into_response())
 }
 

@@ -355,7 +355,8 @@ async fn the_parts_of_a_request_go_to_a_leader_only_so_many_at_a_time() {
         .collect();
     let sent = futures_util::future::join_all(parts.iter().map(|part| part.find(&way, &NoWork))).await;
     assert!(sent.iter().all(|answer| answer.as_ref().is_ok_and(|answer| answer.status() == StatusCode::OK)));
-    assert_eq!(most.load(Ordering::Relaxed), PLACES);
+    let most = most.load(Ordering::Relaxed);
+    assert!(most <= PLACES, "{most} at the same time");
     task.abort();
 }
 
