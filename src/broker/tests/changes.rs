@@ -136,7 +136,9 @@ async fn nothing_is_given_up_for_a_process_that_has_not_said_which_disk_it_has()
     let is_here = |broker| shared.controller.is_here(broker);
     assert!((1..=3).map(BrokerId).all(is_here));
     let other = BrokerRegistration { incarnation: known.incarnation ^ 1, ..known.clone() };
-    shared.controller.handle(ControlRequest::Register(other)).await.unwrap();
+    // Past the controller, which would ask that broker, and find it there.
+    let group = shared.groups.get(CATALOG_GROUP).unwrap();
+    group.propose(Command::RegisterBroker(other).encode().into(), None).await.unwrap();
     assert!(!is_here(others[1]) && is_here(others[0]));
     let lost = vec![(partition.group, before.replica, "rotten".to_owned())];
     let report = ReplicaReport { lost, ..Default::default() };
