@@ -250,18 +250,20 @@ pub(super) async fn describe(door: &Arc<Door>, request: DescribeGroupsRequest) -
     let asked: Vec<String> = request.groups.into_iter().filter(|group| seen.insert(group.clone())).collect();
     drop(seen);
     let besides = asked.iter().map(|group_id| TOLD_BYTES + group_id.len()).sum();
-    let describe = |group_id, bytes_max| describe_one(door, group_id, authorized_operations, bytes_max).boxed();
-    let (groups, share) = within_room(door, &asked, besides, describe).await;
+    let (groups, share) = within_room(door, &asked, besides, |group_id, bytes_max| {
+        describe_one(door, group_id, authorized_operations, bytes_max).boxed()
+    })
+    .await;
     answered(Response::DescribeGroups(DescribeGroupsResponse { groups, ..Default::default() }), share)
 }
 
 async fn describe_one(
     door: &Door,
-    group_id: &String,
+    group_id: &str,
     authorized_operations: i32,
     bytes_max: usize,
 ) -> Within<DescribedGroup> {
-    let group_id = group_id.clone();
+    let group_id = group_id.to_owned();
     Ok(match door.broker.groups().describe_within(&group_id, bytes_max).await {
         Ok(group) => DescribedGroup { authorized_operations, ..described(group?) },
         // A group that was never heard of is a dead one.
