@@ -19,8 +19,8 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use pontoon_raft::runtime::random_u64;
-use pontoon_raft::transport::CallError;
 use pontoon_raft::transport::handshake::Turned;
+use pontoon_raft::transport::{CallError, Caller};
 use pontoon_raft::types::{BrokerId, ClusterId, DirectoryId, ReplicaHome, ReplicaId};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
@@ -257,9 +257,12 @@ async fn ask(shared: &Arc<Shared>) -> BTreeMap<BrokerId, Found> {
     let asked = addresses.into_iter().map(|(broker, address)| {
         let request = &request;
         async move {
-            let answer = peer::call_address(shared.transport(), &address, request, HELLO_TIMEOUT).await;
+            let answer = peer::call_process(shared.transport(), &address, request, HELLO_TIMEOUT).await;
             let found = match answer {
-                Ok(PeerAnswer::Hello(hello)) => Found::Answered(hello),
+                Ok((incarnation, PeerAnswer::Hello(hello))) => {
+                    shared.take_hello(Caller { broker, incarnation }, &hello);
+                    Found::Answered(hello)
+                }
                 Ok(_) => Found::Silent("it answered something else".to_owned()),
                 // The transport's own word; a broker that is only starting is refused, too, with another.
                 Err(CallError::Refused(_, why)) if why.contains(&Turned::ForeignCluster.to_string()) => {
@@ -272,11 +275,7 @@ async fn ask(shared: &Arc<Shared>) -> BTreeMap<BrokerId, Found> {
             (broker, found)
         }
     });
-    let found: BTreeMap<_, _> = join_all(asked).await.into_iter().collect();
-    for (broker, hello) in answers(&found) {
-        shared.take_hello(broker, hello);
-    }
-    found
+    join_all(asked).await.into_iter().collect()
 }
 
 impl Shared {

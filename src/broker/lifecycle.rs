@@ -179,7 +179,8 @@ impl Shared {
         let state = self.catalog.state();
         if state.brokers() != seen.brokers() {
             for broker in state.brokers().values().filter(|broker| broker.broker != self.broker) {
-                if seen.brokers().get(&broker.broker).is_none_or(|old| old.peer_address != broker.peer_address) {
+                // Whatever was heard before it registered, this is where it is.
+                if seen.brokers().get(&broker.broker) != Some(broker) {
                     self.transport().set_peer(broker.broker, broker.peer_address.clone());
                 }
             }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use pontoon_raft::codec;
-use pontoon_raft::transport::{CallError, PeerService, Transport};
+use pontoon_raft::transport::{CallError, Caller, PeerService, Transport};
 use pontoon_raft::types::{BrokerId, ClusterId, DirectoryId};
 use serde::{Deserialize, Serialize};
 
@@ -107,7 +107,7 @@ impl Peers {
 }
 
 impl PeerService for Peers {
-    fn call(&self, from: BrokerId, body: Bytes) -> BoxFuture<'static, Result<Bytes, String>> {
+    fn call(&self, from: Caller, body: Bytes) -> BoxFuture<'static, Result<Bytes, String>> {
         let shared = self.shared.get().and_then(Weak::upgrade);
         Box::pin(async move {
             let shared = shared.ok_or("the broker is starting or stopping")?;
@@ -119,7 +119,7 @@ impl PeerService for Peers {
                 }
                 PeerRequest::Control(request) => PeerAnswer::Control(shared.controller.handle(request).await),
                 PeerRequest::Summary(summary) => {
-                    shared.routing.take_summary(from, summary);
+                    shared.routing.take_summary(from.broker, summary);
                     PeerAnswer::Taken
                 }
             };

@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use pontoon_raft::raft_group::RaftGroup;
 use pontoon_raft::raft_groups::RaftGroups;
 use pontoon_raft::store::Store;
-use pontoon_raft::transport::{Liveness, Transport};
+use pontoon_raft::transport::{Caller, Liveness, Transport};
 use pontoon_raft::types::{BrokerId, DirectoryId, GroupId};
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::time::Instant;
@@ -164,13 +164,16 @@ impl Shared {
 
     /// A peer of the same cluster has said where it is: that may be newer than the catalog's copy here. With another disk than the
     /// catalog knows of it, or beside a process of its number that is alive, it is not believed before it has registered.
-    pub(super) fn take_hello(&self, from: BrokerId, hello: &Hello) {
+    pub(super) fn take_hello(&self, from: Caller, hello: &Hello) {
         let same = hello.cluster.is_some() && hello.cluster == self.store.cluster();
         let state = self.catalog.state();
-        let its_disk = state.brokers().get(&from).is_none_or(|known| known.directory == hello.directory);
-        let alive = self.transport().liveness(from) == Liveness::Alive;
-        if same && from == hello.broker && from != self.broker && its_disk && !alive {
-            self.transport().set_peer(from, hello.peer_address.clone());
+        let known = state.brokers().get(&from.broker);
+        let its_disk = known.is_none_or(|known| known.directory == hello.directory);
+        // `pontoon recover` asks, too, and is nowhere to be reached.
+        let reachable = !hello.peer_address.is_empty();
+        let other = from.broker != self.broker && from.broker == hello.broker;
+        if same && other && its_disk && reachable && !self.transport().is_taken(from) {
+            self.transport().set_peer(from.broker, hello.peer_address.clone());
         }
     }
 }

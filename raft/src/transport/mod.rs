@@ -52,7 +52,7 @@ pub mod testing;
 pub mod wire;
 
 pub use service::{
-    CALL_BYTES_MAX, FRAMES_BYTES_MAX, FramesRequest, PeerService, RaftService, Refusal, Target, WINDOW_BYTES,
+    CALL_BYTES_MAX, Caller, FRAMES_BYTES_MAX, FramesRequest, PeerService, RaftService, Refusal, Target, WINDOW_BYTES,
     WINDOW_REQUESTS,
 };
 
@@ -460,6 +460,11 @@ impl Transport {
     /// This process, as its peers know it: [`PeerStatus::incarnation`].
     pub fn incarnation(&self) -> u64 {
         self.shared.incarnation
+    }
+
+    /// Whether another process of the caller's number is alive and has a connection.
+    pub fn is_taken(&self, caller: Caller) -> bool {
+        self.shared.is_taken(caller.broker, caller.incarnation)
     }
 
     /// All the detector knows of a peer; `None` for one without an address.

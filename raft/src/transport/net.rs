@@ -97,13 +97,13 @@ mod tests {
 
     use super::*;
     use crate::config::RaftConfig;
-    use crate::transport::{Liveness, PeerService, Transport, TransportIdentity};
+    use crate::transport::{Caller, Liveness, PeerService, Transport, TransportIdentity};
     use crate::types::{BrokerId, ClusterId};
 
     struct Echo;
 
     impl PeerService for Echo {
-        fn call(&self, _from: BrokerId, body: Bytes) -> BoxFuture<'static, Result<Bytes, String>> {
+        fn call(&self, _from: Caller, body: Bytes) -> BoxFuture<'static, Result<Bytes, String>> {
             Box::pin(async move { Ok(body) })
         }
     }

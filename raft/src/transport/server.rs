@@ -22,7 +22,9 @@ use super::handshake::{ConnectionKind, Hello};
 use super::message;
 use super::peer::{CALL_BYTES_TOTAL, CALLS_MAX, IDLE_MAX, RPCS_MAX, SNAPSHOTS_MAX, WINDOW_BYTES_TOTAL};
 use super::wire::{APPEND_BYTES_MAX, Assembler, Kind, Message, WireError};
-use super::{AppendEntriesRequest, RaftService, Refusal, Shared, Stream, Target, WINDOW_BYTES, WINDOW_REQUESTS};
+use super::{
+    AppendEntriesRequest, Caller, RaftService, Refusal, Shared, Stream, Target, WINDOW_BYTES, WINDOW_REQUESTS,
+};
 
 /// Replication streams on one connection.
 const STREAMS_MAX: usize = 64 << 10;
@@ -52,6 +54,7 @@ pub(super) async fn serve(shared: Arc<Shared>, stream: Box<dyn Stream>, hello: H
     let incoming = Incoming {
         shared: shared.clone(),
         connection: connection.clone(),
+        incarnation: hello.incarnation,
         raft,
         streams: Arc::default(),
         calls: Arc::default(),
@@ -83,6 +86,8 @@ pub(super) async fn serve(shared: Arc<Shared>, stream: Box<dyn Stream>, hello: H
 struct Incoming {
     shared: Arc<Shared>,
     connection: Arc<Connection>,
+    /// The process that dialled.
+    incarnation: u64,
     raft: bool,
     streams: Arc<Mutex<BTreeMap<u64, ServerStream>>>,
     calls: Arc<Busy>,
@@ -177,7 +182,7 @@ impl Handler for Incoming {
                 Ok(())
             }
             Kind::Call => {
-                let from = self.connection.peer;
+                let from = Caller { broker: self.connection.peer, incarnation: self.incarnation };
                 let service = self.shared.service.clone();
                 let share = self.calls.take(body.len(), CALLS_MAX, CALL_BYTES_TOTAL);
                 self.answer(lane, share, async move { service.call(from, body).await.map_err(Refusal::Unable) });

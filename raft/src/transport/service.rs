@@ -21,11 +21,20 @@ pub const WINDOW_BYTES: usize = 4 << 20;
 /// Longest answer to a [`FramesRequest`]: 1 MiB.
 pub const FRAMES_BYTES_MAX: usize = 1 << 20;
 
+/// Who calls, by its own word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Caller {
+    /// Its number.
+    pub broker: BrokerId,
+    /// Which process ([`super::PeerStatus::incarnation`]).
+    pub incarnation: u64,
+}
+
 /// Answers the layer above's calls from other brokers.
 pub trait PeerService: Send + Sync + 'static {
     /// Answers one call. `body` is at most [`CALL_BYTES_MAX`]; its meaning is the caller's. `Err` says that nothing
     /// was done and why.
-    fn call(&self, from: BrokerId, body: Bytes) -> BoxFuture<'static, Result<Bytes, String>>;
+    fn call(&self, from: Caller, body: Bytes) -> BoxFuture<'static, Result<Bytes, String>>;
 }
 
 /// For which replica a Raft message is.

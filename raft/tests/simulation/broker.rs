@@ -22,7 +22,7 @@ use pontoon_raft::raft_groups::RaftGroups;
 use pontoon_raft::runtime::random_u64;
 use pontoon_raft::store::{Store, StoreOptions};
 use pontoon_raft::testing::test_applications;
-use pontoon_raft::transport::{PeerService, Transport, TransportIdentity};
+use pontoon_raft::transport::{Caller, PeerService, Transport, TransportIdentity};
 use pontoon_raft::types::{BrokerId, ClusterId, GroupId, Outcome, ReplicaHome, ReplicaId};
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
@@ -222,7 +222,7 @@ struct Door {
 }
 
 impl PeerService for Door {
-    fn call(&self, _from: BrokerId, body: Bytes) -> BoxFuture<'static, Result<Bytes, String>> {
+    fn call(&self, _from: Caller, body: Bytes) -> BoxFuture<'static, Result<Bytes, String>> {
         let groups = self.groups.lock().clone();
         Box::pin(async move {
             let groups = groups.ok_or("not yet")?;

@@ -8,7 +8,7 @@ use futures_util::future::{BoxFuture, join, join_all};
 use pontoon_raft::codec;
 use pontoon_raft::runtime::random_u64;
 use pontoon_raft::testing::test_payload;
-use pontoon_raft::transport::{CallError, PeerService, Transport, TransportIdentity};
+use pontoon_raft::transport::{CallError, Caller, PeerService, Transport, TransportIdentity};
 use pontoon_raft::types::{BrokerId, ClusterId};
 use tokio::time::sleep;
 
@@ -25,7 +25,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 struct NoCalls;
 
 impl PeerService for NoCalls {
-    fn call(&self, _from: BrokerId, _body: Bytes) -> BoxFuture<'static, Result<Bytes, String>> {
+    fn call(&self, _from: Caller, _body: Bytes) -> BoxFuture<'static, Result<Bytes, String>> {
         Box::pin(async { Err("nobody calls the client".to_owned()) })
     }
 }

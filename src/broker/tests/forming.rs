@@ -5,10 +5,12 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use pontoon_raft::transport::{Caller, Liveness};
 use pontoon_raft::types::BrokerId;
 use tokio::time::timeout;
 
 use super::cluster::{Cluster, PATIENCE, eventually};
+use crate::broker::peer::Hello;
 use crate::broker::{Broker, TopicSpec};
 use crate::catalog::command::Command;
 use crate::controller::CATALOG_GROUP;
@@ -268,6 +270,29 @@ async fn the_former_process_of_a_replaced_broker_takes_nothing_from_its_successo
     former.shutdown(Duration::from_secs(5)).await;
     cluster.await_in_sync("orders", 3).await;
     assert_eq!(seen(&cluster, id), before, "after it");
+}
+
+/// `pontoon recover` says Hello for a stopped broker, and is nowhere; so may who has been turned away since.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broker_is_reached_where_it_has_registered_whatever_was_heard_of_it_before() {
+    let mut cluster = Cluster::started().await;
+    cluster.await_catalog_voters(&[1, 2, 3]).await;
+    cluster.create(1, "orders", 2, 3).await;
+    let controller = cluster.controller().await;
+    let id = (1..=3).find(|id| *id != controller).unwrap();
+    let (hello, process) = (cluster.broker(id).shared.hello(), Caller { broker: BrokerId(id), incarnation: 7 });
+    cluster.stop(id).await;
+    for other in cluster.brokers.values() {
+        let alive = || other.shared.transport().liveness(BrokerId(id)) == Liveness::Alive;
+        eventually("its end to be noticed", || if alive() { Err("it is alive") } else { Ok(()) }).await;
+        for elsewhere in ["127.0.0.1:1", ""] {
+            let hello = Hello { peer_address: elsewhere.to_owned(), ..hello.clone() };
+            other.shared.take_hello(process, &hello);
+        }
+    }
+    cluster.start(id).await;
+    cluster.await_ready().await;
+    cluster.await_in_sync("orders", 3).await;
 }
 
 /// As when it was cut off, and taken for dead, while the other one came.

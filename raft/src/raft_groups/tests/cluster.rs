@@ -21,7 +21,7 @@ use crate::raft_groups::RaftGroups;
 use crate::store::{ApplicationFactory, Store, StoreOptions};
 use crate::testing::{test_log_start_at, test_moves_log_start};
 use crate::transport::testing::MemoryNetwork;
-use crate::transport::{PeerService, Transport, TransportIdentity};
+use crate::transport::{Caller, PeerService, Transport, TransportIdentity};
 use crate::types::{Appended, BrokerId, ClusterId, GroupId, LogId, Offset, Outcome, ReplicaHome, ReplicaId};
 
 /// Takes every payload as one record; one that begins with `void` is turned down, one of `test_log_start` moves the log start.
@@ -102,7 +102,7 @@ impl Application for Records {
 struct NoCalls;
 
 impl PeerService for NoCalls {
-    fn call(&self, _from: BrokerId, _body: Bytes) -> BoxFuture<'static, Result<Bytes, String>> {
+    fn call(&self, _from: Caller, _body: Bytes) -> BoxFuture<'static, Result<Bytes, String>> {
         Box::pin(async { Err("no calls here".to_owned()) })
     }
 }

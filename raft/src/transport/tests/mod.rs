@@ -34,12 +34,12 @@ const SECOND: Duration = Duration::from_secs(1);
 struct Echo;
 
 impl PeerService for Echo {
-    fn call(&self, from: BrokerId, body: Bytes) -> BoxFuture<'static, Result<Bytes, String>> {
+    fn call(&self, from: Caller, body: Bytes) -> BoxFuture<'static, Result<Bytes, String>> {
         Box::pin(async move {
             match &body[..] {
                 b"refuse" => Err("as you wish".to_owned()),
                 b"hang" => std::future::pending().await,
-                _ => Ok([from.0.to_string().as_bytes(), b":", &body].concat().into()),
+                _ => Ok([from.broker.0.to_string().as_bytes(), b":", &body].concat().into()),
             }
         })
     }
