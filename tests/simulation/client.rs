@@ -283,7 +283,11 @@ impl Client {
         loop {
             match self.fetch(partition, next, "linearizable").await {
                 Some((read, start, end)) => {
-                    let log_start = *log_start.get_or_insert(start);
+                    // The next leader's log may begin later; what was to be kept is demanded of it all the same.
+                    let log_start = match log_start {
+                        Some(known) if start <= next => known,
+                        _ => *log_start.insert(start),
+                    };
                     next = read.max(start);
                     if next >= end {
                         self.note(format_args!("read {partition}: {log_start} to {end}"));
