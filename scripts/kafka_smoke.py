@@ -142,13 +142,13 @@ def times(cluster):
 
 def recompressed(cluster):
     """A topic that has a compression of its own keeps everything by it, whatever it came by, and it is read as it went."""
+    client = AdminClient({"bootstrap.servers": cluster.bootstrap})
     for kept in ("uncompressed", *CODECS[1:]):
         topic, sent = f"kept-by-{kept}", []
-        (created,) = AdminClient({"bootstrap.servers": cluster.bootstrap}).create_topics(
-            [NewTopic(topic, 1, 3, config={"compression.type": kept})]).values()
-        created.result(PATIENCE)
+        client.create_topics([NewTopic(topic, 1, 3, config={"compression.type": kept, "retention.ms": "-1"})])[topic].result(PATIENCE)
         for codec in CODECS:
-            records = [(0, codec, f"{number} " * 50, [("twice", b"1"), ("twice", None)], NOW + number) for number in range(50)]
+            records = [(0, codec, f"{number} " * 50, [("twice", b"1"), ("twice", None)], 1_600_000_000_000 + number)
+                       for number in range(50)]
             offsets = produce(cluster, topic, records, **{"compression.type": codec, "enable.idempotence": True, "linger.ms": 5})
             equal(offsets, list(range(len(sent), len(sent) + 50)), f"offsets in {topic}")
             sent += records
@@ -530,8 +530,8 @@ def static_membership(cluster):
     two.stop()
 
 
-SCENARIOS = [admin, codecs, times, crossing, auto_create, aiokafka, kcat, kafkajs, java, franz_go, leader_kill, groups, groups_over_http,
-             cooperative, static_membership]
+SCENARIOS = [admin, codecs, recompressed, times, crossing, auto_create, aiokafka, kcat, kafkajs, java, franz_go, leader_kill, groups,
+             groups_over_http, cooperative, static_membership]
 
 
 def main():
