@@ -206,6 +206,16 @@ fn copy_folder(from: &Path, to: &Path) {
     }
 }
 
+/// Three brokers with a topic; the controller, and one that is not.
+async fn with_orders() -> (Cluster, u32, u32) {
+    let cluster = Cluster::started().await;
+    cluster.await_catalog_voters(&[1, 2, 3]).await;
+    cluster.create(1, "orders", 2, 3).await;
+    let controller = cluster.controller().await;
+    let id = (1..=3).find(|id| *id != controller).unwrap();
+    (cluster, controller, id)
+}
+
 /// How the others see a broker: which process it is, and how often they have held it dead.
 fn seen(cluster: &Cluster, id: u32) -> Vec<(Option<u64>, u64)> {
     let others = cluster.brokers.values().filter(|broker| broker.id().0 != id);
@@ -216,11 +226,7 @@ fn seen(cluster: &Cluster, id: u32) -> Vec<(Option<u64>, u64)> {
 /// Two voters under one id would each vote and acknowledge without what the other knows.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_copy_of_a_running_brokers_directory_is_refused() {
-    let mut cluster = Cluster::started().await;
-    cluster.await_catalog_voters(&[1, 2, 3]).await;
-    cluster.create(1, "orders", 2, 3).await;
-    let controller = cluster.controller().await;
-    let id = (1..=3).find(|id| *id != controller).unwrap();
+    let (mut cluster, _, id) = with_orders().await;
     cluster.stop(id).await;
     let copied = tempfile::tempdir().unwrap();
     copy_folder(cluster.directories[&id].path(), copied.path());
@@ -244,11 +250,7 @@ async fn a_copy_of_a_running_brokers_directory_is_refused() {
 /// Its machine was taken for gone, and comes back: it is not let in, and takes nobody's place.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_former_process_of_a_replaced_broker_takes_nothing_from_its_successor() {
-    let mut cluster = Cluster::started().await;
-    cluster.await_catalog_voters(&[1, 2, 3]).await;
-    cluster.create(1, "orders", 2, 3).await;
-    let controller = cluster.controller().await;
-    let id = (1..=3).find(|id| *id != controller).unwrap();
+    let (mut cluster, controller, id) = with_orders().await;
     let former = cluster.config(id);
     cluster.crash(id).await;
     let _kept = cluster.directories.remove(&id).unwrap();
@@ -275,11 +277,7 @@ async fn the_former_process_of_a_replaced_broker_takes_nothing_from_its_successo
 /// `pontoon recover` says Hello for a stopped broker, and is nowhere; so may who has been turned away since.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_broker_is_reached_where_it_has_registered_whatever_was_heard_of_it_before() {
-    let mut cluster = Cluster::started().await;
-    cluster.await_catalog_voters(&[1, 2, 3]).await;
-    cluster.create(1, "orders", 2, 3).await;
-    let controller = cluster.controller().await;
-    let id = (1..=3).find(|id| *id != controller).unwrap();
+    let (mut cluster, _, id) = with_orders().await;
     let (hello, process) = (cluster.broker(id).shared.hello(), Caller { broker: BrokerId(id), incarnation: 7 });
     cluster.stop(id).await;
     for other in cluster.brokers.values() {
@@ -298,10 +296,7 @@ async fn a_broker_is_reached_where_it_has_registered_whatever_was_heard_of_it_be
 /// As when it was cut off, and taken for dead, while the other one came.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_broker_ends_when_another_process_has_registered_in_its_place() {
-    let mut cluster = Cluster::started().await;
-    cluster.await_catalog_voters(&[1, 2, 3]).await;
-    let controller = cluster.controller().await;
-    let id = (1..=3).find(|id| *id != controller).unwrap();
+    let (mut cluster, controller, id) = with_orders().await;
     let mut other = cluster.broker(id).shared.catalog.state().brokers()[&BrokerId(id)].clone();
     other.incarnation += 1;
     let group = cluster.broker(controller).shared.groups.get(CATALOG_GROUP).unwrap();
