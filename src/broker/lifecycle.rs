@@ -397,6 +397,7 @@ impl Shared {
             broker_alive: Arc::new(move |id| broker.upgrade().is_some_and(|broker| broker.alive(id))),
             instruments: self.instruments.partitions.clone(),
             now: crate::clock::now_ms,
+            unacknowledged: self.unacknowledged.clone(),
         }
     }
 

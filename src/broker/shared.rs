@@ -24,6 +24,7 @@ use super::work::Work;
 use crate::catalog::Catalog;
 use crate::config::Config;
 use crate::controller::{CATALOG_GROUP, Controller};
+use crate::partition::UnacknowledgedRoom;
 
 /// How far the broker is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,6 +48,8 @@ pub(super) struct Shared {
     pub(super) started: Instant,
     pub(super) config: Config,
     pub(super) instruments: BrokerInstruments,
+    /// For the `acks=none` batches of all partitions here together.
+    pub(super) unacknowledged: UnacknowledgedRoom,
     pub(super) http_address: String,
     pub(super) peer_address: String,
     pub(super) store: Arc<Store>,

@@ -30,7 +30,7 @@ use crate::catalog::tables::sled_tables::SledTables;
 use crate::config::Config;
 use crate::controller::{CATALOG_GROUP, Controller, Probe};
 use crate::error::Result;
-use crate::partition::PartitionApplication;
+use crate::partition::{PartitionApplication, UnacknowledgedRoom};
 
 /// How long peers may take to hear that this broker is stopping.
 const FAREWELL: Duration = Duration::from_millis(500);
@@ -133,6 +133,7 @@ fn share(
         incarnation: groups.transport().incarnation(),
         started: Instant::now(),
         instruments: BrokerInstruments::new(config.broker_id),
+        unacknowledged: UnacknowledgedRoom::new(config.limits.inflight_bytes_max),
         http_address,
         peer_address,
         controller: Controller::new(config.broker_id, groups.clone(), catalog.clone(), probe(weak.clone())),

@@ -63,7 +63,7 @@ keys! {
     "peer.advertised", "", "The peer address that other brokers are told. Unless set: `peer.listen`." => |c, t| c.peer.advertised = Some(address(t)?);
     "limits.record_bytes_max", "1048588", "Largest record: key, value and headers together. A topic's `max.message.bytes` takes its place." => |c, t| c.limits.record_bytes_max = at_least(t, 1)?;
     "limits.request_bytes_max", "16777216", "Largest body of a request." => |c, t| c.limits.request_bytes_max = at_least(t, 1)?;
-    "limits.inflight_bytes_max", "268435456", "Most bytes of requests being worked on at once; as many again of answers to fetches and about groups." => |c, t| c.limits.inflight_bytes_max = at_least(t, 1)?;
+    "limits.inflight_bytes_max", "268435456", "Most bytes of requests being worked on at once; as many again of answers to fetches and about groups, and of `acks=0` batches that no log has yet." => |c, t| c.limits.inflight_bytes_max = at_least(t, 1)?;
     "limits.connections_max", "10000", "Most connections, over HTTP and over Kafka each; never more than a sixth of RLIMIT_NOFILE." => |c, t| c.limits.connections_max = at_least(t, 1)?;
     "limits.header_bytes_max", "32768", "Largest head of a request, path and headers together; at least 8192." => |c, t| c.limits.header_bytes_max = at_least(t, 1)?;
     "limits.header_timeout_ms", "60000", "Longest wait for a request's head, also on an idle connection." => |c, t| c.limits.header_timeout = millis(t)?;

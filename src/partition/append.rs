@@ -13,7 +13,7 @@ use pontoon_raft::error::ProposeError;
 use pontoon_raft::log::frame::FRAME_PAYLOAD_BYTES_MAX;
 use pontoon_raft::stages::Stages;
 use pontoon_raft::types::{Appended, Offset, Outcome};
-use tokio::sync::{MutexGuard, oneshot};
+use tokio::sync::{MutexGuard, OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::{Instant, timeout_at};
 
 use super::verdict::Verdict;
@@ -23,6 +23,33 @@ use crate::record_batch::{BatchHeader, RecordBatch};
 
 /// How many bytes of `acks=none` batches a partition takes on before the log has them; the next producer waits.
 pub(super) const UNACKNOWLEDGED_BYTES_MAX: usize = 8 << 20;
+
+/// Room for `acks=none` batches that have been answered, and that no log has yet. Shared by its clones.
+#[derive(Clone, Debug)]
+pub struct UnacknowledgedRoom {
+    bytes: u32,
+    room: Arc<Semaphore>,
+}
+
+impl UnacknowledgedRoom {
+    /// For so many bytes.
+    pub fn new(bytes: usize) -> Self {
+        let bytes = u32::try_from(bytes.min(Semaphore::MAX_PERMITS)).unwrap_or(u32::MAX);
+        Self { bytes, room: Arc::new(Semaphore::new(bytes as usize)) }
+    }
+
+    /// Takes a share once there is room, in the order of the calls. What is larger than all of it has it for itself.
+    async fn take(&self, bytes: usize) -> OwnedSemaphorePermit {
+        let share = u32::try_from(bytes).map_or(self.bytes, |bytes| bytes.min(self.bytes));
+        Arc::clone(&self.room).acquire_many_owned(share).await.expect("it is never closed")
+    }
+
+    /// How many bytes more it has room for.
+    #[cfg(test)]
+    pub(super) fn free(&self) -> usize {
+        self.room.available_permits()
+    }
+}
 
 impl<L: ReplicatedLog> Partition<L> {
     /// Appends one batch, atomically. Producer id, epoch and sequence stand in it. `if_match`: only if that is the log end,
@@ -208,12 +235,13 @@ impl<L: ReplicatedLog> Partition<L> {
         payload: Bytes,
         deadline: Instant,
     ) -> Result<(Produced, Appended)> {
-        let permits = payload.len().min(UNACKNOWLEDGED_BYTES_MAX) as u32;
-        let permit = timeout_at(deadline, Arc::clone(&self.unacknowledged).acquire_many_owned(permits)).await;
-        let Ok(Ok(permit)) = permit else { return Err(self.too_many_unacknowledged()) };
+        let bytes = payload.len();
+        // Its partition's first: who waits there for one that is stuck takes no room from the others.
+        let room = async { (self.unacknowledged.take(bytes).await, self.options.unacknowledged.take(bytes).await) };
+        let room = timeout_at(deadline, room).await.map_err(|_| self.too_many_unacknowledged())?;
         let log = self.log.clone();
         let propose = async move {
-            let _permit = permit;
+            let _room = room;
             log.propose(payload, None).await
         };
         // Polled here once, so that it stands in the group's queue before the next call's; not even tokio's budget, used up by

@@ -16,7 +16,7 @@ use pontoon_raft::types::{Appended, BrokerId, Offset, Outcome, ReplicaId, log_id
 use tokio::sync::{oneshot, watch};
 
 use super::producers::Producers;
-use super::{Acks, Partition, PartitionInstruments, PartitionOptions, ReplicatedLog, Settings};
+use super::{Acks, Partition, PartitionInstruments, PartitionOptions, ReplicatedLog, Settings, UnacknowledgedRoom};
 use crate::record_batch::{BatchLimits, NewRecord, ProducerSequence, RecordBatch, RecordBatchBuilder};
 
 /// One batch of records with these timestamps; the value of each is its number.
@@ -147,6 +147,7 @@ impl FakeLog {
             broker_alive: Arc::new(broker_alive),
             instruments: Arc::new(PartitionInstruments::new(BrokerId(1))),
             now: || 1_700_000_000_000,
+            unacknowledged: UnacknowledgedRoom::new(1 << 30),
         }
     }
 

@@ -32,9 +32,9 @@ use parking_lot::Mutex;
 use pontoon_raft::error::ProposeError;
 use pontoon_raft::raft_group::RaftGroup;
 use pontoon_raft::types::{BrokerId, Offset};
-use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
+pub use append::UnacknowledgedRoom;
 pub use append_state::PartitionState;
 pub use application::PartitionApplication;
 pub use instruments::PartitionInstruments;
@@ -192,6 +192,8 @@ pub struct PartitionOptions {
     pub instruments: Arc<PartitionInstruments>,
     /// The clock for records that get the time of their append, in ms since 1970.
     pub now: fn() -> i64,
+    /// For the `acks=none` batches of all partitions of its broker together.
+    pub unacknowledged: UnacknowledgedRoom,
 }
 
 /// A partition whose replica is on this broker.
@@ -200,8 +202,8 @@ pub struct Partition<L: ReplicatedLog = RaftGroup> {
     options: PartitionOptions,
     /// Held by a batch until its proposal has begun. Who waits has it in the order of the calls, and is not overtaken once it is theirs.
     proposing: tokio::sync::Mutex<()>,
-    /// Bytes of `acks=none` batches that may yet be proposed.
-    unacknowledged: Arc<Semaphore>,
+    /// For this partition's `acks=none` batches.
+    unacknowledged: UnacknowledgedRoom,
     /// When it was last said that records cannot be read.
     said_unreadable: Mutex<Option<Instant>>,
 }
@@ -212,7 +214,7 @@ const UNREADABLE_AGAIN: Duration = Duration::from_secs(60);
 impl<L: ReplicatedLog> Partition<L> {
     /// Over its group, whose application is a [`PartitionApplication`].
     pub fn new(group: L, options: PartitionOptions) -> Arc<Self> {
-        let unacknowledged = Arc::new(Semaphore::new(append::UNACKNOWLEDGED_BYTES_MAX));
+        let unacknowledged = UnacknowledgedRoom::new(append::UNACKNOWLEDGED_BYTES_MAX);
         let (proposing, said_unreadable) = (tokio::sync::Mutex::new(()), Mutex::new(None));
         Arc::new(Self { log: group, options, proposing, unacknowledged, said_unreadable })
     }

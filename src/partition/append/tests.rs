@@ -8,7 +8,7 @@ use pontoon_raft::types::{BrokerId, GroupId, ReplicaId};
 use super::*;
 use crate::error::WriteOutcome;
 use crate::partition::fake_log::{FakeLog, batch};
-use crate::partition::{PartitionOptions, Settings};
+use crate::partition::{PartitionOptions, Settings, UnacknowledgedRoom};
 use crate::record_batch::{NewRecord, ProducerSequence, RecordBatchBuilder};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -290,7 +290,7 @@ async fn a_batch_that_waits_for_room_is_not_overtaken() {
         drop(given_up);
         log.set(|state| state.commits = true);
         log.commit();
-        while partition.unacknowledged.available_permits() < 4 << 20 {
+        while partition.unacknowledged.free() < 4 << 20 {
             tokio::task::yield_now().await;
         }
         let mut later = Box::pin(partition.produce(batch(&[1], Some((7, 0, 3))), acks, None, SECOND));
@@ -314,6 +314,31 @@ async fn acks_none_takes_on_no_more_than_its_bound() {
     assert_eq!(log.appended(), 2);
     log.commit();
     assert!(partition.produce(large(), Acks::None, None, SECOND).await.is_ok(), "there is room again");
+}
+
+/// However many partitions they go to: each takes on some, and a broker may lead thousands.
+#[tokio::test(start_paused = true)]
+async fn acks_none_takes_on_no_more_than_there_is_room_for_in_all_partitions() {
+    let unacknowledged = UnacknowledgedRoom::new(8 << 20);
+    let logs = [FakeLog::new(), FakeLog::new(), FakeLog::new()];
+    let partitions = logs.each_ref().map(|log| {
+        log.set(|state| (state.commits, state.flushes) = (false, false));
+        let options = log.options(|| true, |_| true);
+        Partition::new(log.clone(), PartitionOptions { unacknowledged: unacknowledged.clone(), ..options })
+    });
+    let [first, second, third] = &partitions;
+    first.produce(large(None), Acks::None, None, SECOND).await.unwrap();
+    second.produce(large(None), Acks::None, None, SECOND).await.unwrap();
+    let produced = third.produce(large(None), Acks::None, None, SECOND).await;
+    assert_eq!(refused(produced), (Code::TooManyRequests, WriteOutcome::None));
+    assert_eq!(logs.each_ref().map(FakeLog::appended), [1, 1, 0]);
+    assert!(third.produce(batch(&[1], None), Acks::None, None, SECOND).await.is_ok(), "who needs little has it");
+    logs[0].commit();
+    third.produce(large(None), Acks::None, None, SECOND).await.unwrap();
+    logs.iter().for_each(FakeLog::commit);
+    // What is larger than all of it goes by itself.
+    let options = PartitionOptions { unacknowledged: UnacknowledgedRoom::new(1), ..logs[0].options(|| true, |_| true) };
+    Partition::new(logs[0].clone(), options).produce(large(None), Acks::None, None, SECOND).await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]
