@@ -120,6 +120,12 @@ impl Log {
         self.append_checked(&mut state, entries, file, (flushed, permit))
     }
 
+    /// Nothing is appended until this is dropped.
+    #[cfg(test)]
+    pub(crate) async fn hold_appends(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.writing.lock().await
+    }
+
     /// Waits until so many bytes more may be unwritten. On a full disk that may be long, and what makes room may be the end of
     /// this very group: then it is refused.
     async fn reserve(&self, bytes: usize) -> io::Result<Permit> {

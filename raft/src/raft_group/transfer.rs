@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use openraft::async_runtime::WatchReceiver;
 use openraft::raft::{TransferLeaderRequest, VoteRequest};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::{GroupStatus, RaftGroup};
 use crate::error::ProposeError;
@@ -19,6 +19,9 @@ use crate::types::{BrokerId, LogId, Membership, ReplicaId, TypeConfig, Vote, vot
 
 /// How long a call into the group's own core may take before it is given up: the caller retries.
 const CORE_WAIT: Duration = Duration::from_millis(500);
+
+/// Between two questions to a core that does not answer.
+const CORE_POLL: Duration = Duration::from_millis(50);
 
 /// Entries that a voter may be behind and still take over: it must have them all before it runs, and until then nobody
 /// accepts anything.
@@ -142,15 +145,21 @@ impl RaftGroup {
 
     async fn undo_transfer(&self, to: ReplicaId, term: u64) {
         for _ in 0..3 {
-            match self.standing().await {
-                // Only a leader of that same term is stuck. Otherwise elections go their own way.
-                Some(standing) if standing.leads && standing.vote.leader_id.term == term => {
-                    tracing::warn!(group = self.group().0, %to, term, "leadership transfer undone");
-                    self.inner.instruments.transfers_undone.increment(1);
-                    self.step_through(&standing).await;
+            // A core that is busy (with a full disk, a stalled one) has the transfer still before it.
+            let standing = loop {
+                match self.standing().await {
+                    Some(standing) => break standing,
+                    None if self.is_closing() || self.is_stopped() => return,
+                    None => sleep(CORE_POLL).await,
                 }
-                _ => return,
+            };
+            // Only a leader of that same term is stuck. Otherwise elections go their own way.
+            if !standing.leads || standing.vote.leader_id.term != term {
+                return;
             }
+            tracing::warn!(group = self.group().0, %to, term, "leadership transfer undone");
+            self.inner.instruments.transfers_undone.increment(1);
+            self.step_through(&standing).await;
             if self.later_leader_within(term, |_| true, self.inner.config.transfer_timeout).await {
                 return;
             }

@@ -224,6 +224,38 @@ async fn a_transfer_that_fails_is_undone_and_the_leader_serves_again() {
     cluster.shows(2, 1, &names(2)).await;
 }
 
+/// The core waits for its disk, and has the transfer still before it when time is up.
+#[tokio::test(start_paused = true)]
+async fn a_transfer_that_a_busy_core_comes_to_late_is_undone_too() {
+    let cluster = Cluster::start(3).await;
+    let group = cluster.create(1).await;
+    propose(&group, "record 0").await.unwrap();
+    let term = group.status().term;
+    let held = group.log().hold_appends().await;
+    let waits = tokio::spawn({
+        let group = group.clone();
+        async move { propose(&group, "record 1").await }
+    });
+    sleep(Duration::from_millis(10)).await;
+    let transfer = tokio::spawn({
+        let group = group.clone();
+        async move { group.transfer_leader(ReplicaId(12)).await }
+    });
+    sleep(Duration::from_millis(10)).await;
+    cluster.partition(1, 2);
+    sleep(Duration::from_secs(3)).await;
+    assert!(!transfer.is_finished(), "it may yet happen");
+    drop(held);
+    let begin = Instant::now();
+    assert!(transfer.await.unwrap().is_err());
+    let leader = cluster.leader(1, &[1, 3]).await;
+    propose(&cluster.group(leader, 1), "record 2").await.unwrap();
+    let config = config();
+    assert!(begin.elapsed() < config.election_timeout, "the followers' timers were waited for");
+    assert!(cluster.group(leader, 1).status().term > term);
+    drop(waits);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_replica_that_runs_by_force_ends_the_leadership_and_no_core() {
     let cluster = Cluster::start(3).await;
