@@ -41,6 +41,15 @@ const EVENTS: usize = 1024;
 /// Locks that order what happens to one group's hosting; groups share them by number.
 const LIFECYCLE_LOCKS: usize = 64;
 
+/// What becomes of a replica here when another of its group takes its place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Former {
+    /// Moved aside and kept ([`Store::quarantined`]).
+    Keep,
+    /// Deleted, unless it is lost or rotten.
+    Delete,
+}
+
 /// What the supervision of groups tells the layer above.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum GroupEvent {
@@ -139,8 +148,8 @@ impl RaftGroups {
     }
 
     /// Creates an empty replica and starts it. If this broker hosts another replica of the group, that one is shut down
-    /// and deleted first ([`Self::delete`]). One that is hosted already is returned as it is.
-    pub async fn create(&self, group: GroupId, replica: ReplicaId) -> Result<RaftGroup, Stopped> {
+    /// first, and it is with its files as `former` says. One that is hosted already is returned as it is.
+    pub async fn create(&self, group: GroupId, replica: ReplicaId, former: Former) -> Result<RaftGroup, Stopped> {
         let hosted = &self.hosted;
         if let Some(present) = hosted.get(group).filter(|present| present.replica() != replica) {
             hosted.give_up_waiting(group, present.replica());
@@ -150,22 +159,22 @@ impl RaftGroups {
             if present.replica() == replica {
                 return Ok(present);
             }
-            hosted.drop_replica(group, present.replica()).await?;
+            hosted.drop_replica(group, present.replica(), former).await?;
         }
         let lost = hosted.lost.lock().get(&group).map(|(lost, _)| *lost);
         if let Some(lost) = lost {
-            hosted.drop_replica(group, lost).await?;
+            hosted.drop_replica(group, lost, former).await?;
         }
         let opening = hosted.opening.lock().get(&group).copied();
         if opening == Some(replica) {
             return Err(Stopped(format!("replica {replica} of group {group} waits until it can be opened").into()));
         }
         if let Some(opening) = opening {
-            hosted.drop_replica(group, opening).await?;
+            hosted.drop_replica(group, opening, former).await?;
         }
         // One that was to be dropped before, and could not be moved aside, is known to nobody else any more.
         for other in hosted.store.replicas_of(group).into_iter().filter(|other| *other != replica) {
-            hosted.drop_replica(group, other).await?;
+            hosted.drop_replica(group, other, former).await?;
         }
         let created = hosted.store.create(group, replica).await?;
         match hosted.clone().host(created, 0).await {
@@ -179,7 +188,7 @@ impl RaftGroups {
     pub async fn delete(&self, group: GroupId, replica: ReplicaId) -> Result<(), Stopped> {
         self.hosted.give_up_waiting(group, replica);
         let _alone = self.hosted.lifecycle_of(group).lock().await;
-        self.hosted.drop_replica(group, replica).await
+        self.hosted.drop_replica(group, replica, Former::Delete).await
     }
 
     /// Makes the replica here its group's only voter, whoever voted before: they are gone for good, and somebody has ordered that

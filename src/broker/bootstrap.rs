@@ -18,6 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use pontoon_raft::raft_groups::Former;
 use pontoon_raft::runtime::random_u64;
 use pontoon_raft::transport::handshake::Turned;
 use pontoon_raft::transport::{CallError, Caller};
@@ -334,7 +335,7 @@ fn wait(why: impl ToString) -> Decision {
 async fn form(shared: &Arc<Shared>) -> Result<(), Decision> {
     let group = match shared.groups.get(CATALOG_GROUP).filter(|_| shared.has_catalog()) {
         Some(group) => group,
-        None => shared.groups.create(CATALOG_GROUP, random_replica()).await.map_err(wait)?,
+        None => shared.groups.create(CATALOG_GROUP, random_replica(), Former::Delete).await.map_err(wait)?,
     };
     let home = ReplicaHome { broker: shared.broker };
     if group.status().last_index.is_none() {
@@ -375,7 +376,7 @@ async fn join(
     if shared.store.cluster().is_some() && shared.has_catalog() {
         return Err(wait("the catalog's copy here has been opened meanwhile"));
     }
-    shared.groups.create(CATALOG_GROUP, random_replica()).await.map_err(wait)?;
+    shared.groups.create(CATALOG_GROUP, random_replica(), Former::Delete).await.map_err(wait)?;
     enter(shared, cluster).await
 }
 

@@ -14,7 +14,7 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use pontoon_raft::log::frame::FRAME_PAYLOAD_BYTES_MAX;
 use pontoon_raft::raft_group::{GroupStatus, RaftGroup};
-use pontoon_raft::raft_groups::GroupEvent;
+use pontoon_raft::raft_groups::{Former, GroupEvent};
 use pontoon_raft::transport::Liveness;
 use pontoon_raft::types::{GroupId, ReplicaHome, ReplicaId};
 use pontoon_raft::vital::vital;
@@ -60,7 +60,9 @@ pub(super) async fn run(shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
     let mut changes = shared.catalog.watch();
     let mut events = shared.groups.watch_events();
     let mut progress = shared.progress.subscribe();
-    let registered = progress.wait_for(|progress| !matches!(progress, Progress::Joining(_)));
+    // One that is told to stop before it has joined does nothing by a catalog of another time.
+    let known = |progress: &Progress| !matches!(progress, Progress::Joining(_) | Progress::Stopping { known: false });
+    let registered = progress.wait_for(known);
     tokio::select! {
         _ = stop.wait_for(|stop| *stop) => return,
         _ = registered => {}
@@ -265,7 +267,7 @@ impl Shared {
             (Some((replica, ReplicaState::New)), local)
                 if local.as_ref().map(RaftGroup::replica) != Some(replica) && !self.is_lost(group, replica) =>
             {
-                self.create(group, replica).await
+                self.create(partition, replica).await
             }
             (Some((replica, _)), Some(local)) if local.replica() == replica => {
                 if votes_with_the_given_up(&state, &local) {
@@ -302,9 +304,12 @@ impl Shared {
         lost.map_or_else(|| "its files are missing".to_owned(), |(.., why)| why)
     }
 
-    async fn create(&self, group: GroupId, replica: ReplicaId) -> Next {
+    async fn create(&self, partition: &PartitionRecord, replica: ReplicaId) -> Next {
+        let group = partition.group;
         self.routing.unhost(group);
-        match self.groups.create(group, replica).await {
+        // What it replaces may have run to the last: until the newcomer has everything, it is one copy more.
+        let former = if partition.initialised { Former::Keep } else { Former::Delete };
+        match self.groups.create(group, replica, former).await {
             Ok(_) => {
                 tracing::debug!(%group, %replica, "replica created");
                 self.reports.created(group, replica);
@@ -419,7 +424,8 @@ impl Shared {
     async fn tend(&self, partition: &PartitionRecord, replica: ReplicaId, local: &RaftGroup) -> Next {
         let group = partition.group;
         let record = partition.replica(replica);
-        if record.is_some_and(|record| record.state == ReplicaState::New) {
+        // One that was lost and runs: whatever kept ending it is over, and it has all that it had.
+        if record.is_some_and(|record| record.state != ReplicaState::Created) {
             self.reports.created(group, replica);
         }
         let status = local.status();

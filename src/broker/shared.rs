@@ -94,6 +94,12 @@ impl Shared {
         broker == self.broker || self.transport().liveness(broker) == Liveness::Alive
     }
 
+    /// Whether a broker's replica of a group is not behind, by what a leader that lives said last.
+    pub(super) fn is_level(&self, group: GroupId, broker: BrokerId) -> bool {
+        let claim = self.routing.claim(group).filter(|claim| self.alive(claim.broker));
+        claim.is_some_and(|claim| claim.broker == broker || claim.in_sync.contains(&broker))
+    }
+
     /// For how long a broker has been alive without a break, as far as this one knows; `None`: it is not.
     pub(super) fn alive_for(&self, broker: BrokerId) -> Option<Duration> {
         let since = match broker == self.broker {

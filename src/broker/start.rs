@@ -28,7 +28,7 @@ use crate::catalog::Catalog;
 use crate::catalog::tables::Tables;
 use crate::catalog::tables::sled_tables::SledTables;
 use crate::config::Config;
-use crate::controller::{CATALOG_GROUP, Controller, Probe};
+use crate::controller::{CATALOG_GROUP, Controller, Level, Probe};
 use crate::error::Result;
 use crate::partition::{PartitionApplication, UnacknowledgedRoom};
 
@@ -136,7 +136,13 @@ fn share(
         unacknowledged: UnacknowledgedRoom::new(config.limits.inflight_bytes_max),
         http_address,
         peer_address,
-        controller: Controller::new(config.broker_id, groups.clone(), catalog.clone(), probe(weak.clone())),
+        controller: Controller::new(
+            config.broker_id,
+            groups.clone(),
+            catalog.clone(),
+            probe(weak.clone()),
+            level(weak.clone()),
+        ),
         config,
         store,
         groups,
@@ -166,6 +172,11 @@ fn probe(shared: Weak<Shared>) -> Probe {
             Shared::probe(transport, address, hello).await
         })
     })
+}
+
+/// How the controller knows who has everything.
+fn level(shared: Weak<Shared>) -> Level {
+    Arc::new(move |group, broker| shared.upgrade().is_some_and(|shared| shared.is_level(group, broker)))
 }
 
 /// Resolves with the reason when the broker cannot go on.

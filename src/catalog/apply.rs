@@ -11,7 +11,7 @@ use pontoon_raft::types::{ClusterId, GroupId, ReplicaId};
 
 use super::command::{
     Addition, BrokerRegistration, Command, CommandError, CommandResult, Done, Envelope, FEATURE_LEVEL, NewPartition,
-    PARTITIONS_MAX, Placement, REPLICAS_MAX, Replacement, ReplicaReport,
+    PARTITIONS_MAX, Placement, REPLICAS_MAX, RETURN_LEVEL, Replacement, ReplicaReport,
 };
 use super::names::{check_topic_name, collision_key};
 use super::state::{
@@ -305,8 +305,12 @@ impl Work {
 
     fn report(&mut self, report: &ReplicaReport) -> Done {
         let before = self.changed.len();
+        let returns = self.state.level_of_all() >= RETURN_LEVEL;
         for (group, replica) in &report.created {
             self.move_replica(*group, *replica, ReplicaState::New, ReplicaState::Created);
+            if returns {
+                self.move_replica(*group, *replica, ReplicaState::Lost, ReplicaState::Created);
+            }
         }
         for (group, replica, _) in &report.lost {
             self.move_replica(*group, *replica, ReplicaState::New, ReplicaState::Lost);

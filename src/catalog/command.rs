@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use super::state::TopicId;
 
 /// The highest feature level this version knows.
-pub const FEATURE_LEVEL: u32 = 4;
+pub const FEATURE_LEVEL: u32 = 5;
 
 /// From this level on catalogs may hold recoveries. A recovery itself raises the level to it: its broker is alone then.
 pub const RECOVERY_LEVEL: u32 = 2;
@@ -29,6 +29,9 @@ pub const EXPIRY_LEVEL: u32 = 3;
 /// Brokers of this level know `delete.retention.ms`, and every value of `compression.type`. What no version before does is refused at
 /// apply until every broker has registered with it.
 pub const COMPRESSION_LEVEL: u32 = 4;
+
+/// Once every broker has registered with this level, a replica that was lost and runs again is taken for created when its broker says so.
+pub const RETURN_LEVEL: u32 = 5;
 
 /// How far a recovery moves every counter on, so that no id is drawn again that the brokers which were given up may have given
 /// out after the survivor last heard of them.
@@ -119,7 +122,7 @@ pub struct Addition {
 /// What brokers report of their replicas. What no longer applies (another assignment since) is passed over.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReplicaReport {
-    /// `new` replicas that exist now, durably.
+    /// Replicas that run: `new` ones that exist now, durably, and those that were reported lost and are not ([`RETURN_LEVEL`]).
     pub created: Vec<(GroupId, ReplicaId)>,
     /// Replicas whose files are missing or cannot be used, and why.
     pub lost: Vec<(GroupId, ReplicaId, String)>,

@@ -32,7 +32,7 @@ pub enum ReplicaState {
     New,
     /// Reported created: from now on missing files mean lost.
     Created,
-    /// Its files are missing or unusable. Waits for a replacement under a new id.
+    /// Its files are missing or unusable, or its core kept ending. Waits for a replacement under a new id, or runs again.
     Lost,
 }
 

@@ -8,6 +8,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
@@ -59,12 +60,18 @@ pub struct Process {
 /// Asks whoever listens at a peer address which process it is.
 pub type Probe = Arc<dyn Fn(String) -> BoxFuture<'static, Option<Process>> + Send + Sync>;
 
+/// Whether a broker's replica of a group has all of it, by what the group's leader said last.
+pub type Level = Arc<dyn Fn(GroupId, BrokerId) -> bool + Send + Sync>;
+
 /// This broker's controller.
 pub struct Controller {
     broker: BrokerId,
     groups: RaftGroups,
     catalog: Arc<Catalog>,
     probe: Probe,
+    level: Level,
+    /// The term in which the catalog's copy here was last seen to hold all that was decided before it.
+    caught_up_in: AtomicU64,
     /// One command at a time that draws ids, others would only be stale, or that says what became of replicas: a repair must know.
     serial: Semaphore,
 }
@@ -109,13 +116,21 @@ fn numbered(state: &CatalogState, chosen: Vec<Vec<BrokerId>>) -> Vec<NewPartitio
 
 impl Controller {
     /// A controller over this broker's replica of group 0, whichever that is at a time.
-    pub fn new(broker: BrokerId, groups: RaftGroups, catalog: Arc<Catalog>, probe: Probe) -> Arc<Self> {
-        Arc::new(Self { broker, groups, catalog, probe, serial: Semaphore::new(1) })
+    pub fn new(broker: BrokerId, groups: RaftGroups, catalog: Arc<Catalog>, probe: Probe, level: Level) -> Arc<Self> {
+        Arc::new(Self {
+            broker,
+            groups,
+            catalog,
+            probe,
+            level,
+            caught_up_in: AtomicU64::new(0),
+            serial: Semaphore::new(1),
+        })
     }
 
     /// Answers one request, if this broker leads the catalog.
     pub async fn handle(&self, request: ControlRequest) -> Answer {
-        let group = self.leading()?;
+        let group = self.leading_caught_up().await?;
         match request {
             ControlRequest::Admit { broker, directory } => self.admit(&group, broker, directory).await,
             ControlRequest::Register(registration) => {
@@ -153,6 +168,17 @@ impl Controller {
             return Ok(group);
         }
         Err(self.not_controller(status.leader.map(|leader| leader.broker)))
+    }
+
+    /// The same, once what its predecessors did is applied here: it leads as soon as that is committed, and would decide by what was before.
+    async fn leading_caught_up(&self) -> Result<RaftGroup, ControlError> {
+        let group = self.leading()?;
+        let term = group.status().term;
+        if self.caught_up_in.load(Ordering::Acquire) != term {
+            group.read_index().await.map_err(|_| self.not_controller(None))?;
+            self.caught_up_in.store(term, Ordering::Release);
+        }
+        Ok(group)
     }
 
     fn not_controller(&self, leader: Option<BrokerId>) -> ControlError {

@@ -6,13 +6,13 @@
 //!
 //! A replica is replaced only while the rest is a majority that has its files: with less, what is there may be the last
 //! copy of acknowledged records, and a person must decide (`pontoon recover`). A partition with one replica is therefore
-//! never replaced (RULES.md R7). One whose disk is still there waits, moreover, until the brokers of such a majority are alive, and
-//! have said in this life which disk they have: of those that are away nobody knows what they have, and what it may lack they may
-//! lack, too. What a person has so recovered from one survivor gets its replicas back here ([`grow`]).
+//! never replaced (RULES.md R7). One whose disk is still there waits, moreover, until the brokers of such a majority are alive,
+//! have said in this life which disk they have, and have all of the group by what its leader says: of those that are away nobody
+//! knows what they have, and what one that was away is still to get may be on one disk beside the lost one's. What a person has so recovered from one survivor gets its replicas back here ([`grow`]).
 
 use std::collections::BTreeSet;
 
-use pontoon_raft::types::{BrokerId, ReplicaId};
+use pontoon_raft::types::{BrokerId, GroupId, ReplicaId};
 
 use super::placement;
 use crate::catalog::command::{Addition, Command, Placement, Replacement};
@@ -42,10 +42,10 @@ fn has_healthy_majority(state: &CatalogState, partition: &PartitionRecord, count
 fn replaceable<'a>(
     state: &'a CatalogState,
     partition: &'a PartitionRecord,
-    here: &impl Fn(BrokerId) -> bool,
+    counts: &impl Fn(GroupId, BrokerId) -> bool,
 ) -> impl Iterator<Item = &'a ReplicaRecord> {
     let sound = has_healthy_majority(state, partition, |_| true);
-    let answers = has_healthy_majority(state, partition, here);
+    let answers = has_healthy_majority(state, partition, |broker| counts(partition.group, broker));
     let lost = partition.replicas.iter().filter(move |replica| sound && is_lost(state, replica));
     lost.filter(move |replica| answers || !state.on_current_directory(replica))
 }
@@ -57,10 +57,14 @@ fn waits_for_its_first(partition: &PartitionRecord, away: &BTreeSet<BrokerId>) -
     partition.replicas.first().is_some_and(|first| is_away(&first)) && missing * 2 < partition.replicas.len()
 }
 
-/// The commands that repair what can be repaired now, while these brokers are away for longer and those are `here`. Ids follow the state's; propose
-/// them before anything else changes it, or they are refused as stale and computed anew. But whether the other replicas are still
+/// The commands that repair what can be repaired now, while these brokers are away for longer. `counts`: whether a broker's replica of a group can
+/// be counted on, for it is there and has everything. Ids follow the state's; propose them before anything else changes it, or they are refused as stale and computed anew. But whether the other replicas are still
 /// sound is not asked again where a replacement is applied: nothing may come between.
-pub fn plan(state: &CatalogState, away: &BTreeSet<BrokerId>, here: impl Fn(BrokerId) -> bool) -> Vec<Command> {
+pub fn plan(
+    state: &CatalogState,
+    away: &BTreeSet<BrokerId>,
+    counts: impl Fn(GroupId, BrokerId) -> bool,
+) -> Vec<Command> {
     let mut ids = Ids { next: state.next_replica().0 };
     let lossy = |partition: &&&PartitionRecord| partition.replicas.iter().any(|replica| is_lost(state, replica));
     let partitions: Vec<&PartitionRecord> =
@@ -80,7 +84,7 @@ pub fn plan(state: &CatalogState, away: &BTreeSet<BrokerId>, here: impl Fn(Broke
         if replacements.len() >= REPLACEMENTS_MAX {
             break;
         }
-        for old in replaceable(state, partition, &here) {
+        for old in replaceable(state, partition, &counts) {
             if let Some(new) = ids.placement(state, old) {
                 replacements.push(Replacement { group: partition.group, old: old.replica, new });
             }
@@ -148,7 +152,7 @@ mod tests {
     use std::collections::BTreeMap;
     use std::sync::Arc;
 
-    use pontoon_raft::types::{ClusterId, DirectoryId, GroupId};
+    use pontoon_raft::types::{ClusterId, DirectoryId};
 
     use super::*;
     use crate::catalog::apply::execute;
@@ -157,7 +161,7 @@ mod tests {
 
     /// The plan while nobody is away.
     fn planned(state: &CatalogState) -> Vec<Command> {
-        plan(state, &BTreeSet::new(), |_| true)
+        plan(state, &BTreeSet::new(), |_, _| true)
     }
 
     fn register(state: &mut CatalogState, broker: u32, directory: u128) {
@@ -291,7 +295,7 @@ mod tests {
     fn a_lost_replica_whose_disk_is_there_is_not_thrown_away_while_another_broker_is_away() {
         let mut state = state(&[3], true);
         lose(&mut state, 1, 1);
-        let without = |state: &_, broker| plan(state, &BTreeSet::new(), |other| other != BrokerId(broker));
+        let without = |state: &_, broker| plan(state, &BTreeSet::new(), |_, other| other != BrokerId(broker));
         assert_eq!(without(&state, 3), [], "2 alone has what was acknowledged, for all that is known");
         assert_eq!(without(&state, 1), planned(&state), "its own broker need not be there");
         assert_eq!(planned(&state).len(), 1);
@@ -311,7 +315,7 @@ mod tests {
         execute(&mut state, &Command::Report(ReplicaReport { created, initialised, ..Default::default() })).0.unwrap();
         lose(&mut state, 2, 4);
         register(&mut state, 5, 55);
-        let commands = plan(&state, &BTreeSet::new(), |broker| broker != BrokerId(2));
+        let commands = plan(&state, &BTreeSet::new(), |_, broker| broker != BrokerId(2));
         let [Command::ReplaceReplicas { replacements }] = &commands[..] else { panic!("{commands:?}") };
         let replaced: Vec<_> = replacements.iter().map(|replacement| replacement.old).collect();
         assert_eq!(replaced, [ReplicaId(8)]);
@@ -332,7 +336,7 @@ mod tests {
     fn a_new_group_whose_first_replica_is_away_starts_anew_with_another_first() {
         let without = |state: &_, brokers: &[u32]| {
             let away: BTreeSet<_> = brokers.iter().copied().map(BrokerId).collect();
-            plan(state, &away, |broker| !away.contains(&broker))
+            plan(state, &away, |_, broker| !away.contains(&broker))
         };
         assert_eq!(without(&state(&[3, 2, 1], true), &[1]), [], "it has had a leader: nothing moves");
         let mut new = state(&[3, 2, 1], false);

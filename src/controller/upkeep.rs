@@ -32,7 +32,7 @@ impl Controller {
         let mut absences = Absences::default();
         loop {
             changes.mark_unchanged();
-            let wait = match (self.leading(), self.groups.store().cluster()) {
+            let wait = match (self.leading_caught_up().await, self.groups.store().cluster()) {
                 (Ok(group), Some(cluster)) => {
                     let state = self.catalog.state();
                     let absent = state.brokers().keys().copied().filter(|broker| !self.alive(*broker)).collect();
@@ -101,7 +101,8 @@ impl Controller {
     /// appended before, by whom ever and whether or not anybody still waits for it, is applied before the plan is made.
     async fn repair(&self, group: &RaftGroup, away: &BTreeSet<BrokerId>) {
         let Ok(_turn) = self.turn().await else { return };
-        let plan = || repair::plan(&self.catalog.state(), away, |broker| self.is_here(broker));
+        let counts = |group, broker| self.is_here(broker) && (self.level)(group, broker);
+        let plan = || repair::plan(&self.catalog.state(), away, counts);
         let grow = || repair::grow(&self.catalog.state(), |broker| self.alive(broker));
         if plan().is_empty() && grow().is_none() {
             return;

@@ -12,7 +12,7 @@ use futures_util::stream;
 use tokio::time::timeout;
 use tracing::Instrument;
 
-use super::{Hosted, LIFECYCLE_LOCKS, STARTS};
+use super::{Former, Hosted, LIFECYCLE_LOCKS, STARTS};
 use crate::error::Stopped;
 use crate::log_store::LogStore;
 use crate::raft_group::{Raft, RaftGroup};
@@ -168,9 +168,10 @@ impl Hosted {
 
     /// Ends a replica and deletes it. Nobody knows what ailed one that is lost, and it may have what was acknowledged: it is kept, like one
     /// that is rotten. Until that is done it stays lost, or the next attempt would not know.
-    pub(super) async fn drop_replica(&self, group: GroupId, replica: ReplicaId) -> Result<(), Stopped> {
+    pub(super) async fn drop_replica(&self, group: GroupId, replica: ReplicaId, former: Former) -> Result<(), Stopped> {
         self.end_replica(group, replica).await;
-        if self.is_lost(group, replica) && self.store.replicas_of(group).contains(&replica) {
+        let keep = former == Former::Keep || self.is_lost(group, replica);
+        if keep && self.store.replicas_of(group).contains(&replica) {
             self.store.set_aside(group, replica).await?;
         } else {
             self.store.delete(group, replica).await?;

@@ -18,7 +18,7 @@ use pontoon_raft::error::{OpenError, ProposeError, Stopped};
 use pontoon_raft::log_store::LogStore;
 use pontoon_raft::payload::SnapshotAt;
 use pontoon_raft::raft_group::RaftGroup;
-use pontoon_raft::raft_groups::RaftGroups;
+use pontoon_raft::raft_groups::{Former, RaftGroups};
 use pontoon_raft::runtime::random_u64;
 use pontoon_raft::store::{Store, StoreOptions};
 use pontoon_raft::testing::test_applications;
@@ -207,7 +207,7 @@ async fn die(world: World, broker: u32, life: u64, network: TracedNetwork) {
 
 async fn create(groups: &RaftGroups, broker: u32) -> Result<(), Box<dyn Error>> {
     for id in 1..=GROUPS {
-        let group = groups.create(GroupId(id), replica(id, broker)).await?;
+        let group = groups.create(GroupId(id), replica(id, broker), Former::Delete).await?;
         if id % u64::from(BROKERS) + 1 == u64::from(broker) {
             let members = (1..=BROKERS).map(|broker| (replica(id, broker), ReplicaHome { broker: BrokerId(broker) }));
             group.initialize(members.collect()).await?;

@@ -1,16 +1,14 @@
 //! Changes of the catalog while brokers are away: what is said of them, and what becomes of them.
 
-use std::collections::BTreeSet;
 use std::time::Duration;
 
 use pontoon_raft::types::{BrokerId, DirectoryId, GroupId, ReplicaId};
 
 use super::cluster::{Cluster, PATIENCE, eventually};
 use crate::broker::TopicSpec;
-use crate::catalog::command::{BrokerRegistration, Command, NewPartition, Placement, ReplicaReport};
-use crate::catalog::state::{CatalogState, ReplicaState};
-use crate::controller::requests::ControlRequest;
-use crate::controller::{CATALOG_GROUP, Controller, repair};
+use crate::catalog::command::{Command, NewPartition, Placement};
+use crate::catalog::state::ReplicaState;
+use crate::controller::{CATALOG_GROUP, Controller};
 use crate::error::{Code, WriteOutcome};
 
 fn spec(name: &str) -> TopicSpec {
@@ -93,61 +91,6 @@ async fn who_deletes_a_topic_that_is_just_being_deleted_has_done_so() {
     let delete = || shared.delete_topic_by_id(topic_id, PATIENCE);
     let (one, other) = tokio::join!(delete(), delete());
     assert_eq!((one.unwrap(), other.unwrap()), ("t".to_owned(), "t".to_owned()));
-}
-
-/// A plan holds for the state that it was made of: that a replica is lost must not come between it and the replacement.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_became_of_replicas_is_told_before_replacements_are_planned_or_after_they_are_made() {
-    let cluster = Cluster::started().await;
-    cluster.create(1, "t", 1, 3).await;
-    let shared = cluster.broker(cluster.controller().await).shared.clone();
-    let replica = |state: &CatalogState| state.topic("t").unwrap().partitions[0].replicas[2];
-    let partition = shared.catalog.state().topic("t").unwrap().partitions[0].clone();
-    let lost = vec![(partition.group, partition.replicas[2].replica, "rotten".to_owned())];
-    let report = ControlRequest::Report(ReplicaReport { lost, ..Default::default() });
-    let turn = shared.controller.turn().await.unwrap();
-    let controller = shared.controller.clone();
-    let told = tokio::spawn(async move { controller.handle(report).await });
-    // Meanwhile what nobody plans with is done.
-    for _ in 0..3 {
-        shared.controller.handle(ControlRequest::ProducerIds { count: 1 }).await.unwrap();
-    }
-    assert!(!told.is_finished());
-    assert_eq!(replica(&shared.catalog.state()), partition.replicas[2]);
-    drop(turn);
-    told.await.unwrap().unwrap();
-    cluster.await_catalog("its replacement", |state| replica(state).replica != partition.replicas[2].replica).await;
-}
-
-/// A broker that came back a moment ago may have lost its disk, and with it the copy that was counted on.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nothing_is_given_up_for_a_process_that_has_not_said_which_disk_it_has() {
-    let cluster = Cluster::started().await;
-    cluster.await_catalog_voters(&[1, 2, 3]).await;
-    cluster.create(1, "t", 1, 3).await;
-    let id = cluster.controller().await;
-    let shared = cluster.broker(id).shared.clone();
-    let others: Vec<BrokerId> = (1..=3).filter(|other| *other != id).map(BrokerId).collect();
-    let partition = shared.catalog.state().topic("t").unwrap().partitions[0].clone();
-    let replica = |state: &CatalogState| {
-        *state.topic("t").unwrap().partitions[0].replicas.iter().find(|replica| replica.broker == others[0]).unwrap()
-    };
-    let (before, known) = (replica(&shared.catalog.state()), shared.catalog.state().brokers()[&others[1]].clone());
-    let is_here = |broker| shared.controller.is_here(broker);
-    assert!((1..=3).map(BrokerId).all(is_here));
-    let other = BrokerRegistration { incarnation: known.incarnation ^ 1, ..known.clone() };
-    // Past the controller, which would ask that broker, and find it there.
-    let group = shared.groups.get(CATALOG_GROUP).unwrap();
-    group.propose(Command::RegisterBroker(other).encode().into(), None).await.unwrap();
-    assert!(!is_here(others[1]) && is_here(others[0]));
-    let lost = vec![(partition.group, before.replica, "rotten".to_owned())];
-    let report = ReplicaReport { lost, ..Default::default() };
-    shared.controller.handle(ControlRequest::Report(report)).await.unwrap();
-    let state = shared.catalog.state();
-    assert_eq!((replica(&state).state, replica(&state).replica), (ReplicaState::Lost, before.replica));
-    assert_eq!(repair::plan(&state, &BTreeSet::new(), is_here), []);
-    shared.controller.handle(ControlRequest::Register(known)).await.unwrap();
-    cluster.await_catalog("its replacement", |state| replica(state).replica != before.replica).await;
 }
 
 /// Creates a topic that the controller would not place so: a replica of it is on a broker that has just gone.

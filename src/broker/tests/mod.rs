@@ -4,4 +4,5 @@ mod changes;
 mod cluster;
 mod expiry;
 mod forming;
+mod lost;
 mod serving;

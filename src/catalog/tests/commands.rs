@@ -96,9 +96,17 @@ fn a_replica_is_new_then_created_then_lost_then_replaced_then_gone() {
     assert_eq!(state_of(&state, old), Some(ReplicaState::Created));
     execute(&mut state, Command::Report(lost)).unwrap();
     assert_eq!(state_of(&state, old), Some(ReplicaState::Lost));
-    // Once lost, never created again: files that are missing must not start empty under this id (RULES.md R5).
-    assert_eq!(execute(&mut state, Command::Report(created)), Ok(Done::Unchanged));
+    // Unless it runs again; brokers of before would not see it so.
+    assert_eq!(execute(&mut state, Command::Report(created.clone())), Ok(Done::Unchanged));
     assert_eq!(state_of(&state, old), Some(ReplicaState::Lost));
+    let mut upgraded = state.clone();
+    for broker in 1..=4 {
+        assert_eq!(execute(&mut upgraded, Command::Report(created.clone())), Ok(Done::Unchanged));
+        let known = BrokerRegistration { feature_level: RETURN_LEVEL, ..upgraded.brokers[&BrokerId(broker)].clone() };
+        execute(&mut upgraded, Command::RegisterBroker(known)).unwrap();
+    }
+    assert_eq!(execute(&mut upgraded, Command::Report(created)), Ok(Done::Changed));
+    assert_eq!(state_of(&upgraded, old), Some(ReplicaState::Created));
     let replace = |new| Command::ReplaceReplicas { replacements: vec![Replacement { group, old, new }] };
     assert!(execute(&mut state, replace(place(2, 4))).is_err(), "not initialised");
     execute(

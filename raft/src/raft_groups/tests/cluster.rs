@@ -17,7 +17,7 @@ use crate::disk::sim::SimDisk;
 use crate::log::frame::{Frame, FrameHeader, FrameKind};
 use crate::payload::{AppendPosition, AppendState, Application, Decision, SnapshotAt};
 use crate::raft_group::{Leader, RaftGroup};
-use crate::raft_groups::RaftGroups;
+use crate::raft_groups::{Former, RaftGroups};
 use crate::store::{ApplicationFactory, Store, StoreOptions};
 use crate::testing::{test_log_start_at, test_moves_log_start};
 use crate::transport::testing::MemoryNetwork;
@@ -224,7 +224,7 @@ impl Cluster {
     pub(super) async fn create(&self, group: u64) -> RaftGroup {
         let replica = |broker: u32| ReplicaId(10 * group + u64::from(broker));
         for (broker, node) in &self.brokers {
-            node.groups.create(GroupId(group), replica(*broker)).await.unwrap();
+            node.groups.create(GroupId(group), replica(*broker), Former::Delete).await.unwrap();
         }
         let members = self.brokers.keys().map(|broker| (replica(*broker), ReplicaHome { broker: BrokerId(*broker) }));
         let first = self.group(1, group);

@@ -193,7 +193,11 @@ async fn the_catalog_is_elected_first_then_what_is_in_use_and_silent_cores_last(
 async fn a_membership_change_without_a_quorum_is_waited_for_only_so_long() {
     let mut cluster = Cluster::start(4).await;
     for broker in 1..=4 {
-        cluster.brokers[&broker].groups.create(GroupId(1), ReplicaId(10 + u64::from(broker))).await.unwrap();
+        cluster.brokers[&broker]
+            .groups
+            .create(GroupId(1), ReplicaId(10 + u64::from(broker)), Former::Delete)
+            .await
+            .unwrap();
     }
     let group = cluster.group(1, 1);
     let home = |broker: u32| ReplicaHome { broker: BrokerId(broker) };

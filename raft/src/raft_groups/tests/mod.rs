@@ -17,7 +17,7 @@ use crate::disk::sim::{Fault, OpKind, SimDisk};
 use crate::error::ProposeError;
 use crate::raft_group::RaftGroup;
 use crate::raft_groups::door::Door;
-use crate::raft_groups::{GroupEvent, LIFECYCLE_LOCKS, openraft_config};
+use crate::raft_groups::{Former, GroupEvent, LIFECYCLE_LOCKS, openraft_config};
 use crate::transport::{PeerStatus, RaftService, Target, TransferLeaderRequest, VoteRequest};
 use crate::types::{Appended, BrokerId, GroupId, Outcome, ReplicaHome, ReplicaId, vote};
 
@@ -537,7 +537,7 @@ async fn a_lost_replica_is_replaced_under_a_new_id() {
     write_all(&group, &names(10)).await;
     cluster.kill(3).await;
     cluster.boot(3, SimDisk::new(99)).await;
-    let fresh = cluster.brokers[&3].groups.create(GroupId(1), ReplicaId(14)).await.unwrap();
+    let fresh = cluster.brokers[&3].groups.create(GroupId(1), ReplicaId(14), Former::Delete).await.unwrap();
     group.add_learner(ReplicaId(14), ReplicaHome { broker: BrokerId(3) }).await.unwrap();
     // Repeating it changes nothing.
     group.add_learner(ReplicaId(14), ReplicaHome { broker: BrokerId(3) }).await.unwrap();
@@ -771,8 +771,8 @@ async fn a_lost_replica_is_moved_aside_and_kept() {
     // The first attempt fails, and does not make the second one forget what it is.
     let path_contains = "quarantined".to_owned();
     broker.disk.inject(Fault { kind: OpKind::Rename, path_contains, skip: 0, errno: 24, loses_data: false });
-    assert!(broker.groups.create(GroupId(1), ReplicaId(99)).await.is_err());
-    broker.groups.create(GroupId(1), ReplicaId(99)).await.unwrap();
+    assert!(broker.groups.create(GroupId(1), ReplicaId(99), Former::Delete).await.is_err());
+    broker.groups.create(GroupId(1), ReplicaId(99), Former::Delete).await.unwrap();
     assert!(broker.groups.lost().is_empty());
     let kept = broker.store.quarantined();
     assert_eq!(kept, [std::path::PathBuf::from("/data/groups/quarantined-1-11")]);
@@ -998,7 +998,7 @@ async fn a_replica_that_cannot_be_started_for_want_of_room_waits() {
         }
         assert!(groups.lost().is_empty());
         // Who insists on it does not get an empty one in its place.
-        assert!(groups.create(GroupId(1), ReplicaId(11)).await.is_err());
+        assert!(groups.create(GroupId(1), ReplicaId(11), Former::Delete).await.is_err());
         own.forgive();
         own.set_capacity(None);
         let opened = async {
@@ -1052,7 +1052,7 @@ async fn a_deleted_group_is_gone_and_a_new_replica_of_it_starts_empty() {
     assert!(groups.get(GroupId(1)).is_none());
     assert!(matches!(propose(&group, "no").await, Err(ProposeError::Stopped { .. })));
     groups.delete(GroupId(1), ReplicaId(11)).await.unwrap();
-    let again = groups.create(GroupId(1), ReplicaId(15)).await.unwrap();
+    let again = groups.create(GroupId(1), ReplicaId(15), Former::Delete).await.unwrap();
     assert_eq!(again.status().last_index, None);
     assert_eq!(groups.all().len(), 1);
 }

@@ -269,7 +269,7 @@ async fn a_rotten_replica_that_is_replaced_is_moved_aside_and_kept() {
     assert!(log.verify().await.is_err());
     assert!(groups.hosted.set_aside(&log, "for a test").await);
     assert_eq!(groups.lost().len(), 1);
-    groups.create(GroupId(1), ReplicaId(99)).await.unwrap();
+    groups.create(GroupId(1), ReplicaId(99), Former::Delete).await.unwrap();
     for _ in 0..2 {
         let kept = cluster.brokers[&3].store.quarantined();
         assert_eq!(kept, [PathBuf::from("/data/groups/quarantined-1-13")]);
@@ -291,8 +291,8 @@ async fn a_replica_that_could_not_be_moved_aside_is_not_forgotten() {
     let path_contains = "quarantined".to_owned();
     disk.inject(Fault { kind: OpKind::Rename, path_contains, skip: 0, errno: ENOSPC, loses_data: false });
     let groups = cluster.brokers[&3].groups.clone();
-    assert!(groups.create(GroupId(1), ReplicaId(99)).await.is_err());
-    groups.create(GroupId(1), ReplicaId(99)).await.unwrap();
+    assert!(groups.create(GroupId(1), ReplicaId(99), Former::Delete).await.is_err());
+    groups.create(GroupId(1), ReplicaId(99), Former::Delete).await.unwrap();
     assert_eq!(groups.present(), [(GroupId(1), ReplicaId(99))]);
     assert_eq!(cluster.brokers[&3].store.quarantined(), [PathBuf::from("/data/groups/quarantined-1-13")]);
     cluster.restart(3).await;
@@ -645,13 +645,13 @@ async fn given_up(cluster: &Cluster, broker: u32) {
 #[tokio::test(start_paused = true)]
 async fn a_hole_does_not_end_the_only_replica_when_another_joins() {
     let mut cluster = Cluster::start_with(3, from_files()).await;
-    cluster.brokers[&1].groups.create(GroupId(1), ReplicaId(11)).await.unwrap();
+    cluster.brokers[&1].groups.create(GroupId(1), ReplicaId(11), Former::Delete).await.unwrap();
     let group = cluster.group(1, 1);
     let home = ReplicaHome { broker: BrokerId(1) };
     group.initialize(std::collections::BTreeMap::from([(ReplicaId(11), home)])).await.unwrap();
     assert_eq!(cluster.leader(1, &[1]).await, 1);
     lose_a_segment(&mut cluster, &group).await;
-    cluster.brokers[&2].groups.create(GroupId(1), ReplicaId(99)).await.unwrap();
+    cluster.brokers[&2].groups.create(GroupId(1), ReplicaId(99), Former::Delete).await.unwrap();
     let group = cluster.group(1, 1);
     let joins = group.clone();
     tokio::spawn(async move { joins.add_learner(ReplicaId(99), ReplicaHome { broker: BrokerId(2) }).await });

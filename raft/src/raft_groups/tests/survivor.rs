@@ -44,7 +44,7 @@ async fn a_group_goes_on_from_one_survivor_with_all_that_it_had_and_grows_again(
     cluster.restart(1).await;
     assert_eq!(cluster.leader(1, &[1]).await, 1);
     cluster.boot(2, SimDisk::new(22)).await;
-    cluster.brokers[&2].groups.create(GroupId(1), ReplicaId(99)).await.unwrap();
+    cluster.brokers[&2].groups.create(GroupId(1), ReplicaId(99), Former::Delete).await.unwrap();
     let group = cluster.group(1, 1);
     group.add_learner(ReplicaId(99), ReplicaHome { broker: BrokerId(2) }).await.unwrap();
     group.change_voters(vec![ReplicaId(11), ReplicaId(99)]).await.unwrap();
@@ -110,7 +110,7 @@ async fn becoming_the_only_voter_is_all_or_nothing_in_a_crash() {
 async fn an_empty_replica_is_no_survivor() {
     let cluster = Cluster::start(1).await;
     let groups = &cluster.brokers[&1].groups;
-    groups.create(GroupId(1), ReplicaId(11)).await.unwrap();
+    groups.create(GroupId(1), ReplicaId(11), Former::Delete).await.unwrap();
     let refused = groups.become_only_voter(GroupId(1), ReplicaId(11)).await.unwrap_err();
     assert!(refused.to_string().contains("empty"), "{refused}");
     // And it is none the worse for it.
