@@ -161,6 +161,11 @@ impl Routing {
         self.claims.read().by_broker.contains_key(&broker)
     }
 
+    /// Whether this very process of a broker has said anything to this one.
+    pub(super) fn has_heard_process(&self, broker: BrokerId, incarnation: u64) -> bool {
+        self.claims.read().by_broker.get(&broker).is_some_and(|speaker| speaker.incarnation == incarnation)
+    }
+
     /// What a broker last said is rotten in its data directory.
     pub(super) fn damage(&self, broker: BrokerId) -> Vec<String> {
         self.claims.read().by_broker.get(&broker).map(|speaker| speaker.damage.clone()).unwrap_or_default()

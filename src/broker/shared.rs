@@ -94,6 +94,13 @@ impl Shared {
         broker == self.broker || self.transport().liveness(broker) == Liveness::Alive
     }
 
+    /// Whether a broker is alive and its replicas run: it speaks once they have been started.
+    pub(super) fn serves(&self, broker: BrokerId) -> bool {
+        let process = self.transport().peer_status(broker).and_then(|peer| peer.incarnation);
+        let speaks = || process.is_some_and(|process| self.routing.has_heard_process(broker, process));
+        broker == self.broker || (self.alive(broker) && speaks())
+    }
+
     /// Whether a broker's replica of a group is not behind, by what a leader that lives said last.
     pub(super) fn is_level(&self, group: GroupId, broker: BrokerId) -> bool {
         let claim = self.routing.claim(group).filter(|claim| self.alive(claim.broker));

@@ -233,7 +233,8 @@ impl Shared {
     /// Everything this broker leads now.
     pub(super) fn led(&self, history: &mut History, followers: &mut Followers) -> Vec<Led> {
         let now = Instant::now();
-        let alive = |broker| self.groups.transport().liveness(broker) == Liveness::Alive;
+        // What a replica had when its broker went it has again, but nobody should take the next one away before it runs.
+        let serves = |broker| self.serves(broker);
         let mut led = Vec::new();
         let mut seen = BTreeMap::new();
         for (group, hosted) in self.routing.all_hosted() {
@@ -244,7 +245,7 @@ impl Shared {
             if let Some(ends) = history.0.remove(&group) {
                 seen.insert(group, ends);
             }
-            let in_sync = in_sync(&status, self.broker, needed, alive);
+            let in_sync = in_sync(&status, self.broker, needed, serves);
             let behind = behind(&hosted, &status, &in_sync, |broker| self.alive(broker), followers, now);
             led.push(Led {
                 group,

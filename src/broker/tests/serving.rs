@@ -7,8 +7,39 @@ use pontoon_raft::types::{BrokerId, Offset};
 
 use super::cluster::{Cluster, PATIENCE, eventually};
 use crate::broker::shared::Progress;
+use crate::broker::summary::Summary;
 use crate::broker::{Route, TopicSpec};
 use crate::error::Code;
+
+/// It is alive from its first connection on, and what its replicas had they will have again: but they may not run yet, and whoever is
+/// restarting one broker after the other would take away the next.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broker_that_has_come_back_is_in_sync_once_it_speaks() {
+    let mut cluster = Cluster::started().await;
+    cluster.create(1, "t", 3, 3).await;
+    cluster.await_in_sync("t", 3).await;
+    for id in [1, 2] {
+        let shared = &cluster.broker(id).shared;
+        let (damage, kept, led) = (Vec::new(), Vec::new(), Vec::new());
+        let of_another =
+            Summary { incarnation: 7, sequence: 1, declines: false, kafka_address: None, damage, kept, led };
+        shared.routing.take_summary(BrokerId(3), of_another);
+        assert!(shared.alive(BrokerId(3)) && !shared.serves(BrokerId(3)) && shared.serves(BrokerId(id)));
+    }
+    let led_by_others = || {
+        let described = cluster.broker(1).topic("t").unwrap().partitions;
+        let others = described.into_iter().filter(|partition| partition.leader.is_some_and(|leader| leader.0 != 3));
+        others.map(|partition| partition.in_sync).collect::<Vec<_>>()
+    };
+    eventually("what has not spoken not to be in sync", || match led_by_others() {
+        led if !led.is_empty() && led.iter().all(|brokers| *brokers == [BrokerId(1), BrokerId(2)]) => Ok(()),
+        led => Err(format!("{led:?}")),
+    })
+    .await;
+    cluster.stop(3).await;
+    cluster.start(3).await;
+    cluster.await_in_sync("t", 3).await;
+}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_topic_survives_a_crash_fails_over_and_gets_its_leaders_back() {
