@@ -17,6 +17,21 @@ use crate::error::ReadError;
 use crate::journal::SegmentName;
 use crate::types::LogId;
 
+/// Where a segment begins, as of one moment: it may be purged in the next, and another stand in its place.
+pub(super) struct Beginning {
+    name: SegmentName,
+    previous: Option<LogId>,
+    base_offset: u64,
+    base: Option<Arc<Base>>,
+}
+
+impl Beginning {
+    fn of(segment: &Segment) -> Self {
+        let Segment { previous, base_offset, base, .. } = segment;
+        Self { name: segment.name(), previous: *previous, base_offset: *base_offset, base: base.clone() }
+    }
+}
+
 impl Log {
     /// How the log stood after the entry at `index` (`None`: before the first): what a snapshot or a truncation there needs;
     /// and, if that entry is neither the log's nor its segment's last, the segment as it would be if it ended there. Not that one if its
@@ -24,18 +39,18 @@ impl Log {
     ///
     /// `Corrupt` if neither a base nor a snapshot tells enough.
     pub(crate) async fn head_at(&self, index: Option<u64>) -> Result<(Head, Option<Segment>), ReadError> {
-        let (at, first) = {
+        let first = {
             let state = self.state.lock();
             if index == state.head.last.map(|last| last.index) {
                 return Ok((Head::from_base(&*self.application, &state.head.base())?, None));
             }
             let at = index.and_then(|index| state.segment_of(index));
-            (at, at.map_or(0, |at| state.segments[at].first_index()))
+            at.map_or(0, |at| state.segments[at].first_index())
         };
         if let Some(base) = self.base_after(index).await? {
             return Ok((Head::from_base(&*self.application, &base)?, None));
         }
-        let mut head = Head::from_base(&*self.application, &self.nearest_base(at.unwrap_or(0), index).await?)?;
+        let mut head = Head::from_base(&*self.application, &self.nearest_base(first, index).await?)?;
         let mut cut: Option<Segment> = None;
         while head.last.map(|last| last.index) < index {
             let next = head.next_index().max(self.first_kept_index());
@@ -81,17 +96,20 @@ impl Log {
 
     /// The base of the segment that begins right after `index`, if there is one and it is sound.
     async fn base_after(&self, index: Option<u64>) -> Result<Option<Base>, ReadError> {
-        let begins = |segment: &Segment| segment.previous.map(|previous| previous.index) == index;
-        let at = self.state.lock().segments.iter().position(begins);
-        match at {
-            Some(at) => self.base_of(at).await,
+        match self.beginning_after(index) {
+            Some(beginning) => self.base_of(beginning).await,
             None => Ok(None),
         }
     }
 
-    /// The base of the segment at `at`, if it is sound.
-    async fn base_of(&self, at: usize) -> Result<Option<Base>, ReadError> {
-        let Some((name, previous, base_offset, base)) = self.base_in_memory(at) else { return Ok(None) };
+    pub(super) fn beginning_after(&self, index: Option<u64>) -> Option<Beginning> {
+        let begins = |segment: &&Segment| segment.previous.map(|previous| previous.index) == index;
+        self.state.lock().segments.iter().find(begins).map(Beginning::of)
+    }
+
+    /// The base of a segment, if it is sound.
+    pub(super) async fn base_of(&self, beginning: Beginning) -> Result<Option<Base>, ReadError> {
+        let Beginning { name, previous, base_offset, base } = beginning;
         if let Some(base) = base {
             return Ok(Some((*base).clone()));
         }
@@ -101,13 +119,24 @@ impl Log {
         Ok(stored.filter(fits).or_else(empty))
     }
 
-    /// What the prefix of the segment at `at` tells, or of one before it if its own base is lost; or else the snapshot at the purge
-    /// boundary, which may lie inside the first segment, but not behind `index`.
-    async fn nearest_base(&self, at: usize, index: Option<u64>) -> Result<Base, ReadError> {
-        for at in (0..=at).rev() {
-            if let Some(base) = self.base_of(at).await? {
+    /// What the prefix of the segment that begins at `first` tells, or of one before it if its own base is lost; or else the snapshot at the
+    /// purge boundary, which may lie inside the first segment, but not behind `index`.
+    async fn nearest_base(&self, first: u64, index: Option<u64>) -> Result<Base, ReadError> {
+        let mut next = Some(first);
+        while let Some(first) = next {
+            // One after the other, each as it stands by then: some may be purged meanwhile.
+            let (beginning, before) = {
+                let state = self.state.lock();
+                let at = state.segments.iter().rposition(|segment| segment.first_index() <= first);
+                let before = at.and_then(|at| at.checked_sub(1)).map(|before| state.segments[before].first_index());
+                (at.map(|at| Beginning::of(&state.segments[at])), before)
+            };
+            if let Some(beginning) = beginning
+                && let Some(base) = self.base_of(beginning).await?
+            {
                 return Ok(base);
             }
+            next = before;
         }
         let (purged, snapshot) = {
             let state = self.state.lock();
@@ -120,13 +149,6 @@ impl Log {
             return Ok(base);
         }
         Err(self.untold("neither a base nor a snapshot tells what the purged prefix held".to_owned()))
-    }
-
-    #[allow(clippy::type_complexity)]
-    fn base_in_memory(&self, at: usize) -> Option<(SegmentName, Option<LogId>, u64, Option<Arc<Base>>)> {
-        let state = self.state.lock();
-        let segment = state.segments.get(at)?;
-        Some((segment.name(), segment.previous, segment.base_offset, segment.base.clone()))
     }
 
     async fn read_base(&self, path: &Path) -> Result<Option<Base>, ReadError> {

@@ -509,3 +509,24 @@ async fn a_snapshot_that_is_installed_late_takes_nothing_back() {
     machine.install_snapshot(&meta, base.encode()).await.unwrap();
     assert_eq!(replica.application.applied(), Some(log_id(1, 120)));
 }
+
+/// A snapshot looks for its base in a task of its own, and a purge may come between.
+#[tokio::test(start_paused = true)]
+async fn a_base_is_that_of_the_segment_that_was_found_whatever_is_purged_meanwhile() {
+    let (_disk, store, log) = fresh(small()).await;
+    fill(&log, 1, 60, 100).await;
+    rest().await;
+    for stored in [false, true] {
+        if stored {
+            store.checkpoint().await.unwrap();
+        }
+        let [purged, boundary] = [0, 1].map(|at| log.segments()[at].last_index);
+        assert!(log.segments().len() > 3);
+        let found = log.beginning_after(Some(boundary)).unwrap();
+        let (head, _) = log.head_at(Some(purged)).await.unwrap();
+        log.write_snapshot(log_id(1, purged), head.base().encode()).await.unwrap();
+        log.purge(log_id(1, purged)).await.unwrap();
+        let base = log.base_of(found).await.unwrap().unwrap();
+        assert_eq!(base.last, Some(log_id(1, boundary)), "stored: {stored}");
+    }
+}
