@@ -102,8 +102,11 @@ impl StateMachine {
         match self.application.snapshot_at() {
             SnapshotAt::Boundary => {
                 let Some(boundary) = self.boundary() else { return Ok(None) };
-                let (head, _) = self.log.head_at(Some(boundary.index)).await.map_err(io::Error::other)?;
-                Ok(Some(head.base()))
+                let base = self.log.head_at(Some(boundary.index)).await.map_err(io::Error::other)?.0.base();
+                if base.last != Some(boundary) {
+                    return Err(io::Error::other(format!("the log stands at {:?} where {boundary} was", base.last)));
+                }
+                Ok(Some(base))
             }
             SnapshotAt::Applied => {
                 let Some(applied) = self.applied else { return Ok(None) };
@@ -192,7 +195,12 @@ impl RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder {
         let base = std::mem::replace(&mut self.prepared, Ok(None))?.unwrap_or_default();
         let bytes = base.encode();
         if let Some(last) = base.last {
-            match self.log.write_snapshot(last, bytes.clone()).await {
+            // First what the purge behind it would write: that must not find no room then, for it would end the group, and is to make room.
+            let written = async {
+                self.log.prepare_purge(last).await?;
+                self.log.write_snapshot(last, bytes.clone()).await
+            };
+            match written.await {
                 // openraft would end the group. Nothing is purged for want of it, and whoever wanted it asks again.
                 Err(error) if is_refused(&error) => {
                     let (group, replica) = (self.log.group(), self.log.replica());

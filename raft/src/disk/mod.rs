@@ -145,21 +145,21 @@ async fn remove_temporary(disk: &dyn Disk, temporary: &Path) {
     }
 }
 
-/// How often [`read_patiently`] asks, and how long it waits in between.
+/// How often [`patiently`] asks, and how long it waits in between.
 const PATIENT_READS: u32 = 3;
 const PATIENT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Reads what cannot be done without, and costs a replica if it is not there. EIO need not be for ever: a path to a disk, or a network
-/// under it, may have failed for a moment.
-pub(crate) async fn read_patiently(file: &dyn DiskFile, position: u64, bytes: usize) -> io::Result<Bytes> {
+/// Opens or reads what cannot be done without, and costs a replica if it is not there. EIO need not be for ever: a path to a disk, or a
+/// network under it, may have failed for a moment.
+pub(crate) async fn patiently<T, F: Future<Output = io::Result<T>>>(mut read: impl FnMut() -> F) -> io::Result<T> {
     let refused = |error: &io::Error| error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error());
     for _ in 1..PATIENT_READS {
-        match file.read_at(position, bytes).await {
+        match read().await {
             Err(error) if refused(&error) => tokio::time::sleep(PATIENT_PAUSE).await,
             other => return other,
         }
     }
-    file.read_at(position, bytes).await
+    read().await
 }
 
 /// Whether a read failed because of what is on the disk, or is not: anything else (too many open files, say) may be over the next time.

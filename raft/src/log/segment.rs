@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use super::base::Base;
 use super::frame::{FRAME_HEADER_BYTES, Frame, FrameError, FrameHeader, FrameKind};
 use super::index::SparseIndex;
-use crate::disk::{Disk, DiskFile, OpenMode, dir_sync_failed, is_refused, read_patiently, sync_failed};
+use crate::disk::{Disk, DiskFile, OpenMode, dir_sync_failed, is_refused, patiently, sync_failed};
 use crate::error::ReadError;
 use crate::journal::{ExtentTarget, SegmentName};
 use crate::types::{LogId, log_id};
@@ -57,6 +57,8 @@ pub(crate) struct SegmentFile {
     entry_durable: AtomicU64,
     /// No longer part of the log: never written again, never created again.
     retired: AtomicBool,
+    /// Something was written through this handle, or begun to be: before, a file that is not there has nothing that could be lost.
+    written: AtomicBool,
     /// Its folder is moved aside: what is not found any more is missed by nobody.
     leaving: AtomicBool,
     /// Read since the last [`Self::rest`].
@@ -81,6 +83,7 @@ impl SegmentFile {
             made: AtomicU64::new(0),
             entry_durable: AtomicU64::new(0),
             retired: AtomicBool::new(false),
+            written: AtomicBool::new(false),
             leaving: AtomicBool::new(false),
             touched: AtomicBool::new(false),
             allocated: AtomicU64::new(0),
@@ -146,7 +149,12 @@ impl SegmentFile {
         }
         // Marked before, so that the file is not closed meanwhile, and after, because a sync may have come between.
         self.dirty.store(true, Ordering::Release);
-        let result = async { self.handle(true).await?.write_at(position, parts).await }.await;
+        let result = async {
+            let handle = self.handle(true).await?;
+            self.written.store(true, Ordering::Release);
+            handle.write_at(position, parts).await
+        };
+        let result = result.await;
         self.dirty.store(true, Ordering::Release);
         self.judge(result)
     }
@@ -161,6 +169,8 @@ impl SegmentFile {
         let mut still_dirty = StillDirty(Some(&self.dirty));
         let result = match self.handle(false).await {
             Ok(handle) => datasync(&mut failed, &*handle).await,
+            // It was missing at the start, and could not be made.
+            Err(error) if error.kind() == io::ErrorKind::NotFound && !self.written.load(Ordering::Acquire) => Ok(()),
             Err(error) => Err(error),
         };
         if result.is_ok() {
@@ -176,7 +186,12 @@ impl SegmentFile {
         }
         self.allocated.store(bytes, Ordering::Release);
         self.dirty.store(true, Ordering::Release);
-        let result = async { self.handle(false).await?.set_len(bytes).await }.await;
+        let result = async {
+            let handle = self.handle(false).await?;
+            self.written.store(true, Ordering::Release);
+            handle.set_len(bytes).await
+        };
+        let result = result.await;
         self.dirty.store(true, Ordering::Release);
         self.judge(result)
     }
@@ -398,7 +413,7 @@ pub(crate) struct FrameStream {
     position: u64,
     end: u64,
     chunk: usize,
-    /// See [`Self::patient`].
+    /// See [`Self::open_patiently`].
     patient: bool,
     buffer: Bytes,
 }
@@ -410,9 +425,16 @@ impl FrameStream {
         Ok(Self { file, path: segment.path().to_owned(), position, end, chunk, patient: false, buffer: Bytes::new() })
     }
 
-    /// Asks again where the disk refuses: nobody else can tell what stands there.
-    pub(crate) fn patient(self) -> Self {
-        Self { patient: true, ..self }
+    /// The same, but asks again where the disk refuses: nobody else can tell what stands there.
+    pub(crate) async fn open_patiently(
+        segment: &SegmentFile,
+        position: u64,
+        end: u64,
+        chunk: usize,
+    ) -> Result<Self, ReadError> {
+        let file = patiently(|| segment.open()).await?;
+        let path = segment.path().to_owned();
+        Ok(Self { file, path, position, end, chunk, patient: true, buffer: Bytes::new() })
     }
 
     /// Position of the next frame.
@@ -461,7 +483,7 @@ impl FrameStream {
         let wanted = need.max(self.chunk as u64).min(left) as usize;
         self.buffer = match self.file.try_read_at(self.position, wanted) {
             Ok(bytes) if bytes.len() as u64 >= need => bytes,
-            _ if self.patient => read_patiently(&*self.file, self.position, wanted).await?,
+            _ if self.patient => patiently(|| self.file.read_at(self.position, wanted)).await?,
             _ => self.file.read_at(self.position, wanted).await?,
         };
         if (self.buffer.len() as u64) < need {

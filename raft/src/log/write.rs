@@ -179,6 +179,16 @@ impl Log {
         frames.first().map(|frame| frame.header.base_offset).ok_or_else(|| io::Error::other("the log has a hole"))
     }
 
+    /// Writes what a purge up to there has to write before it may purge, unless something is being written to the log just now.
+    pub(crate) async fn prepare_purge(self: &Arc<Self>, upto: LogId) -> io::Result<()> {
+        let Ok(_writing) = self.writing.try_lock() else { return Ok(()) };
+        if self.state.lock().purged >= Some(upto) {
+            return Ok(());
+        }
+        let log = self.clone();
+        tokio::spawn(async move { log.persist_base_after(upto).await }).await.map_err(io::Error::other)?
+    }
+
     /// Makes durable what the prefix of the first segment that survives a purge tells: after it nothing else will.
     async fn persist_base_after(&self, upto: LogId) -> io::Result<()> {
         let (name, base) = {

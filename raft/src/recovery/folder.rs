@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::disk::{Disk, is_passing, read_file};
+use crate::disk::{Disk, is_rot, patiently, read_file};
 use crate::error::{OpenError, ReadError};
 use crate::journal::SegmentName;
 use crate::log::base::{BASE_BYTES_MAX, Base};
@@ -19,7 +19,7 @@ pub(super) enum Trouble {
     Unread(Unread),
 }
 
-/// A file that could not be read just now (too many open files, say): the directory is not opened this time.
+/// A file that could not be read just now (too many open files, or no permission): the directory is not opened this time.
 #[derive(Debug)]
 pub(super) struct Unread {
     path: PathBuf,
@@ -27,9 +27,14 @@ pub(super) struct Unread {
 }
 
 impl Trouble {
+    /// Nothing is wrong with the files, for all that is known.
+    pub(super) fn unread(path: &Path, error: io::Error) -> Self {
+        Self::Unread(Unread { path: path.to_owned(), error })
+    }
+
     pub(super) fn reading(path: &Path, error: ReadError) -> Self {
         match error {
-            ReadError::Io(error) if is_passing(&error) => Self::Unread(Unread { path: path.to_owned(), error }),
+            ReadError::Io(error) if !is_rot(&error) => Self::unread(path, error),
             ReadError::Io(error) => Self::Corrupt(format!("{}: {error}", path.display())),
             // It names the file.
             error => Self::Corrupt(error.to_string()),
@@ -119,8 +124,8 @@ impl Folder {
     /// Reads a base or a snapshot. The error says why it cannot be used.
     pub(super) async fn base(&self, disk: &dyn Disk, name: &str) -> Result<Base, Trouble> {
         let path = self.dir.join(name);
-        let bytes =
-            read_file(disk, &path, BASE_BYTES_MAX).await.map_err(|error| Trouble::reading(&path, error.into()))?;
+        let read = patiently(|| read_file(disk, &path, BASE_BYTES_MAX)).await;
+        let bytes = read.map_err(|error| Trouble::reading(&path, error.into()))?;
         Base::decode(&bytes).map_err(|error| Trouble::Corrupt(format!("{}: {error}", path.display())))
     }
 }

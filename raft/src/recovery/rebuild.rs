@@ -232,7 +232,7 @@ impl Rebuild {
     async fn fold_extent(&mut self, file: &Arc<SegmentFile>, extent: Extent, to: u64) -> Result<(), Trouble> {
         let end = extent.position + extent.bytes;
         let unread = |error| Trouble::reading(file.path(), error);
-        let mut stream = FrameStream::open(file, extent.position, end, CHUNK_BYTES).await.map_err(unread)?.patient();
+        let mut stream = FrameStream::open_patiently(file, extent.position, end, CHUNK_BYTES).await.map_err(unread)?;
         while let Some(frame) = stream.next().await.map_err(unread)? {
             if frame.header.index > to {
                 break;
@@ -364,7 +364,7 @@ impl Rebuild {
         }
         let (file, bytes) = (first.file.clone(), first.bytes);
         let unread = |error| Trouble::reading(file.path(), error);
-        let mut stream = FrameStream::open(&file, 0, bytes, CHUNK_BYTES).await.map_err(unread)?.patient();
+        let mut stream = FrameStream::open_patiently(&file, 0, bytes, CHUNK_BYTES).await.map_err(unread)?;
         while let Some(header) = stream.next_header().await.map_err(unread)? {
             if header.index > purged.index {
                 return Ok(header.base_offset);
@@ -382,7 +382,8 @@ impl Rebuild {
         }
         let (group, replica) = self.key;
         tracing::warn!(%group, %replica, %applied, end = ?state.head.last, "applied state is not the log's; rebuilding it");
-        self.application.discard().map_err(|error| Trouble::reading(&self.folder.dir, error.into()))?;
+        // What is beside the log can be made anew from it.
+        self.application.discard().map_err(|error| Trouble::unread(&self.folder.dir, error))?;
         match (self.application.snapshot_at(), state.purged) {
             (SnapshotAt::Applied, Some(purged))
                 if state.snapshot.as_ref().is_none_or(|snapshot| snapshot.last < purged) =>

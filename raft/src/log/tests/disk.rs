@@ -508,7 +508,8 @@ async fn small_appends_are_checkpointed_by_what_they_take_in_the_journal() {
 #[tokio::test(start_paused = true)]
 async fn a_start_that_cannot_read_a_file_is_refused_and_gives_nothing_up() {
     const EMFILE: i32 = 24;
-    for what in [".segment", ".base"] {
+    const EACCES: i32 = 13;
+    for (what, errno) in [(".segment", EMFILE), (".base", EMFILE), (".segment", EACCES), (".base", EACCES)] {
         let (disk, store, log) = fresh(small()).await;
         fill(&log, 1, 20, 300).await;
         rest().await;
@@ -520,7 +521,7 @@ async fn a_start_that_cannot_read_a_file_is_refused_and_gives_nothing_up() {
         rest().await;
         let disk = disk.kill();
         let path_contains = what.to_owned();
-        disk.inject(Fault { kind: OpKind::Open, path_contains, skip: 0, errno: EMFILE, loses_data: false });
+        disk.inject(Fault { kind: OpKind::Open, path_contains, skip: 0, errno, loses_data: false });
         let options = StoreOptions {
             disk: Arc::new(disk.clone()),
             path: "/data".into(),
@@ -1176,14 +1177,52 @@ async fn a_read_that_the_disk_refuses_at_a_start_is_repeated_before_a_replica_is
     fill(&log, 1, 3, 10 << 10).await;
     rest().await;
     let disk = disk.kill();
-    for (refused, lost) in [(1, 0), (2, 0), (3, 0), (12, 1)] {
+    for (kind, refused, lost) in [
+        (OpKind::Read, 1, 0),
+        (OpKind::Read, 2, 0),
+        (OpKind::Read, 3, 0),
+        (OpKind::Read, 12, 1),
+        (OpKind::Open, 1, 0),
+        (OpKind::Open, 2, 0),
+        (OpKind::Open, 12, 1),
+    ] {
         let disk = disk.fork();
         for skip in 0..refused {
             let path_contains = ".segment".to_owned();
-            disk.inject(Fault { kind: OpKind::Read, path_contains, skip, errno: EIO, loses_data: false });
+            disk.inject(Fault { kind, path_contains, skip, errno: EIO, loses_data: false });
         }
         let store = open(&disk, small(), SnapshotAt::Boundary).await;
-        assert_eq!(store.corrupt().len(), lost, "{refused}: {:?}", store.corrupt());
+        assert_eq!(store.corrupt().len(), lost, "{kind:?} {refused}: {:?}", store.corrupt());
         assert!(lost > 0 || disk.faults_left() == 0);
+    }
+}
+
+/// The older one goes only with a checkpoint. Behind it the log has a hole, and whoever is given it asks for it again without end.
+#[tokio::test(start_paused = true)]
+async fn an_older_snapshot_does_not_stand_in_for_the_one_at_the_purge_boundary() {
+    let (disk, _store, log) = fresh(small()).await;
+    fill(&log, 1, 40, 100).await;
+    rest().await;
+    let mut newest = None;
+    for upto in [10, 20] {
+        let (head, _) = log.head_at(Some(upto)).await.unwrap();
+        newest = Some(log.write_snapshot(log_id(1, upto), head.base().encode()).await.unwrap());
+        log.purge(log_id(1, upto)).await.unwrap();
+        rest().await;
+    }
+    let disk = disk.kill();
+    for rotten in [false, true] {
+        let disk = disk.fork();
+        if rotten {
+            disk.flip_bit(&log.dir().join(&newest.as_ref().unwrap().name), 30, 2);
+        }
+        let store = open(&disk, small(), SnapshotAt::Boundary).await;
+        assert_eq!(store.corrupt(), []);
+        let opened = store.replicas()[0].log.clone();
+        assert_eq!(opened.purged_log_id(), Some(log_id(1, 20)));
+        assert_eq!(opened.snapshot().map(|snapshot| snapshot.last), (!rotten).then_some(log_id(1, 20)));
+        assert_eq!(indexes(&opened).await, (21..40).collect::<Vec<_>>());
+        // And it can be made anew.
+        assert_eq!(opened.head_at(Some(20)).await.unwrap().0.last, Some(log_id(1, 20)));
     }
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use futures_util::future::BoxFuture;
 
 use super::*;
-use crate::disk::sim::{EMFILE, Fault, OpKind};
+use crate::disk::sim::{EMFILE, ENOSPC, Fault, OpKind};
 use crate::disk::{Disk, read_file};
 use crate::error::ReadError;
 use crate::journal::SegmentName;
@@ -186,6 +186,32 @@ async fn a_repair_whose_sync_could_not_begin_is_made_durable_by_the_next() {
     assert_eq!(log.mend_segment(name, &mut source(&other)).await.unwrap().frames, 0);
     assert!(!log.is_rotten());
     fill(&log, 3, 1, 50).await;
+    let disk = disk.crash();
+    let store = open(&disk, small(), SnapshotAt::Boundary).await;
+    assert!(store.rotten().is_empty() && bytes(&disk, &log, name).await == whole);
+}
+
+/// Nothing was written, so nothing can be made durable: the other groups have nothing to do with it.
+#[tokio::test(start_paused = true)]
+async fn a_repair_that_could_not_make_its_file_stops_no_directory() {
+    let (disk, store, log, other) = twins().await;
+    let name = names(&log)[1];
+    let whole = bytes(&disk, &log, name).await;
+    drop((store, log));
+    rest().await;
+    let disk = without_file(disk, name).await;
+    let store = open(&disk, small(), SnapshotAt::Boundary).await;
+    let log = store.replicas()[0].log.clone();
+    let path_contains = ".segment".to_owned();
+    disk.inject(Fault { kind: OpKind::Create, path_contains, skip: 0, errno: ENOSPC, loses_data: false });
+    let first = log.mend_segment(name, &mut source(&other)).await;
+    assert!(matches!(&first, Err(MendError::Io(error)) if error.raw_os_error() == Some(ENOSPC)), "{first:?}");
+    assert!(log.is_rotten() && disk.faults_left() == 0);
+    fill(&log, 3, 1, 50).await;
+    store.checkpoint().await.unwrap();
+    log.mend_segment(name, &mut source(&other)).await.unwrap();
+    assert!(!log.is_rotten());
+    store.checkpoint().await.unwrap();
     let disk = disk.crash();
     let store = open(&disk, small(), SnapshotAt::Boundary).await;
     assert!(store.rotten().is_empty() && bytes(&disk, &log, name).await == whole);

@@ -58,9 +58,11 @@ impl Rebuild {
     /// The newest sound snapshot of what the log holds or has purged. One that the log relies on must be there.
     async fn newest_snapshot(&mut self) -> Result<Option<SnapshotRef>, Trouble> {
         let mut problems = Vec::new();
-        let mut found = None;
+        let (mut found, mut older) = (None, false);
         for name in self.folder.snapshots() {
             match self.folder.base(&*self.disk, name).await {
+                // Behind it the log would have a hole, and whoever is given it would ask for it again without end. It is made anew.
+                Ok(base) if base.last < self.plan.purged => older = true,
                 // One beyond the log's end was never acknowledged: its installation is not on record.
                 Ok(base) if base.last <= self.plan.last => {
                     found = base.last.map(|last| SnapshotRef { name: name.clone(), last });
@@ -84,7 +86,7 @@ impl Rebuild {
         if needed.is_some_and(|needed| found.as_ref().is_none_or(|snapshot| snapshot.last < needed)) {
             return Err(format!("no snapshot covers the purged entries: {problems:?}").into());
         }
-        if named && found.is_none() {
+        if named && found.is_none() && !older {
             return Err(format!("the installed snapshot {:?} is not there: {problems:?}", self.plan.snapshot).into());
         }
         Ok(found)
@@ -159,7 +161,7 @@ impl Rebuild {
         let end = known.bytes;
         let file = self.file(known.name);
         let unread = |error| Trouble::reading(file.path(), error);
-        let mut stream = FrameStream::open(&file, 0, end, CHUNK_BYTES).await.map_err(unread)?.patient();
+        let mut stream = FrameStream::open_patiently(&file, 0, end, CHUNK_BYTES).await.map_err(unread)?;
         loop {
             let Some(frame) = stream.next().await.map_err(unread)? else {
                 return Err(format!("segment {} ends before entry {to}", stem(known.name)).into());
