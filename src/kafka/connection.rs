@@ -4,31 +4,29 @@
 //!   connection that asks for nothing time out. So does, much sooner, who holds room that others wait for and makes no use of it.
 //! - Kafka promises that requests of one connection take effect one after the other. Here each waits for those before it,
 //!   but a Produce behind nothing but Produces: it begins once their batches are proposed, so that its own come behind them, in
-//!   order, and one fsync may serve all.
+//!   order, and one fsync may serve all. Answers are written meanwhile: what has begun goes on, whether they are read or not.
 //! - A request that is not understood, or has no answer, closes its connection, and only that, with a line in the log.
 
+use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 
-use bytes::{Buf, Bytes};
 use futures_util::FutureExt;
 use futures_util::StreamExt;
 use futures_util::future::{BoxFuture, OptionFuture};
 use futures_util::stream::FuturesOrdered;
-use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
-use tokio::time::{Instant, timeout};
 use tracing::{debug, info};
 
 use super::Door;
-use super::budget::PATIENCE;
-use super::dispatch::{self, Answer, Done, Handled, Incoming};
-use super::frames::{Ahead, Frame, FrameLimits, RATE_MIN, read_frame};
+use super::dispatch::{self, Done, Handled, Incoming};
+use super::frames::{Ahead, Frame, FrameLimits, read_frame};
 use super::messages::Response;
+use super::writing::Writing;
 
 /// Frames that are read ahead of the one that waits for its turn.
 const READ_AHEAD: usize = 1;
@@ -194,7 +192,70 @@ async fn understand_later(frame: Frame, weight: usize, door: &Door) -> Next {
     Next { incoming: dispatch::parse(frame.bytes), _shares: [frame.share, share] }
 }
 
-/// Answers what comes until there is no more.
+/// What is under way on a connection, in the order of the requests.
+struct UnderWay<'d> {
+    door: &'d Arc<Door>,
+    client: Client,
+    before: &'d watch::Sender<usize>,
+    in_flight: FuturesOrdered<BoxFuture<'static, Done>>,
+    /// What has come of those before them.
+    done: VecDeque<Done>,
+    /// The answer before all of these.
+    writing: Option<Writing>,
+    /// Whether all of this are Produces.
+    pipelined: bool,
+    /// The end of the turn of the last of them.
+    turn: Option<oneshot::Receiver<()>>,
+}
+
+impl UnderWay<'_> {
+    /// Whether a request may begin. Answers that the client does not read count as requests do.
+    fn has_room_for(&self, request: &Incoming) -> bool {
+        let count = self.in_flight.len() + self.done.len() + usize::from(self.writing.is_some());
+        let room = self.pipelined && self.turn.is_none() && count < self.door.config.inflight_requests_max;
+        count == 0 || room && request.may_follow()
+    }
+
+    fn begin(&mut self, request: Next) {
+        self.pipelined = request.incoming.may_follow();
+        if self.pipelined {
+            self.before.send_modify(|before| *before -= 1);
+        }
+        let (door, client) = (Arc::clone(self.door), self.client.clone());
+        let (own, end) = Turn::begin();
+        self.turn = Some(end);
+        let work = async move {
+            let Next { incoming, _shares } = request;
+            dispatch::handle(door, client, incoming, own).await
+        };
+        self.in_flight.push_back(work.boxed());
+    }
+
+    /// Takes the next answer that is to be written, if none is. `Err`: something was done that ends the connection.
+    fn take_answer(&mut self) -> Result<(), End> {
+        while self.writing.is_none() {
+            match self.done.pop_front() {
+                Some(Done::Answer(answer)) => self.writing = Some(Writing::new(answer)),
+                Some(Done::Silence) => self.ended(),
+                Some(Done::Malformed(why)) => return Err(End::Malformed(why)),
+                Some(Done::Close(why)) => return Err(End::Unanswered(why)),
+                None => break,
+            }
+        }
+        Ok(())
+    }
+
+    /// The first request's answer is written, or it wants none.
+    fn ended(&mut self) {
+        self.writing = None;
+        if !self.pipelined {
+            self.before.send_modify(|before| *before -= 1);
+        }
+    }
+}
+
+/// Answers what comes until there is no more. Whatever the client does with its answers, what has begun goes on: it may stand in line for
+/// what others wait for too, and who is served there without being polled keeps it from them.
 async fn answer(
     mut output: OwnedWriteHalf,
     mut queue: mpsc::Receiver<Frame>,
@@ -202,50 +263,28 @@ async fn answer(
     client: Client,
     before: &watch::Sender<usize>,
 ) -> End {
-    let mut in_flight: FuturesOrdered<BoxFuture<'static, Done>> = FuturesOrdered::new();
-    // Whether all that is in flight are Produces.
-    let mut pipelined = true;
-    // The end of the turn of the last of them.
-    let mut turn: Option<oneshot::Receiver<()>> = None;
+    let (in_flight, done) = (FuturesOrdered::new(), VecDeque::new());
+    let mut work = UnderWay { door, client, before, in_flight, done, writing: None, pipelined: true, turn: None };
     let (mut next, mut open) = (None::<Next>, true);
     // A frame that becomes the next request once there is room.
     let mut coming: Option<BoxFuture<'_, Next>> = None;
     loop {
-        let room = pipelined && turn.is_none() && in_flight.len() < door.config.inflight_requests_max;
-        let idle = in_flight.is_empty();
-        if let Some(request) = next.take_if(|next| idle || room && next.incoming.may_follow()) {
-            pipelined = request.incoming.may_follow();
-            if pipelined {
-                before.send_modify(|before| *before -= 1);
-            }
-            let (door, client) = (Arc::clone(door), client.clone());
-            let (own, end) = Turn::begin();
-            turn = Some(end);
-            let work = async move {
-                let Next { incoming, _shares } = request;
-                dispatch::handle(door, client, incoming, own).await
-            };
-            in_flight.push_back(work.boxed());
+        if let Err(end) = work.take_answer() {
+            return end;
+        }
+        if let Some(request) = next.take_if(|next| work.has_room_for(&next.incoming)) {
+            work.begin(request);
         }
         tokio::select! {
             // First, so that a Produce that was just started is proposed before the next is looked at.
             biased;
-            Some(done) = in_flight.next(), if !in_flight.is_empty() => {
-                match done {
-                    Done::Answer(answer) => {
-                        if let Err(end) = write(&mut output, answer, door).await {
-                            return end;
-                        }
-                    }
-                    Done::Silence => {}
-                    Done::Malformed(why) => return End::Malformed(why),
-                    Done::Close(why) => return End::Unanswered(why),
-                }
-                if !pipelined {
-                    before.send_modify(|before| *before -= 1);
-                }
-            }
-            Some(_) = OptionFuture::from(turn.as_mut()), if turn.is_some() => turn = None,
+            Some(done) = work.in_flight.next(), if !work.in_flight.is_empty() => work.done.push_back(done),
+            Some(written) = OptionFuture::from(work.writing.as_mut().map(|writing| writing.finish(&mut output, door))),
+                if work.writing.is_some() => match written {
+                Ok(()) => work.ended(),
+                Err(end) => return end,
+            },
+            Some(_) = OptionFuture::from(work.turn.as_mut()), if work.turn.is_some() => work.turn = None,
             Some(understood) = OptionFuture::from(coming.as_mut()), if coming.is_some() => {
                 coming = None;
                 next = Some(understood);
@@ -258,95 +297,6 @@ async fn answer(
                 None => open = false,
             },
             else => return End::Closed,
-        }
-    }
-}
-
-/// Writes an answer, and gives its share of the budget back as it goes. A client that does not read for long enough loses the connection,
-/// and with it what it holds; much sooner one that reads little while others wait for room.
-async fn write(output: &mut OwnedWriteHalf, answer: Answer, door: &Door) -> Result<(), End> {
-    let Answer { pieces, mut permit } = answer;
-    let mut pieces = Pieces::new(pieces);
-    let mut stuck_since = Instant::now();
-    // When it was last looked how much it reads, and what was left then.
-    let mut looked = (stuck_since, pieces.remaining());
-    while pieces.has_remaining() {
-        let patience = PATIENCE.min(door.limits.write_timeout);
-        match timeout(patience, output.write_buf(&mut pieces)).await {
-            Ok(written) => {
-                written.map_err(End::Io)?;
-                stuck_since = Instant::now();
-            }
-            Err(_) if stuck_since.elapsed() >= door.limits.write_timeout => {
-                return Err(End::Io(io::ErrorKind::TimedOut.into()));
-            }
-            Err(_) => {}
-        }
-        let Some(permit) = &mut permit else { continue };
-        let left = pieces.remaining();
-        drop(permit.split(permit.num_permits().saturating_sub(pieces.held())));
-        let (elapsed, read) = (looked.0.elapsed(), looked.1 - left);
-        if elapsed >= PATIENCE {
-            let slow = (read as f64) < RATE_MIN as f64 * elapsed.as_secs_f64();
-            if slow && left > 0 && door.answer_bytes.short() {
-                return Err(End::Stalled(format!("{left} bytes of an answer, {read} read in {elapsed:?}")));
-            }
-            looked = (Instant::now(), left);
-        }
-    }
-    Ok(())
-}
-
-/// Pieces of an answer, written without putting them together.
-struct Pieces {
-    pieces: Vec<Bytes>,
-    at: usize,
-    remaining: usize,
-    /// Bytes of the piece at hand that are written: its memory is held to its end.
-    begun: usize,
-}
-
-impl Pieces {
-    fn new(pieces: Vec<Bytes>) -> Self {
-        let remaining = pieces.iter().map(Bytes::len).sum();
-        Self { pieces, at: 0, remaining, begun: 0 }
-    }
-
-    /// Bytes of memory that are still held.
-    fn held(&self) -> usize {
-        self.remaining + self.begun
-    }
-}
-
-impl Buf for Pieces {
-    fn remaining(&self) -> usize {
-        self.remaining
-    }
-
-    fn chunk(&self) -> &[u8] {
-        self.pieces[self.at..].iter().find(|piece| !piece.is_empty()).map_or(&[], |piece| piece)
-    }
-
-    fn chunks_vectored<'a>(&'a self, out: &mut [io::IoSlice<'a>]) -> usize {
-        let pieces = self.pieces[self.at..].iter().filter(|piece| !piece.is_empty());
-        out.iter_mut().zip(pieces).map(|(slot, piece)| *slot = io::IoSlice::new(piece)).count()
-    }
-
-    fn advance(&mut self, mut count: usize) {
-        assert!(count <= self.remaining, "advanced past the end");
-        self.remaining -= count;
-        while count > 0 {
-            let piece = &mut self.pieces[self.at];
-            let step = count.min(piece.len());
-            piece.advance(step);
-            count -= step;
-            self.begun += step;
-            if piece.is_empty() {
-                // With the memory that it shares.
-                *piece = Bytes::new();
-                self.at += 1;
-                self.begun = 0;
-            }
         }
     }
 }
@@ -365,26 +315,5 @@ mod tests {
         assert!(futures_util::poll!(&mut waiting).is_pending());
         gone.send_replace(true);
         assert!(matches!(waiting.await, Handled::Silence));
-    }
-
-    #[test]
-    fn pieces_are_one_run_of_bytes() {
-        let pieces = || Pieces::new([&b"ab"[..], b"", b"cde", b"f"].map(Bytes::from_static).to_vec());
-        for step in 1..=6 {
-            let (mut pieces, mut out) = (pieces(), Vec::new());
-            while pieces.has_remaining() {
-                let take = step.min(pieces.chunk().len());
-                out.extend_from_slice(&pieces.chunk()[..take]);
-                pieces.advance(take);
-            }
-            assert_eq!(out, b"abcdef");
-        }
-        let mut whole = pieces();
-        let mut slots = [io::IoSlice::new(&[]); 8];
-        assert_eq!(whole.chunks_vectored(&mut slots), 3);
-        whole.advance(4);
-        assert_eq!((whole.remaining(), whole.held()), (2, 4), "the piece that is being written is held as a whole");
-        whole.advance(2);
-        assert_eq!((whole.remaining(), whole.held(), whole.chunk()), (0, 0, &b""[..]));
     }
 }

@@ -4,8 +4,8 @@
 //! never passes a request on: Kafka's clients find the leader themselves.
 //!
 //! - [`wire`]: primitive types, bounded. [`messages`]: the APIs, field by field. `error_code`: errors as numbers.
-//! - `connection`: limits, the order of answers. `frames`: bytes off a socket. `budget`: room for bytes. `dispatch`: from a request to
-//!   its handler.
+//! - `connection`: limits, the order of answers. `frames`: bytes off a socket. `writing`: bytes onto one. `budget`: room for bytes.
+//!   `dispatch`: from a request to its handler.
 //! - `produce`, `fetch`, `offsets`, `metadata`, `topics`, `configs`, `groups`, `group_offsets`: the handlers. `group_answers`: room for what
 //!   the last two tell.
 
@@ -27,6 +27,7 @@ mod produce;
 mod promises;
 mod topics;
 pub mod wire;
+mod writing;
 
 use std::io;
 use std::sync::Arc;

@@ -20,7 +20,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use pontoon_raft::types::BrokerId;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::messages::*;
@@ -120,6 +120,13 @@ impl House {
 
     async fn client(&self) -> Client {
         Client { stream: TcpStream::connect(self.server.address()).await.unwrap(), next: 0 }
+    }
+
+    /// One whose kernel takes little of what it is sent.
+    async fn client_that_takes_little(&self) -> Client {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(4096).unwrap();
+        Client { stream: socket.connect(self.server.address().parse().unwrap()).await.unwrap(), next: 0 }
     }
 
     /// What connections share, of its own: for what is called without a connection.

@@ -241,6 +241,48 @@ async fn a_bomb_waits_for_a_place_aside_as_long_as_its_request_has_time() {
     house.close().await;
 }
 
+/// Who is next in line for a place aside is given it whether it is polled or not: by a client that does not read it would never be used.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn what_has_begun_goes_on_while_nobody_reads_the_answers_before_it() {
+    let house = House::open().await;
+    house.topic("t", 2).await;
+    let (mut honest, mut hostile) = (house.client().await, house.client_that_takes_little().await);
+    let large = || squeezed(&zeros(15));
+    // Behind a fetch, so that what follows is there when the first of it begins.
+    let mut fetch = Request::Fetch(fetch_request(1, 0, PATIENCE));
+    if let Request::Fetch(fetch) = &mut fetch {
+        fetch.topics[0].partitions[0].partition = 1;
+    }
+    let waits = hostile.send(&fetch, 12).await;
+    // Waits for its batch's commit, and then tells very long names; the second waits for a place meanwhile.
+    let mut first = to_partitions([(0, batch_of(&[("first", 1)], None))]);
+    let named = |number| ProduceTopic {
+        name: format!("{number}{}", "x".repeat(32_000)),
+        partitions: vec![ProducePartition { index: 0, records: RecordData::some(vec![Bytes::new()]) }],
+        ..Default::default()
+    };
+    first.topics.extend((0..300).map(named));
+    hostile.send(&Request::Produce(first), 9).await;
+    let held = hold_places().await;
+    hostile.send(&Request::Produce(to_partitions([(0, large())])), 9).await;
+    for _ in 0..20 {
+        // Whatever has come is read between two turns of another connection.
+        honest.call(Request::ApiVersions(ApiVersionsRequest::default()), 0).await;
+    }
+    assert_eq!(honest.produce(1, batch_of(&[("go on", 1)], None)).await.error_code, 0);
+    assert_eq!(hostile.receive(fetch.api(), 12).await.0, waits);
+    timeout(PATIENCE, hostile.stream.peek(&mut [0])).await.expect("no answer is written").unwrap();
+    drop(held);
+    assert_eq!(honest.produce(1, large()).await.error_code, 0);
+    // In their order, once they are read.
+    for offset in [0, 1] {
+        let (_, Response::Produce(answer)) = hostile.receive(&APIS[0], 9).await else { panic!() };
+        let first = &answer.topics[0].partitions[0];
+        assert_eq!((first.error_code, first.base_offset), (0, offset));
+    }
+    house.close().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_request_that_takes_long_to_check_is_not_overtaken_on_its_connection() {
     let house = House::open().await;
