@@ -5,12 +5,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::dispatch::Handled;
+use super::group_answers::{answered, reserve};
 use super::messages::{
     AlterConfigsRequest, AlterConfigsResponse, AlteredResource, ConfigChange, ConfigSynonym, DescribeConfigsRequest,
     DescribeConfigsResource, DescribeConfigsResponse, DescribeConfigsResult, DescribedConfig,
     IncrementalAlterConfigsRequest, IncrementalAlterConfigsResponse, Response,
 };
-use super::topics::{Refused, Time, named_twice};
+use super::topics::{Refused, Time, make_way, named_twice};
 use super::{Door, ErrorCode, promises};
 use crate::broker::ConfigEntry;
 
@@ -34,6 +36,8 @@ const KIND_LIST: i8 = 7;
 const TIMEOUT: Duration = Duration::from_secs(30);
 /// Longest that a description waits to be up to date.
 const CATALOG_TIMEOUT: Duration = Duration::from_secs(1);
+/// What is told of a topic, in bytes, about.
+const TOPIC_BYTES: usize = 8 << 10;
 /// How a value is changed incrementally; the last two are for lists.
 const SET: i8 = 0;
 const DELETE: i8 = 1;
@@ -51,7 +55,7 @@ pub(super) fn effective(entry: &ConfigEntry) -> (&str, i8) {
 
 /// DescribeConfigs. Who changes a topic may do so through another broker, and look here whether it is done: the catalog is brought up to
 /// date first. While nobody can say how far it is, topics are described as this broker knows them.
-pub(super) async fn describe(door: &Door, request: DescribeConfigsRequest) -> Response {
+pub(super) async fn describe(door: &Door, request: DescribeConfigsRequest) -> Handled {
     if request.resources.iter().any(|resource| resource.resource_type == TOPIC) {
         let _ = door.broker.catch_up(CATALOG_TIMEOUT).await;
     }
@@ -60,30 +64,39 @@ pub(super) async fn describe(door: &Door, request: DescribeConfigsRequest) -> Re
     // Named twice, described once: a topic's description looks at all of its partitions.
     let mut seen = BTreeSet::new();
     resources.retain(|resource| seen.insert((resource.resource_type, resource.resource_name.clone())));
-    let results = resources.into_iter().map(|resource| {
-        let DescribeConfigsResource { resource_type, resource_name, configuration_keys } = resource;
-        let found = match resource_type {
-            TOPIC => topic(door, &resource_name, synonyms),
-            BROKER => broker(door, &resource_name),
-            other => Err(Refused(ErrorCode::InvalidRequest, format!("resource type {other} has no configuration"))),
-        };
-        // None named: all, as in Kafka.
-        let keys = configuration_keys.as_ref().filter(|keys| !keys.is_empty());
-        let wanted = |config: &DescribedConfig| keys.is_none_or(|keys: &Vec<String>| keys.contains(&config.name));
-        let (configs, error) = match found {
-            Ok(configs) => (configs.into_iter().filter(wanted).collect(), None),
-            Err(refused) => (Vec::new(), Some(refused)),
-        };
-        DescribeConfigsResult {
-            error_code: error.as_ref().map_or(0, |Refused(code, _)| code.number()),
-            error_message: error.map(|Refused(_, message)| message),
-            resource_type,
-            resource_name,
-            configs,
-        }
-    });
-    let results = results.collect();
-    Response::DescribeConfigs(DescribeConfigsResponse { results, ..Default::default() })
+    let there = |one: &&DescribeConfigsResource| {
+        one.resource_type == TOPIC && door.broker.topic_id(&one.resource_name).is_some()
+    };
+    let share = reserve(door, resources.iter().filter(there).count() * TOPIC_BYTES).await;
+    let mut results = Vec::with_capacity(resources.len());
+    for (at, resource) in resources.into_iter().enumerate() {
+        make_way(at).await;
+        results.push(describe_one(door, resource, synonyms));
+    }
+    answered(Response::DescribeConfigs(DescribeConfigsResponse { results, ..Default::default() }), share)
+}
+
+fn describe_one(door: &Door, resource: DescribeConfigsResource, synonyms: bool) -> DescribeConfigsResult {
+    let DescribeConfigsResource { resource_type, resource_name, configuration_keys } = resource;
+    let found = match resource_type {
+        TOPIC => topic(door, &resource_name, synonyms),
+        BROKER => broker(door, &resource_name),
+        other => Err(Refused(ErrorCode::InvalidRequest, format!("resource type {other} has no configuration"))),
+    };
+    // None named: all, as in Kafka.
+    let keys = configuration_keys.as_ref().filter(|keys| !keys.is_empty());
+    let wanted = |config: &DescribedConfig| keys.is_none_or(|keys: &Vec<String>| keys.contains(&config.name));
+    let (configs, error) = match found {
+        Ok(configs) => (configs.into_iter().filter(wanted).collect(), None),
+        Err(refused) => (Vec::new(), Some(refused)),
+    };
+    DescribeConfigsResult {
+        error_code: error.as_ref().map_or(0, |Refused(code, _)| code.number()),
+        error_message: error.map(|Refused(_, message)| message),
+        resource_type,
+        resource_name,
+        configs,
+    }
 }
 
 fn topic(door: &Door, name: &str, synonyms: bool) -> Result<Vec<DescribedConfig>, Refused> {
@@ -201,7 +214,8 @@ pub(super) async fn alter(door: &Arc<Door>, request: AlterConfigsRequest) -> Res
     let mut responses = Vec::with_capacity(request.resources.len());
     let time = Time::of(TIMEOUT);
     let twice = resources_named_twice(request.resources.iter().map(|one| (one.resource_type, &one.resource_name)));
-    for resource in request.resources {
+    for (at, resource) in request.resources.into_iter().enumerate() {
+        make_way(at).await;
         let name = resource.resource_name;
         let null = resource.configs.iter().find(|config| config.value.is_none()).map(|config| config.name.clone());
         let changes = door.broker.topic_config_entries(&name).map_err(Refused::from).map(|entries| {
@@ -224,7 +238,8 @@ pub(super) async fn alter_incrementally(door: &Arc<Door>, request: IncrementalAl
     let mut responses = Vec::with_capacity(request.resources.len());
     let time = Time::of(TIMEOUT);
     let twice = resources_named_twice(request.resources.iter().map(|one| (one.resource_type, &one.resource_name)));
-    for resource in request.resources {
+    for (at, resource) in request.resources.into_iter().enumerate() {
+        make_way(at).await;
         let keys_twice = named_twice(resource.configs.iter().map(|change| change.name.as_str()));
         let change = |change: ConfigChange| change_one(door, &resource.resource_name, change);
         let changes = match keys_twice.first() {

@@ -176,11 +176,11 @@ async fn route(door: &Arc<Door>, client: &Client, header: &Header, request: Requ
         }
         Request::DeleteRecords(request) => client.while_there(topics::delete_records(door, request)).await,
         Request::ApiVersions(_) => Response::from(api_versions(ErrorCode::None)).into(),
-        Request::CreateTopics(request) => client.while_there(topics::create(door, request)).await,
+        Request::CreateTopics(request) => client.handle_while_there(topics::create(door, request)).await,
         Request::DeleteTopics(request) => client.while_there(topics::delete(door, request, version)).await,
         Request::InitProducerId(request) => produce::init_producer_id(door, request).await.into(),
         Request::OffsetForLeaderEpoch(request) => client.while_there(offsets::for_leader_epoch(door, request)).await,
-        Request::DescribeConfigs(request) => configs::describe(door, request).await.into(),
+        Request::DescribeConfigs(request) => client.handle_while_there(configs::describe(door, request)).await,
         Request::CreatePartitions(request) => client.while_there(topics::create_partitions(door, request)).await,
         Request::DescribeCluster(request) => metadata::describe_cluster(door, request).await,
     }

@@ -57,6 +57,7 @@ numbers! {
     NotController = 41,
     InvalidRequest = 42,
     UnsupportedForMessageFormat = 43,
+    PolicyViolation = 44,
     OutOfOrderSequenceNumber = 45,
     InvalidProducerEpoch = 47,
     StorageError = 56,

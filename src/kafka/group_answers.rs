@@ -55,7 +55,8 @@ pub(super) fn answered(response: Response, share: Option<OwnedSemaphorePermit>) 
     }
 }
 
-async fn reserve(door: &Door, bytes: usize) -> Option<OwnedSemaphorePermit> {
+/// Room for an answer of so many bytes, if they are many, once there is some.
+pub(super) async fn reserve(door: &Door, bytes: usize) -> Option<OwnedSemaphorePermit> {
     if bytes <= SMALL_BYTES {
         return None;
     }

@@ -8,8 +8,11 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use pontoon_raft::types::{BrokerId, Offset};
+use tokio::task::yield_now;
 use tokio::time::Instant;
 
+use super::dispatch::Handled;
+use super::group_answers::{answered, reserve};
 use super::messages::{
     CreatableTopic, CreatePartitionsRequest, CreatePartitionsResponse, CreateTopicsRequest, CreateTopicsResponse,
     CreatedConfig, CreatedTopic, DeletableTopic, DeleteRecordsPartition, DeleteRecordsRequest, DeleteRecordsResponse,
@@ -27,6 +30,12 @@ use crate::error::{Code, Error};
 
 /// Longest that such a request may take, whatever it asks for.
 const TIMEOUT_MAX: Duration = Duration::from_secs(120);
+/// Most partitions that a request may ask for, as in Kafka.
+const PARTITIONS_AT_ONCE_MAX: u64 = 10_000;
+/// What is told of a topic that is created, in bytes, about: its configuration, above all.
+const TOLD_BYTES: usize = 3 << 10;
+/// Of what a request names, how many are looked at before others have their turn.
+const AT_ONCE: usize = 100;
 /// Least time that a partition has for moving its log start.
 const DELETE_RECORDS_MIN: Duration = Duration::from_secs(2);
 
@@ -76,14 +85,39 @@ pub(super) fn named_twice<'a>(names: impl Iterator<Item = &'a str>) -> BTreeSet<
     names.filter(|name| !seen.insert(*name)).map(str::to_owned).collect()
 }
 
+/// Others have their turn on the worker thread now and then, however many a request names: what is looked at here may never have to wait.
+pub(super) async fn make_way(done: usize) {
+    if done % AT_ONCE == AT_ONCE - 1 {
+        yield_now().await;
+    }
+}
+
+/// How many partitions a request asks for, as far as its numbers make sense: for each topic one at least, to which its answer is in
+/// proportion.
+fn partitions_asked_for(door: &Door, topics: &[CreatableTopic]) -> u64 {
+    let partitions = |topic: &CreatableTopic| match topic.num_partitions {
+        -1 if topic.assignments.is_empty() => u64::from(door.config.num_partitions),
+        -1 => topic.assignments.len() as u64,
+        number => number.max(1) as u64,
+    };
+    topics.iter().map(partitions).sum()
+}
+
 /// CreateTopics.
-pub(super) async fn create(door: &Arc<Door>, request: CreateTopicsRequest) -> Response {
-    let twice = named_twice(request.topics.iter().map(|topic| topic.name.as_str()));
-    let (mut topics, mut answered) = (Vec::new(), BTreeSet::new());
+pub(super) async fn create(door: &Arc<Door>, request: CreateTopicsRequest) -> Handled {
+    if partitions_asked_for(door, &request.topics) > PARTITIONS_AT_ONCE_MAX {
+        return too_many(request).into();
+    }
     let time = Time::of(timeout(request.timeout_ms));
-    for topic in request.topics {
+    // Who only asks is answered at once. Who has topics created may wait for long, and holds no room meanwhile.
+    let told_at_once = if request.validate_only { request.topics.len() } else { 0 };
+    let share = reserve(door, told_at_once * TOLD_BYTES).await;
+    let twice = named_twice(request.topics.iter().map(|topic| topic.name.as_str()));
+    let (mut topics, mut seen) = (Vec::new(), BTreeSet::new());
+    for (at, topic) in request.topics.into_iter().enumerate() {
+        make_way(at).await;
         let name = topic.name.clone();
-        if !answered.insert(name.clone()) {
+        if !seen.insert(name.clone()) {
             continue;
         }
         let created = if twice.contains(&name) {
@@ -98,6 +132,22 @@ pub(super) async fn create(door: &Arc<Door>, request: CreateTopicsRequest) -> Re
             ..Default::default()
         }));
     }
+    let created = if request.validate_only { 0 } else { topics.iter().filter(|one| one.configs.is_some()).count() };
+    let share = share.or(reserve(door, created * TOLD_BYTES).await);
+    answered(Response::CreateTopics(CreateTopicsResponse { topics, ..Default::default() }), share)
+}
+
+/// As Kafka refuses it, all of it. Only the first is told why: there may be very many.
+fn too_many(request: CreateTopicsRequest) -> Response {
+    let mut why =
+        Some(format!("more than {PARTITIONS_AT_ONCE_MAX} partitions in one request; none of its topics was created"));
+    let refused = |topic: CreatableTopic| CreatedTopic {
+        name: topic.name,
+        error_code: ErrorCode::PolicyViolation.number(),
+        error_message: why.take(),
+        ..Default::default()
+    };
+    let topics = request.topics.into_iter().map(refused).collect();
     Response::CreateTopics(CreateTopicsResponse { topics, ..Default::default() })
 }
 
@@ -107,12 +157,13 @@ async fn create_one(
     time: &Time,
     validate_only: bool,
 ) -> Result<CreatedTopic, Refused> {
+    let left = time.left()?;
     let spec = spec(door, topic)?;
     if validate_only {
         door.broker.check_topic(&spec)?;
         return Ok(describe_checked(door, spec));
     }
-    let created = door.broker.create_topic(spec, time.left()?).await?;
+    let created = door.broker.create_topic(spec, left).await?;
     Ok(describe(door, &created))
 }
 
@@ -233,7 +284,8 @@ pub(super) async fn delete(door: &Arc<Door>, request: DeleteTopicsRequest, versi
     };
     let mut topics = Vec::with_capacity(wanted.len());
     let time = Time::of(timeout(request.timeout_ms));
-    for DeletableTopic { name, topic_id } in wanted {
+    for (at, DeletableTopic { name, topic_id }) in wanted.into_iter().enumerate() {
+        make_way(at).await;
         topics.push(match delete_one(door, name.clone(), topic_id, &time).await {
             Ok((name, topic_id)) => DeletedTopic { name: Some(name), topic_id, ..Default::default() },
             Err(Refused(code, message)) => {
@@ -267,7 +319,8 @@ pub(super) async fn create_partitions(door: &Arc<Door>, request: CreatePartition
     let mut results = Vec::with_capacity(request.topics.len());
     let time = Time::of(timeout(request.timeout_ms));
     let twice = named_twice(request.topics.iter().map(|topic| topic.name.as_str()));
-    for topic in request.topics {
+    for (at, topic) in request.topics.into_iter().enumerate() {
+        make_way(at).await;
         let name = topic.name.clone();
         let done = match twice.contains(&name) {
             true => Err(Refused(ErrorCode::InvalidRequest, "the topic is named twice".to_owned())),
@@ -289,6 +342,7 @@ async fn more_partitions(
     time: &Time,
     validate_only: bool,
 ) -> Result<(), Refused> {
+    let left = time.left()?;
     let has = door.broker.topic(&topic.name)?.partitions.len();
     let count = u32::try_from(topic.count).map_err(|_| {
         Refused(ErrorCode::InvalidPartitions, format!("topic {:?} cannot have {} partitions", topic.name, topic.count))
@@ -296,7 +350,7 @@ async fn more_partitions(
     door.broker.check_growth(&topic.name, count)?;
     let Some(assignments) = topic.assignments.filter(|assignments| !assignments.is_empty()) else {
         if !validate_only {
-            door.broker.alter_topic(&topic.name, Some(count), BTreeMap::new(), time.left()?).await?;
+            door.broker.alter_topic(&topic.name, Some(count), BTreeMap::new(), left).await?;
         }
         return Ok(());
     };
@@ -307,7 +361,7 @@ async fn more_partitions(
     let assignment: Vec<_> = assignments.into_iter().map(|one| brokers(one.broker_ids)).collect::<Result<_, _>>()?;
     match validate_only {
         true => door.broker.check_assignment(&assignment)?,
-        false => drop(door.broker.grow_topic(&topic.name, has as u32, assignment, time.left()?).await?),
+        false => drop(door.broker.grow_topic(&topic.name, has as u32, assignment, left).await?),
     }
     Ok(())
 }

@@ -5,10 +5,11 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures_util::future::join_all;
 use pontoon::kafka::messages::{
-    Api, DescribeGroupsRequest, FindCoordinatorRequest, JoinGroupResponse, ListGroupsRequest, MetadataRequest,
-    MetadataTopicName, OffsetCommitPartition, OffsetCommitRequest, OffsetCommitTopic, OffsetDeletePartition,
-    OffsetDeleteRequest, OffsetDeleteTopic, OffsetFetchGroup, OffsetFetchRequest, OffsetFetchTopic, ProducePartition,
-    ProduceRequest, ProduceTopic, Request, Response, SyncGroupAssignment, SyncGroupRequest,
+    Api, CreatableTopic, CreateTopicsRequest, CreatedTopic, DescribeGroupsRequest, FindCoordinatorRequest,
+    JoinGroupResponse, ListGroupsRequest, MetadataRequest, MetadataTopicName, OffsetCommitPartition,
+    OffsetCommitRequest, OffsetCommitTopic, OffsetDeletePartition, OffsetDeleteRequest, OffsetDeleteTopic,
+    OffsetFetchGroup, OffsetFetchRequest, OffsetFetchTopic, ProducePartition, ProduceRequest, ProduceTopic, Request,
+    Response, SyncGroupAssignment, SyncGroupRequest,
 };
 use pontoon::kafka::wire::{RecordData, Uuid};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -205,6 +206,10 @@ async fn assign(client: &mut Client, joined: JoinGroupResponse, assignment: Byte
 /// That an answer tells all of the group, and tells it once.
 fn told_once(what: &str, answer: &Response) {
     match answer {
+        Response::CreateTopics(answer) => {
+            let told = |topic: &CreatedTopic| (topic.error_code, topic.configs.as_ref().map_or(0, Vec::len));
+            assert!(answer.topics.iter().all(|topic| told(topic) == (44, 0)), "{what}: {:?}", answer.topics[0]);
+        }
         Response::OffsetFetch(answer) if what.starts_with("all offsets") => {
             let told: Vec<usize> =
                 answer.groups.iter().flat_map(|group| &group.topics).map(|topic| topic.partitions.len()).collect();
@@ -249,6 +254,12 @@ fn greedy_requests() -> Vec<(&'static str, i16, Request)> {
         let partitions = partitions().into_iter().map(|partition| OffsetDeletePartition { partition }).collect();
         OffsetDeleteRequest { group_id: "g".into(), topics: vec![OffsetDeleteTopic { name: name.into(), partitions }] }
     };
+    let wanted = |number| CreatableTopic {
+        name: format!("t{number}"),
+        num_partitions: -1,
+        replication_factor: -1,
+        ..Default::default()
+    };
     // Each with another id, which does not count beside a name.
     let described = |id: u128| MetadataTopicName { name: Some("t".into()), topic_id: Uuid(id) };
     vec![
@@ -288,6 +299,15 @@ fn greedy_requests() -> Vec<(&'static str, i16, Request)> {
             Request::Metadata(MetadataRequest {
                 topics: Some((1..60_000).map(described).collect()),
                 ..Default::default()
+            }),
+        ),
+        (
+            "topics that would be created",
+            7,
+            Request::CreateTopics(CreateTopicsRequest {
+                topics: (0..MANY).map(wanted).collect(),
+                timeout_ms: 30_000,
+                validate_only: true,
             }),
         ),
         ("all groups", 4, Request::ListGroups(ListGroupsRequest::default())),

@@ -210,3 +210,36 @@ async fn configurations_change_and_records_are_deleted() {
     assert_eq!((response.topics[0].partitions[0].error_code, response.topics[0].partitions[0].low_watermark), (0, 6));
     house.close().await;
 }
+
+/// A request may name so many partitions, and its time is for all of them, also if it only asks.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_one_request_may_ask_for_is_bounded_in_number_and_time() {
+    let house = House::open_with(|config| config.kafka.num_partitions = 3).await;
+    let mut client = house.client().await;
+    let topic = |number: usize, num_partitions| CreatableTopic {
+        name: format!("t{number}"),
+        num_partitions,
+        replication_factor: -1,
+        ..Default::default()
+    };
+    let mut codes = async |topics, validate_only, timeout_ms| {
+        let request = Request::CreateTopics(CreateTopicsRequest { topics, timeout_ms, validate_only });
+        let Response::CreateTopics(response) = client.call(request, 7).await else { panic!() };
+        response.topics.iter().map(|topic| topic.error_code).collect::<Vec<_>>()
+    };
+    for validate_only in [true, false] {
+        let most = vec![topic(0, 10_000), topic(1, 1)];
+        assert_eq!(codes(most, validate_only, 30_000).await, [44, 44], "validate only: {validate_only}");
+        let default = (0..3334).map(|number| topic(number, -1)).collect();
+        assert_eq!(codes(default, validate_only, 30_000).await, [44; 3334]);
+        let nonsense = (0..10_001).map(|number| topic(number, -7)).collect();
+        assert_eq!(codes(nonsense, validate_only, 30_000).await, [44; 10_001]);
+    }
+    let all = (0..3333).map(|number| topic(number, -1)).collect();
+    assert_eq!(codes(all, true, 120_000).await, [0; 3333]);
+    // No machine says so much in a millisecond.
+    let all = (0..10_000).map(|number| topic(number, 1)).collect();
+    assert_eq!(codes(all, true, 1).await.last(), Some(&7));
+    assert!(house.broker.topics().is_empty(), "nothing was created");
+    house.close().await;
+}
