@@ -37,10 +37,15 @@ impl Budget {
         Self { bytes, room: Arc::new(Semaphore::new(bytes)), waiting: AtomicUsize::new(0) }
     }
 
+    /// So many, or all there ever are.
+    pub(super) fn at_most(&self, bytes: usize) -> usize {
+        bytes.min(self.bytes)
+    }
+
     /// Takes a share once there is room, in the order of the calls. More than there can ever be is cut to that. Who holds a share of a
     /// budget and waits for more of it must have another way out: all might.
     pub(super) async fn reserve(&self, bytes: usize) -> OwnedSemaphorePermit {
-        let share = u32::try_from(bytes.min(self.bytes)).unwrap_or(u32::MAX);
+        let share = u32::try_from(self.at_most(bytes)).unwrap_or(u32::MAX);
         self.waiting.fetch_add(1, Ordering::Relaxed);
         let _waiting = Waiting(&self.waiting);
         match Arc::clone(&self.room).acquire_many_owned(share).await {
@@ -52,7 +57,7 @@ impl Budget {
 
     /// Takes a share, if there is room and nobody was here before.
     pub(super) fn try_reserve(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
-        let share = u32::try_from(bytes.min(self.bytes)).unwrap_or(u32::MAX);
+        let share = u32::try_from(self.at_most(bytes)).unwrap_or(u32::MAX);
         Arc::clone(&self.room).try_acquire_many_owned(share).ok()
     }
 

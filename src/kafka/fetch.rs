@@ -169,7 +169,7 @@ pub(super) async fn fetch(door: &Arc<Door>, client: &Client, request: FetchReque
     if !failed && !enough(&slots) && !slots.is_empty() && Instant::now() < deadline {
         drop((found, permit));
         tokio::select! {
-            () = wait_for(&mut slots, bytes_min) => {}
+            () = wait_for(door, &mut slots, bytes_min) => {}
             () = sleep_until(deadline) => {}
             // Better an empty answer than a broken connection: the client asks again, elsewhere.
             () = door.stopping() => {}
@@ -183,11 +183,27 @@ pub(super) async fn fetch(door: &Arc<Door>, client: &Client, request: FetchReque
     respond(door, topics, &slots, found, permit)
 }
 
-/// Reads every slot, as far as the answer has room. At least one batch, if there is any.
+/// Reads every slot, as far as the answer has room. At least one batch, if there is any; as that may be larger, the room that all of it
+/// takes is known only then. If there is not so much, it waits for that, holding nothing.
 async fn read_all(door: &Door, slots: &mut [Slot], bytes_max: usize) -> (Vec<FetchedPartition>, OwnedSemaphorePermit) {
-    let mut permit = door.answer_bytes.reserve(bytes_max).await;
+    let room = &door.answer_bytes;
+    let mut permit = room.reserve(bytes_max).await;
     // Perhaps less than was asked for: as much as there ever is.
     let bytes_max = bytes_max.min(permit.num_permits());
+    loop {
+        let found = read_slots(slots, bytes_max).await;
+        let bytes = room.at_most(found.iter().map(record_bytes).sum());
+        if let Some(more) = room.try_reserve(bytes.saturating_sub(permit.num_permits())) {
+            permit.merge(more);
+            drop(permit.split(permit.num_permits() - bytes));
+            return (found, permit);
+        }
+        drop((found, permit));
+        permit = room.reserve(bytes).await;
+    }
+}
+
+async fn read_slots(slots: &mut [Slot], bytes_max: usize) -> Vec<FetchedPartition> {
     let mut refused = refusals_ahead(slots).await;
     let (mut found, mut left, mut any) = (Vec::with_capacity(slots.len()), bytes_max, false);
     for (at, slot) in slots.iter_mut().enumerate() {
@@ -211,8 +227,7 @@ async fn read_all(door: &Door, slots: &mut [Slot], bytes_max: usize) -> (Vec<Fet
         }
         found.push(partition);
     }
-    drop(permit.split(left));
-    (found, permit)
+    found
 }
 
 /// What is said of partitions that do not reach as far as they are asked for: whether they do is asked of their majorities, side by side,
@@ -258,7 +273,7 @@ impl Slot {
 }
 
 /// Waits until there are `bytes_min` in all, or something is wrong with a partition.
-async fn wait_for(slots: &mut [Slot], bytes_min: usize) {
+async fn wait_for(door: &Door, slots: &mut [Slot], bytes_min: usize) {
     let mut bytes: usize = slots.iter().map(|slot| slot.seen_bytes).sum();
     let mut changes = FuturesUnordered::new();
     for (at, slot) in slots.iter_mut().enumerate() {
@@ -268,7 +283,11 @@ async fn wait_for(slots: &mut [Slot], bytes_min: usize) {
     }
     while let Some((at, follow)) = changes.next().await {
         let slot = &mut slots[at];
-        let Ok(seen) = slot.read(bytes_min).await else { return };
+        // As much as would be enough, and room for that as long as it takes to look.
+        let wanted = bytes_min - (bytes - slot.seen_bytes);
+        let room = door.answer_bytes.reserve(wanted).await;
+        let Ok(seen) = slot.read(wanted).await else { return };
+        drop(room);
         if seen.partition.error_code != 0 {
             return;
         }

@@ -1,7 +1,10 @@
 //! Fetch: whole batches, what a client has room for, waiting, and what is wrong with each partition.
 
 use super::*;
+use crate::kafka::connection::Client as Connection;
+use crate::kafka::dispatch::Handled;
 use crate::record_batch::BatchHeader;
+use crate::record_batch::testing::zeros;
 
 /// What is stored of a batch: the same but for base offset and leader epoch, which stand outside its checksum.
 fn unstamped(batch: &[u8]) -> Vec<u8> {
@@ -133,5 +136,40 @@ async fn a_fetch_that_wants_all_that_it_has_room_for_does_not_wait_for_more() {
     assert!(futures_util::future::join_all(produced).await.iter().all(Result::is_ok));
     let (received, _) = client.receive(Request::Fetch(FetchRequest::default()).api(), 12).await;
     assert_eq!(received, sent);
+    house.close().await;
+}
+
+/// Who asks for a byte is given a batch, and room for all of it is held.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_batch_that_is_larger_than_what_was_asked_for_holds_room_for_all_of_it() {
+    const MIB: usize = 1 << 20;
+    let house = House::open_with(|config| config.limits.inflight_bytes_max = 8 * MIB).await;
+    house.topic("t", 1).await;
+    let batch = zeros(3);
+    assert_eq!(house.client().await.produce(0, batch.clone()).await.error_code, 0);
+    let door = house.door();
+    let fetch = || {
+        let (door, request) = (Arc::clone(&door), FetchRequest { max_bytes: 1, ..fetch_request(1, 0, PATIENCE) });
+        tokio::spawn(async move {
+            let (client, _here) = Connection::alone();
+            match crate::kafka::fetch::fetch(&door, &client, request, 12).await {
+                Handled::Holding(Response::Fetch(answer), share) => (answer, share),
+                _ => panic!("it holds no room"),
+            }
+        })
+    };
+    let (first, second) = (fetch().await.unwrap(), fetch().await.unwrap());
+    let bytes = |(answer, share): &(FetchResponse, OwnedSemaphorePermit)| {
+        (records_of(&answer.topics[0].partitions[0]).len(), share.num_permits())
+    };
+    assert_eq!([bytes(&first), bytes(&second)], [(batch.len(), batch.len()); 2]);
+    let third = fetch();
+    let deadline = Instant::now() + PATIENCE;
+    while !door.answer_bytes.short() {
+        assert!(Instant::now() < deadline && !third.is_finished(), "it does not wait for room");
+        sleep(Duration::from_millis(1)).await;
+    }
+    drop(first);
+    assert_eq!(bytes(&third.await.unwrap()), (batch.len(), batch.len()));
     house.close().await;
 }
