@@ -48,6 +48,7 @@ numbers! {
     InvalidSessionTimeout = 26,
     RebalanceInProgress = 27,
     InvalidCommitOffsetSize = 28,
+    InvalidTimestamp = 32,
     UnsupportedVersion = 35,
     TopicAlreadyExists = 36,
     InvalidPartitions = 37,
@@ -119,13 +120,30 @@ impl From<&Error> for ErrorCode {
     }
 }
 
-/// What is wrong with a batch, more exactly than [`Code`] has it: clients send the others again.
+/// What is wrong with a batch, more exactly than [`Code`] has it. CORRUPT_MESSAGE has clients send the same bytes again, for minutes: it is
+/// only for what may have come to harm on its way. What the checksum vouches for is as its producer has made it, and stays so.
 impl From<&BatchError> for ErrorCode {
     fn from(error: &BatchError) -> Self {
         match error {
             BatchError::Magic(_) => Self::UnsupportedForMessageFormat,
-            BatchError::Attributes { .. } | BatchError::Empty | BatchError::Producer { .. } => Self::InvalidRecord,
-            other => Error::from(other.clone()).code.into(),
+            BatchError::Timestamp { .. } => Self::InvalidTimestamp,
+            BatchError::Attributes { .. }
+            | BatchError::Compression(_)
+            | BatchError::Counts { .. }
+            | BatchError::Decompress { .. }
+            | BatchError::Empty
+            | BatchError::Producer { .. }
+            | BatchError::Record { .. }
+            | BatchError::TrailingBytes { .. } => Self::InvalidRecord,
+            BatchError::Short { .. }
+            | BatchError::Length { .. }
+            | BatchError::Checksum { .. }
+            | BatchError::RecordTooLarge { .. }
+            | BatchError::BatchTooLarge { .. }
+            | BatchError::DecompressedTooLarge { .. }
+            | BatchError::RequestDecompressedTooLarge { .. }
+            | BatchError::RecompressedTooLarge { .. }
+            | BatchError::Compress { .. } => Error::from(error.clone()).code.into(),
         }
     }
 }

@@ -170,6 +170,16 @@ pub enum BatchError {
         /// What is wrong with it.
         why: String,
     },
+    /// A record's time is out of range.
+    #[error("record {number} of the batch: its timestamp, {base} and {delta}, is below -1, or too large")]
+    Timestamp {
+        /// Its place in the batch.
+        number: i32,
+        /// The batch's first time.
+        base: i64,
+        /// And what the record adds to it.
+        delta: i64,
+    },
     /// A producer id without a sound epoch and sequence.
     #[error("producer id {producer_id} with epoch {epoch} and sequence {sequence}: none may be negative")]
     Producer {
@@ -255,6 +265,7 @@ impl From<BatchError> for Error {
             | BatchError::Counts { .. }
             | BatchError::TrailingBytes { .. }
             | BatchError::Record { .. }
+            | BatchError::Timestamp { .. }
             | BatchError::Decompress { .. } => Code::CorruptBatch,
         };
         Error::new(code, error.to_string())

@@ -219,7 +219,7 @@ fn take_field<'a>(rest: &mut &'a [u8]) -> Result<Option<&'a [u8]>, String> {
 fn timestamp(base: i64, delta: i64, number: i32) -> Result<i64, BatchError> {
     match base.checked_add(delta) {
         Some(timestamp) if timestamp >= -1 => Ok(timestamp),
-        _ => Err(record_error(number, format!("its timestamp, {base} and {delta}, is out of range"))),
+        _ => Err(BatchError::Timestamp { number, base, delta }),
     }
 }
 

@@ -195,7 +195,7 @@ fn lies_in_the_header_are_named() {
     let timeless = NewRecord { timestamp: -1, key: None, value: owned("v"), headers: vec![] };
     let timeless = build(&[timeless], None).into_bytes();
     assert!(check(forged(&timeless, 35, &0i64.to_be_bytes())).is_ok());
-    assert!(matches!(field(27, &i64::MAX.to_be_bytes()), BatchError::Record { number: 1, .. }));
+    assert!(matches!(field(27, &i64::MAX.to_be_bytes()), BatchError::Timestamp { number: 1, .. }));
     assert!(matches!(field(43, &(-2i64).to_be_bytes()), BatchError::Producer { producer_id: -2, .. }));
     assert!(matches!(field(43, &7i64.to_be_bytes()), BatchError::Producer { producer_id: 7, epoch: -1, .. }));
     // Without an id, epoch and sequence mean nothing.
