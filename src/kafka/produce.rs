@@ -25,6 +25,7 @@ use super::messages::{
 use super::metadata::{Leaders, TopicName};
 use super::{Door, ErrorCode};
 use crate::broker::{Route, check_not_internal};
+use crate::error::Code;
 use crate::partition::aside::{NoPlace, check_batch, cost};
 use crate::partition::{Acks, Partition};
 use crate::record_batch::{Allowance, BatchLimits, RecordBatch};
@@ -49,7 +50,12 @@ struct Refused {
 
 impl From<crate::error::Error> for Refused {
     fn from(error: crate::error::Error) -> Self {
-        let code = ErrorCode::from(&error);
+        let code = match error.code {
+            // Its time was over while it waited for those before it. Producers do not know THROTTLING_QUOTA_EXCEEDED, and librdkafka's
+            // gives the records up; after this one they come again.
+            Code::TooManyRequests => ErrorCode::RequestTimedOut,
+            code => code.into(),
+        };
         // These codes say it all, and a short frame can name very many that are not there, or not led here.
         let says_more = ![ErrorCode::UnknownTopicOrPartition, ErrorCode::NotLeaderOrFollower].contains(&code);
         Self { code, message: says_more.then_some(error.message) }
@@ -254,10 +260,9 @@ pub(super) fn leading(door: &Door, topic: &str, index: i32) -> Result<Arc<Partit
             partition.leader_epoch()?;
             Ok(partition)
         }
-        Route::Remote { broker, .. } => Err(crate::error::Error::new(
-            crate::error::Code::NotLeader,
-            format!("{topic}/{index}: broker {broker} leads it"),
-        )),
+        Route::Remote { broker, .. } => {
+            Err(crate::error::Error::new(Code::NotLeader, format!("{topic}/{index}: broker {broker} leads it")))
+        }
     }
 }
 
@@ -286,5 +291,12 @@ mod tests {
         let known = [-1, 0, 1].map(|number| acks(number).unwrap());
         assert_eq!(known, [Acks::All, Acks::None, Acks::Leader]);
         assert!([-2, 2, 7].into_iter().all(|number| acks(number).is_none()));
+    }
+
+    #[test]
+    fn who_waited_in_vain_is_told_to_come_again() {
+        let error = crate::error::Error::new(Code::TooManyRequests, "too many unacknowledged records are waiting");
+        let Refused { code, message } = error.into();
+        assert_eq!((code, message.is_some()), (ErrorCode::RequestTimedOut, true));
     }
 }
