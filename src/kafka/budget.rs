@@ -1,13 +1,13 @@
 //! Room for the bytes that are held for clients, and how it is kept from those who only sit on it.
 //!
 //! Who finds no room waits, in order. While somebody does, a client that holds room and makes no progress (half a frame, an answer that
-//! nobody reads) loses its connection after [`PATIENCE`], long before its time is over: see [`Budget::short`]. `http` has the like.
+//! nobody reads) loses its connection after [`PATIENCE`], long before its time is over: see [`Budget::short`]. Who only waits for something
+//! else does so with little, or gives up: see [`Budget::wanted`]. `http` has the like.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 /// How long a client may make no progress while others wait for room.
 pub(super) const PATIENCE: Duration = Duration::from_secs(1);
@@ -18,15 +18,15 @@ pub(super) struct Budget {
     bytes: usize,
     room: Arc<Semaphore>,
     /// How many wait in [`Budget::reserve`].
-    waiting: AtomicUsize,
+    waiting: watch::Sender<usize>,
 }
 
 /// Counts one who waits, also if its future is dropped.
-struct Waiting<'b>(&'b AtomicUsize);
+struct Waiting<'b>(&'b watch::Sender<usize>);
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        self.0.send_modify(|waiting| *waiting -= 1);
     }
 }
 
@@ -34,7 +34,7 @@ impl Budget {
     /// All of it free.
     pub(super) fn new(bytes: usize) -> Self {
         let bytes = bytes.min(Semaphore::MAX_PERMITS).min(u32::MAX as usize);
-        Self { bytes, room: Arc::new(Semaphore::new(bytes)), waiting: AtomicUsize::new(0) }
+        Self { bytes, room: Arc::new(Semaphore::new(bytes)), waiting: watch::Sender::new(0) }
     }
 
     /// So many, or all there ever are.
@@ -45,8 +45,11 @@ impl Budget {
     /// Takes a share once there is room, in the order of the calls. More than there can ever be is cut to that. Who holds a share of a
     /// budget and waits for more of it must have another way out: all might.
     pub(super) async fn reserve(&self, bytes: usize) -> OwnedSemaphorePermit {
+        if let Some(share) = self.try_reserve(bytes) {
+            return share;
+        }
         let share = u32::try_from(self.at_most(bytes)).unwrap_or(u32::MAX);
-        self.waiting.fetch_add(1, Ordering::Relaxed);
+        self.waiting.send_modify(|waiting| *waiting += 1);
         let _waiting = Waiting(&self.waiting);
         match Arc::clone(&self.room).acquire_many_owned(share).await {
             Ok(permit) => permit,
@@ -69,7 +72,12 @@ impl Budget {
 
     /// Somebody waits, and there is nothing left: who makes no progress should make room.
     pub(super) fn short(&self) -> bool {
-        self.waiting.load(Ordering::Relaxed) > 0 && self.room.available_permits() == 0
+        *self.waiting.borrow() > 0 && self.room.available_permits() == 0
+    }
+
+    /// Resolves once somebody waits.
+    pub(super) async fn wanted(&self) {
+        let _ = self.waiting.subscribe().wait_for(|waiting| *waiting > 0).await;
     }
 }
 
@@ -87,8 +95,9 @@ mod tests {
         let mut waiting = Box::pin(budget.reserve(4));
         assert!((&mut waiting).now_or_never().is_none());
         assert!(budget.short() && budget.try_reserve(1).is_none(), "who came before is served before");
+        assert!(budget.wanted().now_or_never().is_some());
         drop(waiting);
-        assert!(!budget.short());
+        assert!(!budget.short() && budget.wanted().now_or_never().is_none());
         drop(held);
         assert!(budget.try_reserve(10).is_some());
     }

@@ -52,10 +52,20 @@ impl From<io::Error> for End {
     }
 }
 
-/// A request that waits for its turn, with its shares of the budgets.
+/// What a request holds of the budgets, until it is answered.
+pub(super) type Shares = [Option<OwnedSemaphorePermit>; 2];
+
+/// A request that waits for its turn.
 struct Next {
     incoming: Incoming,
-    _shares: [OwnedSemaphorePermit; 2],
+    shares: Shares,
+}
+
+impl Next {
+    fn new(incoming: Incoming, frame: OwnedSemaphorePermit, decoded: OwnedSemaphorePermit) -> Self {
+        let frame = incoming.keeps_frame().then_some(frame);
+        Self { incoming, shares: [frame, Some(decoded)] }
+    }
 }
 
 /// Who asks, and whether they are still there.
@@ -181,7 +191,7 @@ fn understand(frame: Frame, door: &Door) -> Result<Next, (Frame, usize)> {
     let incoming = dispatch::parse(frame.bytes.clone());
     let weight = incoming.weight();
     match door.decoded_bytes.try_reserve(weight) {
-        Some(share) => Ok(Next { incoming, _shares: [frame.share, share] }),
+        Some(share) => Ok(Next::new(incoming, frame.share, share)),
         None => Err((frame, weight)),
     }
 }
@@ -189,7 +199,7 @@ fn understand(frame: Frame, door: &Door) -> Result<Next, (Frame, usize)> {
 /// The same once there is room.
 async fn understand_later(frame: Frame, weight: usize, door: &Door) -> Next {
     let share = door.decoded_bytes.reserve(weight).await;
-    Next { incoming: dispatch::parse(frame.bytes), _shares: [frame.share, share] }
+    Next::new(dispatch::parse(frame.bytes), frame.share, share)
 }
 
 /// What is under way on a connection, in the order of the requests.
@@ -225,8 +235,11 @@ impl UnderWay<'_> {
         let (own, end) = Turn::begin();
         self.turn = Some(end);
         let work = async move {
-            let Next { incoming, _shares } = request;
-            dispatch::handle(door, client, incoming, own).await
+            let Next { incoming, shares } = request;
+            match dispatch::handle(door, client, incoming, own).await {
+                Done::Answer(answer) => Done::Answer(answer.holding(shares)),
+                other => other,
+            }
         };
         self.in_flight.push_back(work.boxed());
     }
@@ -275,11 +288,13 @@ async fn answer(
         if let Some(request) = next.take_if(|next| work.has_room_for(&next.incoming)) {
             work.begin(request);
         }
+        // While the client does not read.
+        let holds = next.is_some() || coming.is_some() || !work.in_flight.is_empty() || !queue.is_empty();
         tokio::select! {
             // First, so that a Produce that was just started is proposed before the next is looked at.
             biased;
             Some(done) = work.in_flight.next(), if !work.in_flight.is_empty() => work.done.push_back(done),
-            Some(written) = OptionFuture::from(work.writing.as_mut().map(|writing| writing.finish(&mut output, door))),
+            Some(written) = OptionFuture::from(work.writing.as_mut().map(|writing| writing.finish(&mut output, door, holds))),
                 if work.writing.is_some() => match written {
                 Ok(()) => work.ended(),
                 Err(end) => return end,

@@ -10,7 +10,8 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 use tracing::trace;
 
-use super::connection::{Client, Turn};
+use super::connection::{Client, Shares, Turn};
+use super::group_answers::SMALL_BYTES;
 use super::messages::{APIS, Api, ApiVersion, ApiVersionsResponse, Request, Response};
 use super::wire::{Field, Malformed, Reader, Writer};
 use super::{Door, ErrorCode, configs, fetch, group_offsets, groups, metadata, offsets, produce, topics};
@@ -28,7 +29,7 @@ pub(super) struct Header {
 
 /// What a frame holds.
 pub(super) enum Incoming {
-    /// A request that is served, and how many bytes of memory its array elements take.
+    /// A request that is served, and how many bytes of memory it takes beside its frame.
     Request(Box<(Header, Request)>, usize, Instant),
     /// ApiVersions in a version of the future.
     FutureApiVersions { correlation_id: i32 },
@@ -45,6 +46,11 @@ impl Incoming {
         produce.topics.iter().map(|topic| topic.partitions.len()).sum::<usize>() <= produce::PRODUCE_SIDE_BY_SIDE
     }
 
+    /// Whether it shares its frame's memory: record batches do, all else is copied.
+    pub(super) fn keeps_frame(&self) -> bool {
+        matches!(self, Self::Request(request, ..) if matches!(request.1, Request::Produce(_)))
+    }
+
     /// Bytes of memory that it takes beside its frame.
     pub(super) fn weight(&self) -> usize {
         match self {
@@ -54,10 +60,25 @@ impl Incoming {
     }
 }
 
-/// An answer's bytes, and what it holds of the budget until they are written.
+/// An answer's bytes, and what it holds of the budgets until they are written.
 pub(super) struct Answer {
     pub(super) pieces: Vec<Bytes>,
     pub(super) permit: Option<OwnedSemaphorePermit>,
+    pub(super) shares: Option<Shares>,
+}
+
+impl Answer {
+    fn new(pieces: Vec<Bytes>, permit: Option<OwnedSemaphorePermit>) -> Self {
+        Self { pieces, permit, shares: None }
+    }
+
+    /// With its request's shares, if nothing else counts it and it is large. It repeats what its request says, mostly, and who asks need
+    /// not read it.
+    pub(super) fn holding(self, shares: Shares) -> Self {
+        let bytes: usize = self.pieces.iter().map(Bytes::len).sum();
+        let uncounted = self.permit.is_none() && bytes > SMALL_BYTES;
+        Self { shares: uncounted.then_some(shares), ..self }
+    }
 }
 
 /// What became of a request.
@@ -122,6 +143,7 @@ fn read(frame: Bytes) -> Result<Incoming, Malformed> {
     drop(reader); // Nothing may share the frame with its record batches: they are taken over, not copied.
     let read = Request::read_measured(api, version, body);
     let (request, memory) = read.map_err(|error| error.within(&format!("{} version {version}", api.name)))?;
+    let memory = memory + client_id.as_ref().map_or(0, String::len);
     let header = Header { api, version, correlation_id, client_id };
     Ok(Incoming::Request(Box::new((header, request)), memory, Instant::now()))
 }
@@ -133,7 +155,7 @@ pub(super) async fn handle(door: Arc<Door>, client: Client, incoming: Incoming, 
         Incoming::FutureApiVersions { correlation_id } => {
             let pieces =
                 encode_as(0, false, correlation_id, false, &api_versions(ErrorCode::UnsupportedVersion).into());
-            return Done::Answer(Answer { pieces, permit: None });
+            return Done::Answer(Answer::new(pieces, None));
         }
         Incoming::Malformed(why) => return Done::Malformed(why),
     };
@@ -149,7 +171,7 @@ pub(super) async fn handle(door: Arc<Door>, client: Client, incoming: Incoming, 
     };
     let flexible = api.is_flexible(version);
     let pieces = encode_as(version, flexible, header.correlation_id, flexible && api.key != API_VERSIONS, &response);
-    Done::Answer(Answer { pieces, permit })
+    Done::Answer(Answer::new(pieces, permit))
 }
 
 async fn route(door: &Arc<Door>, client: &Client, header: &Header, request: Request, turn: Turn) -> Handled {

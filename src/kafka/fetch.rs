@@ -6,7 +6,7 @@
 //!
 //! Fetch sessions (KIP-227) are declined: every answer has session 0, which tells clients to go on naming all partitions.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -30,6 +30,8 @@ use crate::record_batch::{BatchHeader, Compression};
 
 /// Most bytes of records in one answer, but for a first batch that is larger.
 const ANSWER_BYTES_MAX: usize = 16 << 20;
+/// What a fetch may hold for what it names, in bytes, while it waits and others wait for room.
+const WAITING_BYTES: usize = 64 << 10;
 /// Longest that a fetch may wait, whatever it asks for.
 const WAIT_MAX: Duration = Duration::from_secs(300);
 /// The first version whose clients know Zstandard (KIP-110).
@@ -160,6 +162,7 @@ pub(super) async fn fetch(door: &Arc<Door>, client: &Client, request: FetchReque
         }
         topics.push(name);
     }
+    refuse_named_twice(&topics, &mut slots);
     for slot in &mut slots {
         slot.follow = slot.from.as_ref().ok().map(|partition| partition.follow());
     }
@@ -173,6 +176,8 @@ pub(super) async fn fetch(door: &Arc<Door>, client: &Client, request: FetchReque
             () = sleep_until(deadline) => {}
             // Better an empty answer than a broken connection: the client asks again, elsewhere.
             () = door.stopping() => {}
+            // Nor should room that others need wait for records: it asks again behind them.
+            () = door.decoded_bytes.wanted(), if holds_much(&topics, &slots) => {}
             () = client.gone() => return Handled::Silence,
         }
         (found, permit) = read_all(door, &mut slots, bytes_max).await;
@@ -181,6 +186,25 @@ pub(super) async fn fetch(door: &Arc<Door>, client: &Client, request: FetchReque
         *partition = slot.failed(ErrorCode::NotLeaderOrFollower);
     }
     respond(door, topics, &slots, found, permit)
+}
+
+/// A partition that is named twice has no records, as ListOffsets has it: a short request must not wait with very many names for the same.
+fn refuse_named_twice(topics: &[TopicName], slots: &mut [Slot]) {
+    let mut names = BTreeMap::new();
+    let places = topics.iter().enumerate();
+    let first: Vec<usize> = places.map(|(at, topic)| *names.entry(topic.name.as_str()).or_insert(at)).collect();
+    let mut places: Vec<_> = slots.iter().map(|slot| (first[slot.topic], slot.asked.partition)).collect();
+    places.sort_unstable();
+    let twice: BTreeSet<_> = places.windows(2).filter(|two| two[0] == two[1]).map(|two| two[0]).collect();
+    let named_twice = |slot: &&mut Slot| twice.contains(&(first[slot.topic], slot.asked.partition));
+    for slot in slots.iter_mut().filter(|slot| slot.from.is_ok()).filter(named_twice) {
+        slot.from = Err(ErrorCode::InvalidRequest);
+    }
+}
+
+/// Whether what a fetch names takes so much memory that it should not be kept from others for long.
+fn holds_much(topics: &[TopicName], slots: &[Slot]) -> bool {
+    size_of_val(topics) + size_of_val(slots) > WAITING_BYTES
 }
 
 /// Reads every slot, as far as the answer has room. At least one batch, if there is any; as that may be larger, the room that all of it

@@ -1,4 +1,5 @@
-//! Frames off a socket: a 32-bit length and that many bytes, and the room that they take until they are answered.
+//! Frames off a socket: a 32-bit length and that many bytes, and the room that they take until they are understood, or answered if
+//! something of them is kept until then.
 //!
 //! - A length is checked before memory is asked for. A frame's buffer grows fourfold as its bytes come, and so does its share of the
 //!   room: who sends little holds little, whatever was announced.
@@ -120,7 +121,7 @@ impl FrameRoom {
     }
 
     /// Somebody waits, and there is nothing left.
-    fn short(&self) -> bool {
+    pub(super) fn short(&self) -> bool {
         self.large.short() || self.small.short()
     }
 }

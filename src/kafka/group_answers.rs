@@ -13,7 +13,7 @@ use super::offsets::side_by_side;
 use crate::coordinator::{Larger, Within};
 
 /// An answer of so few bytes waits for no room, and holds none.
-const SMALL_BYTES: usize = 64 << 10;
+pub(super) const SMALL_BYTES: usize = 64 << 10;
 
 /// Asks for what is to be told of each of these, and comes back once all of it has been told within the room that it holds. `ask` is given
 /// the most bytes that it may come back with. `besides`: bytes of the answer that are known already.

@@ -19,6 +19,8 @@ use crate::coordinator::{GroupDescription, GroupError, Join, Joined, Leaving, Sp
 const TOPIC_TIMEOUT: Duration = Duration::from_secs(10);
 /// Most bytes that are kept of what a member calls itself.
 const CLIENT_ID_BYTES_MAX: usize = 255;
+/// Most members that a SyncGroup may assign something, unless more may be in a group.
+const ASSIGNMENTS_MAX: usize = 10_000;
 /// What FindCoordinator looks for.
 const GROUP: i8 = 0;
 
@@ -173,6 +175,11 @@ pub(super) async fn join(
 
 /// SyncGroup.
 pub(super) async fn sync(door: &Arc<Door>, client: &Client, request: SyncGroupRequest) -> Handled {
+    // Those of a member that does not lead are not looked at, and may wait for the leader's.
+    if request.assignments.len() > ASSIGNMENTS_MAX.max(door.config.group_members_max) {
+        let error_code = ErrorCode::InvalidRequest.number();
+        return Response::SyncGroup(SyncGroupResponse { error_code, ..Default::default() }).into();
+    }
     let assignments = request.assignments.into_iter().map(|given| (given.member_id, given.assignment)).collect();
     let sync = Sync {
         member_id: request.member_id,

@@ -47,8 +47,8 @@ use crate::config::{Config, KafkaConfig, Limits, host_of};
 
 pub use error_code::ErrorCode;
 
-/// Reads a frame as a connection does, and answers nothing: for whoever throws bytes at it. Returns how many bytes of memory its array
-/// elements take beside the frame; `Err`: why the connection would be closed.
+/// Reads a frame as a connection does, and answers nothing: for whoever throws bytes at it. Returns how many bytes of memory it takes
+/// beside the frame; `Err`: why the connection would be closed.
 pub fn understand(frame: bytes::Bytes) -> Result<usize, String> {
     let incoming = dispatch::parse(frame);
     let weight = incoming.weight();

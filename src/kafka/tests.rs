@@ -25,7 +25,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::messages::*;
-use super::wire::{RecordData, Writer};
+use super::wire::{RecordData, Uuid, Writer};
 use super::*;
 use crate::broker::TopicSpec;
 use crate::record_batch::{BatchLimits, Header, NewRecord, ProducerSequence, RecordBatch, RecordBatchBuilder};

@@ -3,15 +3,17 @@
 //!
 //! Bytes are hostile. Every count and length is compared with the bytes that are left before anything is allocated for it. A text
 //! is no longer than [`TEXT_BYTES_MAX`]. A request
-//! has at most [`ELEMENTS_MAX`] array elements in all, and together they take at most [`MEMORY_BASE`] and [`MEMORY_PER_BYTE`] times the
-//! message's length (an element may take 80 bytes in memory and two on the wire); what they take is told, so that it can be counted. It
-//! knows no API: the tables are in [`super::messages`].
+//! has at most [`ELEMENTS_MAX`] array elements in all, and together, with their texts and bytes, they take at most [`MEMORY_BASE`] and
+//! [`MEMORY_PER_BYTE`] times the message's length (an element may take 80 bytes in memory and two on the wire); what they take is told, so
+//! that it can be counted. Only record batches share the message's memory ([`RecordData`]); all else is copied out of it. It knows no API: the tables are in [`super::messages`].
 //!
 //! From a message's first *flexible* version on (KIP-482) lengths are unsigned varints of length + 1 and every struct ends with
 //! tagged fields; before it lengths are 16 or 32 bits and null is -1. `"ab"` is `00 02 61 62`, or flexible `03 61 62`.
 
 mod reader;
 mod writer;
+
+use std::marker::PhantomData;
 
 use bytes::{Buf, BufMut, Bytes};
 
@@ -22,7 +24,7 @@ pub use writer::Writer;
 pub const ELEMENTS_MAX: usize = 200_000;
 /// Longest text, in bytes: what the old form, with its 16 bits, can say.
 pub const TEXT_BYTES_MAX: usize = i16::MAX as usize;
-/// What array elements may take in memory however short the message is, in bytes.
+/// What array elements, texts and bytes may take in memory however short the message is, in bytes.
 pub const MEMORY_BASE: usize = 256 << 10;
 /// What they may take besides for each byte of the message.
 pub const MEMORY_PER_BYTE: usize = 8;
@@ -111,10 +113,11 @@ impl Field for Option<String> {
     }
 }
 
+/// Off a request they are copied: its frame may be far larger, and is let go.
 impl Field for Bytes {
     fn read(reader: &mut Reader) -> Result<Self, Malformed> {
         let length = reader.length(false)?.ok_or_else(|| Malformed("null".to_owned()))?;
-        reader.take(length)
+        reader.copy(length)
     }
     fn write(&self, writer: &mut Writer) {
         writer.length(Some(self.len()), false);
@@ -137,6 +140,25 @@ impl<T: Field> Field for Option<Vec<T>> {
     }
     fn write(&self, writer: &mut Writer) {
         writer.elements(self.as_deref());
+    }
+}
+
+/// An array that nobody looks at: read, and not kept. None is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PassedOver<T>(PhantomData<T>);
+
+impl<T> Default for PassedOver<T> {
+    fn default() -> Self {
+        Self(PhantomData)
+    }
+}
+
+impl<T: Field> Field for PassedOver<T> {
+    fn read(reader: &mut Reader) -> Result<Self, Malformed> {
+        reader.pass_over::<T>().map(|()| Self::default())
+    }
+    fn write(&self, writer: &mut Writer) {
+        writer.length(Some(0), false);
     }
 }
 

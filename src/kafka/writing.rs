@@ -10,7 +10,7 @@ use tokio::time::{Instant, timeout};
 
 use super::Door;
 use super::budget::PATIENCE;
-use super::connection::End;
+use super::connection::{End, Shares};
 use super::dispatch::Answer;
 use super::frames::RATE_MIN;
 
@@ -18,6 +18,8 @@ use super::frames::RATE_MIN;
 pub(super) struct Writing {
     pieces: Pieces,
     permit: Option<OwnedSemaphorePermit>,
+    /// What it holds besides, to its end.
+    shares: Option<Shares>,
     /// When the client last took some of it.
     stuck_since: Instant,
     /// When it was last looked how much it reads, and what was left then.
@@ -28,14 +30,21 @@ impl Writing {
     /// From its first byte on.
     pub(super) fn new(answer: Answer) -> Self {
         let (pieces, now) = (Pieces::new(answer.pieces), Instant::now());
-        Self { looked: (now, pieces.remaining()), pieces, permit: answer.permit, stuck_since: now }
+        Self {
+            looked: (now, pieces.remaining()),
+            pieces,
+            permit: answer.permit,
+            shares: answer.shares,
+            stuck_since: now,
+        }
     }
 
     /// Writes what is left of it, and gives its share of the budget back as it goes. A client that does not read for long enough loses the
-    /// connection, and with it what it holds; much sooner one that reads little while others wait for room.
+    /// connection, and with it what it holds; much sooner one that reads little while others wait for room that this answer takes, or what
+    /// stands behind it on the connection, if that `holds` any.
     ///
     /// May be dropped at any time: called again it goes on where it was.
-    pub(super) async fn finish(&mut self, output: &mut OwnedWriteHalf, door: &Door) -> Result<(), End> {
+    pub(super) async fn finish(&mut self, output: &mut OwnedWriteHalf, door: &Door, holds: bool) -> Result<(), End> {
         while self.pieces.has_remaining() {
             let patience = PATIENCE.min(door.limits.write_timeout);
             match timeout(patience, output.write_buf(&mut self.pieces)).await {
@@ -48,20 +57,23 @@ impl Writing {
                 }
                 Err(_) => {}
             }
-            self.make_room(door)?;
+            self.make_room(door, holds)?;
         }
         Ok(())
     }
 
     /// Gives back what is not held any more. `Err`: it should be more, for others wait for it.
-    fn make_room(&mut self, door: &Door) -> Result<(), End> {
-        let Some(permit) = &mut self.permit else { return Ok(()) };
+    fn make_room(&mut self, door: &Door, holds: bool) -> Result<(), End> {
+        if let Some(permit) = &mut self.permit {
+            drop(permit.split(permit.num_permits().saturating_sub(self.pieces.held())));
+        }
         let left = self.pieces.remaining();
-        drop(permit.split(permit.num_permits().saturating_sub(self.pieces.held())));
         let (elapsed, read) = (self.looked.0.elapsed(), self.looked.1 - left);
         if elapsed >= PATIENCE {
             let slow = (read as f64) < RATE_MIN as f64 * elapsed.as_secs_f64();
-            if slow && left > 0 && door.answer_bytes.short() {
+            let of_answers = self.permit.is_some() && door.answer_bytes.short();
+            let of_requests = || door.frames.short() || door.decoded_bytes.short();
+            if slow && left > 0 && (of_answers || (holds || self.shares.is_some()) && of_requests()) {
                 return Err(End::Stalled(format!("{left} bytes of an answer, {read} read in {elapsed:?}")));
             }
             self.looked = (Instant::now(), left);

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures_util::future::join_all;
 use pontoon::kafka::messages::{
-    Api, CreatableTopic, CreateTopicsRequest, CreatedTopic, DescribeGroupsRequest, FindCoordinatorRequest,
+    Api, CreatableTopic, CreateTopicsRequest, CreatedTopic, DescribeGroupsRequest, FetchTopic, FindCoordinatorRequest,
     JoinGroupResponse, ListGroupsRequest, MetadataRequest, MetadataTopicName, OffsetCommitPartition,
     OffsetCommitRequest, OffsetCommitTopic, OffsetDeletePartition, OffsetDeleteRequest, OffsetDeleteTopic,
     OffsetFetchGroup, OffsetFetchRequest, OffsetFetchTopic, ProducePartition, ProduceRequest, ProduceTopic, Request,
@@ -49,7 +49,7 @@ async fn requests_of_many_elements_take_memory_that_is_counted() {
     });
     join_all(attacks).await;
     await_log(&cluster, "array elements in so short a message").await;
-    // Those that are let in, and wait for records, hold no more together than there is room for; the others wait for their turn.
+    // Those that are let in hold no more together than there is room for; the others wait for their turn.
     let waiting = (0..12).map(async |_| {
         let mut patient = Client::connect(&cluster).await;
         let request = fetch_request(5000, Duration::from_millis(100));
@@ -57,7 +57,7 @@ async fn requests_of_many_elements_take_memory_that_is_counted() {
     });
     for answer in join_all(waiting).await {
         let Response::Fetch(answer) = answer else { panic!() };
-        assert!(answer.topics[0].partitions.iter().all(|partition| partition.error_code == 0));
+        assert!(answer.topics[0].partitions.iter().all(|partition| partition.error_code == 42), "named twice");
     }
     let grown = peak_bytes(&cluster).saturating_sub(before);
     assert!(grown < 64 << 20, "{} MiB", grown >> 20);
@@ -113,6 +113,75 @@ async fn who_reads_no_answers_loses_the_room_they_take() {
     let Response::Fetch(answer) = honest.call(fetch_request(1, Duration::ZERO), 12).await else { panic!() };
     assert!(answer.topics[0].partitions[0].records.0.iter().flatten().map(Bytes::len).sum::<usize>() > 1 << 20);
     await_log(&cluster, "bytes of an answer, ").await;
+}
+
+/// Clients that wait for records for minutes, with as much room as their requests can take.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_waits_for_records_keeps_no_room_from_others() {
+    const LONG: Duration = Duration::from_secs(300);
+    let cluster = Cluster::start_with(1, SMALL).await;
+    cluster.create_topic(1, "t", 1).await;
+    let mut honest = Client::connect(&cluster).await;
+    assert_eq!(honest.produce(0, batch(b"first".to_vec())).await, (0, 0));
+    let fetch = |partitions| frame(&fetch_request(partitions, LONG), 4, 1);
+    let mut many = fetch_request(1, LONG);
+    if let Request::Fetch(many) = &mut many {
+        let nowhere = FetchTopic { topic: "nowhere".into(), ..Default::default() };
+        many.topics.extend(std::iter::repeat_n(nowhere, 60_000));
+    }
+    let mut padded = [&fetch(1)[..], &vec![0; 3 << 20]].concat();
+    let length = (padded.len() - 4) as u32;
+    padded[..4].copy_from_slice(&length.to_be_bytes());
+    let mut held = Vec::new();
+    let cases = [
+        ("a partition, again and again", fetch(60_000)),
+        ("topics without partitions", frame(&many, 4, 1)),
+        ("bytes behind the request", padded.into()),
+    ];
+    for ((what, bytes), offset) in cases.into_iter().zip(1..) {
+        for _ in 0..12 {
+            let mut hostile = Client::connect(&cluster).await;
+            // Who finds no room is not read: the honest one must not wait for that.
+            let bytes = bytes.clone();
+            held.push(tokio::spawn(async move {
+                let _ = hostile.stream.write_all(&bytes).await;
+                std::future::pending::<()>().await;
+                drop(hostile);
+            }));
+        }
+        // Large enough to need the room that large frames need, and behind those that are there by now.
+        for step in 0..3 {
+            let produced = honest.produce(0, batch(vec![7; 1 << 19])).await;
+            assert_eq!(produced, (0, 3 * offset + step - 2), "{what}");
+        }
+    }
+    held.iter().for_each(tokio::task::JoinHandle::abort);
+}
+
+/// Requests that stand behind answers that nobody reads hold room, too, and so do the answers.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_reads_no_answers_loses_the_room_of_what_stands_behind_them() {
+    let cluster = Cluster::start_with(1, SMALL).await;
+    cluster.create_topic(1, "t", 1).await;
+    let mut honest = Client::connect(&cluster).await;
+    // Answered with the names.
+    let named = |number| ProduceTopic {
+        name: format!("{number}{}", "x".repeat(32_000)),
+        partitions: vec![ProducePartition { index: 0, records: RecordData::some(vec![Bytes::new()]) }],
+        ..Default::default()
+    };
+    let topics = (0..32).map(named).collect();
+    let request = Request::Produce(ProduceRequest { acks: -1, timeout_ms: 1000, topics, ..Default::default() });
+    let mut hostile = tokio::task::JoinSet::new();
+    for _ in 0..6 {
+        let (mut client, request) = (Client::connect_small(&cluster).await, frame(&request, 9, 1));
+        hostile.spawn(async move { while client.stream.write_all(&request).await.is_ok() {} });
+    }
+    for offset in 0..5 {
+        assert_eq!(honest.produce(0, batch(vec![7; 1 << 19])).await, (0, offset));
+    }
+    await_log(&cluster, "bytes of an answer, ").await;
+    hostile.shutdown().await;
 }
 
 /// A client that reads a little now and then holds what it was given; others have to wait for the same room.

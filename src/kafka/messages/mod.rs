@@ -81,7 +81,7 @@ macro_rules! apis {
                 Self::read_measured(api, version, body).map(|(request, _)| request)
             }
 
-            /// The same, and how many bytes of memory its array elements take.
+            /// The same, and how many bytes of memory it takes, but for its record batches: see [`Reader::memory_used`].
             pub fn read_measured(api: &Api, version: i16, body: Bytes) -> Result<(Self, usize), Malformed> {
                 let mut reader = Reader::new(body, version, api.is_flexible(version));
                 let request = match api.key {

@@ -1,6 +1,6 @@
 //! Produce, Fetch, ListOffsets, OffsetForLeaderEpoch, InitProducerId: records and where they are.
 
-use crate::kafka::wire::{RecordData, Uuid};
+use crate::kafka::wire::{PassedOver, RecordData, Uuid};
 use crate::kafka_message;
 
 kafka_message! {
@@ -87,7 +87,7 @@ kafka_message! {
         session_id: i32 [7..],
         session_epoch: i32 [7..] = -1,
         topics: Vec<FetchTopic> [0..],
-        forgotten: Vec<ForgottenTopic> [7..],
+        forgotten: PassedOver<ForgottenTopic> [7..],
         rack_id: String [11..],
     } tagged {
         0: cluster_id: Option<String> [12..],

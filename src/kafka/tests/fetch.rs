@@ -173,3 +173,27 @@ async fn a_batch_that_is_larger_than_what_was_asked_for_holds_room_for_all_of_it
     assert_eq!(bytes(&third.await.unwrap()), (batch.len(), batch.len()));
     house.close().await;
 }
+
+/// It would hold room for all that it names while it waits.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_partition_that_a_fetch_names_twice_is_refused_and_nobody_waits() {
+    let house = House::open().await;
+    house.topic("t", 3).await;
+    let mut client = house.client().await;
+    let mut request = fetch_request(3, 0, 4 * PATIENCE);
+    let again = FetchTopic { partitions: vec![request.topics[0].partitions[1].clone()], ..request.topics[0].clone() };
+    request.topics.push(again);
+    let codes = |response: &FetchResponse| -> Vec<Vec<i16>> {
+        let codes = |topic: &FetchedTopic| topic.partitions.iter().map(|found| found.error_code).collect();
+        response.topics.iter().map(codes).collect()
+    };
+    assert_eq!(codes(&client.fetch(request.clone()).await), [vec![0, 42, 0], vec![42]]);
+    // By id, and those that are not there are two, as far as anybody knows.
+    let id = crate::kafka::metadata::topic_uuid(&house.broker.topic("t").unwrap());
+    let ids = [Uuid(7), id, Uuid(8), id];
+    let topic = |topic_id| FetchTopic { topic_id, partitions: vec![FetchPartition::default()], ..Default::default() };
+    request.topics = ids.into_iter().map(topic).collect();
+    let Response::Fetch(response) = client.call(Request::Fetch(request), 13).await else { panic!() };
+    assert_eq!(codes(&response), [[100], [42], [100], [42]]);
+    house.close().await;
+}

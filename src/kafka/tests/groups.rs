@@ -598,3 +598,16 @@ async fn a_group_has_as_many_members_as_it_may_and_no_more() {
     assert_eq!((refused.error_code, one.heartbeat().await), (81, 0));
     house.close().await;
 }
+
+/// Whoever is not the leader would hold room for them until the leader has spoken.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn more_assignments_than_a_group_can_have_members_are_refused() {
+    let house = House::open().await;
+    let assignments = vec![SyncGroupAssignment::default(); 10_001];
+    let request = SyncGroupRequest { group_id: "g".into(), assignments, ..Default::default() };
+    let Response::SyncGroup(refused) = house.client().await.call(Request::SyncGroup(request), 3).await else {
+        panic!()
+    };
+    assert_eq!(refused.error_code, 42);
+    house.close().await;
+}

@@ -24,7 +24,7 @@ impl Reader {
         Self { bytes, version, flexible, elements_left: ELEMENTS_MAX, memory_left: memory_max, memory_max }
     }
 
-    /// Bytes of memory that the array elements read so far take.
+    /// Bytes of memory that the array elements, texts and bytes read so far take, but for record batches.
     pub fn memory_used(&self) -> usize {
         self.memory_max - self.memory_left
     }
@@ -40,6 +40,19 @@ impl Reader {
             return Err(cut_short(self.bytes.len(), length));
         }
         Ok(self.bytes.split_to(length))
+    }
+
+    /// The same, copied.
+    pub(super) fn copy(&mut self, length: usize) -> Result<Bytes, Malformed> {
+        let bytes = self.take(length)?;
+        self.take_memory(length, "more bytes")?;
+        Ok(Bytes::copy_from_slice(&bytes))
+    }
+
+    fn take_memory(&mut self, bytes: usize, what: &str) -> Result<(), Malformed> {
+        let left = self.memory_left.checked_sub(bytes);
+        self.memory_left = left.ok_or_else(|| Malformed(format!("{what} in so short a message")))?;
+        Ok(())
     }
 
     /// An unsigned varint of at most 32 bits.
@@ -74,16 +87,27 @@ impl Reader {
         }
     }
 
-    pub(super) fn elements<T: Field>(&mut self) -> Result<Option<Vec<T>>, Malformed> {
+    /// How many elements an array has.
+    fn count(&mut self) -> Result<Option<usize>, Malformed> {
         let Some(count) = self.length(false)? else { return Ok(None) };
-        self.elements_left = self
-            .elements_left
-            .checked_sub(count)
-            .ok_or_else(|| Malformed(format!("more than {ELEMENTS_MAX} array elements")))?;
-        self.memory_left = self
-            .memory_left
-            .checked_sub(count * size_of::<T>())
-            .ok_or_else(|| Malformed(format!("{count} more array elements in so short a message")))?;
+        let left = self.elements_left.checked_sub(count);
+        self.elements_left = left.ok_or_else(|| Malformed(format!("more than {ELEMENTS_MAX} array elements")))?;
+        Ok(Some(count))
+    }
+
+    /// An array of which nothing is kept, nor counted as memory.
+    pub(super) fn pass_over<T: Field>(&mut self) -> Result<(), Malformed> {
+        let memory_left = self.memory_left;
+        for _ in 0..self.count()?.unwrap_or(0) {
+            T::read(self)?;
+            self.memory_left = memory_left;
+        }
+        Ok(())
+    }
+
+    pub(super) fn elements<T: Field>(&mut self) -> Result<Option<Vec<T>>, Malformed> {
+        let Some(count) = self.count()? else { return Ok(None) };
+        self.take_memory(count * size_of::<T>(), &format!("{count} more array elements"))?;
         let mut elements = Vec::with_capacity(count);
         for _ in 0..count {
             elements.push(T::read(self)?);
@@ -99,7 +123,10 @@ impl Reader {
         }
         let bytes = self.take(length)?;
         match std::str::from_utf8(&bytes) {
-            Ok(text) => Ok(Some(text.to_owned())),
+            Ok(text) => {
+                self.take_memory(length, "more text")?;
+                Ok(Some(text.to_owned()))
+            }
             Err(error) => Err(Malformed(format!("not UTF-8: {error}"))),
         }
     }

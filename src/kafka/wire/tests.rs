@@ -115,6 +115,29 @@ fn elements_that_take_far_more_memory_than_bytes_are_refused() {
     assert!(Vec::<String>::read(&mut texts(2 * few)).unwrap_err().0.contains("in so short a message"));
 }
 
+/// What is passed over takes nothing, and is understood all the same.
+#[test]
+fn what_nobody_looks_at_is_not_kept() {
+    let list = [&i32::to_be_bytes(3)[..], &[0, 1, b'a', 0, 1, b'b', 0, 1, b'c']].concat();
+    let mut reader = Reader::new(list.clone().into(), 0, false);
+    PassedOver::<String>::read(&mut reader).unwrap();
+    assert_eq!((reader.remaining(), reader.memory_used()), (0, 0));
+    assert!(PassedOver::<String>::read(&mut Reader::new(Bytes::from(list).slice(..10), 0, false)).is_err());
+    let mut writer = Writer::new(4, true);
+    vec![0i8; ELEMENTS_MAX + 1].write(&mut writer);
+    assert!(PassedOver::<i8>::read(&mut Reader::new(writer.into_bytes(), 4, true)).is_err(), "too many");
+}
+
+/// All but record batches, which may take over the memory of their message.
+#[test]
+fn what_is_kept_of_a_message_is_copied_and_counted() {
+    let message = encode(&sample(), 4);
+    let mut reader = Reader::new(message.clone(), 4, true);
+    let read = Sample::read(&mut reader).unwrap();
+    assert_eq!(reader.memory_used(), "ab".len() + 2 * size_of::<i32>() + "xyz".len());
+    assert!(!message.as_ptr_range().contains(&read.bytes.as_ptr()), "a few bytes keep all of their message");
+}
+
 #[test]
 fn varints_are_at_most_32_bits() {
     let read = |bytes: &[u8]| Reader::new(Bytes::copy_from_slice(bytes), 0, true).unsigned_varint();
