@@ -17,6 +17,7 @@ mod limits;
 mod openapi;
 mod refusals;
 mod requests;
+mod room;
 mod schema;
 mod tails;
 

@@ -161,13 +161,13 @@ fn bombs() -> Vec<(&'static str, Bytes)> {
 }
 
 /// The most memory that the broker ever had, in bytes, since it was last forgotten.
-fn peak_bytes(cluster: &Cluster) -> u64 {
+pub fn peak_bytes(cluster: &Cluster) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{}/status", cluster.pid(1))).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
     line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
 }
 
-fn forget_peak(cluster: &Cluster) -> u64 {
+pub fn forget_peak(cluster: &Cluster) -> u64 {
     std::fs::write(format!("/proc/{}/clear_refs", cluster.pid(1)), "5").unwrap();
     peak_bytes(cluster)
 }

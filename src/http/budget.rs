@@ -75,6 +75,11 @@ impl Budget {
         lately || (self.waiting.load(Ordering::Relaxed) > 0 && self.room.available_permits() == 0)
     }
 
+    /// All that there is.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     /// Bytes that are held.
     pub(super) fn held(&self) -> usize {
         self.bytes.saturating_sub(self.room.available_permits())

@@ -26,7 +26,7 @@ use crate::partition::{Consistency, Fetch, FetchFrom, Fetched, Partition};
 use crate::record_batch::{BatchHeader, Compression, STORED_DECOMPRESSED_BYTES_MAX};
 
 pub(super) const TOPIC_ID: HeaderName = HeaderName::from_static(api::TOPIC_ID);
-const JSON: &str = "application/json";
+pub(super) const JSON: &str = "application/json";
 const LINES: &str = "application/x-ndjson";
 pub(super) const BATCHES: &str = "application/octet-stream";
 pub(super) const EVENTS: &str = "text/event-stream";
@@ -333,7 +333,7 @@ fn records_in(batches: &[Bytes]) -> u64 {
 }
 
 /// A body of several parts, which gives its share of the bytes in flight back once it is sent.
-fn chunks(parts: Vec<Bytes>, mut permit: OwnedSemaphorePermit) -> Body {
+pub(super) fn chunks(parts: Vec<Bytes>, mut permit: OwnedSemaphorePermit) -> Body {
     keep(&mut permit, parts.iter().map(Bytes::len).sum());
     Body::from_stream(futures_util::stream::iter(parts).map(move |part| {
         let _held = &permit;

@@ -9,7 +9,7 @@ use axum::Json;
 use axum::extract::{Request, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use futures_util::future::join_all;
 use pontoon_raft::types::BrokerId;
 use tokio::time::{Instant, timeout};
@@ -18,13 +18,14 @@ use crate::api;
 use crate::api::groups::{
     AssignedTopic, GroupDescription, GroupLag, GroupList, GroupMember, GroupOffset, GroupOffsets, GroupSummary,
 };
-use crate::broker::{Broker, PartitionDescription, TopicShape};
-use crate::coordinator::{self, CommittedOffset, GroupError, OFFSETS_TOPIC, Speaker};
+use crate::broker::{Broker, TopicShape};
+use crate::coordinator::{self, CommittedOffset, GroupError, Larger, OFFSETS_TOPIC, Speaker, TOLD_BYTES};
 use crate::error::{Code, Error, WriteOutcome};
 use crate::http::Shared;
 use crate::http::leader::{AtLeader, Passable, Repeat};
 use crate::http::refusal::Refusal;
 use crate::http::request::{Params, Target, TopicName, check_json, left, read_body};
+use crate::http::told::{self, Share};
 use crate::partition::Partition;
 
 /// Longest that a broker may take to list its groups.
@@ -33,52 +34,69 @@ const LIST_TIMEOUT: Duration = Duration::from_secs(5);
 const CATALOG_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long to look for a group's coordinator, unless the request says.
 const READ_TIMEOUT_MS: u64 = 10_000;
+/// How many bytes a byte of another broker's list takes, read and understood, at most.
+const LISTED: usize = 4;
 /// Most offsets of one request.
 const OFFSETS_MAX: usize = 100_000;
 /// So many offsets are looked at before others get their turn.
 const OFFSETS_AT_ONCE: usize = 500;
 
 /// `GET /v1/groups`
-pub(super) async fn list(State(shared): State<Arc<Shared>>, request: Request) -> Result<Json<GroupList>, Refusal> {
+pub(super) async fn list(State(shared): State<Arc<Shared>>, request: Request) -> Result<Response, Refusal> {
     Params::read(request.uri(), &[])?;
     let broker = shared.broker()?;
     let own = broker.id();
     let mut others = broker.cluster().brokers;
     let passed_on = request.headers().contains_key(api::FORWARDED);
     others.retain(|other| other.broker_id != own && !passed_on);
-    let peers = &shared.peers;
     let silent = if passed_on { Some(BTreeSet::new()) } else { uncoordinated(broker) };
     // A dead one coordinates nothing that others do.
     others.retain(|other| other.alive || silent.as_ref().is_none_or(|silent| silent.contains(&other.broker_id)));
-    let asked = others.into_iter().map(|other| async move {
-        let found = if other.alive { ask(peers, &other.http_address, own).await } else { None };
-        (other.broker_id, found)
+    let asked = others.into_iter().map(|other| {
+        let shared = &shared;
+        async move {
+            let found = if other.alive { ask(shared, &other.http_address, own).await? } else { None };
+            Ok::<_, Refusal>((other.broker_id, found))
+        }
     });
     // A broker that cannot tell of its own in time, for want of a majority say, still tells of the others'.
     let here = async {
-        let listed = timeout(LIST_TIMEOUT, broker.groups().list()).await.ok()?.ok()?;
+        let Ok(Ok(listed)) = timeout(LIST_TIMEOUT, broker.groups().list()).await else { return Ok((own, None)) };
+        let bytes = listed.iter().map(|group| TOLD_BYTES + group.name.len() + group.protocol_type.len()).sum();
+        let share = told::room_for(&shared.answer_bytes, bytes)?;
         let groups = listed.iter().map(|group| summary(group, own)).collect();
-        Some(GroupList { groups, unavailable: Vec::new() })
+        Ok::<_, Refusal>((own, Some(Listed { list: GroupList { groups, unavailable: Vec::new() }, bytes, share })))
     };
-    let (here, mut told) = tokio::join!(here, join_all(asked));
-    told.push((own, here));
-    let mut list = GroupList::default();
-    for (of, found) in told {
-        match found {
-            Some(found) => {
-                list.groups.extend(found.groups);
-                list.unavailable.extend(found.unavailable);
+    let (here, others) = tokio::join!(here, join_all(asked));
+    let (mut list, mut bytes, mut share) = (GroupList::default(), 0, None);
+    list.unavailable.extend(silent.unwrap_or_default());
+    for told in others.into_iter().chain([here]) {
+        match told? {
+            (_, Some(found)) => {
+                list.groups.extend(found.list.groups);
+                list.unavailable.extend(found.list.unavailable);
+                (bytes, share) = (bytes + found.bytes, told::joined(share, found.share));
             }
-            None => list.unavailable.push(of),
+            (of, None) => list.unavailable.push(of),
         }
     }
+    told::answer(&shared.answer_bytes, (bytes, share), || in_order(list)).await
+}
+
+/// What a broker lists, about how many bytes that takes, and its share of the room.
+struct Listed {
+    list: GroupList,
+    bytes: usize,
+    share: Share,
+}
+
+fn in_order(mut list: GroupList) -> GroupList {
     // A group that has just moved may be told by both.
     list.groups.sort_by(|a, b| a.group.cmp(&b.group));
     list.groups.dedup_by(|a, b| a.group == b.group);
-    list.unavailable.extend(silent.unwrap_or_default());
     list.unavailable.sort_unstable();
     list.unavailable.dedup();
-    Ok(Json(list))
+    list
 }
 
 /// The brokers of those partitions of [`OFFSETS_TOPIC`] that nobody leads, or who does has no majority: nobody can say which groups are
@@ -89,11 +107,24 @@ fn uncoordinated(broker: &Broker) -> Option<BTreeSet<BrokerId>> {
     Some(silent.flat_map(|partition| partition.replicas).collect())
 }
 
-/// Another broker's own groups.
-async fn ask(peers: &reqwest::Client, address: &str, asker: BrokerId) -> Option<GroupList> {
-    let request = peers.get(format!("http://{address}/v1/groups")).header(api::FORWARDED, asker.to_string());
-    let answer = request.timeout(LIST_TIMEOUT).send().await.ok()?.error_for_status().ok()?;
-    serde_json::from_slice(&answer.bytes().await.ok()?).ok()
+/// Another broker's own groups, as far as there is room for them. `None`: it does not say.
+async fn ask(shared: &Shared, address: &str, asker: BrokerId) -> Result<Option<Listed>, Refusal> {
+    let request = shared.peers.get(format!("http://{address}/v1/groups")).header(api::FORWARDED, asker.to_string());
+    let Ok(mut answer) = request.timeout(LIST_TIMEOUT).send().await.and_then(reqwest::Response::error_for_status)
+    else {
+        return Ok(None);
+    };
+    let (mut text, mut share) = (BytesMut::new(), None);
+    loop {
+        let Ok(chunk) = answer.chunk().await else { return Ok(None) };
+        let Some(chunk) = chunk else { break };
+        text.extend_from_slice(&chunk);
+        if text.len() > told::SMALL_BYTES {
+            share = told::joined(share, Some(shared.answer_bytes.reserve(chunk.len() * LISTED)?));
+        }
+    }
+    let list = serde_json::from_slice(&text).ok();
+    Ok(list.map(|list| Listed { list, bytes: text.len(), share }))
 }
 
 fn summary(group: &coordinator::GroupListing, coordinator: BrokerId) -> GroupSummary {
@@ -133,12 +164,12 @@ async fn read(shared: Arc<Shared>, group: String, request: Request, what: What) 
         // Nobody has ever been in a group.
         return match what {
             What::Offsets => Ok(Json(GroupOffsets::default()).into_response()),
-            _ => Err(refusal(&group, &GroupError::NotFound).into()),
+            What::Description | What::Commit(_) => Err(refusal(&group, &GroupError::NotFound).into()),
         };
     };
     let passable = Passable::new(&parts, Bytes::new(), left(deadline), Repeat::Read);
     let target = Target { topic: OFFSETS_TOPIC.to_owned(), partition };
-    passable.at_leader(&shared, &target, &AtCoordinator { broker, group, what }).await
+    passable.at_leader(&shared, &target, &AtCoordinator { shared: &shared, broker, group, what }).await
 }
 
 /// `PUT /v1/groups/{g}/offsets`: only while the group has no members, who would not notice.
@@ -165,7 +196,8 @@ pub(super) async fn commit(
     // A second attempt could overwrite what somebody else has committed since the first: the client is told instead.
     let passable = Passable::new(&parts, received.bytes.clone(), left(deadline), Repeat::Harmful);
     let target = Target { topic: OFFSETS_TOPIC.to_owned(), partition };
-    passable.at_leader(&shared, &target, &AtCoordinator { broker, group, what: What::Commit(offsets) }).await
+    let work = AtCoordinator { shared: &shared, broker, group, what: What::Commit(offsets) };
+    passable.at_leader(&shared, &target, &work).await
 }
 
 /// Offsets with their topics' ids; the topics and the partitions must be there. Each topic is looked at once.
@@ -205,13 +237,14 @@ enum What {
     Commit(Vec<CommittedOffset>),
 }
 
-struct AtCoordinator {
+struct AtCoordinator<'a> {
+    shared: &'a Shared,
     broker: Arc<Broker>,
     group: String,
     what: What,
 }
 
-impl AtLeader for AtCoordinator {
+impl AtLeader for AtCoordinator<'_> {
     /// A coordinator that has just begun reads its groups first, and writes when a majority answers: both may take longer than there is.
     async fn run(&self, _partition: &Partition, left: Duration) -> Result<Response, Refusal> {
         let late = |_| {
@@ -222,19 +255,20 @@ impl AtLeader for AtCoordinator {
     }
 }
 
-impl AtCoordinator {
+impl AtCoordinator<'_> {
     async fn answer(&self) -> Result<Response, Refusal> {
         let refused = |error: GroupError| Refusal::from(refusal(&self.group, &error));
         match &self.what {
-            What::Description => Ok(Json(self.describe().await.map_err(refused)?).into_response()),
+            What::Description => {
+                let (group, offsets, taken) = self.told(true).await?;
+                let group = group.ok_or_else(|| refused(GroupError::NotFound))?;
+                let offsets = self.placed(offsets).await.map_err(refused)?;
+                told::answer(&self.shared.answer_bytes, taken, || self.description(group, offsets)).await
+            }
             What::Offsets => {
-                let offsets = self.committed().await.map_err(refused)?.into_iter().map(|(offset, _)| GroupOffset {
-                    topic: offset.topic,
-                    partition: offset.partition,
-                    offset: offset.offset.max(0) as u64,
-                    metadata: offset.metadata,
-                });
-                Ok(Json(GroupOffsets { offsets: offsets.collect() }).into_response())
+                let (_, offsets, taken) = self.told(false).await?;
+                let offsets = self.placed(offsets).await.map_err(refused)?;
+                told::answer(&self.shared.answer_bytes, taken, || offsets_of(offsets)).await
             }
             What::Commit(offsets) => {
                 let outside = Speaker { generation: -1, ..Speaker::default() };
@@ -253,20 +287,50 @@ impl AtCoordinator {
         }
     }
 
-    async fn describe(&self) -> Result<GroupDescription, GroupError> {
-        let group = self.broker.groups().describe(&self.group).await?;
-        let lag = |(offset, partition): (CommittedOffset, PartitionDescription)| {
-            let high_watermark = partition.high_watermark.0;
-            GroupLag {
-                topic: offset.topic,
-                partition: offset.partition,
-                offset: offset.offset,
-                metadata: offset.metadata,
-                high_watermark,
-                lag: high_watermark.saturating_sub(offset.offset.max(0) as u64),
+    /// What there is to tell of the group, its description only if that is wanted, with how many bytes it is, about, and their share of the
+    /// room. It is asked for with the most that may be told; if there is more, nothing is copied, and it is asked for again once there is
+    /// room for all of it.
+    async fn told(
+        &self,
+        described: bool,
+    ) -> Result<(Option<coordinator::GroupDescription>, Vec<CommittedOffset>, (usize, Share)), Refusal> {
+        let refused = |error: GroupError| Refusal::from(refusal(&self.group, &error));
+        let groups = self.broker.groups();
+        let (mut most, mut share) = ([told::SMALL_BYTES / 2; 2], None);
+        loop {
+            let group = match described {
+                true => groups.describe_within(&self.group, most[0]).await.map_err(refused)?.map(Some),
+                false => Ok(None),
+            };
+            let offsets = groups.committed_within(&self.group, None, most[1]).await.map_err(refused)?;
+            for (larger, most) in [group.as_ref().err(), offsets.as_ref().err()].into_iter().zip(&mut most) {
+                *most = larger.map_or(*most, |Larger(bytes)| *bytes);
             }
+            let bytes = most.iter().fold(0, |sum: usize, most| sum.saturating_add(*most));
+            match (group, offsets) {
+                (Ok(group), Ok(offsets)) => return Ok((group, offsets, (bytes, share))),
+                // All that it takes at once, and nothing is held meanwhile.
+                told => drop((told, share.take())),
+            }
+            share = told::room_for(&self.shared.answer_bytes, bytes)?;
+        }
+    }
+
+    /// As it is told. `offsets`: each with its partition's high watermark.
+    fn description(
+        &self,
+        group: coordinator::GroupDescription,
+        offsets: Vec<(CommittedOffset, u64)>,
+    ) -> GroupDescription {
+        let lag = |(offset, high_watermark): (CommittedOffset, u64)| GroupLag {
+            topic: offset.topic,
+            partition: offset.partition,
+            offset: offset.offset,
+            metadata: offset.metadata,
+            high_watermark,
+            lag: high_watermark.saturating_sub(offset.offset.max(0) as u64),
         };
-        let offsets: Vec<GroupLag> = self.committed().await?.into_iter().map(lag).collect();
+        let offsets: Vec<GroupLag> = offsets.into_iter().map(lag).collect();
         let member = |member: coordinator::MemberDescription| {
             let assigned = member.assigned(&group.protocol_type).into_iter();
             GroupMember {
@@ -277,7 +341,7 @@ impl AtCoordinator {
                 assignment: assigned.map(|(topic, partitions)| AssignedTopic { topic, partitions }).collect(),
             }
         };
-        Ok(GroupDescription {
+        GroupDescription {
             members: group.members.into_iter().map(member).collect(),
             group: group.name,
             state: group.state.as_str().to_owned(),
@@ -287,14 +351,14 @@ impl AtCoordinator {
             coordinator: self.broker.id(),
             lag: offsets.iter().map(|offset| offset.lag).sum(),
             offsets,
-        })
+        }
     }
 
-    /// Committed offsets with the partitions they are of. To a topic that was created again they mean nothing.
-    async fn committed(&self) -> Result<Vec<(CommittedOffset, PartitionDescription)>, GroupError> {
+    /// Committed offsets with the high watermarks of their partitions. To a topic that was created again they mean nothing.
+    async fn placed(&self, offsets: Vec<CommittedOffset>) -> Result<Vec<(CommittedOffset, u64)>, GroupError> {
         let (mut found, mut caught_up) = (Vec::new(), false);
         let partition = |of: &CommittedOffset| self.broker.partition(&of.topic, of.topic_id, of.partition);
-        for (at, offset) in self.broker.groups().committed(&self.group, None).await?.into_iter().enumerate() {
+        for (at, offset) in offsets.into_iter().enumerate() {
             if at % OFFSETS_AT_ONCE == OFFSETS_AT_ONCE - 1 {
                 tokio::task::yield_now().await;
             }
@@ -305,10 +369,20 @@ impl AtCoordinator {
                 caught_up = true;
                 described = partition(&offset);
             }
-            found.extend(described.map(|described| (offset, described)));
+            found.extend(described.map(|described| (offset, described.high_watermark.0)));
         }
         Ok(found)
     }
+}
+
+fn offsets_of(offsets: Vec<(CommittedOffset, u64)>) -> GroupOffsets {
+    let offset = |(offset, _): (CommittedOffset, u64)| GroupOffset {
+        topic: offset.topic,
+        partition: offset.partition,
+        offset: offset.offset.max(0) as u64,
+        metadata: offset.metadata,
+    };
+    GroupOffsets { offsets: offsets.into_iter().map(offset).collect() }
 }
 
 fn refusal(group: &str, error: &GroupError) -> Error {

@@ -21,6 +21,7 @@ mod request;
 mod router;
 mod stall;
 mod tail;
+mod told;
 mod topics;
 mod wire;
 
@@ -85,7 +86,7 @@ struct Shared {
     hosts: Vec<String>,
     /// Room for requests' bytes.
     request_bytes: Arc<Budget>,
-    /// Room for the bytes of answers to fetches; apart, so that readers cannot starve writers.
+    /// Room for the bytes of answers to fetches and about groups; apart, so that readers cannot starve writers.
     answer_bytes: Arc<Budget>,
     /// Room for what tails have not taken yet; apart, so that those who never read hold up none but each other.
     tail_bytes: Arc<Budget>,

@@ -12,7 +12,7 @@ use super::{fetch, produce, records_url, refusal};
 use crate::support::{Cluster, PATIENCE, read};
 
 /// A connection whose kernel takes little of what it is sent.
-async fn connect(cluster: &Cluster) -> TcpStream {
+pub(super) async fn connect(cluster: &Cluster) -> TcpStream {
     let socket = TcpSocket::new_v4().unwrap();
     socket.set_recv_buffer_size(4096).unwrap();
     socket.connect(cluster.address(1).parse().unwrap()).await.unwrap()
