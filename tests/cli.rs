@@ -16,6 +16,7 @@ mod bench;
 mod contract;
 mod following;
 mod formats;
+mod groups;
 mod played;
 mod servers;
 mod settings;

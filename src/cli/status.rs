@@ -1,18 +1,19 @@
 //! `pontoon status`: brokers and partitions at a glance, and why something is not right. With `--groups`: consumer groups, and how far they
 //! are behind.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::IsTerminal;
 use std::time::Duration;
 
 use clap::Args;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use indicatif::HumanBytes;
+use parking_lot::Mutex;
 use pontoon_raft::types::BrokerId;
 use serde_json::json;
 use tokio::time::Instant;
 
-use crate::api::groups::{GroupDescription, GroupMember};
+use crate::api::groups::{GroupDescription, GroupMember, GroupSummary};
 use crate::api::{BrokerDescription, ClusterDescription, LagReason, PartitionDescription, TopicDescription};
 use crate::cli::{Failure, output};
 use crate::client::{Client, ClientError};
@@ -134,37 +135,81 @@ async fn brokers(client: &Client) -> Result<View, Failure> {
     Ok(View { json, text, well: troubles.is_empty(), lacks: None })
 }
 
+/// A group that is listed, and nobody says more of.
+struct Undescribed {
+    listed: GroupSummary,
+    why: String,
+}
+
 /// Consumer groups, for programs and for people.
 async fn groups(client: &Client) -> Result<View, Failure> {
     let list = client.groups().await?;
-    let described = stream::iter(list.groups.into_iter().map(|group| async move {
-        match client.group(&group.group).await {
-            Ok(group) => Ok(Some(group)),
-            // It was deleted meanwhile.
-            Err(error) if error.code() == Some("UNKNOWN_GROUP") => Ok(None),
-            Err(error) => Err(error),
+    let silent = Mutex::new(BTreeSet::new());
+    let told = stream::iter(list.groups.into_iter().map(|group| described(client, group, &silent)));
+    let told: Vec<_> = told.buffered(GROUPS_AT_ONCE).try_collect().await?;
+    let (mut groups, mut undescribed) = (Vec::new(), Vec::new());
+    for told in told.into_iter().flatten() {
+        match told {
+            Ok(group) => groups.push(group),
+            Err(group) => undescribed.push(group),
         }
-    }));
-    let described: Vec<Option<GroupDescription>> = described.buffered(GROUPS_AT_ONCE).try_collect().await?;
-    let described: Vec<GroupDescription> = described.into_iter().flatten().collect();
-    let text = groups_text(&described, &list.unavailable);
-    let json = json!({"groups": described, "unavailable": list.unavailable});
-    let lacks = (!list.unavailable.is_empty()).then(|| {
-        format!("there may be more groups: {} did not say which they coordinate", self::list(&list.unavailable))
-    });
+    }
+    let text = groups_text(&groups, &undescribed, &list.unavailable);
+    let of = |of: &Undescribed| json!({"group": of.listed.group, "coordinator": of.listed.coordinator, "why": of.why});
+    let of: Vec<serde_json::Value> = undescribed.iter().map(of).collect();
+    let json = json!({"groups": groups, "undescribed": of, "unavailable": list.unavailable});
+    let lacks = if !list.unavailable.is_empty() {
+        let silent = self::list(&list.unavailable);
+        Some(format!("there may be more groups: {silent} did not say which they coordinate"))
+    } else {
+        let one = undescribed.first();
+        one.map(|one| format!("not all groups are described: {:?}: {}", one.listed.group, one.why))
+    };
     Ok(View { json, text, well: lacks.is_none(), lacks })
 }
 
-fn groups_text(groups: &[GroupDescription], unavailable: &[BrokerId]) -> String {
-    let rows: Vec<Vec<String>> = groups.iter().map(group_row).collect();
+/// A group of the list; `None`: it was deleted meanwhile. That one cannot be described is no reason to show none. `silent`: coordinators
+/// that did not answer about one, and are not waited for over each of the others.
+async fn described(
+    client: &Client,
+    listed: GroupSummary,
+    silent: &Mutex<BTreeSet<BrokerId>>,
+) -> Result<Option<Result<GroupDescription, Undescribed>>, ClientError> {
+    if silent.lock().contains(&listed.coordinator) {
+        let why = format!("its coordinator, broker {}, does not answer", listed.coordinator);
+        return Ok(Some(Err(Undescribed { listed, why })));
+    }
+    match client.group(&listed.group).await {
+        Ok(group) => Ok(Some(Ok(group))),
+        Err(error) if error.code() == Some("UNKNOWN_GROUP") => Ok(None),
+        Err(error @ (ClientError::Refused { .. } | ClientError::Protocol(_))) => {
+            if matches!(error.code(), Some("NO_LEADER" | "NOT_LEADER" | "NOT_READY")) {
+                silent.lock().insert(listed.coordinator);
+            }
+            Ok(Some(Err(Undescribed { listed, why: error.to_string() })))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn groups_text(groups: &[GroupDescription], undescribed: &[Undescribed], unavailable: &[BrokerId]) -> String {
+    let mut rows: Vec<Vec<String>> = groups.iter().map(group_row).collect();
+    rows.extend(undescribed.iter().map(|Undescribed { listed, .. }| {
+        let (members, coordinator) = (listed.members.to_string(), listed.coordinator.to_string());
+        vec![listed.group.clone(), listed.state.clone(), members, coordinator, "?".to_owned()]
+    }));
+    rows.sort();
     let mut text = output::table(&["GROUP", "STATE", "MEMBERS", "COORDINATOR", "LAG"], &rows);
     let rows: Vec<Vec<String>> = groups.iter().flat_map(lag_rows).collect();
     if !rows.is_empty() {
         text += "\n";
         text += &output::table(&["GROUP", "PARTITION", "OFFSET", "END", "LAG", "MEMBER"], &rows);
     }
-    if groups.is_empty() && unavailable.is_empty() {
+    if groups.is_empty() && undescribed.is_empty() && unavailable.is_empty() {
         text += "no consumer groups\n";
+    }
+    for Undescribed { listed, why } in undescribed.iter().take(TROUBLES_SHOWN) {
+        text += &format!("! group {:?} is not described: {why}\n", listed.group);
     }
     if !unavailable.is_empty() {
         text += &format!("! {} did not say which groups they coordinate\n", list(unavailable));
@@ -442,7 +487,7 @@ mod tests {
             lag: 4,
         };
         assert_eq!(
-            groups_text(&[group], &[BrokerId(3)]),
+            groups_text(&[group], &[], &[BrokerId(3)]),
             "GROUP    STATE   MEMBERS  COORDINATOR  LAG\n\
              billing  Stable  1        2            4\n\
              \n\
@@ -451,8 +496,8 @@ mod tests {
              billing  orders/1   7       7    0    -\n\
              ! broker 3 did not say which groups they coordinate\n"
         );
-        assert!(groups_text(&[], &[]).contains("no consumer groups\n"));
-        assert!(!groups_text(&[], &[BrokerId(3)]).contains("no consumer groups"), "nobody knows");
+        assert!(groups_text(&[], &[], &[]).contains("no consumer groups\n"));
+        assert!(!groups_text(&[], &[], &[BrokerId(3)]).contains("no consumer groups"), "nobody knows");
     }
 
     #[test]

@@ -224,6 +224,10 @@ impl Client {
 
     /// A consumer group: its members, and how far it has read.
     pub async fn group(&self, name: &str) -> Result<GroupDescription, ClientError> {
+        // A dot or two would be another path, encoded or not.
+        if name.contains('/') || matches!(name, "." | "..") {
+            return Err(ClientError::Protocol("a path cannot have its name; Kafka's own clients describe it".into()));
+        }
         self.call(Call::new(Method::GET, format!("/v1/groups/{}", encode(name))).within(ATTEMPT)).await
     }
 }
