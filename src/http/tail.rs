@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::http::request::Parts;
-use axum::http::{Method, StatusCode, header};
+use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use bytes::{Buf, Bytes};
 use futures_util::{Stream, StreamExt, stream};
@@ -27,7 +27,7 @@ use crate::error::Code;
 use crate::http::fetch::{self, BATCHES, EVENTS, FetchWork, OffsetsWork};
 use crate::http::leader::{AtLeader, Passable, Repeat};
 use crate::http::refusal::Refusal;
-use crate::http::request::{Params, Target, number_header};
+use crate::http::request::{Params, Target, number_header, text_header};
 use crate::http::{Shared, Stage};
 use crate::partition::{Consistency, Fetch, FetchFrom, Partition};
 use crate::telemetry::recorder::Open;
@@ -204,6 +204,12 @@ impl Source {
         broker.and_then(|broker| broker.topic_id(&self.target.topic)).is_some_and(|id| id != self.topic_id)
     }
 
+    /// The leader may know of another topic of the name before this broker does.
+    fn check_topic(&self, headers: &HeaderMap) -> Result<(), Refusal> {
+        let read = text_header(headers, api::TOPIC_ID)?.and_then(|id| u128::from_str_radix(id, 16).ok());
+        if read.is_some_and(|id| id != self.topic_id) { Err(self.gone()) } else { Ok(()) }
+    }
+
     fn gone(&self) -> Refusal {
         let why = format!("topic {:?} was deleted, and another created under its name", self.target.topic);
         (Code::UnknownTopic, why).into()
@@ -283,6 +289,7 @@ impl Source {
         let work = FetchWork { shared: &self.shared, target: &self.target, fetch, form: None };
         let answer =
             self.request(&query, BATCHES, timeout + wait)?.at_leader(&self.shared, &self.target, &work).await?;
+        self.check_topic(answer.headers())?;
         let end = number_header(answer.headers(), api::NEXT_OFFSET, 0..=u64::MAX)?.map(Offset);
         let announced = number_header(answer.headers(), header::CONTENT_LENGTH.as_str(), 0..=BATCHES_BYTES_MAX)?;
         let announced = announced.ok_or_else(|| self.unreadable(&"it has no length"))?;

@@ -6,6 +6,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::{produce, records_url, refusal};
+use crate::kafka_hostile::batch;
 use crate::support::{Cluster, PATIENCE, read};
 
 /// One event of a stream, or a comment.
@@ -65,20 +66,46 @@ impl Tail {
     }
 }
 
-/// A leader that is paused, by all that can be seen of it: where it is said to be, the test listens, and answers nothing, then half of
-/// something, then nothing more.
+/// What the test answers for a leader: the kind of everything.
+const KIND: &str = "content-type: application/octet-stream\r\nconnection: close\r\npontoon-next-offset: 0";
+
+/// Two brokers, of which the first is said to be where the test listens. A topic's id, and a partition of it that is led there.
+async fn led_by(listener: &TcpListener) -> (Cluster, String, usize) {
+    let mut cluster = Cluster::prepare(2, &[]);
+    cluster.broker_mut(1).add_args(&["--http-advertised", &listener.local_addr().unwrap().to_string()]);
+    cluster.restart_all(&[1, 2]).await;
+    let (_, body) = cluster.post(2, "/v1/topics", json!({"name": "t", "partitions": 8, "replicas": 1})).await;
+    let partitions = body["partitions"].as_array().unwrap();
+    let of_1 = partitions.iter().position(|partition| partition["replicas"] == json!([1])).unwrap();
+    (cluster, body["topic_id"].as_str().unwrap().to_owned(), of_1)
+}
+
+/// A request that the leader is asked.
+async fn asked(listener: &TcpListener) -> (TcpStream, String) {
+    let (mut stream, _) = listener.accept().await.unwrap();
+    let mut head = Vec::new();
+    while !head.windows(4).any(|end| end == b"\r\n\r\n") {
+        head.push(stream.read_u8().await.unwrap());
+    }
+    (stream, String::from_utf8(head).unwrap())
+}
+
+/// A tail of that partition at the second broker.
+async fn tail_of(cluster: &Cluster, partition: usize, query: &str) -> Tail {
+    let url = format!("{}/v1/topics/t/partitions/{partition}/records?{query}", cluster.url(2));
+    let response = cluster.http.get(url).header("accept", "text/event-stream").send().await.unwrap();
+    assert_eq!(response.status(), StatusCode::OK);
+    Tail { response, text: String::new() }
+}
+
+/// A leader that is paused, by all that can be seen of it: it answers nothing, then half of something, then nothing more.
 async fn paused_leader(listener: TcpListener) -> Vec<TcpStream> {
     let mut held = Vec::new();
-    let kind = "content-type: application/octet-stream\r\nconnection: close\r\npontoon-next-offset: 0";
-    let nothing = format!("HTTP/1.1 200 OK\r\n{kind}\r\ncontent-length: 0\r\n\r\n");
-    let half = format!("HTTP/1.1 200 OK\r\n{kind}\r\ncontent-length: 100\r\n\r\nhalf a batch");
+    let nothing = format!("HTTP/1.1 200 OK\r\n{KIND}\r\ncontent-length: 0\r\n\r\n");
+    let half = format!("HTTP/1.1 200 OK\r\n{KIND}\r\ncontent-length: 100\r\n\r\nhalf a batch");
     for answer in [&*nothing, &half, ""] {
-        let (mut stream, _) = listener.accept().await.unwrap();
-        let mut head = Vec::new();
-        while !head.windows(4).any(|end| end == b"\r\n\r\n") {
-            head.push(stream.read_u8().await.unwrap());
-        }
-        assert!(String::from_utf8(head).unwrap().contains("/records?offset=0&"));
+        let (mut stream, head) = asked(&listener).await;
+        assert!(head.contains("/records?offset=0&"));
         stream.write_all(answer.as_bytes()).await.unwrap();
         held.push(stream);
     }
@@ -89,20 +116,34 @@ async fn paused_leader(listener: TcpListener) -> Vec<TcpStream> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_leader_that_stops_in_the_middle_of_an_answer_does_not_stop_a_tail() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let mut cluster = Cluster::prepare(2, &[]);
-    cluster.broker_mut(1).add_args(&["--http-advertised", &listener.local_addr().unwrap().to_string()]);
-    cluster.restart_all(&[1, 2]).await;
-    let (_, body) = cluster.post(2, "/v1/topics", json!({"name": "t", "partitions": 8, "replicas": 1})).await;
-    let partitions = body["partitions"].as_array().unwrap();
-    let of_1 = partitions.iter().position(|partition| partition["replicas"] == json!([1])).unwrap();
+    let (cluster, _, of_1) = led_by(&listener).await;
     let asking = tokio::spawn(paused_leader(listener));
-    let url = format!("{}/v1/topics/t/partitions/{of_1}/records?offset=0", cluster.url(2));
-    let response = cluster.http.get(url).header("accept", "text/event-stream").send().await.unwrap();
-    assert_eq!(response.status(), StatusCode::OK);
-    let mut tail = Tail { response, text: String::new() };
+    let mut tail = tail_of(&cluster, of_1, "offset=0").await;
     let held = tokio::time::timeout(PATIENCE, asking).await.expect("it waits for the other half").unwrap();
     assert!(tail.next().await.unwrap().comment);
     drop(held);
+}
+
+/// The leader has heard of a deletion and of a creation, and the broker of the tail not yet.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tail_does_not_take_records_that_its_leader_read_from_another_topic() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (cluster, id, of_1) = led_by(&listener).await;
+    let asking = tokio::spawn(async move {
+        let record = batch(b"of another topic".to_vec());
+        for (id, body) in [(id, &[][..]), (format!("{:032x}", 7), &record)] {
+            let (mut stream, _) = asked(&listener).await;
+            let head = format!("HTTP/1.1 200 OK\r\n{KIND}\r\npontoon-topic-id: {id}");
+            let head = format!("{head}\r\ncontent-length: {}\r\n\r\n", body.len());
+            stream.write_all(&[head.as_bytes(), body].concat()).await.unwrap();
+        }
+        listener
+    });
+    let mut tail = tail_of(&cluster, of_1, "offset=0").await;
+    let event = tail.next().await.unwrap();
+    assert_eq!((event.name.as_str(), &event.data["error"]), ("error", &json!("UNKNOWN_TOPIC")), "{event:?}");
+    assert_eq!(tail.next().await, None);
+    asking.await.unwrap();
 }
 
 async fn ask(cluster: &Cluster, id: u32, query: &str, last: Option<u64>) -> Response {
