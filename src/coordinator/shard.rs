@@ -27,7 +27,7 @@ use super::entry::{self, CommittedOffset, Entry, StoredGroup};
 use super::group::{Group, Outbox, Reply};
 use super::{
     GroupDescription, GroupError, GroupListing, GroupSettings, Join, Joined, Larger, Leaving, Partitions, Progress,
-    Speaker, Sync, Synced, Within,
+    QUEUE, Speaker, Sync, Synced, Within,
 };
 use crate::clock::now_ms;
 use crate::error::{Code, Error};
@@ -36,6 +36,9 @@ use crate::record_batch::{BatchLimits, NewRecord, RecordBatch, RecordBatchBuilde
 
 /// Most requests of one round.
 const ROUND: usize = 500;
+/// So many full rounds at least are taken before members are looked for that have not been heard of for long: their heartbeats may wait
+/// among the requests, after a stall. As many as there is place for in the queue; those that come without end put it off no longer.
+const FULL_ROUNDS: usize = QUEUE.div_ceil(ROUND);
 /// Longest that a write may take; after it the outcome counts as unknown.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Bytes read at a time while loading.
@@ -74,6 +77,16 @@ pub(super) enum Request {
     Delete(String, Reply<()>),
     List(Reply<Vec<GroupListing>>),
     Progress(Reply<Progress>),
+}
+
+/// Whether all that waited before this round has been taken by now.
+fn heard_all(taken: usize, full_rounds: &mut usize) -> bool {
+    *full_rounds += 1;
+    let all = taken < ROUND || *full_rounds > FULL_ROUNDS;
+    if all {
+        *full_rounds = 0;
+    }
+    all
 }
 
 /// See the module's header.
@@ -132,7 +145,7 @@ impl Shard {
                 return;
             }
         };
-        let mut requests = Vec::with_capacity(ROUND);
+        let (mut requests, mut full_rounds) = (Vec::with_capacity(ROUND), 0);
         while shard.partition.leader_epoch() == Ok(shard.epoch) && shard.partition.may_have_majority() {
             tokio::select! {
                 biased;
@@ -141,10 +154,13 @@ impl Shard {
                 () = follow.changed() => continue,
             }
             let now = Instant::now();
+            let all_heard = heard_all(requests.len(), &mut full_rounds);
             for request in requests.drain(..) {
                 shard.take(request, now);
             }
-            shard.tick(now);
+            if all_heard {
+                shard.tick(now);
+            }
             if let Err(error) = shard.finish_round().await {
                 tracing::info!(%error, "this broker stops coordinating some consumer groups for the moment");
                 break;
@@ -542,5 +558,18 @@ mod tests {
         entries.into_iter().for_each(|entry| entry::apply(&mut stored, "g".to_owned(), entry));
         assert!(stored["g"].offsets.values().eq(&offsets));
         assert_eq!(split(Entry::GroupRemoved), [Entry::GroupRemoved]);
+    }
+
+    #[test]
+    fn members_are_looked_for_once_all_that_waited_is_taken() {
+        let mut full_rounds = 0;
+        let mut heard =
+            |taken: &[usize]| -> Vec<bool> { taken.iter().map(|taken| heard_all(*taken, &mut full_rounds)).collect() };
+        assert_eq!(heard(&[0, 1, ROUND - 1]), [true; 3]);
+        // What a full queue holds after a stall.
+        assert_eq!(heard(&[ROUND, ROUND, QUEUE - 2 * ROUND, 0]), [false, false, true, true]);
+        // Without end.
+        let taken = heard(&[ROUND; 4 * (FULL_ROUNDS + 1)]);
+        assert_eq!(taken.iter().filter(|looked| **looked).count(), 4);
     }
 }
