@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::FutureExt;
 
 use super::connection::Client;
@@ -13,7 +14,9 @@ use super::group_answers::{answered, once_there_is_room, within_room};
 use super::messages::*;
 use super::metadata::{Allowed, brokers};
 use super::{Door, ErrorCode};
-use crate::coordinator::{GroupDescription, GroupError, Join, Joined, Leaving, Speaker, Sync, TOLD_BYTES, Within};
+use crate::coordinator::{
+    GroupDescription, GroupError, GroupState, Join, Joined, Leaving, Speaker, Sync, TOLD_BYTES, Within,
+};
 
 /// Longest that a client waits for the groups' topic to be created by its asking for a coordinator.
 const TOPIC_TIMEOUT: Duration = Duration::from_secs(10);
@@ -279,20 +282,23 @@ async fn describe_one(
     })
 }
 
+/// What members said and were given is told of a group that has come to its end with that, as by Kafka: meanwhile it is of another
+/// generation.
 fn described(group: GroupDescription) -> DescribedGroup {
+    let stable = group.state == GroupState::Stable;
     let member = |member: crate::coordinator::MemberDescription| DescribedGroupMember {
         member_id: member.id,
         group_instance_id: member.instance_id,
         client_id: member.client_id,
         client_host: member.client_host,
-        member_metadata: member.metadata,
-        member_assignment: member.assignment,
+        member_metadata: if stable { member.metadata } else { Bytes::new() },
+        member_assignment: if stable { member.assignment } else { Bytes::new() },
     };
     DescribedGroup {
         group_id: group.name,
         group_state: group.state.as_str().to_owned(),
         protocol_type: group.protocol_type,
-        protocol_data: group.protocol,
+        protocol_data: if stable { group.protocol } else { String::new() },
         members: group.members.into_iter().map(member).collect(),
         ..Default::default()
     }
@@ -326,4 +332,42 @@ pub(super) async fn delete(door: &Arc<Door>, request: DeleteGroupsRequest) -> Re
         results.push(DeletedGroup { group_id, error_code });
     }
     Response::DeleteGroups(DeleteGroupsResponse { results, ..Default::default() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::coordinator::MemberDescription;
+
+    #[test]
+    fn what_members_were_given_is_told_of_a_stable_group_only() {
+        for state in
+            [GroupState::Empty, GroupState::PreparingRebalance, GroupState::CompletingRebalance, GroupState::Stable]
+        {
+            let bytes = || Bytes::from_static(b"bytes");
+            let member = MemberDescription {
+                id: "m".into(),
+                instance_id: None,
+                client_id: "c".into(),
+                client_host: "h".into(),
+                metadata: bytes(),
+                assignment: bytes(),
+            };
+            let group = described(GroupDescription {
+                name: "g".into(),
+                state,
+                generation: 3,
+                protocol_type: "consumer".into(),
+                protocol: "range".into(),
+                members: vec![member],
+            });
+            let told = [
+                !group.protocol_data.is_empty(),
+                !group.members[0].member_metadata.is_empty(),
+                !group.members[0].member_assignment.is_empty(),
+            ];
+            assert_eq!(told, [state == GroupState::Stable; 3], "{state:?}");
+            assert_eq!((&group.protocol_type[..], &group.members[0].client_id[..]), ("consumer", "c"));
+        }
+    }
 }
