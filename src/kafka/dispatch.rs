@@ -179,7 +179,7 @@ async fn route(door: &Arc<Door>, client: &Client, header: &Header, request: Requ
     match request {
         Request::Produce(request) => produce::produce(door, request, version, turn).await,
         Request::Fetch(request) => fetch::fetch(door, client, request, version).await,
-        Request::ListOffsets(request) => offsets::list(door, client, request).await,
+        Request::ListOffsets(request) => offsets::list(door, client, request, version).await,
         Request::Metadata(request) => metadata::metadata(door, request, version).await,
         Request::OffsetCommit(request) => group_offsets::commit(door, request).await.into(),
         Request::OffsetFetch(request) => client.handle_while_there(group_offsets::fetch(door, request, version)).await,

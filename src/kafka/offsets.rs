@@ -35,6 +35,8 @@ const MAX_TIMESTAMP: i64 = -3;
 const EARLIEST_LOCAL: i64 = -4;
 /// The latest that is in tiered storage; there is none.
 const LATEST_TIERED: i64 = -5;
+/// The first version that asks for each that came later.
+const SINCE: [(i64, i16); 3] = [(MAX_TIMESTAMP, 7), (EARLIEST_LOCAL, 8), (LATEST_TIERED, 9)];
 /// What a request names that is looked at at a time.
 pub(super) const SIDE_BY_SIDE: usize = 64;
 
@@ -80,6 +82,12 @@ async fn one_by_one_behind<T, P: Future, F: Future>(
     tokio::join!(before, behind).1
 }
 
+/// The partitions that a request names more than once.
+fn places_twice<'a>(places: impl Iterator<Item = (&'a str, i32)>) -> BTreeSet<(&'a str, i32)> {
+    let mut seen = BTreeSet::new();
+    places.filter(|place| !seen.insert(*place)).collect()
+}
+
 /// What is told of a partition, or what is left to do for it.
 enum Told {
     Found(Found),
@@ -88,7 +96,7 @@ enum Told {
 }
 
 /// ListOffsets.
-pub(super) async fn list(door: &Arc<Door>, client: &Client, request: ListOffsetsRequest) -> Handled {
+pub(super) async fn list(door: &Arc<Door>, client: &Client, request: ListOffsetsRequest, version: i16) -> Handled {
     let mut topics: Vec<ListedOffsetsTopic> = Vec::with_capacity(request.topics.len());
     let mut asked = Vec::new();
     for topic in request.topics {
@@ -96,18 +104,13 @@ pub(super) async fn list(door: &Arc<Door>, client: &Client, request: ListOffsets
         topics.push(ListedOffsetsTopic { name: topic.name, partitions: Vec::new() });
     }
     let names: Vec<String> = topics.iter().map(|topic| topic.name.clone()).collect();
-    let mut seen = BTreeSet::new();
-    let twice: BTreeSet<_> = asked
-        .iter()
-        .map(|(at, asked)| (names[*at].as_str(), asked.partition))
-        .filter(|place| !seen.insert(*place))
-        .collect();
+    let twice = places_twice(asked.iter().map(|(at, asked)| (names[*at].as_str(), asked.partition)));
     let one = |(at, asked): (usize, ListOffsetsPartition)| {
         let name = names[at].as_str();
         let twice = twice.contains(&(name, asked.partition));
         async move {
             // As Kafka has it. A short request must not ask for the same again and again: by time that is a look into a batch.
-            let told = if twice { Err(ErrorCode::InvalidRequest) } else { tell(door, name, &asked).await };
+            let told = if twice { Err(ErrorCode::InvalidRequest) } else { tell(door, name, &asked, version).await };
             (at, asked, told)
         }
     };
@@ -143,8 +146,11 @@ pub(super) async fn list(door: &Arc<Door>, client: &Client, request: ListOffsets
     Response::ListOffsets(ListOffsetsResponse { topics, ..Default::default() }).into()
 }
 
-async fn tell(door: &Door, topic: &str, asked: &ListOffsetsPartition) -> Result<Told, ErrorCode> {
+async fn tell(door: &Door, topic: &str, asked: &ListOffsetsPartition, version: i16) -> Result<Told, ErrorCode> {
     let failed = |error: Error| ErrorCode::from(&error);
+    if SINCE.iter().any(|(timestamp, since)| asked.timestamp == *timestamp && version < *since) {
+        return Err(ErrorCode::UnsupportedVersion);
+    }
     let partition = leading(door, topic, asked.partition).map_err(failed)?;
     check_epoch(&partition, asked.current_leader_epoch)?;
     Ok(Told::Found(match asked.timestamp {
@@ -156,7 +162,7 @@ async fn tell(door: &Door, topic: &str, asked: &ListOffsetsPartition) -> Result<
             partition.offsets(Consistency::Linearizable).await.map_err(failed)?;
             return Ok(Told::Timed(partition));
         }
-        _ => return Err(ErrorCode::InvalidRequest),
+        _ => return Err(ErrorCode::UnsupportedVersion),
     }))
 }
 
@@ -200,7 +206,7 @@ async fn timed(partition: &Partition, timestamp: i64) -> Result<Found, Error> {
     }))
 }
 
-/// OffsetForLeaderEpoch.
+/// OffsetForLeaderEpoch. A partition that is named twice is refused, as by ListOffsets: each asks a majority.
 pub(super) async fn for_leader_epoch(door: &Arc<Door>, request: OffsetForLeaderEpochRequest) -> Response {
     let (mut topics, mut asked) = (Vec::with_capacity(request.topics.len()), Vec::new());
     for LeaderEpochTopic { topic, partitions } in request.topics {
@@ -208,8 +214,13 @@ pub(super) async fn for_leader_epoch(door: &Arc<Door>, request: OffsetForLeaderE
         asked.extend(partitions.into_iter().map(|partition| (topics.len(), Arc::clone(&name), partition)));
         topics.push(EpochEndTopic { topic, partitions: Vec::new() });
     }
+    let places: Vec<(Arc<str>, i32)> = asked.iter().map(|(_, name, one)| (Arc::clone(name), one.partition)).collect();
+    let twice = &places_twice(places.iter().map(|(name, partition)| (&**name, *partition)));
     let ends = side_by_side(asked, |(at, name, asked)| async move {
-        let found = epoch_end(door, &name, &asked).await;
+        let found = match twice.contains(&(&*name, asked.partition)) {
+            true => Err(ErrorCode::InvalidRequest),
+            false => epoch_end(door, &name, &asked).await,
+        };
         let code = found.as_ref().err().copied().unwrap_or(ErrorCode::None);
         let (leader_epoch, end_offset) = found.unwrap_or((-1, -1));
         (at, EpochEndPartition { error_code: code.number(), partition: asked.partition, leader_epoch, end_offset })

@@ -221,7 +221,7 @@ impl Client {
         let partitions = vec![ListOffsetsPartition { timestamp, ..Default::default() }];
         let topics = vec![ListOffsetsTopic { name: "t".into(), partitions }];
         let request = Request::ListOffsets(ListOffsetsRequest { topics, ..Default::default() });
-        let Response::ListOffsets(mut response) = self.call(request, 7).await else { panic!() };
+        let Response::ListOffsets(mut response) = self.call(request, 9).await else { panic!() };
         let found = response.topics.remove(0).partitions.remove(0);
         assert_eq!(found.error_code, 0);
         (found.offset, found.timestamp)

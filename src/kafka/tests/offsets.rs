@@ -112,7 +112,7 @@ async fn a_search_by_time_in_many_partitions_makes_way_after_each() {
     let (door, (client, gone)) = (house.door(), connection::Client::alone());
     for timestamp in [0, -3] {
         let before = DECOMPRESSED.get();
-        let mut work = pin!(offsets::list(&door, &client, list_request(PARTITIONS, timestamp)));
+        let mut work = pin!(offsets::list(&door, &client, list_request(PARTITIONS, timestamp), 9));
         let mut most = 0;
         let answered = loop {
             let seen = DECOMPRESSED.get();
@@ -131,8 +131,36 @@ async fn a_search_by_time_in_many_partitions_makes_way_after_each() {
     // Whoever has gone is not looked on for.
     gone.send_replace(true);
     let before = DECOMPRESSED.get();
-    let left = offsets::list(&door, &client, list_request(PARTITIONS, 0)).await;
+    let left = offsets::list(&door, &client, list_request(PARTITIONS, 0), 9).await;
     assert!(matches!(left, dispatch::Handled::Silence));
     assert_eq!(DECOMPRESSED.get(), before);
+    house.close().await;
+}
+
+/// Times that stand for something were added one by one; a version from before has other clients.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_version_does_not_know_is_refused_and_so_is_what_is_named_twice() {
+    let house = House::open().await;
+    house.topic("t", 2).await;
+    let mut client = house.client().await;
+    for (timestamp, since) in [(-1, 1), (-2, 1), (-3, 7), (-4, 8), (-5, 9), (-6, 11), (-7, 11)] {
+        for version in 1..=10 {
+            let request = Request::ListOffsets(list_request(1, timestamp));
+            let Response::ListOffsets(response) = client.call(request, version).await else { panic!() };
+            let expected = if version < since { 35 } else { 0 };
+            let code = response.topics[0].partitions[0].error_code;
+            assert_eq!(code, expected, "time {timestamp} in version {version}");
+        }
+    }
+    let one = |partition| LeaderEpochPartition { partition, leader_epoch: 0, ..Default::default() };
+    let topic = |partitions: &[i32]| LeaderEpochTopic {
+        topic: "t".into(),
+        partitions: partitions.iter().copied().map(one).collect(),
+    };
+    let topics = vec![topic(&[0, 1]), topic(&[0])];
+    let request = Request::OffsetForLeaderEpoch(OffsetForLeaderEpochRequest { topics, ..Default::default() });
+    let Response::OffsetForLeaderEpoch(response) = client.call(request, 4).await else { panic!() };
+    let codes = |at: usize| response.topics[at].partitions.iter().map(|end| end.error_code).collect::<Vec<_>>();
+    assert_eq!((codes(0), codes(1)), (vec![42, 0], vec![42]));
     house.close().await;
 }
