@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
 use reqwest::header::HeaderMap;
 use reqwest::{Method, Response, StatusCode};
@@ -22,6 +22,8 @@ use crate::error::WriteOutcome;
 pub(super) const ATTEMPT: Duration = Duration::from_secs(10);
 /// How much longer than the server may take the client waits for its answer.
 const GRACE: Duration = Duration::from_secs(2);
+/// Most bytes of an answer: one record may be as large as 80 MiB, and each of its characters six.
+const ANSWER_BYTES_MAX: usize = 1 << 30;
 /// Shortest attempt, when patience is nearly over.
 const ATTEMPT_MIN: Duration = Duration::from_millis(100);
 /// Pause once every server was tried in vain.
@@ -111,7 +113,8 @@ pub(super) fn read<T: DeserializeOwned>(call: &Call<'_>, Answer { body, .. }: &A
 
 /// What one attempt came to.
 enum Attempt {
-    Answered(Response),
+    /// So far its head, and how long its body may stop on its way.
+    Answered(Response, Duration),
     /// It had no effect.
     NotSent(String),
     /// It may have had an effect.
@@ -184,15 +187,15 @@ impl Client {
 
     async fn attempt(&self, call: &Call<'_>, server: &str, deadline: Instant) -> Result<Answer, ClientError> {
         let left = deadline.saturating_duration_since(Instant::now()).max(ATTEMPT_MIN);
-        let response = match self.send(call, server, left).await {
-            Attempt::Answered(response) => response,
+        let (response, silence) = match self.send(call, server, left).await {
+            Attempt::Answered(response, silence) => (response, silence),
             Attempt::NotSent(why) => return Err(ClientError::Unreachable(why)),
             Attempt::Lost(why) => return Err(lost(call, why)),
         };
         let (status, headers) = (response.status(), response.headers().clone());
-        let body = match response.bytes().await {
+        let body = match whole(response, silence).await {
             Ok(body) => body,
-            Err(error) => return Err(lost(call, format!("{server}: {}", chain(&error.without_url())))),
+            Err(why) => return Err(lost(call, format!("{server}: {why}"))),
         };
         if status.is_success() {
             return Ok(Answer { headers, body });
@@ -209,27 +212,45 @@ impl Client {
 
     async fn send(&self, call: &Call<'_>, server: &str, left: Duration) -> Attempt {
         let mut url = format!("{server}{}", call.path);
-        let timeout = if call.timed {
+        let (head, silence) = if call.timed {
             let told = left.min(call.attempt);
             let and = if url.contains('?') { '&' } else { '?' };
             url += &format!("{and}timeout_ms={}", told.as_millis());
-            told + call.wait + GRACE
+            (told + call.wait + GRACE, told + GRACE)
         } else {
             // It is answered at once or not at all; the others are asked within patience, too.
-            left.min(call.attempt).min((self.patience / self.servers.len() as u32).max(ATTEMPT_MIN))
+            let all = left.min(call.attempt).min((self.patience / self.servers.len() as u32).max(ATTEMPT_MIN));
+            (all, all)
         };
-        let mut request = self.http.request(call.method.clone(), url).timeout(timeout).body(call.body.clone());
+        let mut request = self.http.request(call.method.clone(), url).body(call.body.clone());
         for (name, value) in &call.headers {
             request = request.header(*name, value);
         }
-        match request.send().await {
-            Ok(response) => Attempt::Answered(response),
-            Err(error) => {
+        match timeout(head, request.send()).await {
+            Err(_) => Attempt::Lost(format!("{server}: no answer within {head:.1?}")),
+            Ok(Ok(response)) => Attempt::Answered(response, silence),
+            Ok(Err(error)) => {
                 let sent = !(error.is_connect() || error.is_builder());
                 let why = format!("{server}: {}", chain(&error.without_url()));
                 if sent { Attempt::Lost(why) } else { Attempt::NotSent(why) }
             }
         }
+    }
+}
+
+/// An answer's body. It may take as long as it takes, over a slow link, while it comes: asked for again, it would take as long again.
+async fn whole(mut response: Response, silence: Duration) -> Result<Bytes, String> {
+    let mut body = BytesMut::new();
+    loop {
+        let chunk = match timeout(silence, response.chunk()).await {
+            Ok(chunk) => chunk.map_err(|error| chain(&error.without_url()))?,
+            Err(_) => return Err(format!("nothing more of its answer came for {silence:.1?}")),
+        };
+        let Some(chunk) = chunk else { return Ok(body.freeze()) };
+        if body.len() + chunk.len() > ANSWER_BYTES_MAX {
+            return Err(format!("its answer is longer than {ANSWER_BYTES_MAX} bytes"));
+        }
+        body.extend_from_slice(&chunk);
     }
 }
 

@@ -387,6 +387,42 @@ mod tests {
         assert!(task.await.unwrap()[0].contains("POST /v1/producers?timeout_ms="));
     }
 
+    /// A server that sends a list of no topics by the byte, with so long a pause before each, and ends or stops after so many.
+    async fn slow(pause: Duration, bytes: usize) -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        tokio::spawn(async move {
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let _ = stream.read(&mut [0; 4096]).await.unwrap();
+                let body = r#"{"topics":[]}"#;
+                let head = format!("HTTP/1.1 200 X\r\ncontent-length: {}\r\n\r\n", body.len());
+                stream.write_all(head.as_bytes()).await.unwrap();
+                for byte in body.bytes().take(bytes) {
+                    tokio::time::sleep(pause).await;
+                    stream.write_all(&[byte]).await.unwrap();
+                }
+                tokio::spawn(async move {
+                    let _ = stream.read(&mut [0; 1]).await;
+                });
+            }
+        });
+        address
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_may_take_long_while_it_comes_and_not_once_it_stops() {
+        let patience = Duration::from_secs(9);
+        let slow_link = Client::new(&slow(Duration::from_secs(8), 100).await, patience).unwrap();
+        assert_eq!(slow_link.topics().await.unwrap(), []);
+        let stuck = Client::new(&slow(Duration::ZERO, 7).await, patience).unwrap();
+        let error = stuck.topics().await.unwrap_err();
+        assert!(
+            matches!(&error, ClientError::Unreachable(why) if why.contains("nothing more of its answer")),
+            "{error}"
+        );
+    }
+
     #[test]
     fn a_servers_address_is_a_host_and_a_port() {
         for (named, known) in [
