@@ -308,7 +308,7 @@ impl Shard {
             }
             Request::RemoveOffsets(name, partitions, reply) => {
                 let group = self.groups.get_mut(&name).ok_or(GroupError::NotFound);
-                let done = group.map(|group| group.remove_offsets(&partitions, &mut self.out));
+                let done = group.and_then(|group| group.remove_offsets(&partitions, &mut self.out));
                 self.out.answer(reply, done);
                 name
             }

@@ -118,7 +118,11 @@ impl Group {
         &mut self,
         partitions: &[(String, Vec<u32>)],
         out: &mut Outbox,
-    ) -> Vec<Result<(), GroupError>> {
+    ) -> Result<Vec<Result<(), GroupError>>, GroupError> {
+        // What members of another kind subscribe to nobody knows.
+        if !self.members.is_empty() && self.protocol_type != consumer_protocol::CONSUMER {
+            return Err(GroupError::NonEmpty);
+        }
         let subscribed = self.subscribed();
         let is_subscribed = |topic: &str| match &subscribed {
             Some(topics) => topics.contains(topic),
@@ -132,15 +136,15 @@ impl Group {
             .map(|offset| (offset.topic.clone(), offset.partition))
             .collect();
         self.drop_offsets(removed.into_iter().collect(), out);
-        results
+        Ok(results)
     }
 
-    /// The topics that its members want. `None`: of members of another kind than consumers, or who cannot be read, nobody knows.
+    /// The topics that its members want. `None`: of members who cannot be read nobody knows.
     fn subscribed(&self) -> Option<BTreeSet<String>> {
-        let subscriptions = self.members.values().map(|member| {
-            let topics = consumer_protocol::subscribed_topics(&member.metadata(self.protocol.as_deref()));
-            topics.filter(|_| self.protocol_type == consumer_protocol::CONSUMER)
-        });
+        let subscriptions = self
+            .members
+            .values()
+            .map(|member| consumer_protocol::subscribed_topics(&member.metadata(self.protocol.as_deref())));
         subscriptions.collect::<Option<Vec<_>>>().map(|topics| topics.into_iter().flatten().collect())
     }
 

@@ -368,7 +368,11 @@ fn offsets_are_taken_from_members_of_the_present_generation() {
     assert_eq!(story.group.committed(None).len(), 1);
     assert_eq!(story.group.committed(Some(&[("t".into(), vec![9])])), []);
     let results = story.group.remove_offsets(&[("t".into(), vec![0])], &mut story.out);
-    assert_eq!(results, [Err(GroupError::Subscribed)], "the members' subscriptions cannot be read");
+    assert_eq!(results, Ok(vec![Err(GroupError::Subscribed)]), "the members' subscriptions cannot be read");
+    let kind = std::mem::replace(&mut story.group.protocol_type, "connect".to_owned());
+    let of_another_kind = story.group.remove_offsets(&[("t".into(), vec![0])], &mut story.out);
+    assert_eq!(of_another_kind, Err(GroupError::NonEmpty));
+    story.group.protocol_type = kind;
     assert_eq!(story.group.delete(&mut story.out), Err(GroupError::NonEmpty));
     story.pass(SESSION);
     assert_eq!(commit(&mut story, "", -1), Ok(()));
@@ -376,7 +380,7 @@ fn offsets_are_taken_from_members_of_the_present_generation() {
     let (now, out) = (story.now, &mut story.out);
     assert_eq!(story.group.commit(("", Some("one"), -1), vec![offset(0, 6)], now, out), Ok(()));
     assert_eq!(story.group.commit(("me", None, -1), vec![offset(0, 5)], now, out), Ok(()));
-    assert_eq!(story.group.remove_offsets(&[("t".into(), vec![0])], &mut story.out), [Ok(())]);
+    assert_eq!(story.group.remove_offsets(&[("t".into(), vec![0])], &mut story.out), Ok(vec![Ok(())]));
     assert_eq!(story.group.committed(None), []);
 }
 
