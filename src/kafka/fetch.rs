@@ -20,7 +20,7 @@ use tokio::time::{Instant, sleep_until};
 use super::connection::Client;
 use super::dispatch::Handled;
 use super::messages::{FetchPartition, FetchRequest, FetchResponse, FetchedPartition, FetchedTopic, Response};
-use super::metadata::{Leaders, TopicName, epoch};
+use super::metadata::{Leaders, TopicName, TopicNames, epoch};
 use super::offsets::SIDE_BY_SIDE;
 use super::produce::{leading, moved};
 use super::wire::RecordData;
@@ -149,8 +149,9 @@ pub(super) async fn fetch(door: &Arc<Door>, client: &Client, request: FetchReque
     let bytes_min = (request.min_bytes.max(0) as usize).min(bytes_max);
     let mut topics = Vec::with_capacity(request.topics.len());
     let mut slots = Vec::new();
+    let mut names = TopicNames::new(door, version >= 13);
     for topic in request.topics {
-        let name = TopicName::resolve(door, topic.topic, topic.topic_id, version >= 13);
+        let name = names.resolve(topic.topic, topic.topic_id);
         for asked in topic.partitions {
             let from = match name.error {
                 Some(code) => Err(code),

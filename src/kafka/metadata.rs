@@ -47,18 +47,33 @@ pub(super) struct TopicName {
     pub(super) error: Option<ErrorCode>,
 }
 
-impl TopicName {
-    /// Finds the name, if the request has an id.
-    pub(super) fn resolve(door: &Door, name: String, id: Uuid, by_id: bool) -> Self {
-        if !by_id {
-            return Self { name, id, error: None };
+/// Finds the names of the topics of a request. An id is looked up once, however often it is named: that looks at all of a topic's
+/// partitions.
+pub(super) struct TopicNames<'a> {
+    door: &'a Door,
+    by_id: bool,
+    known: BTreeMap<u128, Result<String, ErrorCode>>,
+}
+
+impl<'a> TopicNames<'a> {
+    /// Of a request that has ids, or names.
+    pub(super) fn new(door: &'a Door, by_id: bool) -> Self {
+        Self { door, by_id, known: BTreeMap::new() }
+    }
+
+    /// One of them.
+    pub(super) fn resolve(&mut self, name: String, id: Uuid) -> TopicName {
+        if !self.by_id {
+            return TopicName { name, id, error: None };
         }
-        match door.broker.topic_by_id(id.0) {
-            Ok(topic) => Self { name: topic.name, id, error: None },
-            Err(error) if error.code == Code::UnknownTopic => {
-                Self { name: String::new(), id, error: Some(ErrorCode::UnknownTopicId) }
-            }
-            Err(error) => Self { name: String::new(), id, error: Some(ErrorCode::from(&error)) },
+        let find = || match self.door.broker.topic_by_id(id.0) {
+            Ok(topic) => Ok(topic.name),
+            Err(error) if error.code == Code::UnknownTopic => Err(ErrorCode::UnknownTopicId),
+            Err(error) => Err(ErrorCode::from(&error)),
+        };
+        match self.known.entry(id.0).or_insert_with(find) {
+            Ok(name) => TopicName { name: name.clone(), id, error: None },
+            Err(code) => TopicName { name: String::new(), id, error: Some(*code) },
         }
     }
 }

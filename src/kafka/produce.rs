@@ -22,7 +22,7 @@ use super::messages::{
     InitProducerIdRequest, InitProducerIdResponse, ProducePartition, ProduceRequest, ProduceResponse, ProduceTopic,
     ProducedPartition, ProducedTopic, Response,
 };
-use super::metadata::{Leaders, TopicName};
+use super::metadata::{Leaders, TopicNames};
 use super::{Door, ErrorCode};
 use crate::broker::{Route, check_not_internal};
 use crate::error::Code;
@@ -177,8 +177,9 @@ async fn check(
     let mut allowance = allowance(door);
     // Bytes that were looked at since others had their turn.
     let mut looked_at = 0;
+    let mut names = TopicNames::new(door, version >= 13);
     for ProduceTopic { name, topic_id, partitions } in asked {
-        let name = TopicName::resolve(door, name, topic_id, version >= 13);
+        let name = names.resolve(name, topic_id);
         let mut answers = Vec::with_capacity(partitions.len());
         for ProducePartition { index, records } in partitions {
             if looked_at >= CHECKED_AT_ONCE {

@@ -309,8 +309,9 @@ async fn delete_one(
             _ => error.into(),
         });
     };
-    let id = door.broker.topic(&name).map(|topic| topic_uuid(&topic)).unwrap_or(topic_id);
-    door.broker.delete_topic(&name, time.left()?).await?;
+    let left = time.left()?;
+    let id = door.broker.topic_id(&name).map_or(topic_id, Uuid);
+    door.broker.delete_topic(&name, left).await?;
     Ok((name, id))
 }
 

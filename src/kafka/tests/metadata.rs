@@ -1,6 +1,7 @@
 //! Metadata and DescribeCluster, and what is found by what they tell.
 
 use super::*;
+use crate::kafka::metadata::{TopicNames, topic_uuid};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn topics_are_found_by_id() {
@@ -161,5 +162,22 @@ async fn a_broker_that_is_cut_off_sends_its_clients_away() {
     let request = Request::Metadata(MetadataRequest { topics: None, ..Default::default() });
     let Response::Metadata(metadata) = client.call(request, 12).await else { panic!() };
     assert_eq!(metadata.brokers.iter().map(|broker| broker.node_id).collect::<Vec<_>>(), [1, 2]);
+    house.close().await;
+}
+
+/// A request may name an id 100,000 times, and finding its topic looks at all of that topic's partitions.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_topics_id_is_looked_up_once_in_a_request() {
+    let house = House::open().await;
+    house.topic("t", 1).await;
+    let door = house.door();
+    let id = topic_uuid(&house.broker.topic("t").unwrap());
+    let mut names = TopicNames::new(&door, true);
+    let mut found = || names.resolve(String::new(), id).name;
+    assert_eq!(found(), "t");
+    house.broker.delete_topic("t", PATIENCE).await.unwrap();
+    assert_eq!(found(), "t", "it was looked up again");
+    let mut names = TopicNames::new(&door, true);
+    assert_eq!(names.resolve(String::new(), id).error, Some(ErrorCode::UnknownTopicId));
     house.close().await;
 }
