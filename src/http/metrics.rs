@@ -43,7 +43,8 @@ const SECONDS: Instrument = Instrument {
     name: "pontoon_http_request_duration_seconds",
     help: "From a request's head to its answer's head, by route and method.",
 };
-const REFUSALS: Instrument = Instrument { kind: "counter", name: "pontoon_refusals_total", help: "Refusals, by code." };
+const REFUSALS: Instrument =
+    Instrument { kind: "counter", name: "pontoon_refusals_total", help: "Refusals over HTTP, by code." };
 
 /// Whatever the door shows of itself.
 pub fn instruments() -> impl Iterator<Item = Instrument> {

@@ -83,7 +83,7 @@ impl<L: ReplicatedLog> Partition<L> {
         let produced = self.produce_once(batch, acks, if_match, timeout, stages).await;
         match &produced {
             Ok(_) => self.options.instruments.produced(records, bytes, began.elapsed(), stages.answered()),
-            Err(_) => self.options.instruments.produce_errors.increment(1),
+            Err(error) => self.options.instruments.not_produced(error.code),
         }
         produced
     }

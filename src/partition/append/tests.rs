@@ -8,7 +8,7 @@ use pontoon_raft::types::{BrokerId, GroupId, ReplicaId};
 use super::*;
 use crate::error::WriteOutcome;
 use crate::partition::fake_log::{FakeLog, batch};
-use crate::partition::{PartitionOptions, Settings, UnacknowledgedRoom};
+use crate::partition::{PartitionInstruments, PartitionOptions, Settings, UnacknowledgedRoom};
 use crate::record_batch::{NewRecord, ProducerSequence, RecordBatchBuilder};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -350,4 +350,21 @@ async fn a_batch_that_the_log_could_not_read_back_is_refused() {
     let produced = log.partition().produce(batch, Acks::All, None, SECOND).await;
     assert_eq!(refused(produced), (Code::RequestTooLarge, WriteOutcome::None));
     assert_eq!(log.appended(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_not_acknowledged_is_counted_by_its_code_whichever_door_it_came_through() {
+    let broker = BrokerId(4_000_001);
+    let recorder = crate::telemetry::recorder::recorder();
+    let log = FakeLog::new();
+    log.set(|state| state.commits = false);
+    let instruments = Arc::new(PartitionInstruments::new(broker));
+    let partition = Partition::new(log.clone(), PartitionOptions { instruments, ..log.options(|| true, |_| true) });
+    let lost = partition.produce(batch(&[1], None), Acks::All, None, SECOND).await;
+    assert_eq!(refused(lost), (Code::OutcomeUnknown, WriteOutcome::Unknown));
+    let text = recorder.render(Some(broker));
+    for (code, count) in [("OUTCOME_UNKNOWN", 1), ("STORAGE_FULL", 0)] {
+        let line = format!("pontoon_produce_errors_total{{broker=\"{broker}\",code=\"{code}\"}} {count}\n");
+        assert!(text.contains(&line), "{line} is missing: {text}");
+    }
 }
