@@ -17,8 +17,6 @@ use crate::telemetry::recorder::write_family;
 instruments! {
     /// Set when somebody asks.
     pub(super) struct BrokerGauges {
-        /// 1 while /readyz says so.
-        gauge ready = "pontoon_ready";
         /// 1 while this broker leads the catalog.
         gauge controller = "pontoon_controller";
         /// 1 while this broker knows a controller that is alive and can decide: most of the catalog's voters are alive.
@@ -97,10 +95,9 @@ pub fn instruments() -> impl Iterator<Item = Instrument> {
 }
 
 impl Broker {
-    /// Brings the gauges up to date. `ready` is the door's word: it may be stopping before the broker is.
-    pub fn observe(&self, ready: bool) {
+    /// Brings the gauges up to date.
+    pub fn observe(&self) {
         let gauges = &self.shared.instruments.gauges;
-        gauges.ready.set(f64::from(u8::from(ready)));
         self.shared.observe_cluster(gauges);
         self.shared.observe_store(gauges);
         self.shared.observe_peers();

@@ -22,6 +22,8 @@ use crate::telemetry::recorder::{Open, Recorder, recorder};
 instruments! {
     /// The door's own.
     pub(super) struct DoorInstruments {
+        /// 1 while /readyz says so.
+        gauge ready = "pontoon_ready";
         /// Open connections.
         gauge connections = "pontoon_http_connections";
         /// Open tails (text/event-stream).

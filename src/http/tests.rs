@@ -67,6 +67,7 @@ async fn metrics_are_shown_from_the_start() {
     client().get(format!("{url}/healthz")).send().await.unwrap();
     let text = client().get(format!("{url}/metrics")).send().await.unwrap().text().await.unwrap();
     assert!(text.contains(r#"pontoon_refusals_total{broker="1",code="NOT_READY"} "#), "{text}");
+    assert!(text.contains("pontoon_ready{broker=\"1\"} 0\n"), "{text}");
     assert!(
         text.contains(r#"pontoon_http_requests_total{broker="1",route="/healthz",method="GET",status="200"}"#),
         "{text}"

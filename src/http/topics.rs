@@ -136,8 +136,10 @@ fn not_ready(shared: &Shared) -> Option<String> {
 
 /// `GET /metrics`
 pub(super) async fn show_metrics(State(shared): State<Arc<Shared>>) -> Response {
+    // Of a broker that recovers, too: it is there, and not ready.
+    shared.metrics.door.ready.set(f64::from(u8::from(not_ready(&shared).is_none())));
     if let Ok(broker) = shared.broker() {
-        broker.observe(not_ready(&shared).is_none());
+        broker.observe();
     }
     let partitions = shared.broker().map(|broker| broker.partition_metrics()).unwrap_or_default();
     let groups = match shared.broker() {
