@@ -27,7 +27,7 @@ use crate::error::Code;
 use crate::http::fetch::{self, BATCHES, EVENTS, FetchWork, OffsetsWork};
 use crate::http::leader::{AtLeader, Passable, Repeat};
 use crate::http::refusal::Refusal;
-use crate::http::request::{Params, Target, number_header, text_header};
+use crate::http::request::{Params, Target, left, number_header, text_header};
 use crate::http::{Shared, Stage};
 use crate::partition::{Consistency, Fetch, FetchFrom, Partition};
 use crate::telemetry::recorder::Open;
@@ -61,21 +61,21 @@ pub(super) async fn tail(
             return Err(Refusal::invalid(format!("{name} cannot go with a stream (Accept: {EVENTS})")));
         }
     }
-    let timeout = params.timeout(&parts.headers, fetch::READ_TIMEOUT_MS)?;
+    let deadline = Instant::now() + params.timeout(&parts.headers, fetch::READ_TIMEOUT_MS)?;
     let from = from(parts, params)?;
     let consistency = fetch::consistency(params.text("consistency"))?;
     let values = fetch::value_format(params.text("value_format"))?;
     let broker = Arc::clone(shared.broker()?);
     // There is no stream without a leader, and who has one knows the topic.
-    broker.route_wait(&target.topic, target.partition, timeout).await?;
-    let topic_id = broker.topic_shape(&target.topic, timeout).await?.topic_id;
+    broker.route_wait(&target.topic, target.partition, left(deadline)).await?;
+    let topic_id = broker.topic_shape(&target.topic, left(deadline)).await?.topic_id;
     let source = Source { shared, target, topic_id, path: parts.uri.path().to_owned() };
     let topic_id = format!("{topic_id:032x}");
-    if let Some(redirect) = source.redirect(parts, timeout).await? {
+    if let Some(redirect) = source.redirect(parts, left(deadline)).await? {
         return Ok(redirect);
     }
     // Looked at before the head is sent, so that what is refused now is refused with its status.
-    let (next, first) = source.begin(from, consistency, values, timeout).await?;
+    let (next, first) = source.begin(from, consistency, values, deadline).await?;
     let open = Open::new(&source.shared.metrics.door.tails);
     let tail = Tail { source, values, next, first: Some(first), pause: PAUSE_MIN, over: false, _open: open };
     let shared = Arc::clone(&tail.source.shared);
@@ -252,20 +252,18 @@ impl Source {
         from: FetchFrom,
         consistency: Consistency,
         values: ValueFormat,
-        timeout: Duration,
+        deadline: Instant,
     ) -> Result<(Offset, Found), Refusal> {
-        let deadline = Instant::now() + timeout;
         loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            let next = self.resolve(from, consistency, left).await?;
-            match self.look(next, values, Duration::ZERO, left).await {
+            let next = self.resolve(from, consistency, left(deadline)).await?;
+            match self.look(next, values, Duration::ZERO, left(deadline)).await {
                 Ok(first) => return Ok((next, first)),
-                Err(refusal) if refusal.error.code == Code::TooManyRequests && left > PAUSE_MAX => {
+                Err(refusal) if refusal.error.code == Code::TooManyRequests && left(deadline) > PAUSE_MAX => {
                     tokio::time::sleep(PAUSE_MAX / 10).await;
                 }
                 // Who named no record need not hear of one that went between the two questions.
                 Err(refusal) if is_gap(&refusal, next) => {
-                    if matches!(from, FetchFrom::Offset(_)) || left.is_zero() {
+                    if matches!(from, FetchFrom::Offset(_)) || left(deadline).is_zero() {
                         return Ok((next, Found { next, events: error_event(refusal), last: true }));
                     }
                 }

@@ -1,5 +1,7 @@
 //! Tails (`text/event-stream`): where they begin and resume, what ends them, and that no change of leader does.
 
+use std::time::Duration;
+
 use reqwest::{Method, Response, StatusCode};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -122,6 +124,32 @@ async fn a_leader_that_stops_in_the_middle_of_an_answer_does_not_stop_a_tail() {
     let held = tokio::time::timeout(PATIENCE, asking).await.expect("it waits for the other half").unwrap();
     assert!(tail.next().await.unwrap().comment);
     drop(held);
+}
+
+/// What one question takes is not there for the next.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tail_begins_within_one_timeout_however_many_questions_that_takes() {
+    const TAKES: Duration = Duration::from_millis(100);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (cluster, _, of_1) = led_by(&listener).await;
+    let asking = tokio::spawn(async move {
+        let mut given = Vec::new();
+        let offsets = r#"{"log_start_offset":0,"high_watermark":0,"log_end_offset":0}"#;
+        for body in [offsets, ""] {
+            let (mut stream, head) = asked(&listener).await;
+            let ms = head.lines().find_map(|line| line.strip_prefix("pontoon-timeout-ms: ")).unwrap();
+            given.push(ms.parse::<u64>().unwrap());
+            tokio::time::sleep(TAKES).await;
+            let length = body.len();
+            let head = format!("HTTP/1.1 200 OK\r\n{KIND}\r\ncontent-length: {length}\r\n\r\n{body}");
+            stream.write_all(head.as_bytes()).await.unwrap();
+        }
+        (given, listener)
+    });
+    let tail = tail_of(&cluster, of_1, "offset=latest&timeout_ms=20000").await;
+    let (given, _listener) = asking.await.unwrap();
+    assert!(given[0] <= 20_000 && given[1] + TAKES.as_millis() as u64 <= given[0], "{given:?}");
+    drop(tail);
 }
 
 /// The leader has heard of a deletion and of a creation, and the broker of the tail not yet.
