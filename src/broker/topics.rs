@@ -15,7 +15,7 @@ use crate::catalog::state::{CatalogState, PartitionRecord, ReplicaRecord, TopicI
 use crate::catalog::topic_config;
 use crate::controller::requests::{ControlAnswer, ControlRequest};
 use crate::controller::{Controller, placement};
-use crate::error::{Code, Error, Result};
+use crate::error::{Code, Error, Result, WriteOutcome};
 
 /// Producer ids that a broker takes at a time.
 const PRODUCER_IDS: u32 = 1000;
@@ -81,14 +81,15 @@ impl Shared {
         self.describe_led(topic, &spec.name, 0, deadline).await
     }
 
-    /// Describes a topic once its partitions from this one on have leaders, or the time is over.
+    /// Describes a topic that was created or changed, once its partitions from this one on have leaders, or the time is over.
     async fn describe_led(&self, topic: TopicId, name: &str, from: u32, deadline: Instant) -> Result<TopicDescription> {
         let mut version = self.routing.watch();
         loop {
             version.mark_unchanged();
             let state = self.catalog.state();
             let Some(record) = state.topics().get(&topic) else {
-                return Err(unknown_topic(name)); // Deleted by somebody else meanwhile.
+                // Deleted by somebody else meanwhile. What was asked for was done all the same.
+                return Err(unknown_topic(name).with_outcome(WriteOutcome::Unknown));
             };
             let led = (from..record.partitions.len() as u32).all(|number| self.route(name, number).is_ok());
             if led || timeout_at(deadline, version.changed()).await.is_err() {
@@ -484,6 +485,20 @@ pub(super) fn unknown_topic(name: &str) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::broker::Broker;
+    use crate::config::Config;
+
+    /// As if somebody had been faster than this broker, which describes what it has just created.
+    #[tokio::test]
+    async fn of_a_topic_that_is_deleted_before_it_is_described_nobody_says_that_nothing_was_done() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut config = Config::new(BrokerId(1), directory.path().to_owned());
+        config.peer.listen = "127.0.0.1:0".into();
+        let broker = Broker::start(config, "127.0.0.1:1".into()).await.unwrap();
+        let error = broker.shared.describe_led(TopicId(7), "t", 0, Instant::now()).await.unwrap_err();
+        assert_eq!((error.code, error.outcome), (Code::UnknownTopic, WriteOutcome::Unknown));
+        broker.shutdown(Duration::from_secs(10)).await;
+    }
 
     #[test]
     fn a_block_of_producer_ids_gives_each_out_once() {
