@@ -178,12 +178,19 @@ impl Shared {
     }
 
     pub(super) fn topic_by_id(&self, topic_id: u128) -> Result<TopicDescription> {
+        self.with_topic(topic_id, |topic| self.describe(topic))
+    }
+
+    pub(super) fn topic_name(&self, topic_id: u128) -> Result<String> {
+        self.with_topic(topic_id, |topic| topic.name.clone())
+    }
+
+    fn with_topic<T>(&self, topic_id: u128, tell: impl FnOnce(&TopicRecord) -> T) -> Result<T> {
         self.check_known()?;
+        let topic_id = TopicId(topic_id);
         let state = self.catalog.state();
-        let topic = state.topics().get(&TopicId(topic_id));
-        topic
-            .map(|topic| self.describe(topic))
-            .ok_or_else(|| Error::new(Code::UnknownTopic, format!("there is no topic of id {}", TopicId(topic_id))))
+        let unknown = || Error::new(Code::UnknownTopic, format!("there is no topic of id {topic_id}"));
+        state.topics().get(&topic_id).map(|topic| tell(topic)).ok_or_else(unknown)
     }
 
     pub(super) fn topic_config_entries(&self, name: &str) -> Result<Vec<ConfigEntry>> {

@@ -220,6 +220,11 @@ impl Broker {
         self.shared.topic_by_id(topic_id)
     }
 
+    /// Its name alone, without a look at its partitions: of each Produce and Fetch that names topics by id. `UNKNOWN_TOPIC`.
+    pub fn topic_name(&self, topic_id: u128) -> Result<String> {
+        self.shared.topic_name(topic_id)
+    }
+
     /// How many replicas the partition with the fewest has, or is to get back. `UNKNOWN_TOPIC`.
     pub fn fewest_replicas(&self, name: &str) -> Result<u32> {
         self.shared.fewest_replicas(name)

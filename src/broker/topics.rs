@@ -231,16 +231,16 @@ impl Shared {
     /// [`Self::delete_topic`], of this topic and of no other that may have its name by now. Returns the name.
     pub(super) async fn delete_topic_by_id(&self, topic_id: u128, timeout: Duration) -> Result<String> {
         let deadline = Instant::now() + timeout;
-        let found = match self.topic_by_id(topic_id) {
+        let name = match self.topic_name(topic_id) {
             Err(error) if error.code == Code::UnknownTopic => {
                 self.catch_up(deadline).await?;
-                self.topic_by_id(topic_id)?
+                self.topic_name(topic_id)?
             }
             other => other?,
         };
-        super::check_not_internal(&found.name)?;
+        super::check_not_internal(&name)?;
         self.delete_found(TopicId(topic_id), deadline).await?;
-        Ok(found.name)
+        Ok(name)
     }
 
     /// The topic of this name, asking the controller how far the catalog is before saying that there is none.

@@ -66,8 +66,8 @@ impl<'a> TopicNames<'a> {
         if !self.by_id {
             return TopicName { name, id, error: None };
         }
-        let find = || match self.door.broker.topic_by_id(id.0) {
-            Ok(topic) => Ok(topic.name),
+        let find = || match self.door.broker.topic_name(id.0) {
+            Ok(name) => Ok(name),
             Err(error) if error.code == Code::UnknownTopic => Err(ErrorCode::UnknownTopicId),
             Err(error) => Err(ErrorCode::from(&error)),
         };
