@@ -15,6 +15,7 @@ mod leader;
 pub mod metrics;
 mod openapi;
 mod partitioner;
+mod path;
 mod produce;
 mod refusal;
 mod request;

@@ -15,8 +15,9 @@ use tracing::{debug, error};
 
 use crate::config::host_of;
 use crate::error::{Code, Error, WriteOutcome};
+use crate::http::path::check_path;
 use crate::http::refusal::Refusal;
-use crate::http::request::{check_path, text_header};
+use crate::http::request::text_header;
 use crate::http::{Shared, fetch, groups, keyed, openapi, produce, topics};
 
 /// One table: the router, and [`ROUTES`] to hold the API's description to.
