@@ -27,8 +27,14 @@ pub(super) fn print_json(value: &impl serde::Serialize) -> Result<(), Failure> {
 
 /// Lays rows out in columns as wide as their widest cell.
 pub(super) fn table(head: &[&str], rows: &[Vec<String>]) -> String {
+    // Names that clients chose among them: what a terminal would obey is shown as what it is.
+    let shown = |cell: &String| match cell.chars().any(char::is_control) {
+        true => cell.escape_debug().to_string(),
+        false => cell.clone(),
+    };
+    let rows: Vec<Vec<String>> = rows.iter().map(|row| row.iter().map(shown).collect()).collect();
     let mut widths: Vec<usize> = head.iter().map(|cell| cell.chars().count()).collect();
-    for row in rows {
+    for row in &rows {
         for (width, cell) in widths.iter_mut().zip(row) {
             *width = (*width).max(cell.chars().count());
         }
@@ -52,5 +58,11 @@ mod tests {
     fn columns_are_aligned() {
         let rows = vec![vec!["a".into(), "1".into()], vec!["longer".into(), "22".into()]];
         assert_eq!(table(&["name", "n"], &rows), "name    n\na       1\nlonger  22\n");
+    }
+
+    #[test]
+    fn what_a_terminal_would_obey_is_shown() {
+        let rows = vec![vec!["a\u{1b}[2J\nb".into(), "é".into()]];
+        assert_eq!(table(&["name", "n"], &rows), "name           n\na\\u{1b}[2J\\nb  é\n");
     }
 }

@@ -4,7 +4,8 @@ use std::time::{Duration, Instant};
 
 use reqwest::{Method, StatusCode};
 use serde_json::json;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
 
 use super::limits::connect;
 use super::refusal;
@@ -58,6 +59,24 @@ async fn answers_about_groups_that_nobody_reads_take_no_more_than_there_is_room_
     assert_eq!((status, &described["groups"][0]["group"]), (StatusCode::OK, &json!("g")), "little needs no room");
     let grown = peak_bytes(&cluster).saturating_sub(before);
     assert!(grown < 80 << 20, "{} MiB for 60 answers of 4.8 MiB", grown >> 20);
+}
+
+/// Whatever is where another broker is said to be.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_brokers_list_of_groups_is_read_only_as_far_as_there_is_room() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let limits = ["--set=limits.request_bytes_max=4194304", "--set=limits.inflight_bytes_max=8388608"];
+    let mut cluster = Cluster::prepare(2, &limits);
+    cluster.broker_mut(1).add_args(&["--http-advertised", &listener.local_addr().unwrap().to_string()]);
+    cluster.restart_all(&[1, 2]).await;
+    let endless = tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let _ = stream.read(&mut [0; 4096]).await.unwrap();
+        stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 1099511627776\r\n\r\n").await.unwrap();
+        while stream.write_all(&[b' '; 65536]).await.is_ok() {}
+    });
+    assert_eq!(refusal(cluster.get(2, "/v1/groups").await), (429, "TOO_MANY_REQUESTS".into()));
+    tokio::time::timeout(PATIENCE, endless).await.expect("it reads on").unwrap();
 }
 
 /// How many requests about the group were answered, whatever with.
