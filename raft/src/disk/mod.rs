@@ -164,9 +164,11 @@ pub(crate) async fn patiently<T, F: Future<Output = io::Result<T>>>(mut read: im
 
 /// Whether a read failed because of what is on the disk, or is not: anything else (too many open files, say) may be over the next time.
 pub(crate) fn is_rot(error: &io::Error) -> bool {
-    const EIO: i32 = rustix::io::Errno::IO.raw_os_error();
+    use rustix::io::Errno;
     let kinds = [io::ErrorKind::NotFound, io::ErrorKind::InvalidData, io::ErrorKind::UnexpectedEof];
-    kinds.contains(&error.kind()) || error.raw_os_error() == Some(EIO)
+    // A bad sector; and, by the names that file systems give them, structures of theirs (EUCLEAN) or a checksum (EBADMSG).
+    let numbers = [Errno::IO, Errno::UCLEAN, Errno::BADMSG].map(Errno::raw_os_error);
+    kinds.contains(&error.kind()) || error.raw_os_error().is_some_and(|number| numbers.contains(&number))
 }
 
 /// Whether a read failed for want of something that others hold just now: it may succeed the next time, whatever is on the disk.

@@ -26,6 +26,10 @@ use model::{DirState, FileState, Loss, Node, NodeId, ROOT, Tree};
 pub const EIO: i32 = 5;
 /// The operating system's number for too many open files.
 pub const EMFILE: i32 = 24;
+/// The operating system's number for a file system's checksum that is wrong.
+pub const EBADMSG: i32 = 74;
+/// The operating system's number for a file system's structure that is wrong.
+pub const EUCLEAN: i32 = 117;
 /// The operating system's number for a full disk.
 pub const ENOSPC: i32 = 28;
 /// The operating system's number for a quota that is used up.

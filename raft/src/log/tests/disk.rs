@@ -6,7 +6,7 @@ use futures_util::FutureExt;
 
 use super::*;
 use crate::disk::Disk;
-use crate::disk::sim::{EIO, ENOSPC, Fault, OpKind, TraceEntry};
+use crate::disk::sim::{EBADMSG, EIO, ENOSPC, EUCLEAN, Fault, OpKind, TraceEntry};
 use crate::error::OpenError;
 use crate::log::base::Base;
 use crate::payload::Application;
@@ -1177,22 +1177,24 @@ async fn a_read_that_the_disk_refuses_at_a_start_is_repeated_before_a_replica_is
     fill(&log, 1, 3, 10 << 10).await;
     rest().await;
     let disk = disk.kill();
-    for (kind, refused, lost) in [
-        (OpKind::Read, 1, 0),
-        (OpKind::Read, 2, 0),
-        (OpKind::Read, 3, 0),
-        (OpKind::Read, 12, 1),
-        (OpKind::Open, 1, 0),
-        (OpKind::Open, 2, 0),
-        (OpKind::Open, 12, 1),
+    for (kind, errno, refused, lost) in [
+        (OpKind::Read, EIO, 1, 0),
+        (OpKind::Read, EIO, 2, 0),
+        (OpKind::Read, EIO, 3, 0),
+        (OpKind::Read, EIO, 12, 1),
+        (OpKind::Read, EUCLEAN, 12, 1),
+        (OpKind::Read, EBADMSG, 12, 1),
+        (OpKind::Open, EIO, 1, 0),
+        (OpKind::Open, EIO, 2, 0),
+        (OpKind::Open, EIO, 12, 1),
     ] {
         let disk = disk.fork();
         for skip in 0..refused {
             let path_contains = ".segment".to_owned();
-            disk.inject(Fault { kind, path_contains, skip, errno: EIO, loses_data: false });
+            disk.inject(Fault { kind, path_contains, skip, errno, loses_data: false });
         }
         let store = open(&disk, small(), SnapshotAt::Boundary).await;
-        assert_eq!(store.corrupt().len(), lost, "{kind:?} {refused}: {:?}", store.corrupt());
+        assert_eq!(store.corrupt().len(), lost, "{kind:?} {errno} {refused}: {:?}", store.corrupt());
         assert!(lost > 0 || disk.faults_left() == 0);
     }
 }

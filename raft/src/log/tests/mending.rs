@@ -72,6 +72,28 @@ async fn without_file(disk: SimDisk, name: SegmentName) -> SimDisk {
     disk
 }
 
+/// A log that was opened without the file of its second segment, and another that has the same entries.
+struct Gone {
+    disk: SimDisk,
+    store: Arc<Store>,
+    log: Arc<Log>,
+    other: Arc<Log>,
+    name: SegmentName,
+    whole: Bytes,
+}
+
+async fn gone() -> Gone {
+    let (disk, store, log, other) = twins().await;
+    let name = names(&log)[1];
+    let whole = bytes(&disk, &log, name).await;
+    drop((store, log));
+    rest().await;
+    let disk = without_file(disk, name).await;
+    let store = open(&disk, small(), SnapshotAt::Boundary).await;
+    let log = store.replicas()[0].log.clone();
+    Gone { disk, store, log, other, name, whole }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_segment_is_the_same_again_whatever_happened_to_it() {
     let (disk, _store, log, other) = twins().await;
@@ -114,14 +136,7 @@ async fn a_segment_is_the_same_again_whatever_happened_to_it() {
 
 #[tokio::test(start_paused = true)]
 async fn a_file_that_is_gone_is_made_anew_and_lasts() {
-    let (disk, store, log, other) = twins().await;
-    let name = names(&log)[1];
-    let whole = bytes(&disk, &log, name).await;
-    drop((store, log));
-    rest().await;
-    let disk = without_file(disk, name).await;
-    let store = open(&disk, small(), SnapshotAt::Boundary).await;
-    let log = store.replicas()[0].log.clone();
+    let Gone { disk, store: _store, log, other, name, whole } = gone().await;
     assert_eq!(log.rot().iter().map(|rot| rot.segment).collect::<Vec<_>>(), [name]);
     assert!(log.mend_segment(name, &mut source(&other)).await.unwrap().frames > 2);
     // A power cut at once loses nothing of it.
@@ -170,14 +185,7 @@ async fn what_is_appended_where_the_last_file_is_gone_lasts() {
 /// Too many open files: its file is there, but not its name, and the next attempt finds nothing missing.
 #[tokio::test(start_paused = true)]
 async fn a_repair_whose_sync_could_not_begin_is_made_durable_by_the_next() {
-    let (disk, store, log, other) = twins().await;
-    let name = names(&log)[1];
-    let whole = bytes(&disk, &log, name).await;
-    drop((store, log));
-    rest().await;
-    let disk = without_file(disk, name).await;
-    let store = open(&disk, small(), SnapshotAt::Boundary).await;
-    let log = store.replicas()[0].log.clone();
+    let Gone { disk, store: _store, log, other, name, whole } = gone().await;
     let path_contains = "4-40".to_owned();
     disk.inject(Fault { kind: OpKind::SyncDir, path_contains, skip: 0, errno: EMFILE, loses_data: false });
     let first = log.mend_segment(name, &mut source(&other)).await;
@@ -194,14 +202,7 @@ async fn a_repair_whose_sync_could_not_begin_is_made_durable_by_the_next() {
 /// Nothing was written, so nothing can be made durable: the other groups have nothing to do with it.
 #[tokio::test(start_paused = true)]
 async fn a_repair_that_could_not_make_its_file_stops_no_directory() {
-    let (disk, store, log, other) = twins().await;
-    let name = names(&log)[1];
-    let whole = bytes(&disk, &log, name).await;
-    drop((store, log));
-    rest().await;
-    let disk = without_file(disk, name).await;
-    let store = open(&disk, small(), SnapshotAt::Boundary).await;
-    let log = store.replicas()[0].log.clone();
+    let Gone { disk, store, log, other, name, whole } = gone().await;
     let path_contains = ".segment".to_owned();
     disk.inject(Fault { kind: OpKind::Create, path_contains, skip: 0, errno: ENOSPC, loses_data: false });
     let first = log.mend_segment(name, &mut source(&other)).await;

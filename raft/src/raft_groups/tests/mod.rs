@@ -820,14 +820,20 @@ async fn a_follower_without_room_refuses_entries_and_catches_up_later() {
     cluster.shows(3, 1, &names(2)).await;
 }
 
-/// A full disk is no reason to give a replica up: it has everything it ever acknowledged, and may be the last that has.
-#[tokio::test(start_paused = true)]
-async fn a_snapshot_that_finds_no_room_ends_no_group() {
+/// Three brokers, and a group with 300 records on each of them.
+async fn with_enough_for_a_snapshot() -> (Cluster, RaftGroup) {
     let cluster = Cluster::start(3).await;
     let group = cluster.create(1).await;
     let all = long_names(300);
     write_all(&group, &all).await;
     cluster.shows(3, 1, &all).await;
+    (cluster, group)
+}
+
+/// A full disk is no reason to give a replica up: it has everything it ever acknowledged, and may be the last that has.
+#[tokio::test(start_paused = true)]
+async fn a_snapshot_that_finds_no_room_ends_no_group() {
+    let (cluster, group) = with_enough_for_a_snapshot().await;
     let (disk, third) = (&cluster.brokers[&3].disk, cluster.group(3, 1));
     let mut events = cluster.brokers[&3].groups.watch_events();
     disk.set_capacity(Some(disk.used_bytes()));
@@ -846,11 +852,7 @@ async fn a_snapshot_that_finds_no_room_ends_no_group() {
 /// Nor is it one to end the group: the purge behind a snapshot would make room.
 #[tokio::test(start_paused = true)]
 async fn a_purge_that_finds_no_room_for_its_base_ends_no_group() {
-    let cluster = Cluster::start(3).await;
-    let group = cluster.create(1).await;
-    let all = long_names(300);
-    write_all(&group, &all).await;
-    cluster.shows(3, 1, &all).await;
+    let (cluster, group) = with_enough_for_a_snapshot().await;
     let (disk, third) = (&cluster.brokers[&3].disk, cluster.group(3, 1));
     let mut events = cluster.brokers[&3].groups.watch_events();
     for skip in 0..4 {
