@@ -280,6 +280,13 @@ impl Elections {
         self.begins(&case)
     }
 
+    /// Hears that a broker is there (again); whether a group is looked at at once for that.
+    #[cfg(test)]
+    pub(crate) fn looks_when_one_comes(&self, broker: BrokerId, group: GroupId) -> bool {
+        self.liveness_changed(broker, Liveness::Alive);
+        self.inner.orphans.lock().get(&group).is_some_and(|orphan| orphan.due <= Instant::now())
+    }
+
     /// Those of them that have no leader, each with its own claim noted. The others are dismissed.
     async fn cases(&self, due: &[(GroupId, Option<RaftGroup>)]) -> Vec<Case> {
         let look = |(id, group): (GroupId, Option<RaftGroup>)| async move {

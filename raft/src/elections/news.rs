@@ -59,7 +59,10 @@ impl Elections {
             }
             let mut orphans = self.inner.orphans.lock();
             if let Some(orphan) = orphans.get_mut(&group.group()) {
-                orphan.look_at(now);
+                // Who was chosen without this broker needs none of its votes; another choice would run against the first.
+                if replaced || !orphan.is_decided(now) {
+                    orphan.look_at(now);
+                }
             } else if group.is_without_leader() {
                 orphans.insert(group.group(), Orphan::new(now));
             }

@@ -57,10 +57,14 @@ impl Orphan {
     pub(super) fn hear(&mut self, claim: Claim, now: Instant) {
         let before = self.claims.insert(claim.replica, (claim, now));
         let known = before.is_some_and(|(before, heard)| before == claim && now.duration_since(heard) < CLAIM_AGE_MAX);
-        // A winner that was told to run is given its time.
-        if !known && self.in_office_by.is_none_or(|by| now >= by) {
+        if !known && !self.is_decided(now) {
             self.due = now;
         }
+    }
+
+    /// A winner was told to run, or is to run when it is its turn, and is given its time.
+    pub(super) fn is_decided(&self, now: Instant) -> bool {
+        self.in_office_by.is_some_and(|by| now < by)
     }
 
     /// It is without a leader, and this is our own claim.

@@ -168,7 +168,10 @@ async fn whoever_waited_for_its_turn_does_not_run_against_a_leader_that_lives() 
         }
     };
     timeout(Duration::from_secs(5), dead).await.unwrap();
+    // Who comes may decide it, but not again once it is decided: the first choice would have to run against the second.
+    assert!(elections.looks_when_one_comes(BrokerId(3), GroupId(1)));
     assert!(elections.would_run(&group).await);
+    assert!(!elections.looks_when_one_comes(BrokerId(3), GroupId(1)));
 }
 
 #[tokio::test(start_paused = true)]
