@@ -43,11 +43,12 @@ fn replaceable<'a>(
     state: &'a CatalogState,
     partition: &'a PartitionRecord,
     counts: &impl Fn(GroupId, BrokerId) -> bool,
+    due: &'a impl Fn(GroupId, BrokerId) -> bool,
 ) -> impl Iterator<Item = &'a ReplicaRecord> {
     let sound = has_healthy_majority(state, partition, |_| true);
     let answers = has_healthy_majority(state, partition, |broker| counts(partition.group, broker));
     let lost = partition.replicas.iter().filter(move |replica| sound && is_lost(state, replica));
-    lost.filter(move |replica| answers || !state.on_current_directory(replica))
+    lost.filter(move |replica| !state.on_current_directory(replica) || answers && due(partition.group, replica.broker))
 }
 
 /// Whether the replica that is to initialise the group is away, while a majority is not.
@@ -58,19 +59,29 @@ fn waits_for_its_first(partition: &PartitionRecord, away: &BTreeSet<BrokerId>) -
 }
 
 /// The commands that repair what can be repaired now, while these brokers are away for longer. `counts`: whether a broker's replica of a group can
-/// be counted on, for it is there and has everything. Ids follow the state's; propose them before anything else changes it, or they are refused as stale and computed anew. But whether the other replicas are still
-/// sound is not asked again where a replacement is applied: nothing may come between.
+/// be counted on, for it is there and has everything. `due`: whether a broker's replica of a group may be replaced again, if it is lost and its
+/// disk is there; where a disk lets every new one down at once, too, that is not at every look.
+///
+/// Ids follow the state's; propose the commands before anything else changes it, or they are refused as stale and computed anew. But whether the
+/// other replicas are still sound is not asked again where a replacement is applied: nothing may come between.
 pub fn plan(
     state: &CatalogState,
     away: &BTreeSet<BrokerId>,
     counts: impl Fn(GroupId, BrokerId) -> bool,
+    due: impl Fn(GroupId, BrokerId) -> bool,
 ) -> Vec<Command> {
     let mut ids = Ids { next: state.next_replica().0 };
     let lossy = |partition: &&&PartitionRecord| partition.replicas.iter().any(|replica| is_lost(state, replica));
     let partitions: Vec<&PartitionRecord> =
         state.topics().values().flat_map(|topic| topic.partitions.iter().map(|partition| &**partition)).collect();
     let mut commands = Vec::new();
-    let stuck = |partition: &&&PartitionRecord| lossy(partition) || waits_for_its_first(partition, away);
+    let waits = |partition: &PartitionRecord, replica: &ReplicaRecord| {
+        is_lost(state, replica) && state.on_current_directory(replica) && !due(partition.group, replica.broker)
+    };
+    let stuck = |partition: &&&PartitionRecord| {
+        let soon = partition.replicas.iter().any(|replica| waits(partition, replica));
+        !soon && lossy(partition) || waits_for_its_first(partition, away)
+    };
     for partition in partitions.iter().filter(|partition| !partition.initialised).filter(stuck) {
         // It never acknowledged anything: all of it starts anew, so that whoever initialises it finds only empty logs. On the same
         // brokers: each drops what it had before it creates another, so that of those before no majority is left.
@@ -84,7 +95,7 @@ pub fn plan(
         if replacements.len() >= REPLACEMENTS_MAX {
             break;
         }
-        for old in replaceable(state, partition, &counts) {
+        for old in replaceable(state, partition, &counts, &due) {
             if let Some(new) = ids.placement(state, old) {
                 replacements.push(Replacement { group: partition.group, old: old.replica, new });
             }
@@ -161,7 +172,7 @@ mod tests {
 
     /// The plan while nobody is away.
     fn planned(state: &CatalogState) -> Vec<Command> {
-        plan(state, &BTreeSet::new(), |_, _| true)
+        plan(state, &BTreeSet::new(), |_, _| true, |_, _| true)
     }
 
     fn register(state: &mut CatalogState, broker: u32, directory: u128) {
@@ -295,7 +306,8 @@ mod tests {
     fn a_lost_replica_whose_disk_is_there_is_not_thrown_away_while_another_broker_is_away() {
         let mut state = state(&[3], true);
         lose(&mut state, 1, 1);
-        let without = |state: &_, broker| plan(state, &BTreeSet::new(), |_, other| other != BrokerId(broker));
+        let without =
+            |state: &_, broker| plan(state, &BTreeSet::new(), |_, other| other != BrokerId(broker), |_, _| true);
         assert_eq!(without(&state, 3), [], "2 alone has what was acknowledged, for all that is known");
         assert_eq!(without(&state, 1), planned(&state), "its own broker need not be there");
         assert_eq!(planned(&state).len(), 1);
@@ -303,6 +315,22 @@ mod tests {
         register(&mut state, 1, 11);
         assert_eq!(without(&state, 3), planned(&state));
         assert_eq!(planned(&state).len(), 1);
+    }
+
+    #[test]
+    fn one_that_is_lost_again_waits_until_it_is_due_unless_its_disk_is_another() {
+        let put_off =
+            |state: &_, broker| plan(state, &BTreeSet::new(), |_, _| true, |_, other| other != BrokerId(broker));
+        for initialised in [true, false] {
+            let mut state = state(&[3], initialised);
+            lose(&mut state, 1, 2);
+            assert_eq!(put_off(&state, 2), [], "initialised: {initialised}");
+            assert_eq!(put_off(&state, 1), planned(&state));
+            assert_eq!(planned(&state).len(), 1);
+            register(&mut state, 2, 22);
+            assert_eq!(put_off(&state, 2), planned(&state));
+            assert_eq!(planned(&state).len(), 1);
+        }
     }
 
     #[test]
@@ -315,7 +343,7 @@ mod tests {
         execute(&mut state, &Command::Report(ReplicaReport { created, initialised, ..Default::default() })).0.unwrap();
         lose(&mut state, 2, 4);
         register(&mut state, 5, 55);
-        let commands = plan(&state, &BTreeSet::new(), |_, broker| broker != BrokerId(2));
+        let commands = plan(&state, &BTreeSet::new(), |_, broker| broker != BrokerId(2), |_, _| true);
         let [Command::ReplaceReplicas { replacements }] = &commands[..] else { panic!("{commands:?}") };
         let replaced: Vec<_> = replacements.iter().map(|replacement| replacement.old).collect();
         assert_eq!(replaced, [ReplicaId(8)]);
@@ -336,7 +364,7 @@ mod tests {
     fn a_new_group_whose_first_replica_is_away_starts_anew_with_another_first() {
         let without = |state: &_, brokers: &[u32]| {
             let away: BTreeSet<_> = brokers.iter().copied().map(BrokerId).collect();
-            plan(state, &away, |_, broker| !away.contains(&broker))
+            plan(state, &away, |_, broker| !away.contains(&broker), |_, _| true)
         };
         assert_eq!(without(&state(&[3, 2, 1], true), &[1]), [], "it has had a leader: nothing moves");
         let mut new = state(&[3, 2, 1], false);

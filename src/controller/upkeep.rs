@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pontoon_raft::raft_group::RaftGroup;
-use pontoon_raft::types::{BrokerId, ClusterId, ReplicaHome};
+use pontoon_raft::types::{BrokerId, ClusterId, GroupId, ReplicaHome};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -22,6 +22,12 @@ const CATCH_UP_INTERVAL: Duration = Duration::from_millis(50);
 const REPAIR_WITHIN: Duration = Duration::from_secs(1);
 /// A broker that has not been alive for so long is away for longer.
 const AWAY_AFTER: Duration = Duration::from_secs(5);
+/// How long a replica that was replaced is not replaced again on the same disk: at first, and at last, after twice as long each time. What
+/// is replaced is kept in a folder, so a disk on which no replica lasts would be full of them.
+const AGAIN_FIRST: Duration = Duration::from_secs(1);
+const AGAIN_LAST: Duration = Duration::from_secs(600);
+/// One that lasted for so long, and for twice its pause, is as good as one that was never replaced.
+const LASTING: Duration = Duration::from_secs(60);
 
 impl Controller {
     /// Keeps the cluster as it should be, until `stop` says so. A newly formed catalog is told its cluster's id first of all:
@@ -30,6 +36,7 @@ impl Controller {
         let mut changes = self.catalog.watch();
         let mut liveness = self.groups.transport().watch_liveness();
         let mut absences = Absences::default();
+        let mut replaced = Replaced::default();
         loop {
             changes.mark_unchanged();
             let wait = match (self.leading_caught_up().await, self.groups.store().cluster()) {
@@ -37,11 +44,11 @@ impl Controller {
                     let state = self.catalog.state();
                     let absent = state.brokers().keys().copied().filter(|broker| !self.alive(*broker)).collect();
                     let away = absences.note(&absent, Instant::now());
-                    self.look(&group, cluster, &away).await
+                    self.look(&group, cluster, &away, &mut replaced).await
                 }
                 (Ok(_), None) => CATCH_UP_INTERVAL,
                 _ => {
-                    absences = Absences::default();
+                    (absences, replaced) = Default::default();
                     LOOK_INTERVAL / 4
                 }
             };
@@ -55,7 +62,13 @@ impl Controller {
     }
 
     /// One look at everything. Returns how long nothing need be looked at, if nothing changes.
-    async fn look(&self, group: &RaftGroup, cluster: ClusterId, away: &BTreeSet<BrokerId>) -> Duration {
+    async fn look(
+        &self,
+        group: &RaftGroup,
+        cluster: ClusterId,
+        away: &BTreeSet<BrokerId>,
+        replaced: &mut Replaced,
+    ) -> Duration {
         if self.catalog.state().cluster() != Some(cluster) {
             match self.propose(group, &Command::FormCluster { cluster }).await {
                 Ok((Ok(_), _)) => tracing::info!(cluster = format!("{:032x}", cluster.0), "the cluster is formed"),
@@ -70,7 +83,7 @@ impl Controller {
             }
         }
         let wait = self.keep_voters(group).await;
-        self.repair(group, away).await;
+        self.repair(group, away, replaced).await;
         wait
     }
 
@@ -99,12 +112,16 @@ impl Controller {
     /// A plan of replacements holds for the state that it was made of, and is applied without asking again: older versions did not ask,
     /// and every version must make the same catalog of the same log. So whoever reports of replicas waits for the same turn, and what was
     /// appended before, by whom ever and whether or not anybody still waits for it, is applied before the plan is made.
-    async fn repair(&self, group: &RaftGroup, away: &BTreeSet<BrokerId>) {
+    async fn repair(&self, group: &RaftGroup, away: &BTreeSet<BrokerId>, replaced: &mut Replaced) {
         let Ok(_turn) = self.turn().await else { return };
         let counts = |group, broker| self.is_here(broker) && (self.level)(group, broker);
-        let plan = || repair::plan(&self.catalog.state(), away, counts);
+        replaced.forget(Instant::now());
+        let plan = |replaced: &Replaced| {
+            let now = Instant::now();
+            repair::plan(&self.catalog.state(), away, counts, |group, broker| replaced.is_due(group, broker, now))
+        };
         let grow = || repair::grow(&self.catalog.state(), |broker| self.alive(broker));
-        if plan().is_empty() && grow().is_none() {
+        if plan(replaced).is_empty() && grow().is_none() {
             return;
         }
         let nothing = Command::Report(ReplicaReport::default());
@@ -113,9 +130,15 @@ impl Controller {
             return;
         }
         let began = Instant::now();
-        for command in plan() {
-            if began.elapsed() > REPAIR_WITHIN || !self.propose_repair(group, command, "replicas are replaced").await {
+        for command in plan(replaced) {
+            if began.elapsed() > REPAIR_WITHIN {
                 return;
+            }
+            let again = replacements(&command);
+            match self.propose_repair(group, command, "replicas are replaced").await {
+                Proposed::Refused => {}
+                Proposed::Done => replaced.note(&again, Instant::now()),
+                Proposed::Unknown => return replaced.note(&again, Instant::now()),
             }
         }
         if let Some(command) = grow() {
@@ -123,18 +146,81 @@ impl Controller {
         }
     }
 
-    /// Whether more may follow: what became of this is known.
-    async fn propose_repair(&self, group: &RaftGroup, command: Command, what: &str) -> bool {
+    async fn propose_repair(&self, group: &RaftGroup, command: Command, what: &str) -> Proposed {
         match self.propose(group, &command).await {
-            Ok((Ok(_), _)) => tracing::info!(?command, "{what}"),
+            Ok((Ok(_), _)) => {
+                tracing::info!(?command, "{what}");
+                Proposed::Done
+            }
             // Stale or no longer the controller: the next look, here or elsewhere, computes it anew.
-            Ok((Err(error), _)) => tracing::debug!(%error, "a repair was stale"),
+            Ok((Err(error), _)) => {
+                tracing::debug!(%error, "a repair was stale");
+                Proposed::Refused
+            }
             Err(error) => {
                 tracing::debug!(%error, "a repair was not proposed");
-                return false;
+                Proposed::Unknown
             }
         }
-        true
+    }
+}
+
+/// What became of a repair.
+enum Proposed {
+    Done,
+    /// It has changed nothing.
+    Refused,
+    /// Nothing may follow it.
+    Unknown,
+}
+
+/// The replicas that a command replaces.
+fn replacements(command: &Command) -> Vec<(GroupId, BrokerId)> {
+    match command {
+        Command::ReplaceReplicas { replacements } => {
+            replacements.iter().map(|replacement| (replacement.group, replacement.new.broker)).collect()
+        }
+        Command::RestartPartition { group, replicas } => {
+            replicas.iter().map(|replica| (*group, replica.broker)).collect()
+        }
+        _ => Vec::new(),
+    }
+}
+
+/// What was replaced lately.
+#[derive(Default)]
+struct Replaced(BTreeMap<(GroupId, BrokerId), Again>);
+
+/// When a replica was replaced last, and for how long that is to do.
+struct Again {
+    at: Instant,
+    pause: Duration,
+}
+
+impl Replaced {
+    fn is_due(&self, group: GroupId, broker: BrokerId, now: Instant) -> bool {
+        self.0.get(&(group, broker)).is_none_or(|again| now.duration_since(again.at) >= again.pause)
+    }
+
+    fn note(&mut self, replicas: &[(GroupId, BrokerId)], now: Instant) {
+        for key in replicas {
+            let pause = match self.0.get(key) {
+                Some(Again { at, pause }) if now.duration_since(*at) < (*pause * 2).max(LASTING) => {
+                    (*pause * 2).min(AGAIN_LAST)
+                }
+                _ => AGAIN_FIRST,
+            };
+            if pause > AGAIN_FIRST {
+                let (group, broker) = key;
+                tracing::warn!(%group, %broker, ?pause, "a replica did not last, and is not replaced again before this is over");
+            }
+            self.0.insert(*key, Again { at: now, pause });
+        }
+    }
+
+    /// Drops what [`Self::note`] would not look at any more.
+    fn forget(&mut self, now: Instant) {
+        self.0.retain(|_, again| now.duration_since(again.at) < (again.pause * 2).max(LASTING));
     }
 }
 
@@ -157,6 +243,29 @@ impl Absences {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_replica_that_never_lasts_is_replaced_ever_more_seldom() {
+        let (mut replaced, group, broker) = (Replaced::default(), GroupId(1), BrokerId(2));
+        let (mut now, mut pauses) = (Instant::now(), Vec::new());
+        for _ in 0..12 {
+            assert!(replaced.is_due(group, broker, now));
+            replaced.note(&[(group, broker)], now);
+            assert!(replaced.is_due(group, BrokerId(3), now) && replaced.is_due(GroupId(2), broker, now));
+            let begun = now;
+            while !replaced.is_due(group, broker, now) {
+                now += Duration::from_secs(1);
+                replaced.forget(now);
+            }
+            pauses.push((now - begun).as_secs());
+        }
+        assert_eq!(pauses, [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 600, 600]);
+        replaced.forget(now + AGAIN_LAST);
+        assert!(replaced.0.is_empty(), "it has lasted");
+        replaced.note(&[(group, broker)], now);
+        replaced.note(&[(group, broker)], now + LASTING);
+        assert!(replaced.is_due(group, broker, now + LASTING + AGAIN_FIRST));
+    }
 
     #[tokio::test(start_paused = true)]
     async fn a_broker_is_away_after_some_time_and_back_at_once() {

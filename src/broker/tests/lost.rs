@@ -80,7 +80,7 @@ async fn nothing_is_given_up_for_a_process_that_has_not_said_which_disk_it_has()
     shared.controller.handle(lost(&cluster, id)).await.unwrap();
     let state = shared.catalog.state();
     assert_eq!((replica(&state, id).state, replica(&state, id).replica), (ReplicaState::Lost, before.replica));
-    assert_eq!(repair::plan(&state, &BTreeSet::new(), |_, broker| is_here(broker)), []);
+    assert_eq!(repair::plan(&state, &BTreeSet::new(), |_, broker| is_here(broker), |_, _| true), []);
     shared.controller.handle(ControlRequest::Register(known)).await.unwrap();
     cluster.await_catalog("its replacement", |state| replica(state, id).replica != before.replica).await;
 }
