@@ -89,6 +89,35 @@ async fn nothing_is_held_back_when_commits_wait_for_it() {
     assert!(last(&cluster, 3) >= 500);
 }
 
+/// A new leader does not know yet that its followers have everything, however much that is.
+#[tokio::test(start_paused = true)]
+async fn a_new_leader_of_a_long_log_commits_at_once() {
+    let mut cluster = Cluster::start_with(3, slow()).await;
+    let group = cluster.create(1).await;
+    for number in 0..500 {
+        propose(&group, &record(number)).await.unwrap();
+    }
+    for broker in [2, 3] {
+        while last(&cluster, broker) < last(&cluster, 1) {
+            sleep(Duration::from_millis(10)).await;
+        }
+    }
+    cluster.kill(1).await;
+    let died = Instant::now();
+    let elected = async {
+        loop {
+            let leads = |broker: &u32| cluster.group(*broker, 1).leading_term().is_some();
+            match [2, 3].iter().find(|broker| leads(broker)) {
+                Some(broker) => return cluster.group(*broker, 1),
+                None => sleep(Duration::from_millis(1)).await,
+            }
+        }
+    };
+    let led = timeout(Duration::from_secs(10), elected).await.expect("nobody leads");
+    propose(&led, "after the death").await.unwrap();
+    assert!(died.elapsed() < Duration::from_millis(400), "after {:?}", died.elapsed());
+}
+
 /// The leader may know less of it: the answers were lost with a stream. openraft panics on such a snapshot (in debug builds) where
 /// nothing of the log is known to be committed.
 #[tokio::test(start_paused = true)]

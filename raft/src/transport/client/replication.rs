@@ -28,6 +28,10 @@ use crate::types::LogId;
 /// everything again would not make it faster.
 const STALL_MAX: Duration = Duration::from_secs(10);
 
+/// So many requests of a stream wait for no turn: the first, which is all there is where openraft looks for a follower's place, and the
+/// one that tells that more will come. Both are small.
+const FREE_REQUESTS: u32 = 2;
+
 /// A request that was sent and is not answered.
 struct InFlight {
     prev: Option<LogId>,
@@ -61,6 +65,7 @@ pub(super) struct Replication<'s, S> {
     cleared: bool,
     /// The last entry that was sent, and how many bytes the next request is likely to have: what the last one had.
     sent: Option<(u64, usize)>,
+    sent_requests: u32,
     pending: Option<Pending>,
     permit: Option<BoxFuture<'static, Option<OwnedSemaphorePermit>>>,
     in_flight: VecDeque<InFlight>,
@@ -96,6 +101,7 @@ where
             turn: None,
             cleared: false,
             sent: None,
+            sent_requests: 0,
             pending: None,
             permit: None,
             in_flight: VecDeque::new(),
@@ -159,13 +165,15 @@ where
     }
 
     /// Asks for the stream's turn, if it is far behind by what it sent last, and before it takes more: with thousands of streams that
-    /// wait, what each had taken would be gigabytes. The first request of a stream is small; it may always go.
+    /// wait, what each had taken would be gigabytes.
     fn ask_for_turn(&mut self) {
         if self.cleared || self.turn.is_some() || !self.has_room() {
             return;
         }
         let turn = match (self.sent, &mut self.catch_up) {
-            (Some((last, bytes)), Some(catch_up)) => catch_up.admit(last, bytes as u64),
+            (Some((last, bytes)), Some(catch_up)) if self.sent_requests >= FREE_REQUESTS => {
+                catch_up.admit(last, bytes as u64)
+            }
             _ => None,
         };
         (self.cleared, self.turn) = (turn.is_none(), turn.map(FutureExt::boxed));
@@ -243,8 +251,10 @@ where
             instruments.requests.increment(1);
             instruments.bytes.increment(bytes as u64);
         }
-        // What comes after a stream's first request, which is small, is likely to be a full one.
-        let likely = if self.sent.is_some() { bytes } else { self.network.shared.config.append_bytes_max };
+        self.sent_requests = self.sent_requests.saturating_add(1);
+        // What comes after a stream's first requests, which are small, is likely to be a full one.
+        let likely =
+            if self.sent_requests > FREE_REQUESTS { bytes } else { self.network.shared.config.append_bytes_max };
         self.sent = last.map(|last| (last.index, likely));
         self.in_flight.push_back(InFlight { prev, last, bytes, since, _permit: permit });
         self.in_flight_bytes += bytes;

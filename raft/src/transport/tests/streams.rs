@@ -317,19 +317,38 @@ async fn a_broker_that_is_dead_is_tried_seldom_and_any_other_soon() {
     assert!((0..100).all(|_| next() < SECOND));
 }
 
+/// Where everything is far behind the log's end.
+struct Far;
+
+impl super::catch_up::Backlog for Far {
+    fn bytes_behind(&self, _: u64) -> u64 {
+        1 << 40
+    }
+
+    fn commits_wait(&self) -> bool {
+        false
+    }
+}
+
+/// A new leader looks for its followers' places with one small request a stream, and nothing is committed before it has found them.
+#[tokio::test(start_paused = true)]
+async fn who_looks_for_a_followers_place_waits_for_no_turn_to_catch_up() {
+    let network = MemoryNetwork::new();
+    let (a, _b) = two(&network).await;
+    let mut groups = a.transport.raft_network(GroupId(1000)).paced_by(Arc::new(Far));
+    let mut group = groups.new_client(ReplicaId(2), &ReplicaHome { broker: BrokerId(2) }).await;
+    let search = async {
+        for index in 0..100 {
+            let probe = futures_util::stream::iter([append(index, vec![1; 10].into())]);
+            assert_eq!(group.stream_append(probe, option()).await.unwrap().count().await, 1);
+        }
+    };
+    tokio::time::timeout(SECOND, search).await.expect("they wait for turns");
+}
+
 /// The leader of very many groups whose followers are far behind holds in memory what is on its way, not a request of each.
 #[tokio::test(start_paused = true)]
 async fn streams_that_wait_for_their_turn_to_catch_up_have_taken_nothing() {
-    struct Far;
-    impl super::catch_up::Backlog for Far {
-        fn bytes_behind(&self, _: u64) -> u64 {
-            1 << 40
-        }
-
-        fn commits_wait(&self) -> bool {
-            false
-        }
-    }
     let network = MemoryNetwork::new();
     let (a, _b) = two(&network).await;
     let taken = Arc::new(AtomicUsize::new(0));
@@ -339,8 +358,8 @@ async fn streams_that_wait_for_their_turn_to_catch_up_have_taken_nothing() {
             let mut groups = a.transport.raft_network(GroupId(1000 + group)).paced_by(Arc::new(Far));
             let mut group = groups.new_client(ReplicaId(2), &ReplicaHome { broker: BrokerId(2) }).await;
             let requests = (0..).map(move |index| {
-                taken.fetch_add(usize::from(index > 0), Ordering::Relaxed);
-                append(index, vec![1; if index == 0 { 10 } else { 1 << 20 }].into())
+                taken.fetch_add(usize::from(index > 1), Ordering::Relaxed);
+                append(index, vec![1; if index <= 1 { 10 } else { 1 << 20 }].into())
             });
             group.stream_append(futures_util::stream::iter(requests), option()).await.unwrap().count().await
         }
