@@ -280,10 +280,10 @@ impl Elections {
         self.begins(&case)
     }
 
-    /// Hears that a broker is there (again); whether a group is looked at at once for that.
+    /// Hears of a broker; whether a group is looked at at once for that.
     #[cfg(test)]
-    pub(crate) fn looks_when_one_comes(&self, broker: BrokerId, group: GroupId) -> bool {
-        self.liveness_changed(broker, Liveness::Alive);
+    pub(crate) fn looks_at_news(&self, broker: BrokerId, change: Liveness, group: GroupId) -> bool {
+        self.liveness_changed(broker, change);
         self.inner.orphans.lock().get(&group).is_some_and(|orphan| orphan.due <= Instant::now())
     }
 
@@ -402,13 +402,15 @@ impl Elections {
             orphan.due = orphan.wait_until;
             return None;
         }
-        let winner = choose(&claims, case.standing.membership.get_joint_config(), orphan.attempt);
-        match winner {
-            None => orphan.decided(now, false, jitter()),
-            Some(winner) if winner == case.group.replica() => orphan.queued(now),
-            Some(_) => orphan.decided(now, true, jitter() + turn_elsewhere(waiting)),
+        let Some(winner) = choose(&claims, case.standing.membership.get_joint_config(), orphan.attempt) else {
+            orphan.decided(now, false, jitter());
+            return None;
+        };
+        orphan.judged = case.standing.vote.leader_id.term;
+        match winner == case.group.replica() {
+            true => orphan.queued(now),
+            false => orphan.decided(now, true, jitter() + turn_elsewhere(waiting)),
         }
-        let winner = winner?;
         tracing::debug!(group = case.group.group().0, %winner, claims = claims.len(), "elects");
         Some((winner, case))
     }

@@ -38,7 +38,12 @@ impl Elections {
             let Some(leader) = group.voted_leader() else { continue };
             if leader.broker == broker && leader.replica != group.replica() {
                 group.set_orphaned(leader.term);
-                orphans.entry(group.group()).or_insert_with(|| Orphan::new(now)).look_at(now);
+                let orphan = orphans.entry(group.group()).or_insert_with(|| Orphan::new(now));
+                // What the detector knew already, and a peer's report was quicker with than this news: another choice would run
+                // against the first.
+                if !orphan.is_succeeded(leader.term, now) {
+                    orphan.look_at(now);
+                }
             }
         }
     }

@@ -26,6 +26,8 @@ pub(super) struct Orphan {
     sent: BTreeMap<BrokerId, Instant>,
     /// Until when a winner that was told to run may take office.
     in_office_by: Option<Instant>,
+    /// The term whose leader's end was judged when a winner was chosen last.
+    pub(super) judged: u64,
     /// Whether it has been found without a leader; from then on claims are waited for.
     open: bool,
 }
@@ -41,6 +43,7 @@ impl Orphan {
             claims: BTreeMap::new(),
             sent: BTreeMap::new(),
             in_office_by: None,
+            judged: 0,
             open: false,
         }
     }
@@ -65,6 +68,11 @@ impl Orphan {
     /// A winner was told to run, or is to run when it is its turn, and is given its time.
     pub(super) fn is_decided(&self, now: Instant) -> bool {
         self.in_office_by.is_some_and(|by| now < by)
+    }
+
+    /// Whether a winner is on its way because the leadership of this term is over.
+    pub(super) fn is_succeeded(&self, term: u64, now: Instant) -> bool {
+        self.is_decided(now) && term <= self.judged
     }
 
     /// It is without a leader, and this is our own claim.

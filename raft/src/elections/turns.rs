@@ -61,6 +61,7 @@ impl Elections {
             return false;
         }
         orphan.decided(now, true, jitter());
+        orphan.judged = judged.leader_id.term;
         drop(orphans);
         if let Some(groups) = self.inner.groups.upgrade() {
             groups.instruments.elections_forced.increment(1);

@@ -1,6 +1,7 @@
 //! Elections in a cluster: after a death, after a restart, with more groups than are looked at at a time.
 
 use super::*;
+use crate::transport::Liveness;
 
 /// The core of the matter: one death, a hundred groups, all with new leaders long before any timer of openraft's.
 #[tokio::test(start_paused = true)]
@@ -168,10 +169,12 @@ async fn whoever_waited_for_its_turn_does_not_run_against_a_leader_that_lives() 
         }
     };
     timeout(Duration::from_secs(5), dead).await.unwrap();
-    // Who comes may decide it, but not again once it is decided: the first choice would have to run against the second.
-    assert!(elections.looks_when_one_comes(BrokerId(3), GroupId(1)));
+    // Who comes may decide it, and who died, but not again once it is decided: the first choice would have to run against the second.
+    let news = [(3, Liveness::Alive), (1, Liveness::Dead)];
+    let looks = |(broker, change)| elections.looks_at_news(BrokerId(broker), change, GroupId(1));
+    assert_eq!(news.map(looks), [true, true]);
     assert!(elections.would_run(&group).await);
-    assert!(!elections.looks_when_one_comes(BrokerId(3), GroupId(1)));
+    assert_eq!(news.map(looks), [false, false]);
 }
 
 #[tokio::test(start_paused = true)]
