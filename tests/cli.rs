@@ -100,7 +100,7 @@ async fn starts_that_cannot_be_are_refused_with_the_key() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("pontoon.toml");
     fs::write(&file, "broker_id = 1\nbootstrap = [\"1@127.0.0.1:7090\"]\nhttp.listn = \"127.0.0.1:1\"\n").unwrap();
-    let cases: [(&[&str], &[&str]); 8] = [
+    let cases: [(&[&str], &[&str]); 9] = [
         (&["--config", file.to_str().unwrap()], &["http.listn", "http.listen", "pontoon.toml"]),
         (&["--broker-id", "1"], &["bootstrap"]),
         (&["--bootstrap", "1@127.0.0.1:7090"], &["broker_id"]),
@@ -112,12 +112,24 @@ async fn starts_that_cannot_be_are_refused_with_the_key() {
             &["--broker-id", "1", "--bootstrap", "1@127.0.0.1:7090", "--set", "raft.heartbeat_ms=x"],
             &["heartbeat_ms", "\"x\""],
         ),
+        (
+            &["--broker-id", "1", "--bootstrap", "1@127.0.0.1:7090", "--set", "http.listn=127.0.0.1:1"],
+            &["http.listn", "http.listen"],
+        ),
     ];
     for (args, words) in cases {
         let output = run(&[&["serve"], args].concat(), b"").await;
         assert_eq!(status(&output), 2, "{args:?}: {}", stderr(&output));
         assert!(words.iter().all(|word| stderr(&output).contains(word)), "{args:?}: {}", stderr(&output));
     }
+    let mut by_variable = pontoon();
+    by_variable.args(["serve", "--broker-id", "1", "--bootstrap", "1@127.0.0.1:7090"]).env("PONTOON_HTTP_LISTN", "x");
+    let output = tokio::task::block_in_place(|| by_variable.output()).unwrap();
+    let said = stderr(&output);
+    assert!(
+        status(&output) == 2 && said.contains("PONTOON_HTTP_LISTN") && said.contains("PONTOON_HTTP_LISTEN"),
+        "{said}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

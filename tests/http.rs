@@ -160,15 +160,15 @@ async fn every_body_format_comes_back_as_it_went_in() {
     let body = r#"{"records":[
         {"key":"k","value":{"n": 1.10, "s": "a b"},"headers":[["h","v"],["h",null],["b",{"base64":"/w=="}]],"timestamp":5},
         {"key_base64":"/w==","value_base64":"/g=="},
-        {"value":null}]}"#;
+        {"value":null},{}]}"#;
     let (status, answer) = produce(&cluster, 1, "t", "application/json", body).await;
     assert_eq!(status, StatusCode::OK, "{answer}");
-    assert_eq!((&answer["base_offset"], &answer["last_offset"]), (&json!(0), &json!(2)));
+    assert_eq!((&answer["base_offset"], &answer["last_offset"]), (&json!(0), &json!(3)));
     assert!(answer["leader_epoch"].as_u64().unwrap() > 0 && answer.get("duplicate").is_none(), "{answer}");
     let (_, answer) = produce(&cluster, 1, "t", "text/plain", "text\n").await;
-    assert_eq!(answer["base_offset"], 3);
+    assert_eq!(answer["base_offset"], 4);
     let (_, answer) = produce(&cluster, 1, "t", "application/x-ndjson", "{\"value\":\"x\"}\n{\"value\":\"y\"}\n").await;
-    assert_eq!((&answer["base_offset"], &answer["last_offset"]), (&json!(4), &json!(5)));
+    assert_eq!((&answer["base_offset"], &answer["last_offset"]), (&json!(5), &json!(6)));
 
     let (_, answer) = fetch(&cluster, 1, "t", "").await;
     let records = answer["records"].as_array().unwrap();
@@ -176,14 +176,17 @@ async fn every_body_format_comes_back_as_it_went_in() {
         "headers":[["h","v"],["h",null],["b",{"base64":"/w=="}]]});
     assert_eq!(records[0], wanted);
     assert_eq!((&records[1]["key_base64"], &records[1]["value_base64"]), (&json!("/w=="), &json!("/g==")));
-    assert_eq!((&records[2]["key"], &records[2]["value"]), (&Value::Null, &Value::Null));
-    assert_eq!(records[3]["value"], "text\n");
-    assert_eq!(records[5]["value"], "y");
+    // A value that is not there is none, as one that is null.
+    for tombstone in &records[2..4] {
+        assert_eq!((tombstone.get("key"), tombstone.get("value")), (Some(&Value::Null), Some(&Value::Null)));
+    }
+    assert_eq!(records[4]["value"], "text\n");
+    assert_eq!(records[6]["value"], "y");
 
     // Raw batches go out as they are and come in as they are.
     let raw = cluster.http.get(records_url(&cluster, 1, "t")).header("accept", "application/octet-stream");
     let raw = raw.send().await.unwrap();
-    for (name, value) in [("next-offset", "6"), ("high-watermark", "6"), ("log-start-offset", "0")] {
+    for (name, value) in [("next-offset", "7"), ("high-watermark", "7"), ("log-start-offset", "0")] {
         assert_eq!(raw.headers()[format!("pontoon-{name}")], value);
     }
     assert!(raw.headers().contains_key("pontoon-leader-epoch"));
@@ -191,8 +194,8 @@ async fn every_body_format_comes_back_as_it_went_in() {
     let first = &batches[..12 + u32::from_be_bytes(batches[8..12].try_into().unwrap()) as usize];
     cluster.create_topic(1, "copy", 1).await;
     let (status, answer) = produce(&cluster, 1, "copy", "application/octet-stream", first.to_vec()).await;
-    assert_eq!((status, &answer["last_offset"]), (StatusCode::OK, &json!(2)), "{answer}");
-    assert_eq!(cluster.fetch_all(1, "copy", 0).await[..], records[..3]);
+    assert_eq!((status, &answer["last_offset"]), (StatusCode::OK, &json!(3)), "{answer}");
+    assert_eq!(cluster.fetch_all(1, "copy", 0).await[..], records[..4]);
 }
 
 #[tokio::test]
@@ -366,6 +369,37 @@ async fn every_ack_level_answers_as_documented() {
     assert!(cluster.fetch_all(1, "t", 0).await.len() >= 9);
 }
 
+/// What each level waits for is seen where it cannot come: both followers stand still.
+#[tokio::test]
+async fn an_ack_level_waits_for_what_it_says_and_for_all_unless_told() {
+    let cluster = Cluster::start_with(3, &["--set", "raft.silence_max_ms=600000"]).await;
+    cluster.create_topic(1, "t", 1).await;
+    cluster.produce_text(1, "t", 0, "before").await;
+    let leader = cluster.leader(1, "t", 0).await;
+    let followers = [leader % 3 + 1, (leader + 1) % 3 + 1];
+    followers.iter().for_each(|id| cluster.pause(*id));
+    let produce = |acks: &'static str| {
+        let url = format!("{}?timeout_ms=700{acks}", records_url(&cluster, leader, "t"));
+        let request = cluster.http.post(url).header("content-type", "text/plain").body(acks);
+        async move { read(request.send().await.unwrap()).await }
+    };
+    // At once: a leader that hears of nobody for long enough takes nothing more.
+    let (none, own, unsaid, all, every) = tokio::join!(
+        produce("&acks=none"),
+        produce("&acks=leader"),
+        produce(""),
+        produce("&acks=all"),
+        produce("&acks=every")
+    );
+    followers.iter().for_each(|id| cluster.resume(*id));
+    assert_eq!((none.0.as_u16(), own.0.as_u16()), (202, 200), "{} {}", none.1, own.1);
+    for answer in [unsaid, all, every] {
+        assert_eq!(answer.1["outcome"], "unknown", "{}", answer.1);
+        assert_eq!(refusal(answer), (504, "OUTCOME_UNKNOWN".into()));
+    }
+    cluster.produce_text(leader, "t", 0, "after").await;
+}
+
 #[tokio::test]
 async fn any_broker_takes_any_request_and_passes_it_on_once() {
     let cluster = Cluster::start(3).await;
@@ -412,8 +446,22 @@ async fn cluster_and_brokers_are_described() {
     for (broker, id) in brokers.iter().zip(1..) {
         assert_eq!((&broker["broker_id"], &broker["alive"]), (&json!(id), &json!(true)));
         assert_eq!(broker["http_address"], cluster.address(id));
+        assert_eq!(broker["kafka_address"], cluster.kafka_address(id));
     }
     assert_eq!(brokers.iter().map(|broker| broker["replicas"].as_u64().unwrap()).sum::<u64>(), 9, "{body}");
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let (_, body) = cluster.get(2, "/v1/brokers").await;
+        let leads: Vec<u64> = (0..3).map(|at| body["brokers"][at]["leads"].as_u64().unwrap()).collect();
+        let (_, topic) = cluster.get(2, "/v1/topics/t").await;
+        let partitions = topic["partitions"].as_array().unwrap();
+        let led = |id| partitions.iter().filter(|partition| partition["leader"] == json!(id)).count() as u64;
+        if leads.iter().sum::<u64>() == 3 && leads == [led(1), led(2), led(3)] {
+            break;
+        }
+        assert!(Instant::now() < deadline, "{body} and {topic}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
     cluster.kill(2);
     let deadline = Instant::now() + PATIENCE;
     loop {

@@ -24,6 +24,7 @@ const CONTRACT: Contract = &[
             "the_environment_names_the_servers_and_the_shape_of_logs",
             "a_server_that_cannot_be_one_is_a_mistake",
             "status_names_every_server_it_tried_and_says_that_it_tries",
+            "of_several_servers_one_that_is_there_is_enough",
         ],
     ),
     (
@@ -80,7 +81,13 @@ const CONTRACT: Contract = &[
         &["the_script_runs_three_brokers_and_does_to_each_what_it_is_told"],
     ),
     // Configuration.
-    ("TOML, environment, flags, in rising precedence", &["flags_beat_the_environment_beats_the_file"]),
+    (
+        "TOML, environment, flags, in rising precedence",
+        &[
+            "flags_beat_the_environment_beats_the_file",
+            "a_broker_may_be_told_everything_by_its_file_alone_or_its_environment",
+        ],
+    ),
     ("an unknown key names the nearest right one", &["starts_that_cannot_be_are_refused_with_the_key"]),
     ("broker_id, data_dir", &["a_directory_in_use_or_of_another_broker_is_refused"]),
     ("bootstrap", &["a_cluster_forms_only_when_every_seed_is_there"]),

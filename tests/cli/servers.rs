@@ -52,6 +52,23 @@ async fn status_names_every_server_it_tried_and_says_that_it_tries() {
     assert!(lines.iter().all(|line| servers.iter().all(|server| line.contains(server))), "{said}");
 }
 
+/// Whichever place in the list has the one that is there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_several_servers_one_that_is_there_is_enough() {
+    let cluster = Cluster::start(1).await;
+    cluster.create_topic(1, "t", 1).await;
+    let (dead, live) = (format!("http://127.0.0.1:{}", free_ports(1)[0]), cluster.url(1));
+    for servers in [format!("{dead},{live}"), format!("{live},{dead}")] {
+        let by_flag = run(&["produce", "t", "--server", &servers], b"a\n").await;
+        assert_eq!(status(&by_flag), 0, "{servers}: {}", stderr(&by_flag));
+        let mut by_variable = pontoon();
+        by_variable.args(["topic", "list"]).env("PONTOON_SERVER", &servers);
+        let listed = tokio::task::block_in_place(|| by_variable.output()).unwrap();
+        assert!(status(&listed) == 0 && stdout(&listed).contains('t'), "{servers}: {}", stderr(&listed));
+    }
+    assert_eq!(cluster.fetch_all(1, "t", 0).await.len(), 2);
+}
+
 /// A command that was started, and what it has said on stderr so far.
 struct Started {
     process: Killed,

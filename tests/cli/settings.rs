@@ -1,12 +1,15 @@
 //! Where a broker and the commands take their settings from, seen in what they do.
 
 use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use reqwest::{Method, StatusCode};
 use serde_json::Value;
 
-use super::{status, stderr, stdout};
-use crate::support::{Cluster, pontoon};
+use super::{Killed, status, stderr, stdout};
+use crate::support::{Cluster, PATIENCE, free_ports, pontoon};
 
 /// How many bytes a record may have, of those that are tried.
 async fn largest_record(cluster: &Cluster) -> usize {
@@ -49,6 +52,73 @@ async fn flags_beat_the_environment_beats_the_file() {
     cluster.broker_mut(1).add_args(&["--set", "log.max.message.bytes=300"]);
     cluster.restart(1).await;
     assert_eq!(largest_record(&cluster).await, 250, "the flag");
+}
+
+/// Starts a broker that was told these, and sees that it took each.
+async fn takes(mut serve: Command, ports: &[u16], data_dir: &Path) {
+    let serve = serve.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let _broker = Killed(serve.spawn().unwrap());
+    let [http, kafka, peer] = [0, 1, 2].map(|at| format!("127.0.0.1:{}", ports[at]));
+    let client = reqwest::Client::new();
+    let deadline = Instant::now() + PATIENCE;
+    while !matches!(client.get(format!("http://{http}/readyz")).send().await, Ok(answer) if answer.status().is_success())
+    {
+        assert!(Instant::now() < deadline, "nobody serves at {http}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let described = client.get(format!("http://{http}/v1/brokers")).send().await.unwrap();
+    let body: Value = described.json().await.unwrap();
+    let broker = &body["brokers"][0];
+    assert_eq!(
+        (&broker["broker_id"], &broker["http_address"]),
+        (&Value::from(7), &Value::from(http.clone())),
+        "{body}"
+    );
+    assert_eq!(broker["kafka_address"], kafka);
+    for address in [&kafka, &peer] {
+        tokio::net::TcpStream::connect(address)
+            .await
+            .unwrap_or_else(|error| panic!("nobody listens at {address}: {error}"));
+    }
+    let large = client.post(format!("http://{http}/v1/topics/t/records")).header("content-type", "text/plain");
+    let large = large.body(vec![b'x'; 1001]).send().await.unwrap();
+    assert_eq!(large.status(), StatusCode::PAYLOAD_TOO_LARGE, "{}", large.text().await.unwrap());
+    assert!(fs::read_dir(data_dir).unwrap().next().is_some(), "nothing is in {}", data_dir.display());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broker_may_be_told_everything_by_its_file_alone_or_its_environment() {
+    let dir = tempfile::tempdir().unwrap();
+    let settings = |ports: &[u16], data: &Path| {
+        [
+            ("broker_id", "7".to_owned()),
+            ("bootstrap", format!("7@127.0.0.1:{}", ports[2])),
+            ("data_dir", data.to_str().unwrap().to_owned()),
+            ("http.listen", format!("127.0.0.1:{}", ports[0])),
+            ("kafka.listen", format!("127.0.0.1:{}", ports[1])),
+            ("limits.request_bytes_max", "1000".to_owned()),
+            ("limits.record_bytes_max", "1000".to_owned()),
+        ]
+    };
+    let (ports, data) = (free_ports(3), dir.path().join("by-file"));
+    let lines = settings(&ports, &data).map(|(key, value)| match value.parse::<u64>() {
+        Ok(number) => format!("{key} = {number}\n"),
+        Err(_) if key == "bootstrap" => format!("{key} = [\"{value}\"]\n"),
+        Err(_) => format!("{key} = \"{value}\"\n"),
+    });
+    let file = dir.path().join("pontoon.toml");
+    fs::write(&file, lines.concat()).unwrap();
+    let mut by_file = pontoon();
+    by_file.args(["serve", "--config", file.to_str().unwrap()]);
+    takes(by_file, &ports, &data).await;
+
+    let (ports, data) = (free_ports(3), dir.path().join("by-environment"));
+    let mut by_environment = pontoon();
+    by_environment.arg("serve");
+    for (key, value) in settings(&ports, &data) {
+        by_environment.env(format!("PONTOON_{}", key.to_uppercase().replace('.', "_")), value);
+    }
+    takes(by_environment, &ports, &data).await;
 }
 
 /// Only what this machine has not is told otherwise: the addresses, the directory.

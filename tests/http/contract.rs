@@ -48,7 +48,10 @@ const CONTRACT: Contract = &[
             "a_share_that_was_not_answered_is_unknown",
         ],
     ),
-    ("acks=all|every|leader|none; none: 202 {}", &["every_ack_level_answers_as_documented"]),
+    (
+        "acks=all|every|leader|none; none: 202 {}; all unless it is said",
+        &["every_ack_level_answers_as_documented", "an_ack_level_waits_for_what_it_says_and_for_all_unless_told"],
+    ),
     (
         "acks=every: every replica, or a refusal that says what happened",
         &["every_replica_has_it_or_the_refusal_says_what_happened"],
