@@ -252,13 +252,20 @@ impl Drop for SmallDisk {
     }
 }
 
+/// Commits an offset for the group `g` over HTTP.
+async fn commit(cluster: &Cluster, offset: u64) -> (StatusCode, Value) {
+    let offsets = json!({"offsets": [{"topic": "t", "partition": 0, "offset": offset, "metadata": ""}]});
+    cluster.ask(1, Method::PUT, "/v1/groups/g/offsets", Some(offsets)).await
+}
+
 #[tokio::test]
 async fn a_full_disk_refuses_produce_and_nothing_else_until_there_is_room() {
     let mib = 1 << 20;
     let produce_reserve = format!("raft.reserve_produce_bytes={}", 48 * mib);
     let append_reserve = format!("raft.reserve_append_bytes={}", 32 * mib);
     let journal = format!("raft.journal_file_bytes={}", 4 * mib);
-    let args = ["--set", &produce_reserve, "--set", &append_reserve, "--set", &journal];
+    let groups = "offsets.topic.num.partitions=1";
+    let args = ["--set", &produce_reserve, "--set", &append_reserve, "--set", &journal, "--set", groups];
     let mut cluster = Cluster::prepare(1, &args);
     let Some(disk) = SmallDisk::mount(cluster.data_dir(1), 160) else {
         println!("skipped: mounting a small file system needs root");
@@ -268,6 +275,8 @@ async fn a_full_disk_refuses_produce_and_nothing_else_until_there_is_room() {
     cluster.wait_ready(1).await;
     let (status, body) = cluster.post(1, "/v1/topics", json!({"name": "t"})).await;
     assert_eq!(status, StatusCode::CREATED, "{body}");
+    let (status, body) = commit(&cluster, 1).await;
+    assert_eq!(status, StatusCode::NO_CONTENT, "{body}");
 
     let value = "x".repeat(500_000);
     let mut acknowledged = 0;
@@ -282,6 +291,11 @@ async fn a_full_disk_refuses_produce_and_nothing_else_until_there_is_room() {
     assert_eq!(refused.0, StatusCode::INSUFFICIENT_STORAGE, "{}", refused.1);
     assert_eq!((&refused.1["error"], &refused.1["outcome"]), (&json!("STORAGE_FULL"), &json!("none")));
     assert!(acknowledged > 20, "only {acknowledged} were taken");
+    let (status, body) = commit(&cluster, 2).await;
+    assert_eq!(status, StatusCode::INSUFFICIENT_STORAGE, "{body}");
+    assert_eq!((&body["error"], &body["outcome"]), (&json!("STORAGE_FULL"), &json!("none")));
+    let (status, body) = cluster.get(1, "/v1/groups/g/offsets").await;
+    assert_eq!((status, &body["offsets"][0]["offset"]), (StatusCode::OK, &json!(1)), "{body}");
 
     // Somebody else takes the rest: not a byte is free, and reads go on.
     let filler = disk.0.join("filler");
@@ -307,6 +321,8 @@ async fn a_full_disk_refuses_produce_and_nothing_else_until_there_is_room() {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     assert_eq!(cluster.fetch_all(1, "t", 0).await.len(), acknowledged + 1);
+    let (status, body) = commit(&cluster, 2).await;
+    assert_eq!(status, StatusCode::NO_CONTENT, "{body}");
     cluster.stop(1);
     drop(disk);
 }

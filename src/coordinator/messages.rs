@@ -46,6 +46,9 @@ pub enum GroupError {
     /// The groups that share its shard take all the bytes that they may.
     #[error("the coordinator has no room for more: its groups take the bytes that they may (limits.groups_bytes_max)")]
     NoRoom,
+    /// What would be written has no room on the coordinator's disk. Nothing was done.
+    #[error("the coordinator's disk is full")]
+    DiskFull,
     /// Out of bounds.
     #[error("a session timeout is between 1 s and 30 min")]
     InvalidSessionTimeout,

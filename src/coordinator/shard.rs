@@ -350,6 +350,10 @@ impl Shard {
             // A generation of a group that is not there any more.
             return Err(GroupError::IllegalGeneration);
         }
+        // Refused further down, it would end the shard, and be of unknown outcome.
+        if !self.partition.storage_has_room() {
+            return Err(GroupError::DiskFull);
+        }
         let by = (speaker.member_id.as_str(), speaker.instance_id.as_deref(), speaker.generation);
         let group = self.group(name).0;
         group.check_commit(by)?;

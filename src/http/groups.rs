@@ -393,6 +393,7 @@ fn refusal(group: &str, error: &GroupError) -> Error {
         GroupError::NotFound => Code::UnknownGroup,
         // Others have to go first.
         GroupError::NoRoom => Code::TooManyRequests,
+        GroupError::DiskFull => Code::StorageFull,
         GroupError::NonEmpty
         | GroupError::UnknownMember
         | GroupError::IllegalGeneration

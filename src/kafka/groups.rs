@@ -31,7 +31,8 @@ impl From<&GroupError> for ErrorCode {
     fn from(error: &GroupError) -> Self {
         match error {
             // Clients ask again after both.
-            GroupError::NotCoordinator | GroupError::Lost => Self::NotCoordinator,
+            // Kafka, too, answers so where its own log has no room.
+            GroupError::NotCoordinator | GroupError::Lost | GroupError::DiskFull => Self::NotCoordinator,
             GroupError::Loading => Self::CoordinatorLoadInProgress,
             GroupError::InvalidGroup => Self::InvalidGroupId,
             GroupError::UnknownMember => Self::UnknownMemberId,

@@ -96,7 +96,7 @@ impl<L: ReplicatedLog> Partition<L> {
         timeout: Duration,
         stages: &Arc<Stages>,
     ) -> Result<Produced> {
-        if !(self.options.storage_has_room)() {
+        if !self.storage_has_room() {
             return Err(self.error(Code::StorageFull, "this broker's disk is full; reads go on"));
         }
         if let Some(why) = self.log.beyond_repair() {

@@ -33,6 +33,11 @@ impl<L: ReplicatedLog> Partition<L> {
         self.leading()
     }
 
+    /// Whether this broker's disk has room for what is produced.
+    pub fn storage_has_room(&self) -> bool {
+        (self.options.storage_has_room)()
+    }
+
     /// Oldest readable offset, as this replica knows it.
     pub fn log_start_offset(&self) -> Offset {
         self.log.log_start_offset()
