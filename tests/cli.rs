@@ -217,6 +217,45 @@ async fn sigterm_ends_cleanly_and_answers_who_waits() {
     assert_eq!(cluster.fetch_all(2, "t", 0).await.len(), 2);
 }
 
+/// Nobody takes its leaderships, and clients that neither send nor read hold on to it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sigterm_ends_the_last_of_three_whoever_hangs_on() {
+    let mut cluster = Cluster::start(3).await;
+    cluster.create_topic(1, "t", 1).await;
+    cluster.produce_text(1, "t", 0, "kept").await;
+    let records = "/v1/topics/t/partitions/0/records";
+    let requests = [
+        format!(
+            "POST {records} HTTP/1.1\r\nhost: localhost\r\ncontent-type: text/plain\r\ncontent-length: 100\r\n\r\nhalf"
+        ),
+        format!(
+            "POST {records}?timeout_ms=60000 HTTP/1.1\r\nhost: localhost\r\ncontent-type: text/plain\r\ncontent-length: 1\r\n\r\nx"
+        ),
+        format!("GET {records}?offset=earliest HTTP/1.1\r\nhost: localhost\r\naccept: text/event-stream\r\n\r\n"),
+        "GET /v1/clus".to_owned(),
+    ];
+    for id in [1, 3] {
+        cluster.kill(id);
+    }
+    let mut hanging = Vec::new();
+    for request in requests {
+        let mut stream = TcpStream::connect(cluster.address(2)).await.unwrap();
+        stream.write_all(request.as_bytes()).await.unwrap();
+        hanging.push(stream);
+    }
+    let deadline = Instant::now() + PATIENCE;
+    while cluster.metric(2, "pontoon_http_connections").await < 4.0 {
+        assert!(Instant::now() < deadline, "they are not taken");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let ended = tokio::task::block_in_place(|| cluster.stop(2));
+    assert_eq!(ended.code(), Some(0), "{}", cluster.log(2));
+    drop(hanging);
+    cluster.restart_all(&[1, 2, 3]).await;
+    let kept = cluster.fetch_all(2, "t", 0).await;
+    assert_eq!(kept[0]["value"], "kept");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn following_prints_what_comes_and_a_closed_pipe_is_quiet() {
     let cluster = Cluster::start(1).await;

@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
@@ -59,7 +59,7 @@ async fn until_starts(cluster: &Cluster, id: u32, topic: &str, partition: u32, w
             return start;
         }
         assert!(Instant::now() < deadline, "{topic}/{partition} still starts at {start} of {end}");
-        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 
@@ -93,7 +93,7 @@ async fn until_small(cluster: &Cluster, bytes: u64) {
                 break;
             }
             assert!(Instant::now() < deadline, "broker {id} takes {taken} bytes and holds {held:?}");
-            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+            tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
 }
@@ -113,7 +113,7 @@ async fn until_in_sync(cluster: &Cluster, id: u32, topic: &str) {
             return;
         }
         assert!(Instant::now() < deadline, "{body}");
-        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
 
@@ -157,6 +157,20 @@ async fn what_is_too_old_goes_on_every_replica_and_the_disk_has_its_room_back() 
     assert_eq!(status, StatusCode::OK, "{body}");
     fill(&cluster, "t", 1, 60, 3, 10).await;
     assert_eq!(numbers(&cluster.fetch_all(2, "t", 1).await), [60, 61, 62]);
+    // The topic's description says the same, once its leader's report has come.
+    let epoch = cluster.produce_text(3, "t", 1, "63").await["leader_epoch"].clone();
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let (_, body) = cluster.get(1, "/v1/topics/t").await;
+        let told = &body["partitions"][1];
+        if (&told["log_start_offset"], &told["high_watermark"], &told["leader_epoch"])
+            == (&json!(60), &json!(64), &epoch)
+        {
+            break;
+        }
+        assert!(Instant::now() < deadline, "epoch {epoch}: {body}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -189,7 +203,7 @@ async fn a_follower_that_was_away_past_the_boundary_holds_exactly_what_is_retain
     let deadline = Instant::now() + PATIENCE;
     while cluster.leader(1, "t", its_own).await != 3 {
         assert!(Instant::now() < deadline, "broker 3 has not been given its leadership back");
-        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        tokio::time::sleep(Duration::from_millis(50)).await;
     }
     for partition in 0..3 {
         let (start, end) = offsets(&cluster, 3, "t", partition).await;
@@ -213,7 +227,7 @@ async fn until_small_but(cluster: &Cluster, id: u32, bytes: u64) {
     while partition_bytes(cluster.data_dir(id)) > bytes {
         let taken = partition_bytes(cluster.data_dir(id));
         assert!(Instant::now() < deadline, "broker {id} takes {taken} bytes, not {bytes}");
-        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
 
@@ -251,7 +265,7 @@ async fn a_slow_partition_closes_its_segment_by_age_and_lets_the_old_go_from_und
             break;
         }
         assert!(Instant::now() < deadline, "{number} records, and none is old");
-        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
 

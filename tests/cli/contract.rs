@@ -101,7 +101,11 @@ const CONTRACT: Contract = &[
     ("log.* defaults for topics", &["flags_beat_the_environment_beats_the_file"]),
     (
         "SIGTERM hands leaderships over, closes, exits 0 within 30 s; so does Ctrl-C",
-        &["sigterm_ends_cleanly_and_answers_who_waits", "an_interrupt_hands_leaderships_over_before_it_ends"],
+        &[
+            "sigterm_ends_cleanly_and_answers_who_waits",
+            "sigterm_ends_the_last_of_three_whoever_hangs_on",
+            "an_interrupt_hands_leaderships_over_before_it_ends",
+        ],
     ),
     ("a second signal exits at once", &["a_second_signal_ends_at_once_with_130"]),
     ("logs go to stderr", &["a_broker_that_anybody_can_reach_warns_on_stderr"]),
