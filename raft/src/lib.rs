@@ -10,6 +10,7 @@ pub mod data_dir;
 pub mod disk;
 pub mod elections;
 pub mod error;
+pub mod healed;
 mod heartbeats;
 pub mod inspect;
 pub mod instruments;

@@ -17,9 +17,9 @@ use futures_util::stream;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::journal::SegmentName;
-use crate::log::Log;
 use crate::log::frame::{Frame, FrameHeader};
 use crate::log::mend::{FrameSource, MendError, Mended, NoFrame, Wanted};
+use crate::log::{Log, Rot};
 use crate::raft_groups::Hosted;
 use crate::recovery::ReplicaKey;
 use crate::store::Replica;
@@ -108,6 +108,7 @@ async fn round(hosted: &Arc<Hosted>, attempts: &mut BTreeMap<(ReplicaKey, Segmen
 /// One attempt. True: there is nothing left to do.
 async fn repair(hosted: &Arc<Hosted>, log: &Arc<Log>, segment: SegmentName, count: u32) -> bool {
     let (group, replica) = (log.group(), log.replica());
+    let rot = log.rot().into_iter().find(|rot| rot.segment == segment);
     let mut peers = PeerFrames::new(hosted, log);
     let mut mended = log.mend_segment(segment, &mut peers).await;
     // While a core runs, its leader sees to that.
@@ -131,7 +132,11 @@ async fn repair(hosted: &Arc<Hosted>, log: &Arc<Log>, segment: SegmentName, coun
     }
     let error = match mended {
         Ok(mended) => {
+            let repaired = mended.frames > 0;
             note_repaired(log, segment, mended);
+            if let Some(Rot { file, why, .. }) = rot.filter(|_| repaired) {
+                log.context().healed.note(&file, &why, "repaired from another replica");
+            }
             return true;
         }
         Err(MendError::Changed) => return false,

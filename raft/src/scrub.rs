@@ -91,7 +91,7 @@ async fn round(store: &Weak<Store>, rate: u64) {
         for path in log.side_files() {
             let wrong = check(&log.context().disk, &path, rate, None).await;
             let wrong = match wrong {
-                Some(why) => mend(&log, &path).await.err().map(|error| format!("{why}; {error}")),
+                Some(why) => mend(&log, &path, &why).await.err().map(|error| format!("{why}; {error}")),
                 None => None,
             };
             let Some(store) = store.upgrade() else { return };
@@ -108,16 +108,24 @@ async fn round(store: &Weak<Store>, rate: u64) {
         let Some(until) = until else { continue };
         let mut wrong = check(&disk, &path, rate, until).await;
         let Some(store) = store.upgrade() else { return };
+        if wrong.is_some() && !shared_files(&store).contains_key(&path) {
+            // The writer has taken it for something else meanwhile.
+            continue;
+        }
         let short = cut_short(&store, &path).await;
         if (wrong.is_some() || short.is_some()) && store.checkpoint_anew().await {
             // Taken from memory: what it replaces, or makes needless, does not matter any more.
             if let Some(short) = short {
                 lengthen(&store, &path, short).await;
             }
-            wrong = match shared_files(&store).remove(&path) {
+            let still = match shared_files(&store).remove(&path) {
                 Some(until) => check(&disk, &path, 0, until).await,
                 None => None,
             };
+            if let (Some(why), None) = (&wrong, &still) {
+                store.context().healed.note(&path, why, "a new checkpoint was taken from memory instead");
+            }
+            wrong = still;
         }
         store.scrubbed().note(&path, wrong);
         looked.insert(path);
@@ -156,17 +164,19 @@ async fn lengthen(store: &Store, path: &Path, short: CutShort) {
         file.set_len(whole).await?;
         file.datasync().await.map(|()| true)
     };
-    let path = path.display();
-    match lengthened.await {
-        Ok(true) => {
-            tracing::error!(%path, found, whole, "the journal was cut short under the broker; it has its length again")
-        }
-        Ok(false) => {}
+    let how = match lengthened.await {
+        Ok(true) => "a checkpoint was taken from memory, and it has its length again",
+        Ok(false) => return,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            tracing::error!(%path, found, whole, "the journal was cut short under the broker; a checkpoint has made the file needless")
+            "a checkpoint was taken from memory, and it is not needed any more"
         }
-        Err(error) => tracing::error!(%path, found, whole, %error, "the journal was cut short under the broker"),
-    }
+        Err(error) => {
+            let path = path.display();
+            return tracing::error!(%path, found, whole, %error, "the journal was cut short under the broker");
+        }
+    };
+    let why = format!("the journal was cut short under the broker: {found} of {whole} bytes");
+    store.context().healed.note(path, &why, how);
 }
 
 /// What is wrong with a file, if something is. One that is gone was replaced meanwhile.
@@ -183,7 +193,7 @@ async fn check(disk: &Arc<dyn crate::disk::Disk>, path: &Path, rate: u64, until:
 }
 
 /// Makes a file that lies beside a segment anew.
-async fn mend(log: &Arc<Log>, path: &Path) -> Result<(), String> {
+async fn mend(log: &Arc<Log>, path: &Path, why: &str) -> Result<(), String> {
     let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
     let mended = match segment::parse(name) {
         Some((segment, "index")) => log.rewrite_index(segment).await,
@@ -194,7 +204,7 @@ async fn mend(log: &Arc<Log>, path: &Path) -> Result<(), String> {
         },
     };
     mended.map_err(|error| error.to_string())?;
-    tracing::warn!(path = %path.display(), "a rotten file was made anew from its segments");
+    log.context().healed.note(path, why, "made anew from its segments");
     Ok(())
 }
 

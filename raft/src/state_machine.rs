@@ -136,7 +136,7 @@ impl StateMachine {
     }
 
     /// Makes anew what a rotten snapshot held, or more: while the process runs, log and application still have it.
-    async fn renew_snapshot(&self, rotten: &SnapshotRef) -> Result<(Base, Bytes), io::Error> {
+    async fn renew_snapshot(&self, rotten: &SnapshotRef, why: &str) -> Result<(Base, Bytes), io::Error> {
         let base = match self.application.snapshot_at() {
             SnapshotAt::Boundary => self.log.base_at_snapshot(rotten).await.map_err(io::Error::other)?,
             SnapshotAt::Applied => self.prepare_snapshot().await?.unwrap_or_default(),
@@ -145,8 +145,7 @@ impl StateMachine {
         let Some(last) = last else { return Err(io::Error::other("not all that was purged is applied")) };
         let bytes = base.encode();
         self.log.write_snapshot(last, bytes.clone()).await?;
-        let (group, replica) = (self.log.group(), self.log.replica());
-        tracing::warn!(%group, %replica, name = rotten.name, %last, "a rotten snapshot was made anew");
+        self.log.context().healed.note(&self.log.dir().join(&rotten.name), why, "made anew");
         Ok((base, bytes))
     }
 
@@ -286,7 +285,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         let (base, bytes) = match read_snapshot(&self.log, &snapshot.name).await {
             // Without it the group would end here, at every start again.
             Err(error) if is_rot(&error) => self
-                .renew_snapshot(&snapshot)
+                .renew_snapshot(&snapshot, &error.to_string())
                 .await
                 .map_err(|unable| io::Error::new(error.kind(), format!("{error}; it cannot be made anew: {unable}")))?,
             read => read?,

@@ -20,6 +20,7 @@ use crate::config::RaftConfig;
 use crate::data_dir::DataDir;
 use crate::disk::Disk;
 use crate::error::{OpenError, Stopped};
+use crate::healed::HealedFile;
 use crate::log::{Log, LogContext, Rot};
 use crate::payload::Application;
 use crate::recovery::ReplicaKey;
@@ -227,6 +228,11 @@ impl Store {
     /// Other files than segments that the background scrub found rotten and that could not be made anew (RULES.md J13).
     pub fn scrub_findings(&self) -> Vec<(PathBuf, String)> {
         self.scrubbed.findings()
+    }
+
+    /// Files that were rotten since the directory was opened, and are whole again or not needed any more.
+    pub fn healed(&self) -> Vec<HealedFile> {
+        self.context.healed.files()
     }
 
     /// Rounds of the background scrub since the directory was opened.

@@ -8,8 +8,9 @@ use serde::{Deserialize, Serialize};
 
 use super::ConfigEntry;
 use super::shared::Shared;
-use super::summary::{Behind, STALLED_AFTER};
+use super::summary::{Behind, DirectoryHealth, STALLED_AFTER};
 use super::topics::unknown_topic;
+use crate::catalog::command::BrokerRegistration;
 use crate::catalog::state::{CatalogState, PartitionRecord, ReplicaState, TopicId, TopicRecord};
 use crate::catalog::topic_config::{self, TopicConfig};
 use crate::controller::CATALOG_GROUP;
@@ -119,6 +120,10 @@ pub struct BrokerDescription {
     /// removes them. Not shown if there are none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub kept: Vec<String>,
+    /// What was rotten in its data directory since it started and is whole again, in words: nothing is missing, but its disk may be
+    /// failing. Not shown if nothing was.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub healed: Vec<String>,
 }
 
 /// The cluster, described.
@@ -324,25 +329,26 @@ impl Shared {
         let mut replicas = BTreeMap::<_, u32>::new();
         placed().for_each(|(_, broker)| *replicas.entry(broker).or_default() += 1);
         let count = |counts: &BTreeMap<BrokerId, u32>, broker| counts.get(&broker).copied().unwrap_or(0);
-        let brokers = state.brokers().values().map(|known| BrokerDescription {
-            broker_id: known.broker,
-            http_address: known.http_address.clone(),
-            kafka_address: self.kafka_address_of(known.broker),
-            peer_address: known.peer_address.clone(),
-            alive: self.alive(known.broker),
-            leads: count(&leads, known.broker),
-            replicas: count(&replicas, known.broker),
-            lagging: count(&lagging, known.broker),
-            damage: match known.broker == self.broker {
-                true => self.damage(),
-                false => self.routing.damage(known.broker),
-            },
-            kept: match known.broker == self.broker {
-                true => self.kept(),
-                false => self.routing.kept(known.broker),
-            },
-        });
-        let mut brokers: Vec<_> = brokers.collect();
+        let describe = |known: &BrokerRegistration| {
+            let DirectoryHealth { damage, kept, healed } = match known.broker == self.broker {
+                true => self.directory_health(),
+                false => self.routing.directory_health(known.broker),
+            };
+            BrokerDescription {
+                broker_id: known.broker,
+                http_address: known.http_address.clone(),
+                kafka_address: self.kafka_address_of(known.broker),
+                peer_address: known.peer_address.clone(),
+                alive: self.alive(known.broker),
+                leads: count(&leads, known.broker),
+                replicas: count(&replicas, known.broker),
+                lagging: count(&lagging, known.broker),
+                damage,
+                kept,
+                healed,
+            }
+        };
+        let mut brokers: Vec<_> = state.brokers().values().map(describe).collect();
         brokers.extend(self.damaged_stranger(&state));
         ClusterDescription {
             cluster_id: self.cluster_id(),
@@ -354,8 +360,9 @@ impl Shared {
     /// This broker, if what the catalog's copy here knows does not have it, and there is damage to tell of: the catalog may be what is
     /// damaged.
     fn damaged_stranger(&self, state: &CatalogState) -> Option<BrokerDescription> {
-        let (damage, kept) = (self.damage(), self.kept());
-        let (known, nothing) = (state.brokers().contains_key(&self.broker), damage.is_empty() && kept.is_empty());
+        let health = self.directory_health();
+        let (known, nothing) = (state.brokers().contains_key(&self.broker), health == DirectoryHealth::default());
+        let DirectoryHealth { damage, kept, healed } = health;
         (!known && !nothing).then(|| BrokerDescription {
             broker_id: self.broker,
             http_address: self.http_address.clone(),
@@ -367,6 +374,7 @@ impl Shared {
             lagging: 0,
             damage,
             kept,
+            healed,
         })
     }
 }

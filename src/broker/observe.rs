@@ -45,6 +45,8 @@ instruments! {
         gauge quarantined_folders = "pontoon_quarantined_folders";
         /// Files that the scrub found rotten and that are not made anew yet; `pontoon status` names them.
         gauge rotten_files = "pontoon_rotten_files";
+        /// Files that were rotten since this broker started and are whole again, or not needed any more; `pontoon status` names them.
+        gauge rotten_files_healed = "pontoon_rotten_files_healed";
         /// Free bytes on the data directory's disk.
         gauge available_bytes = "pontoon_disk_available_bytes";
         /// Free bytes below which produce is refused.
@@ -173,6 +175,7 @@ impl Shared {
         gauges.corrupt.set(usage.corrupt as f64);
         gauges.quarantined_folders.set(self.store.quarantined().len() as f64);
         gauges.rotten_files.set(self.store.scrub_findings().len() as f64);
+        gauges.rotten_files_healed.set(self.healed().len() as f64);
     }
 
     /// One series per peer; there are few.

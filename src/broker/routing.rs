@@ -11,7 +11,7 @@ use pontoon_raft::raft_group::{Leader, RaftGroup};
 use pontoon_raft::types::{BrokerId, GroupId, Offset};
 use tokio::sync::watch;
 
-use super::summary::{Behind, Led, Summary};
+use super::summary::{Behind, DirectoryHealth, Led, Summary};
 use crate::partition::{Partition, Settings};
 
 /// A partition's group that is hosted here.
@@ -60,8 +60,7 @@ struct Speaker {
     sequence: u64,
     declines: bool,
     kafka_address: Option<String>,
-    damage: Vec<String>,
-    kept: Vec<String>,
+    health: DirectoryHealth,
     claims: BTreeSet<GroupId>,
 }
 
@@ -166,14 +165,9 @@ impl Routing {
         self.claims.read().by_broker.get(&broker).is_some_and(|speaker| speaker.incarnation == incarnation)
     }
 
-    /// What a broker last said is rotten in its data directory.
-    pub(super) fn damage(&self, broker: BrokerId) -> Vec<String> {
-        self.claims.read().by_broker.get(&broker).map(|speaker| speaker.damage.clone()).unwrap_or_default()
-    }
-
-    /// What a broker last said is kept in its data directory for a person.
-    pub(super) fn kept(&self, broker: BrokerId) -> Vec<String> {
-        self.claims.read().by_broker.get(&broker).map(|speaker| speaker.kept.clone()).unwrap_or_default()
+    /// What a broker last said of its data directory.
+    pub(super) fn directory_health(&self, broker: BrokerId) -> DirectoryHealth {
+        self.claims.read().by_broker.get(&broker).map(|speaker| speaker.health.clone()).unwrap_or_default()
     }
 
     /// Takes in what a broker leads: all of it. An older message than the last is passed over.
@@ -198,8 +192,7 @@ impl Routing {
             sequence: summary.sequence,
             declines: summary.declines,
             kafka_address: summary.kafka_address,
-            damage: summary.damage,
-            kept: summary.kept,
+            health: summary.health,
             claims: now,
         };
         for Led { group, epoch, log_start_offset, high_watermark, majority, in_sync, behind } in summary.led {
@@ -241,8 +234,8 @@ mod tests {
     }
 
     fn say(routing: &Routing, broker: u32, incarnation: u64, sequence: u64, led: Vec<Led>) {
-        let (damage, kept) = (Vec::new(), Vec::new());
-        let summary = Summary { incarnation, sequence, declines: false, kafka_address: None, damage, kept, led };
+        let health = DirectoryHealth::default();
+        let summary = Summary { incarnation, sequence, declines: false, kafka_address: None, health, led };
         routing.take_summary(BrokerId(broker), summary);
     }
 
@@ -263,8 +256,8 @@ mod tests {
     fn who_declines_is_given_nothing_to_lead_until_it_says_otherwise() {
         let routing = Routing::default();
         for (sequence, declines) in [(1, false), (2, true), (3, false)] {
-            let (led, damage, kept) = (Vec::new(), Vec::new(), Vec::new());
-            let summary = Summary { incarnation: 7, sequence, declines, kafka_address: None, damage, kept, led };
+            let (led, health) = (Vec::new(), DirectoryHealth::default());
+            let summary = Summary { incarnation: 7, sequence, declines, kafka_address: None, health, led };
             routing.take_summary(BrokerId(1), summary);
             assert_eq!(routing.declines(BrokerId(1)), declines);
         }

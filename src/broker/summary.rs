@@ -53,12 +53,21 @@ pub(super) struct Summary {
     pub(super) declines: bool,
     /// Where Kafka clients reach it, `host:port`, if they do.
     pub(super) kafka_address: Option<String>,
-    /// What is rotten in its data directory, in words.
-    pub(super) damage: Vec<String>,
-    /// Folders that are kept there for a person.
-    pub(super) kept: Vec<String>,
+    /// What there is to tell of its data directory.
+    pub(super) health: DirectoryHealth,
     /// Every partition it leads.
     pub(super) led: Vec<Led>,
+}
+
+/// What there is to tell of a data directory, for people.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct DirectoryHealth {
+    /// What is rotten there, in words (RULES.md R7).
+    pub(super) damage: Vec<String>,
+    /// Folders that are kept there: nothing waits for them.
+    pub(super) kept: Vec<String>,
+    /// What was rotten there since the broker started and is whole again, in words.
+    pub(super) healed: Vec<String>,
 }
 
 /// A partition that a broker leads.
@@ -189,12 +198,27 @@ fn behind(
     late.collect()
 }
 
-/// Most lines of damage that are told of one broker, and most folders that are kept there.
-const DAMAGE_MAX: usize = 100;
+/// Most lines of each kind that are told of one broker's data directory.
+const LINES_MAX: usize = 100;
 
 impl Shared {
-    /// What is rotten in the data directory here, for people (RULES.md R7).
-    pub(super) fn damage(&self) -> Vec<String> {
+    /// What there is to tell of the data directory here.
+    pub(super) fn directory_health(&self) -> DirectoryHealth {
+        let kept = self.store.quarantined().iter().take(LINES_MAX).map(|path| path.display().to_string()).collect();
+        let mut healed = self.healed();
+        healed.truncate(LINES_MAX);
+        DirectoryHealth { damage: self.damage(), kept, healed }
+    }
+
+    /// What was rotten here since this process started, and is whole again.
+    pub(super) fn healed(&self) -> Vec<String> {
+        let tables = self.catalog.rotten_tables().map(|why| {
+            format!("the catalog's tables were rotten ({why}), of which a power cut may be the cause; made anew")
+        });
+        tables.into_iter().chain(self.store.healed().iter().map(ToString::to_string)).collect()
+    }
+
+    fn damage(&self) -> Vec<String> {
         let state = self.catalog.state();
         let name = |group: GroupId| match state.group(group) {
             Some(home) => {
@@ -220,14 +244,8 @@ impl Shared {
             ));
         }
         damage.extend(self.store.scrub_findings().iter().map(|(path, why)| format!("{}: {why}", path.display())));
-        damage.truncate(DAMAGE_MAX);
+        damage.truncate(LINES_MAX);
         damage
-    }
-
-    /// Folders in the data directory here that are kept for a person: nothing waits for them.
-    pub(super) fn kept(&self) -> Vec<String> {
-        let kept = self.store.quarantined();
-        kept.iter().take(DAMAGE_MAX).map(|path| path.display().to_string()).collect()
     }
 
     /// Everything this broker leads now.
@@ -275,8 +293,7 @@ pub(super) async fn run(shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
         sequence: 0,
         declines: false,
         kafka_address: shared.kafka_address(),
-        damage: Vec::new(),
-        kept: Vec::new(),
+        health: DirectoryHealth::default(),
         led: Vec::new(),
     }));
     let (mut history, mut followers, mut stalls) = (History::default(), Followers::default(), Stalls::default());
@@ -287,15 +304,14 @@ pub(super) async fn run(shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
         let led = shared.led(&mut history, &mut followers);
         let fresh = led.iter().flat_map(|led| &led.behind).any(|behind| behind.moves && behind.lag.is_none());
         let declines = stalls.note(shared.store.stalled_for(), began) || shared.stopping();
-        let (damage, kept) = (shared.damage(), shared.kept());
+        let health = shared.directory_health();
         newest.send_if_modified(|summary| {
-            let said = (&summary.led, summary.declines, &summary.damage, &summary.kept);
-            let changed = said != (&led, declines, &damage, &kept);
+            let changed = (&summary.led, summary.declines, &summary.health) != (&led, declines, &health);
             if changed {
                 let sequence = summary.sequence + 1;
                 let kafka_address = summary.kafka_address.clone();
-                let (incarnation, led, damage, kept) = (shared.incarnation, led.clone(), damage.clone(), kept.clone());
-                *summary = Arc::new(Summary { incarnation, sequence, declines, kafka_address, damage, kept, led });
+                let (incarnation, led, health) = (shared.incarnation, led.clone(), health.clone());
+                *summary = Arc::new(Summary { incarnation, sequence, declines, kafka_address, health, led });
                 // Its own claims stand in the table like everybody's.
                 shared.routing.take_summary(shared.broker, (**summary).clone());
             }

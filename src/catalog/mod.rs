@@ -44,13 +44,16 @@ pub struct Catalog {
     writer: Mutex<Option<Arc<Writer>>>,
     /// Index of the last entry behind which the log was cut, or asked to be.
     cut: AtomicU64,
+    /// What was wrong with the tables when they were last loaded, if they were rotten.
+    rotten: Mutex<Option<String>>,
 }
 
 impl Catalog {
     /// A catalog whose rows are cached in `tables`.
     pub fn new(tables: Arc<dyn Tables>) -> Arc<Self> {
         let (published, incompatible) = (watch::Sender::default(), watch::Sender::default());
-        Arc::new(Self { tables, published, incompatible, writer: Mutex::default(), cut: AtomicU64::new(0) })
+        let (writer, cut, rotten) = (Mutex::default(), AtomicU64::new(0), Mutex::default());
+        Arc::new(Self { tables, published, incompatible, writer, cut, rotten })
     }
 
     /// The state now. A borrowed copy: it does not change under the caller.
@@ -104,20 +107,26 @@ impl Catalog {
 
     /// The tables' state, if it is this replica's and agrees with its stamp.
     fn load(&self, replica: ReplicaId) -> Option<CatalogState> {
-        let (stamp, rows) = self.tables.load()?;
-        let sound = stamp.rows == rows.len() as u64 && stamp.checksum == rows_checksum(&rows);
-        if stamp.replica != replica || !sound {
-            tracing::info!(%replica, of = %stamp.replica, sound, "the catalog's tables are not usable; rebuilding them");
+        let rotten = |why: String| {
+            tracing::error!(why, "the catalog's tables are rotten; rebuilding them");
+            *self.rotten.lock() = Some(why);
+        };
+        let (stamp, rows) = self.tables.load().map_err(|error| rotten(error.to_string())).ok()??;
+        if stamp.rows != rows.len() as u64 || stamp.checksum != rows_checksum(&rows) {
+            rotten("its rows are not those of its stamp".to_owned());
+            return None;
+        }
+        if stamp.replica != replica {
+            tracing::info!(%replica, of = %stamp.replica, "the catalog's tables are another replica's; rebuilding them");
             return None;
         }
         let pairs = rows.iter().map(|(key, value)| (key.as_slice(), value.as_slice()));
-        match CatalogState::from_rows(Some(stamp.applied), pairs) {
-            Ok(state) => Some(state),
-            Err(error) => {
-                tracing::warn!(error, "the catalog's tables are not usable; rebuilding them");
-                None
-            }
-        }
+        CatalogState::from_rows(Some(stamp.applied), pairs).map_err(|why| rotten(why.to_string())).ok()
+    }
+
+    /// What was wrong with the tables since the process started, if they were rotten: they were made anew.
+    pub fn rotten_tables(&self) -> Option<String> {
+        self.rotten.lock().clone()
     }
 
     /// Shows readers a state. An older one than they have seen (a replica that is catching up) is kept from them, unless

@@ -206,7 +206,8 @@ fn notes(cluster: &ClusterDescription) -> Vec<String> {
     let of = |broker: &BrokerDescription| {
         let id = broker.broker_id;
         let note = |path| format!("broker {id}: {path}: kept of a rotten or lost replica, to be looked at and removed");
-        broker.kept.iter().map(note).collect::<Vec<_>>()
+        let healed = |line| format!("broker {id}: {line}; nothing is missing, but its disk may be failing");
+        broker.healed.iter().map(healed).chain(broker.kept.iter().map(note)).collect::<Vec<_>>()
     };
     cluster.brokers.iter().flat_map(of).collect()
 }
@@ -312,6 +313,7 @@ mod tests {
             lagging: 0,
             damage: Vec::new(),
             kept: Vec::new(),
+            healed: Vec::new(),
         };
         ClusterDescription {
             cluster_id: "c".into(),

@@ -174,6 +174,7 @@ const CONTRACT: Contract = &[
             "any_broker_takes_any_request_and_passes_it_on_once",
             "what_passes_through_another_broker_is_listed_too",
             "a_redirect_names_the_advertised_address",
+            "a_redirect_is_answered_where_the_document_lists_one_and_nowhere_else",
         ],
     ),
     // Errors.

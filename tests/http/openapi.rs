@@ -352,6 +352,43 @@ async fn what_passes_through_another_broker_is_listed_too() {
     assert_eq!(check(&document, late).await, 503);
 }
 
+/// Whoever asks another broker than the leader, and would rather be told where that is, is told so: by each operation that
+/// lists a 307, with the query kept, and by no other.
+#[tokio::test]
+async fn a_redirect_is_answered_where_the_document_lists_one_and_nowhere_else() {
+    let cluster = Cluster::start(3).await;
+    let document = document(&cluster).await;
+    cluster.create_topic(1, "t", 1).await;
+    cluster.produce_text(1, "t", 0, "there").await;
+    let mut redirecting = 0;
+    for pieces in PIECES {
+        let operation = &document["paths"][pieces.template][pieces.method];
+        let listed = operation["responses"].get("307").is_some();
+        let timed = operation["parameters"].as_array().into_iter().flatten();
+        let timed = timed.map(|it| resolve(&document, it)).any(|it| it["name"] == "timeout_ms");
+        let path = format!("{}{}", pieces.paths[0], if timed { "?timeout_ms=9000" } else { "" });
+        let mut answers = Vec::new();
+        for id in 1..=3 {
+            let verb = Method::from_bytes(pieces.method.to_uppercase().as_bytes()).unwrap();
+            let request = cluster.http.request(verb, format!("{}{path}", cluster.url(id))).body(pieces.bodies[0]);
+            let request =
+                pieces.headers[0].iter().fold(request, |request, (name, value)| request.header(*name, *value));
+            let answer = request.header("prefer", "redirect").send().await.unwrap();
+            let to = answer.headers().get("location").map(|to| to.to_str().unwrap().to_owned());
+            answers.push((id, answer.status().as_u16(), to));
+        }
+        let (redirects, others): (Vec<_>, Vec<_>) = answers.into_iter().partition(|(_, status, _)| *status == 307);
+        let shown = format!("{} {path}: {redirects:?}, {others:?}", pieces.method);
+        assert_eq!(redirects.len(), if listed { 2 } else { 0 }, "{shown}");
+        redirecting += usize::from(listed);
+        for (_, _, to) in redirects {
+            assert_eq!(to, Some(format!("{}{path}", cluster.url(others[0].0))), "{shown}");
+            assert!(others[0].1 < 300, "{shown}");
+        }
+    }
+    assert_eq!(redirecting, 6);
+}
+
 #[tokio::test]
 async fn nothing_is_served_that_is_not_in_the_document() {
     let cluster = Cluster::start(1).await;

@@ -5,8 +5,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::running::until;
-use super::{cut, files, flip, sound, values};
-use crate::support::{Cluster, run};
+use super::{cut, files, flip, sound, status_says, told_healed, values};
+use crate::support::Cluster;
 
 /// A snapshot soon, and found soon.
 const SETTINGS: [&str; 4] = [
@@ -62,17 +62,6 @@ async fn all_there(cluster: &Cluster, id: u32, topics: &[String]) {
     }
 }
 
-/// Waits until `status` says this of a broker, or nothing of the kind.
-async fn status_says(cluster: &Cluster, id: u32, words: &str, says: bool) {
-    let line = async || {
-        let shown = run(&["status", "--server", &cluster.servers()], b"").await;
-        let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
-        let of = [format!("! broker {id}: "), format!("note: broker {id}: ")];
-        shown.lines().any(|line| of.iter().any(|of| line.starts_with(of)) && line.contains(words))
-    };
-    until("status", cluster, id, async || line().await == says).await;
-}
-
 async fn controller(cluster: &Cluster, id: u32) -> u32 {
     cluster.get(id, "/v1/cluster").await.1["controller"].as_u64().unwrap() as u32
 }
@@ -87,7 +76,7 @@ async fn the_catalogs_snapshot_that_rots_under_running_brokers_is_named_and_made
         damage(&rotten);
         let named = |log: String| log.lines().any(|line| line.contains("rotten file") && line.contains(name(&rotten)));
         until("not found", &cluster, id, async || named(cluster.log(id))).await;
-        status_says(&cluster, id, name(&rotten), true).await;
+        status_says(&cluster, id, "!", name(&rotten), true).await;
         assert_eq!(cluster.metric(id, "pontoon_rotten_files").await, 1.0, "broker {id}");
     }
     all_there(&cluster, follows, &topics).await;
@@ -97,7 +86,8 @@ async fn the_catalogs_snapshot_that_rots_under_running_brokers_is_named_and_made
     fs::remove_dir_all(cluster.data_dir(third)).unwrap();
     cluster.restart(third).await;
     let log = [cluster.log(leads), cluster.log(follows)].concat();
-    assert!(log.contains("a rotten snapshot was made anew"), "{log}");
+    let anew = |line: &str| line.contains("a file was rotten") && line.contains("snapshot-");
+    assert!(log.lines().any(anew), "{log}");
     all_there(&cluster, third, &topics).await;
 
     // The next ones take the places of both.
@@ -108,7 +98,7 @@ async fn the_catalogs_snapshot_that_rots_under_running_brokers_is_named_and_made
             None => false,
         };
         until("no sound one", &cluster, id, whole).await;
-        status_says(&cluster, id, "snapshot-", false).await;
+        status_says(&cluster, id, "!", "snapshot-", false).await;
         assert_eq!(cluster.metric(id, "pontoon_rotten_files").await, 0.0, "broker {id}");
     }
     // And they hold all of it, for who has nothing but them.
@@ -132,8 +122,7 @@ async fn the_catalogs_snapshot_that_rots_while_its_broker_is_stopped_costs_nothi
         let rotten = snapshot(cluster.data_dir(id)).unwrap();
         damage(&rotten);
         cluster.restart(id).await;
-        let told = |line: &str| line.contains("a rotten snapshot is not used") && line.contains(name(&rotten));
-        assert!(cluster.log(id).lines().any(told), "{}", cluster.log(id));
+        told_healed(&cluster, id, name(&rotten)).await;
         // Made anew from sled, at once.
         assert!(sound(&snapshot(cluster.data_dir(id)).unwrap()).await);
         all_there(&cluster, id, &topics).await;
@@ -146,7 +135,7 @@ async fn the_catalogs_snapshot_that_rots_while_its_broker_is_stopped_costs_nothi
     cluster.restart(id).await;
     all_there(&cluster, id, &topics).await;
     assert!(cluster.log(id).contains("no snapshot covers the purged entries"), "{}", cluster.log(id));
-    status_says(&cluster, id, "kept of a rotten or lost replica, to be looked at", true).await;
+    status_says(&cluster, id, "note:", "kept of a rotten or lost replica, to be looked at", true).await;
 }
 
 /// What it has yet to apply is rotten: its replica keeps its vote and its id, and is repaired from the others (RULES.md R7).
@@ -197,7 +186,7 @@ async fn the_only_catalog_that_rots_with_its_cache_is_waited_for() {
     assert!(cluster.log(1).lines().any(|line| line.contains("replica lost") && line.contains(name(&rotten))));
     let (status, refused) = cluster.get(1, "/v1/topics/t0").await;
     assert_eq!((status.as_u16(), &refused["error"]), (503, &"NOT_READY".into()), "{refused}");
-    status_says(&cluster, 1, name(&rotten), true).await;
+    status_says(&cluster, 1, "!", name(&rotten), true).await;
     for metric in ["pontoon_replicas_lost", "pontoon_replicas_corrupt"] {
         assert_eq!(cluster.metric(1, metric).await, 1.0, "{metric}");
     }

@@ -17,6 +17,10 @@ use crate::error::ReadError;
 use crate::journal::SegmentName;
 use crate::types::LogId;
 
+/// What becomes of a base that is rotten.
+const READ_ELSEWHERE: &str =
+    "what it told is read from an earlier base and the segments, and it is made anew by the scrub";
+
 /// Where a segment begins, as of one moment: it may be purged in the next, and another stand in its place.
 pub(super) struct Beginning {
     name: SegmentName,
@@ -156,11 +160,15 @@ impl Log {
             Ok(bytes) => match Base::decode(&bytes) {
                 Ok(base) => Ok(Some(base)),
                 Err(error) => {
-                    tracing::error!(path = %path.display(), %error, "corrupt base; reading from an earlier one");
+                    self.context.healed.note(path, &error.to_string(), READ_ELSEWHERE);
                     Ok(None)
                 }
             },
-            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidData) => Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                self.context.healed.note(path, &error.to_string(), READ_ELSEWHERE);
+                Ok(None)
+            }
             Err(error) => Err(error.into()),
         }
     }

@@ -16,6 +16,7 @@ use tokio::time::Instant;
 use crate::config::RaftConfig;
 use crate::disk::{Disk, is_refused};
 use crate::error::{ReadError, Stopped};
+use crate::healed::Healed;
 use crate::instruments::LogInstruments;
 use crate::journal::{Journal, Lsn, Op};
 use crate::payload::Application;
@@ -69,6 +70,8 @@ pub(crate) struct LogContext {
     pub(crate) checkpoint_due: Notify,
     /// Told when rot was found in some log.
     pub(crate) rot_found: Notify,
+    /// What was rotten and is whole again.
+    pub(crate) healed: Healed,
     /// Bytes of frames appended since the directory was opened. What free space was measured without is told by it.
     pub(crate) accepted_bytes: AtomicU64,
 }

@@ -15,7 +15,7 @@ use super::index::{INDEX_BYTES_MAX, SparseIndex};
 use super::segment::{self, FrameStream, SegmentFile};
 use super::state::LogState;
 use super::tail::Room;
-use crate::disk::read_file;
+use crate::disk::{is_rot, read_file};
 use crate::error::ReadError;
 use crate::journal::SegmentName;
 
@@ -235,7 +235,11 @@ impl Log {
                 // What is good before the rot is served, without waiting.
                 Err(_) if !out.is_empty() => break,
                 Err(error) => {
-                    self.await_mended(error, Reader::Client).await?;
+                    match self.frame_of(from, next).await {
+                        // What is rotten stands before: that is not this reader's concern.
+                        Some(index) if index > next => next = index,
+                        _ => self.await_mended(error, Reader::Client).await?,
+                    }
                     continue;
                 }
                 Ok(frames) => frames,
@@ -258,6 +262,23 @@ impl Log {
         // A purge may have overtaken us: say so rather than that there is nothing.
         self.locate_offset(&self.state.lock(), from, limit)?;
         Ok(out)
+    }
+
+    /// The Raft index of the frame that holds an offset, at `index` or behind it in the same segment, by the headers. `None` if they do not
+    /// tell.
+    async fn frame_of(&self, offset: u64, index: u64) -> Option<u64> {
+        let plan = self.plan(&self.state.lock(), index, u64::MAX, Room::any(CHUNK_BYTES.0), false);
+        let Plan::File { file, position, end, until, generation } = plan else { return None };
+        let mut stream = FrameStream::open(&file, position, end, CHUNK_BYTES.0).await.ok()?;
+        while let Some(header) = stream.next_header().await.ok()? {
+            if header.index >= until {
+                return None;
+            }
+            if header.index >= index && header.next_offset() > offset {
+                return self.still_valid(header.index, generation, false).then_some(header.index);
+            }
+        }
+        None
     }
 
     /// A Raft index at or before the frame that holds `from`, as near as is known.
@@ -358,12 +379,22 @@ impl Log {
         let Some((file, known_from, bytes)) = self.index_gap(name) else { return Ok(()) };
         let interval = self.context.config.index_interval_bytes;
         let path = segment::path(&self.dir, name, "index");
+        // Whatever is wrong with it, it can be rebuilt.
         let stored = match read_file(&*self.context.disk, &path, INDEX_BYTES_MAX).await {
-            Ok(stored) => SparseIndex::decode(&stored, name, bytes, interval)
-                .filter(|index| index.end() == bytes || index.end() <= known_from),
-            // Whatever is wrong with it, it can be rebuilt; if the disk itself is ill, the segment will say so.
-            Err(_) => None,
+            Ok(stored) => SparseIndex::parse(&stored, interval).map_err(str::to_owned),
+            Err(error) if error.kind() == io::ErrorKind::NotFound || !is_rot(&error) => {
+                Ok((name, SparseIndex::new(0, interval)))
+            }
+            Err(error) => Err(error.to_string()),
         };
+        // One that may grow was not synced: after a power cut it may be anything.
+        if let Err(why) = &stored
+            && !self.is_last(name)
+        {
+            self.context.healed.note(&path, why, "it is read from its segment, and made anew by the scrub");
+        }
+        let stored = stored.ok().filter(|(of, index)| *of == name && index.end() <= bytes);
+        let stored = stored.map(|(_, index)| index).filter(|index| index.end() == bytes || index.end() <= known_from);
         let begun = stored.unwrap_or_else(|| SparseIndex::new(0, interval));
         let index = match extend_index(&file, begun, known_from).await {
             // Purged or truncated meanwhile.
@@ -381,6 +412,10 @@ impl Log {
             segment.index.prepend(index);
         }
         Ok(())
+    }
+
+    fn is_last(&self, name: SegmentName) -> bool {
+        self.state.lock().segments.last().is_some_and(|segment| segment.name() == name)
     }
 
     fn index_gap(&self, name: SegmentName) -> Option<(Arc<SegmentFile>, u64, u64)> {

@@ -83,6 +83,8 @@ pub(crate) struct RecoveredReplica {
     pub(crate) unwritten: Vec<Unwritten>,
     /// Segments that do not have the bytes that the checkpoint vouches for, and what is wrong. They can be repaired (RULES.md R7).
     pub(crate) rotten: Vec<(SegmentName, String)>,
+    /// Bases and snapshots that are rotten and could be done without, and what is wrong.
+    pub(crate) needless: Vec<(PathBuf, String)>,
     /// Files in its folder that are not part of the log, to be removed after the next checkpoint.
     pub(crate) leftovers: Vec<PathBuf>,
     /// Files that are longer than their segment, to be cut to this length after the next checkpoint.

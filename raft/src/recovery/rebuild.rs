@@ -48,6 +48,8 @@ pub(super) struct Rebuild {
     held: (Arc<AtomicUsize>, usize),
     /// Segments that are there in part at most, and that the fold could do without.
     rotten: Vec<(SegmentName, String)>,
+    /// Bases and snapshots that are rotten, and what is wrong: if the fold can do without them, nothing is missing.
+    rotten_beside: BTreeMap<PathBuf, String>,
     /// Why it is given up.
     corrupt: Option<String>,
     /// Files that take what the journal holds of it then.
@@ -77,6 +79,7 @@ impl Rebuild {
             unwritten: Vec::new(),
             held: (recovery.held.clone(), recovery.config.unwritten_bytes_max),
             rotten: Vec::new(),
+            rotten_beside: BTreeMap::new(),
             corrupt: None,
             kept: BTreeMap::new(),
         };
@@ -272,9 +275,19 @@ impl Rebuild {
         Ok(match result {
             Ok(state) => {
                 let (leftovers, cuts) = (self.leftovers(&state), self.cuts(&state));
-                let Self { key, application, folder, mut rotten, unwritten, .. } = self;
+                let Self { key, application, folder, mut rotten, rotten_beside, unwritten, .. } = self;
                 rotten.retain(|(name, _)| state.segments.iter().any(|segment| segment.name() == *name));
-                Ok(RecoveredReplica { key, dir: folder.dir, application, state, unwritten, rotten, leftovers, cuts })
+                Ok(RecoveredReplica {
+                    key,
+                    dir: folder.dir,
+                    application,
+                    state,
+                    unwritten,
+                    rotten,
+                    needless: rotten_beside.into_iter().collect(),
+                    leftovers,
+                    cuts,
+                })
             }
             Err(trouble) => {
                 let why = trouble.corrupt()?;

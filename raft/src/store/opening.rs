@@ -16,6 +16,7 @@ use crate::config::RaftConfig;
 use crate::data_dir::DataDir;
 use crate::disk::{Disk, create_dir_durably};
 use crate::error::OpenError;
+use crate::healed::Healed;
 use crate::instruments::{JournalInstruments, LogInstruments};
 use crate::journal::{Journal, JournalConfig, UnwrittenBytes};
 use crate::log::tail::TailBudget;
@@ -97,7 +98,8 @@ impl Store {
         gives_up: bool,
     ) -> io::Result<()> {
         let mut cleanup = Vec::new();
-        for RecoveredReplica { key, dir, application, state, unwritten, rotten, leftovers, cuts } in replicas {
+        for RecoveredReplica { key, dir, application, state, unwritten, rotten, needless, leftovers, cuts } in replicas
+        {
             let log = Log::new(self.context.clone(), key, dir, application.clone(), state);
             for (append, Unwritten { file, position, frames }) in (1..).zip(unwritten) {
                 // All of them together fit.
@@ -108,6 +110,13 @@ impl Store {
             }
             for (segment, why) in rotten {
                 log.note_rot(segment, 0, &why);
+            }
+            for (path, why) in needless {
+                self.context.healed.note(
+                    &path,
+                    &why,
+                    "what it told stands elsewhere, too, and it is made anew where it is needed",
+                );
             }
             log.restore_applied().await;
             let replica = Replica { group: key.0, replica: key.1, log, application };
@@ -162,6 +171,7 @@ fn context(
         checkpointed_bytes: AtomicU64::new(0),
         checkpoint_due: Notify::new(),
         rot_found: Notify::new(),
+        healed: Healed::default(),
         accepted_bytes: AtomicU64::new(0),
     })
 }

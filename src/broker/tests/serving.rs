@@ -7,7 +7,7 @@ use pontoon_raft::types::{BrokerId, Offset};
 
 use super::cluster::{Cluster, PATIENCE, eventually};
 use crate::broker::shared::Progress;
-use crate::broker::summary::Summary;
+use crate::broker::summary::{DirectoryHealth, Summary};
 use crate::broker::{Route, TopicSpec};
 use crate::error::Code;
 
@@ -20,9 +20,8 @@ async fn a_broker_that_has_come_back_is_in_sync_once_it_speaks() {
     cluster.await_in_sync("t", 3).await;
     for id in [1, 2] {
         let shared = &cluster.broker(id).shared;
-        let (damage, kept, led) = (Vec::new(), Vec::new(), Vec::new());
-        let of_another =
-            Summary { incarnation: 7, sequence: 1, declines: false, kafka_address: None, damage, kept, led };
+        let (health, led) = (DirectoryHealth::default(), Vec::new());
+        let of_another = Summary { incarnation: 7, sequence: 1, declines: false, kafka_address: None, health, led };
         shared.routing.take_summary(BrokerId(3), of_another);
         assert!(shared.alive(BrokerId(3)) && !shared.serves(BrokerId(3)) && shared.serves(BrokerId(id)));
     }

@@ -43,9 +43,10 @@ pub type Rows = BTreeMap<Vec<u8>, Vec<u8>>;
 
 /// A home for the catalog's rows.
 pub trait Tables: Send + Sync + 'static {
-    /// All rows and their stamp. `None` if there are none or they cannot be read; whether they agree with the stamp is
-    /// the caller's to check.
-    fn load(&self) -> Option<(Stamp, Rows)>;
+    /// All rows and their stamp. `None` if there are none; whether they agree with the stamp is the caller's to check.
+    ///
+    /// An error if what is there is rotten. It is as good as missing.
+    fn load(&self) -> io::Result<Option<(Stamp, Rows)>>;
 
     /// Writes a batch, whole or not at all. Not durable on return, and need not be.
     fn write(&self, batch: Batch) -> io::Result<()>;
@@ -77,8 +78,8 @@ pub fn rows_checksum(rows: &Rows) -> u64 {
 pub struct MemoryTables(Mutex<Option<(Stamp, Rows)>>);
 
 impl Tables for MemoryTables {
-    fn load(&self) -> Option<(Stamp, Rows)> {
-        self.0.lock().clone()
+    fn load(&self) -> io::Result<Option<(Stamp, Rows)>> {
+        Ok(self.0.lock().clone())
     }
 
     fn write(&self, batch: Batch) -> io::Result<()> {

@@ -27,6 +27,8 @@ pub struct SledTables {
     path: PathBuf,
     /// `None` before the first use, after [`Tables::close`], and if the folder cannot be opened at all.
     db: Mutex<Slot>,
+    /// Why the folder was removed when it was opened.
+    rotten: Mutex<Option<io::Error>>,
 }
 
 enum Slot {
@@ -38,7 +40,7 @@ enum Slot {
 impl SledTables {
     /// Tables in this folder, opened at the first use: the data directory is locked by then.
     pub fn new(path: impl Into<PathBuf>) -> Self {
-        Self { path: path.into(), db: Mutex::new(Slot::Unopened) }
+        Self { path: path.into(), db: Mutex::new(Slot::Unopened), rotten: Mutex::default() }
     }
 
     fn db(&self) -> io::Result<sled::Db> {
@@ -56,7 +58,9 @@ impl SledTables {
             Err(error) => {
                 tracing::warn!(path = %self.path.display(), %error, "the catalog's tables cannot be opened; rebuilding them");
                 remove(&self.path)?;
-                open(&self.path)?
+                let db = open(&self.path)?;
+                *self.rotten.lock() = Some(error);
+                db
             }
         };
         *slot = Slot::Open(db.clone());
@@ -99,8 +103,12 @@ fn other(error: sled::Error) -> io::Error {
 }
 
 impl Tables for SledTables {
-    fn load(&self) -> Option<(Stamp, Rows)> {
-        guarded(|| self.load_all()).ok().flatten()
+    fn load(&self) -> io::Result<Option<(Stamp, Rows)>> {
+        match guarded(|| self.load_all()).flatten() {
+            // Not opened at all: it holds no rows now, and nobody knows what it held.
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::StorageFull) => Ok(None),
+            loaded => loaded,
+        }
     }
 
     fn write(&self, batch: Batch) -> io::Result<()> {
@@ -132,19 +140,27 @@ fn guarded<T>(work: impl FnOnce() -> T) -> io::Result<T> {
 }
 
 impl SledTables {
-    fn load_all(&self) -> Option<(Stamp, Rows)> {
+    fn load_all(&self) -> io::Result<Option<(Stamp, Rows)>> {
         let mut rows = Rows::new();
         let mut stamp = None;
-        for item in self.db().ok()?.iter() {
-            let (key, value) = item.ok()?;
+        let db = self.db()?;
+        if let Some(rotten) = self.rotten.lock().take() {
+            return Err(rotten);
+        }
+        for item in db.iter() {
+            let (key, value) = item.map_err(other)?;
             match &*key {
-                STAMP_KEY => stamp = codec::decode(&value).ok(),
+                STAMP_KEY => stamp = Some(codec::decode(&value).map_err(io::Error::other)?),
                 _ => {
                     rows.insert(key.to_vec(), value.to_vec());
                 }
             }
         }
-        Some((stamp?, rows))
+        match stamp {
+            Some(stamp) => Ok(Some((stamp, rows))),
+            None if rows.is_empty() => Ok(None),
+            None => Err(io::Error::other("rows without a stamp")),
+        }
     }
 
     fn write_all(&self, batch: Batch) -> io::Result<()> {
@@ -210,12 +226,12 @@ mod tests {
     fn rows_come_back_after_reopening() {
         let dir = tempfile::tempdir().unwrap();
         let tables = SledTables::new(dir.path().join("catalog"));
-        assert!(tables.load().is_none());
+        assert!(tables.load().unwrap().is_none());
         tables.write(batch(false, 1, &[("a", Some("1")), ("b", Some("2"))])).unwrap();
         tables.write(batch(false, 2, &[("a", None), ("c", Some("3"))])).unwrap();
         tables.close();
         assert!(tables.write(batch(false, 3, &[])).is_err());
-        let (stamp, rows) = SledTables::new(dir.path().join("catalog")).load().unwrap();
+        let (stamp, rows) = SledTables::new(dir.path().join("catalog")).load().unwrap().unwrap();
         assert_eq!(stamp.applied, repr::LogId(1, 2));
         assert_eq!(rows.keys().map(Vec::as_slice).collect::<Vec<_>>(), [b"b", b"c"]);
     }
@@ -226,7 +242,7 @@ mod tests {
         let tables = SledTables::new(dir.path().join("catalog"));
         tables.write(batch(false, 1, &[("a", Some("1")), ("b", Some("2"))])).unwrap();
         tables.write(batch(true, 2, &[("b", Some("3"))])).unwrap();
-        let (_, rows) = tables.load().unwrap();
+        let (_, rows) = tables.load().unwrap().unwrap();
         assert_eq!(rows, Rows::from([(b"b".to_vec(), b"3".to_vec())]));
     }
 
@@ -265,7 +281,7 @@ mod tests {
             let _ = tables.load();
             let _ = tables.clear();
             tables.write(batch(true, 99, &[("a", Some("1"))])).unwrap();
-            assert_eq!(tables.load().unwrap().1.len(), 1, "{number}");
+            assert_eq!(tables.load().unwrap().unwrap().1.len(), 1, "{number}");
             tables.close();
         }
     }
@@ -278,8 +294,9 @@ mod tests {
         std::fs::write(path.join("conf"), b"rubbish").unwrap();
         std::fs::write(path.join("db"), vec![0xa5; 10_000]).unwrap();
         let tables = SledTables::new(&path);
-        assert!(tables.load().is_none());
+        assert!(tables.load().is_err(), "it is told of once");
+        assert!(tables.load().unwrap().is_none());
         tables.write(batch(false, 1, &[("a", Some("1"))])).unwrap();
-        assert_eq!(tables.load().unwrap().1.len(), 1);
+        assert_eq!(tables.load().unwrap().unwrap().1.len(), 1);
     }
 }

@@ -72,7 +72,7 @@ impl Rebuild {
                 Err(trouble) => {
                     let why = trouble.corrupt()?;
                     // It goes with what is left over, also if an older one or the segments' bases do as well.
-                    tracing::warn!(group = %self.key.0, replica = %self.key.1, why, "a rotten snapshot is not used");
+                    self.rotten_beside.insert(self.folder.dir.join(name), why.clone());
                     problems.push(why);
                 }
             }
@@ -147,7 +147,11 @@ impl Rebuild {
             match self.folder.base(&*self.disk, name).await {
                 Ok(base) if base.last == Some(last) => return Ok(Base { application: Bytes::new(), ..base }),
                 Ok(_) => {}
-                Err(trouble) => problems.push(trouble.corrupt()?),
+                Err(trouble) => {
+                    let why = trouble.corrupt()?;
+                    self.rotten_beside.insert(self.folder.dir.join(name), why.clone());
+                    problems.push(why);
+                }
             }
         }
         Err(format!("no base or snapshot after {last}: {problems:?}").into())
