@@ -5,12 +5,18 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use pontoon::kafka::messages::{
+    HeartbeatRequest, JoinGroupProtocol, JoinGroupRequest, JoinGroupResponse, LeaveGroupRequest, Request, Response,
+    SyncGroupRequest,
+};
 use reqwest::{Method, StatusCode};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+use crate::kafka_hostile::Client;
+use crate::support::member::join;
 use crate::support::{Cluster, PATIENCE, client, read};
 
 /// Asks until `wanted` holds, and panics with the last answer if it does not in time.
@@ -258,6 +264,39 @@ async fn commit(cluster: &Cluster, offset: u64) -> (StatusCode, Value) {
     cluster.ask(1, Method::PUT, "/v1/groups/g/offsets", Some(offsets)).await
 }
 
+/// On a full disk a group stays as it is: its member is heard, and whoever would change something is refused.
+async fn whoever_is_a_member_goes_on(client: &mut Client, member: JoinGroupResponse) {
+    let (group_id, generation_id, member_id) = ("members".to_owned(), member.generation_id, member.member_id);
+    let heartbeat = HeartbeatRequest {
+        group_id: group_id.clone(),
+        generation_id,
+        member_id: member_id.clone(),
+        ..Default::default()
+    };
+    let sync = SyncGroupRequest {
+        group_id: group_id.clone(),
+        generation_id,
+        member_id: member_id.clone(),
+        ..Default::default()
+    };
+    let join = JoinGroupRequest {
+        group_id: "others".into(),
+        session_timeout_ms: 300_000,
+        protocol_type: "consumer".into(),
+        protocols: vec![JoinGroupProtocol { name: "range".into(), metadata: "".into() }],
+        ..Default::default()
+    };
+    let leave = LeaveGroupRequest { group_id, member_id, ..Default::default() };
+    for _ in 0..3 {
+        let Response::Heartbeat(heard) = client.call(Request::Heartbeat(heartbeat.clone()), 3).await else { panic!() };
+        assert_eq!(heard.error_code, 0);
+        let Response::SyncGroup(synced) = client.call(Request::SyncGroup(sync.clone()), 3).await else { panic!() };
+        let Response::JoinGroup(joined) = client.call(Request::JoinGroup(join.clone()), 3).await else { panic!() };
+        let Response::LeaveGroup(left) = client.call(Request::LeaveGroup(leave.clone()), 1).await else { panic!() };
+        assert_eq!((synced.error_code, joined.error_code, left.error_code), (16, 16, 16), "NOT_COORDINATOR");
+    }
+}
+
 #[tokio::test]
 async fn a_full_disk_refuses_produce_and_nothing_else_until_there_is_room() {
     let mib = 1 << 20;
@@ -277,6 +316,8 @@ async fn a_full_disk_refuses_produce_and_nothing_else_until_there_is_room() {
     assert_eq!(status, StatusCode::CREATED, "{body}");
     let (status, body) = commit(&cluster, 1).await;
     assert_eq!(status, StatusCode::NO_CONTENT, "{body}");
+    let mut client = Client::connect_to(&cluster, 1).await;
+    let member = join(&mut client, "members", "").await;
 
     let value = "x".repeat(500_000);
     let mut acknowledged = 0;
@@ -296,6 +337,9 @@ async fn a_full_disk_refuses_produce_and_nothing_else_until_there_is_room() {
     assert_eq!((&body["error"], &body["outcome"]), (&json!("STORAGE_FULL"), &json!("none")));
     let (status, body) = cluster.get(1, "/v1/groups/g/offsets").await;
     assert_eq!((status, &body["offsets"][0]["offset"]), (StatusCode::OK, &json!(1)), "{body}");
+    whoever_is_a_member_goes_on(&mut client, member).await;
+    let loaded = cluster.log(1).matches("consumer groups are loaded").count();
+    assert_eq!(loaded, 1, "the coordinator began anew: {}", cluster.log(1));
 
     // Somebody else takes the rest: not a byte is free, and reads go on.
     let filler = disk.0.join("filler");

@@ -14,56 +14,39 @@
 //! Clients make groups, as many as they like: all of them together may take so many bytes. At that point nobody is refused what makes
 //! them no larger, so that who is there can go on. What is wrong with a request for itself is said first: it tells a client more.
 
+mod log;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use pontoon_raft::types::Offset;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
-use super::entry::{self, CommittedOffset, Entry, StoredGroup};
+use super::entry::CommittedOffset;
 use super::group::{Group, Outbox, Reply};
 use super::{
     GroupDescription, GroupError, GroupListing, GroupSettings, Join, Joined, Larger, Leaving, Partitions, Progress,
     QUEUE, Speaker, Sync, Synced, Within,
 };
 use crate::clock::now_ms;
-use crate::error::{Code, Error};
-use crate::partition::{Acks, Consistency, Fetch, FetchFrom, Partition};
-use crate::record_batch::{BatchLimits, NewRecord, RecordBatch, RecordBatchBuilder};
+use crate::error::Error;
+use crate::partition::{Consistency, Partition};
 
 /// Most requests of one round.
 const ROUND: usize = 500;
 /// So many full rounds at least are taken before members are looked for that have not been heard of for long: their heartbeats may wait
 /// among the requests, after a stall. As many as there is place for in the queue; those that come without end put it off no longer.
 const FULL_ROUNDS: usize = QUEUE.div_ceil(ROUND);
-/// Longest that a write may take; after it the outcome counts as unknown.
-const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Bytes read at a time while loading.
-const LOAD_BYTES: usize = 4 << 20;
 /// Between two attempts at loading.
 const LOAD_PAUSE: Duration = Duration::from_secs(2);
+/// How often room on the disk is looked for while there is none.
+const FULL_PAUSE: Duration = Duration::from_secs(1);
 /// How often it is said that there is no room for more.
 const FULL_AGAIN: Duration = Duration::from_secs(60);
 /// How long a group is kept that has neither members nor offsets, at most: Kafka looks for such every ten minutes.
 const EMPTY_GROUP_KEPT: Duration = Duration::from_secs(600);
-/// The log is rewritten when it has this many entries more than [`REWRITE_RATIO`] times what there is to remember.
-const REWRITE_SLACK: u64 = 10_000;
-const REWRITE_RATIO: u64 = 4;
-/// Or so many bytes more than that many times what it was when it was last rewritten: metadata may be long.
-const REWRITE_SLACK_BYTES: u64 = 64 << 20;
-/// Groups' entries that are made at a time while it is.
-const REWRITE_ENTRIES: usize = 200;
-/// Committed offsets per entry while it is.
-const REWRITE_OFFSETS: usize = 1000;
-/// Bytes of entries in one batch; one that is longer goes alone.
-const BATCH_BYTES: usize = 1 << 20;
-/// Limits of the shard's own batches.
-const LIMITS: BatchLimits =
-    BatchLimits { record_bytes_max: 32 << 20, batch_bytes_max: 64 << 20, decompressed_bytes_max: 64 << 20 };
-
 /// What a shard is asked.
 pub(super) enum Request {
     Join(String, Box<Join>, Reply<Joined>),
@@ -104,6 +87,8 @@ pub(super) struct Shard {
     group_bytes: usize,
     /// When it was last said that there is no room.
     said_full: Option<Instant>,
+    /// While the disk is full: before that, nothing is looked at that time alone would change.
+    full_until: Option<Instant>,
     /// When each group wants to be looked at.
     deadlines: BTreeMap<String, Instant>,
     out: Outbox,
@@ -131,6 +116,7 @@ impl Shard {
             groups: BTreeMap::new(),
             group_bytes: 0,
             said_full: None,
+            full_until: None,
             deadlines: BTreeMap::new(),
             out: Outbox::default(),
             must_confirm: false,
@@ -171,44 +157,9 @@ impl Shard {
         drop(shard);
     }
 
-    /// Reads the log, all of it that is committed.
-    async fn load(mut self) -> Result<Self, Error> {
-        let began = Instant::now();
-        // Confirmed: an old leader must not begin with an old end.
-        let offsets = self.partition.offsets(Consistency::Linearizable).await?;
-        let mut stored: BTreeMap<String, StoredGroup> = BTreeMap::new();
-        let mut at = offsets.log_start_offset;
-        while at < offsets.high_watermark {
-            let fetch = Fetch {
-                from: FetchFrom::Offset(at),
-                bytes_max: LOAD_BYTES,
-                wait: Duration::ZERO,
-                consistency: Consistency::Committed,
-            };
-            let fetched = self.partition.fetch(fetch).await?;
-            for batch in fetched.batches {
-                self.bytes += batch.len() as u64;
-                read_batch(batch, &mut stored)?;
-            }
-            at = fetched.next_offset;
-        }
-        // What came after that look is not ours to write behind: the first write would find out.
-        self.end = at;
-        let now = Instant::now();
-        for (name, group) in stored {
-            self.groups.insert(name.clone(), Group::restore(&name, self.settings.members_max, group, now));
-            self.schedule(&name);
-        }
-        let told =
-            self.groups.iter().flat_map(|(name, group)| group.rewrite().into_iter().map(move |entry| (name, entry)));
-        self.rewritten_bytes = told.map(|(name, entry)| (name.len() + entry.encode().len()) as u64).sum();
-        let (groups, took) = (self.groups.len(), began.elapsed());
-        tracing::info!(groups, epoch = self.epoch, ?took, "consumer groups are loaded");
-        Ok(self)
-    }
-
     fn next_wake(&self) -> Instant {
-        self.deadlines.values().copied().chain([self.next_expiry]).min().unwrap_or(self.next_expiry)
+        let due = self.deadlines.values().copied().chain([self.next_expiry]).min().unwrap_or(self.next_expiry);
+        self.full_until.map_or(due, |full| full.max(due))
     }
 
     /// What there is to note of a group that may have changed: when it wants to be looked at, and how many bytes it takes.
@@ -253,13 +204,18 @@ impl Shard {
         Err(GroupError::NoRoom)
     }
 
+    /// `DiskFull` if what is written would be refused: further down that would end the shard, and be of unknown outcome.
+    fn check_disk(&self) -> Result<(), GroupError> {
+        if self.partition.storage_has_room() { Ok(()) } else { Err(GroupError::DiskFull) }
+    }
+
     fn take(&mut self, request: Request, now: Instant) {
         let name = match request {
             Request::Join(name, join, reply) => {
                 let group = self.group(&name).0;
                 let growth = group.growth_by_join(&join) + group.uncounted_bytes();
                 let (sound, known) = (group.check_join(&join), group.has(&join));
-                let done = sound.and_then(|()| self.check_room(growth, known, now));
+                let done = sound.and_then(|()| self.check_room(growth, known, now)).and_then(|()| self.check_disk());
                 let (group, out) = self.group(&name);
                 match done {
                     Ok(()) => group.join(*join, reply, now, out),
@@ -275,7 +231,9 @@ impl Shard {
             Request::Sync(name, sync, reply) => {
                 let group = self.groups.get(&name).ok_or(GroupError::UnknownMember);
                 let growth = group.and_then(|group| group.check_sync(&sync).map(|()| group.growth_by_sync(&sync)));
+                let writes = self.groups.get(&name).is_some_and(|group| group.is_written_by(&sync));
                 let done = growth.and_then(|growth| self.check_room(growth, true, now));
+                let done = done.and_then(|()| if writes { self.check_disk() } else { Ok(()) });
                 match done.and_then(|()| self.groups.get_mut(&name).ok_or(GroupError::UnknownMember)) {
                     Ok(group) => group.sync(*sync, reply, now, &mut self.out),
                     Err(error) => self.out.answer(reply, Err(error)),
@@ -289,8 +247,9 @@ impl Shard {
                 name
             }
             Request::Leave(name, leaving, reply) => {
+                let room = self.check_disk();
                 let results = leaving.iter().map(|leaving| match self.groups.get_mut(&name) {
-                    Some(group) => group.leave(leaving, now, &mut self.out),
+                    Some(group) => room.clone().and_then(|()| group.leave(leaving, now, &mut self.out)),
                     None => Err(GroupError::UnknownMember),
                 });
                 let results = results.collect();
@@ -307,7 +266,9 @@ impl Shard {
                 return self.out.answer(reply, Ok(told));
             }
             Request::RemoveOffsets(name, partitions, reply) => {
-                let group = self.groups.get_mut(&name).ok_or(GroupError::NotFound);
+                let room = self.check_disk();
+                let group =
+                    self.groups.get_mut(&name).ok_or(GroupError::NotFound).and_then(|group| room.map(|()| group));
                 let done = group.and_then(|group| group.remove_offsets(&partitions, &mut self.out));
                 self.out.answer(reply, done);
                 name
@@ -321,6 +282,7 @@ impl Shard {
             }
             Request::Delete(name, reply) => {
                 let group = self.groups.get(&name).ok_or(GroupError::NotFound);
+                let group = group.and_then(|group| self.check_disk().map(|()| group));
                 let done = group.and_then(|group| group.delete(&mut self.out));
                 if done.is_ok() {
                     self.forget(&name);
@@ -350,20 +312,22 @@ impl Shard {
             // A generation of a group that is not there any more.
             return Err(GroupError::IllegalGeneration);
         }
-        // Refused further down, it would end the shard, and be of unknown outcome.
-        if !self.partition.storage_has_room() {
-            return Err(GroupError::DiskFull);
-        }
         let by = (speaker.member_id.as_str(), speaker.instance_id.as_deref(), speaker.generation);
         let group = self.group(name).0;
         group.check_commit(by)?;
         let growth = group.growth_by_commit(&offsets) + group.uncounted_bytes();
         self.check_room(growth, speaker.generation >= 0, now)?;
+        self.check_disk()?;
         let (group, out) = self.group(name);
         group.commit(by, offsets, now, out)
     }
 
     fn tick(&mut self, now: Instant) {
+        self.full_until = self.check_disk().is_err().then(|| now + FULL_PAUSE);
+        if self.full_until.is_some() {
+            // Who is away is found so later; whose session would end goes on meanwhile.
+            return;
+        }
         let due: Vec<String> =
             self.deadlines.iter().filter(|(_, at)| **at <= now).map(|(name, _)| name.clone()).collect();
         for name in due {
@@ -406,163 +370,11 @@ impl Shard {
         self.out.send();
         self.rewrite_if_due().await
     }
-
-    /// Appends entries exactly at the end, in as many batches as their size asks for. If that breaks off half-way, no harm is done:
-    /// each entry holds by itself, and nobody has been told of any.
-    async fn write(&mut self, entries: &[(String, Entry)]) -> Result<(), Error> {
-        for batch in batches(entries, now_ms())? {
-            self.bytes += batch.bytes().len() as u64;
-            let produced = self.partition.produce(batch, Acks::All, Some(self.end), WRITE_TIMEOUT).await?;
-            // In a later term another shard may serve already, who read the log before this came to stand there.
-            self.check_epoch(produced.leader_epoch)?;
-            self.end = Offset(produced.last_offset.0 + 1);
-        }
-        Ok(())
-    }
-
-    /// Whether this is the term in which the log was read. Leadership may have been lost and won again.
-    fn check_epoch(&self, epoch: u64) -> Result<(), Error> {
-        if epoch == self.epoch {
-            return Ok(());
-        }
-        Err(Error::new(Code::NotLeader, format!("the log was read in epoch {}, now it is {epoch}", self.epoch)))
-    }
-
-    /// Writes everything once more and lets the log start there, if most of it is overwritten.
-    async fn rewrite_if_due(&mut self) -> Result<(), Error> {
-        let entries = self.end.0 - self.partition.log_start_offset().0.min(self.end.0);
-        let weight: u64 = self.groups.values().map(Group::weight).sum();
-        let few = entries < REWRITE_SLACK + REWRITE_RATIO * weight;
-        if few && self.bytes < REWRITE_SLACK_BYTES + REWRITE_RATIO * self.rewritten_bytes {
-            return Ok(());
-        }
-        let start = self.end;
-        let before = std::mem::take(&mut self.bytes);
-        let all: Vec<(String, Entry)> = self
-            .groups
-            .iter()
-            .flat_map(|(name, group)| group.rewrite().into_iter().flat_map(split).map(|entry| (name.clone(), entry)))
-            .collect();
-        for some in all.chunks(REWRITE_ENTRIES) {
-            self.write(some).await?;
-        }
-        self.rewritten_bytes = self.bytes;
-        // What is behind is now all there is to know. If this fails nothing is lost: it is tried again.
-        match self.partition.start_log_at(start, now_ms(), WRITE_TIMEOUT).await {
-            Ok(_) => tracing::debug!(%start, written = all.len(), "the log of consumer groups was rewritten"),
-            Err(error) if error.code == Code::OutcomeUnknown => return Err(error),
-            Err(error) => {
-                self.bytes += before;
-                tracing::warn!(%error, "the log of consumer groups could not be shortened");
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Entries as batches of a bounded size: a group of thousands of members, or many groups in one round, must not make one that the log
-/// does not take.
-fn batches(entries: &[(String, Entry)], timestamp: i64) -> Result<Vec<RecordBatch>, Error> {
-    let mut batches = Vec::new();
-    let (mut builder, mut bytes) = (RecordBatchBuilder::new(LIMITS), 0);
-    for (group, entry) in entries {
-        let (key, value) = (Bytes::copy_from_slice(group.as_bytes()), Bytes::from(entry.encode()));
-        let length = key.len() + value.len();
-        if bytes > 0 && bytes + length > BATCH_BYTES {
-            batches.push(std::mem::replace(&mut builder, RecordBatchBuilder::new(LIMITS)).build(None)?);
-            bytes = 0;
-        }
-        builder.push(&NewRecord { timestamp, key: Some(key), value: Some(value), headers: Vec::new() })?;
-        bytes += length;
-    }
-    if !builder.is_empty() {
-        batches.push(builder.build(None)?);
-    }
-    Ok(batches)
-}
-
-/// An entry that says the same in several, if it is one that grows without a limit.
-fn split(entry: Entry) -> Vec<Entry> {
-    match entry {
-        Entry::Committed(offsets) => {
-            offsets.chunks(REWRITE_OFFSETS).map(|some| Entry::Committed(some.to_vec())).collect()
-        }
-        other => vec![other],
-    }
-}
-
-/// Takes in a batch of the log. Nobody else writes there: what cannot be read is damaged, or of a later version, and may be what somebody
-/// was told is committed. Then nobody is told anything.
-fn read_batch(batch: Bytes, stored: &mut BTreeMap<String, StoredGroup>) -> Result<(), Error> {
-    let batch = RecordBatch::stored(batch)?;
-    let first = batch.header().base_offset;
-    for record in batch.records(LIMITS.decompressed_bytes_max)? {
-        let read = record.map_err(|error| error.to_string()).and_then(|record| {
-            let key = record.key.ok_or("it has no key")?;
-            let group = String::from_utf8(key.to_vec()).map_err(|error| error.to_string())?;
-            let entry = Entry::decode(&record.value.unwrap_or_default()).map_err(|error| error.to_string())?;
-            Ok((group, entry))
-        });
-        match read {
-            Ok((group, entry)) => entry::apply(stored, group, entry),
-            Err(why) => {
-                return Err(Error::new(Code::Internal, format!("the groups' log at {first} is not understood: {why}")));
-            }
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn committed(partition: u32, metadata_bytes: usize) -> CommittedOffset {
-        CommittedOffset {
-            topic: "t".into(),
-            topic_id: 7,
-            partition,
-            offset: 1,
-            leader_epoch: -1,
-            metadata: "m".repeat(metadata_bytes),
-            time_ms: 5,
-        }
-    }
-
-    #[test]
-    fn what_is_too_much_for_one_batch_goes_into_several_in_order() {
-        let entry = |partition, bytes| ("g".to_owned(), Entry::Committed(vec![committed(partition, bytes)]));
-        let half = BATCH_BYTES / 2;
-        let entries = [entry(0, 10), entry(1, half), entry(2, half), entry(3, 10 * BATCH_BYTES), entry(4, 10)];
-        let batches = batches(&entries, 9).unwrap();
-        let counts: Vec<i32> = batches.iter().map(|batch| batch.header().record_count).collect();
-        assert_eq!(counts, [2, 1, 1, 1]);
-        let mut stored = BTreeMap::new();
-        batches.into_iter().for_each(|batch| read_batch(batch.into_bytes(), &mut stored).unwrap());
-        let lengths: Vec<usize> = stored["g"].offsets.values().map(|offset| offset.metadata.len()).collect();
-        assert_eq!(lengths, [10, half, half, 10 * BATCH_BYTES, 10]);
-        assert!(super::batches(&[], 9).unwrap().is_empty());
-    }
-
-    #[test]
-    fn what_is_not_understood_is_not_passed_over() {
-        let mut builder = RecordBatchBuilder::new(LIMITS);
-        let value = Some(Bytes::from_static(b"\xff of a later version"));
-        builder.push(&NewRecord { timestamp: 9, key: Some("g".into()), value, headers: Vec::new() }).unwrap();
-        let error = read_batch(builder.build(None).unwrap().into_bytes(), &mut BTreeMap::new()).unwrap_err();
-        assert!(error.message.contains("is not understood"), "{error}");
-    }
-
-    #[test]
-    fn all_offsets_of_a_group_need_not_fit_into_one_entry() {
-        let offsets: Vec<_> = (0..2 * REWRITE_OFFSETS as u32 + 1).map(|partition| committed(partition, 0)).collect();
-        let mut stored = BTreeMap::new();
-        let entries = split(Entry::Committed(offsets.clone()));
-        assert_eq!(entries.len(), 3);
-        entries.into_iter().for_each(|entry| entry::apply(&mut stored, "g".to_owned(), entry));
-        assert!(stored["g"].offsets.values().eq(&offsets));
-        assert_eq!(split(Entry::GroupRemoved), [Entry::GroupRemoved]);
-    }
 
     #[test]
     fn members_are_looked_for_once_all_that_waited_is_taken() {

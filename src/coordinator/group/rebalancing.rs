@@ -140,6 +140,11 @@ impl Group {
         }
     }
 
+    /// Whether it brings everybody's assignments, which are written.
+    pub(in crate::coordinator) fn is_written_by(&self, sync: &Sync) -> bool {
+        self.state != GroupState::Stable && self.leader.as_ref() == Some(&sync.member_id)
+    }
+
     /// Whether it may have its assignment, or bring everybody's.
     pub(in crate::coordinator) fn check_sync(&self, sync: &Sync) -> Result<(), GroupError> {
         self.check_member(&sync.member_id, sync.instance_id.as_deref())?;
