@@ -43,7 +43,7 @@ mod orphan;
 mod turns;
 
 use choice::{Claim, choose};
-use orphan::Orphan;
+use orphan::{Chosen, Orphan};
 use turns::{CROWD_WAIT, run_for_leader, turn_elsewhere};
 
 /// How long claims of live voters are waited for.
@@ -277,6 +277,8 @@ impl Elections {
     pub(crate) async fn would_run(&self, group: &RaftGroup) -> bool {
         let case = Case { group: group.clone(), standing: group.standing().await.unwrap() };
         self.suspect(group.group());
+        let chosen = Chosen { ended: Some(case.standing.vote.leader_id.term), home: self.inner.transport.broker() };
+        self.inner.orphans.lock().get_mut(&group.group()).unwrap().choose(chosen);
         self.begins(&case)
     }
 
@@ -346,7 +348,11 @@ impl Elections {
             return true;
         }
         match standing.membership.get_node(&leader.voted_for) {
-            Some(home) if home.broker != self.inner.transport.broker() => self.is_dead(home.broker),
+            // Back already as another process, which this task has not heard yet: what the former one led, nobody leads.
+            Some(home) if home.broker != self.inner.transport.broker() => {
+                self.is_dead(home.broker)
+                    || (group.orphaned_term() >= leader.term && self.is_replaced_unnoticed(home.broker))
+            }
             // Our own former replica, or a leader that is no member any more: openraft's timers decide.
             _ => false,
         }
@@ -403,13 +409,15 @@ impl Elections {
             return None;
         }
         let Some(winner) = choose(&claims, case.standing.membership.get_joint_config(), orphan.attempt) else {
-            orphan.decided(now, false, jitter());
+            orphan.undecided(now, jitter());
             return None;
         };
-        orphan.judged = case.standing.vote.leader_id.term;
+        let vote = &case.standing.vote;
+        let home = case.standing.membership.get_node(&winner).map(|home| home.broker)?;
+        orphan.choose(Chosen { ended: vote.committed.then_some(vote.leader_id.term), home });
         match winner == case.group.replica() {
             true => orphan.queued(now),
-            false => orphan.decided(now, true, jitter() + turn_elsewhere(waiting)),
+            false => orphan.decided(now, jitter() + turn_elsewhere(waiting)),
         }
         tracing::debug!(group = case.group.group().0, %winner, claims = claims.len(), "elects");
         Some((winner, case))

@@ -34,6 +34,10 @@ impl Elections {
     fn broker_died(&self, groups: &Hosted, broker: BrokerId) {
         let now = Instant::now();
         let mut orphans = self.inner.orphans.lock();
+        // Who was to lead will not.
+        for orphan in orphans.values_mut().filter(|orphan| orphan.is_decided_for(broker, now)) {
+            orphan.look_at(now);
+        }
         for group in groups.all() {
             let Some(leader) = group.voted_leader() else { continue };
             if leader.broker == broker && leader.replica != group.replica() {
@@ -41,7 +45,7 @@ impl Elections {
                 let orphan = orphans.entry(group.group()).or_insert_with(|| Orphan::new(now));
                 // What the detector knew already, and a peer's report was quicker with than this news: another choice would run
                 // against the first.
-                if !orphan.is_succeeded(leader.term, now) {
+                if !orphan.is_succeeded(leader.term, broker, now) {
                     orphan.look_at(now);
                 }
             }
@@ -53,9 +57,8 @@ impl Elections {
         let now = Instant::now();
         for group in groups.all() {
             let orphaned = group.orphaned_term();
-            if let Some(leader) =
-                group.voted_leader().filter(|leader| leader.broker == broker && leader.term == orphaned)
-            {
+            let led = group.voted_leader().filter(|leader| leader.broker == broker && leader.term == orphaned);
+            if let Some(leader) = led {
                 // Another process: what the former one led, nobody leads (RULES.md R1). The same one: it was a false alarm.
                 if replaced {
                     group.release(leader.term);
@@ -64,8 +67,10 @@ impl Elections {
             }
             let mut orphans = self.inner.orphans.lock();
             if let Some(orphan) = orphans.get_mut(&group.group()) {
-                // Who was chosen without this broker needs none of its votes; another choice would run against the first.
-                if replaced || !orphan.is_decided(now) {
+                // Who was chosen without this broker needs none of its votes; another choice would run against the first. But it may have
+                // led, or been chosen, and be another process; and after a false alarm nobody is to be chosen.
+                let stands = led.is_none() && !replaced && orphan.is_decided(now);
+                if !stands {
                     orphan.look_at(now);
                 }
             } else if group.is_without_leader() {
@@ -117,5 +122,11 @@ impl Elections {
     pub(super) fn is_replaced(&self, broker: BrokerId) -> bool {
         let replacements = self.inner.transport.peer_status(broker).map_or(0, |status| status.replacements);
         self.inner.replacements.lock().insert(broker, replacements).unwrap_or(0) != replacements
+    }
+
+    /// Whether it is, and the news of that are still on their way to this task.
+    pub(super) fn is_replaced_unnoticed(&self, broker: BrokerId) -> bool {
+        let replacements = self.inner.transport.peer_status(broker).map_or(0, |status| status.replacements);
+        self.inner.replacements.lock().get(&broker).copied().unwrap_or(0) != replacements
     }
 }

@@ -10,6 +10,15 @@ use super::turns::TURN_WAIT;
 use super::{BACKOFF_MAX, CLAIM_AGE_MAX, CLAIMS_WAIT, ECHO_WAIT, OFFICE_WAIT};
 use crate::types::{BrokerId, ReplicaId, repr};
 
+/// A winner that was chosen.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Chosen {
+    /// The term whose leader's end was judged; `None`: nobody was known to have been elected in it.
+    pub(super) ended: Option<u64>,
+    /// Where the winner lives.
+    pub(super) home: BrokerId,
+}
+
 /// One group's case.
 pub(super) struct Orphan {
     /// When it is looked at next.
@@ -26,8 +35,8 @@ pub(super) struct Orphan {
     sent: BTreeMap<BrokerId, Instant>,
     /// Until when a winner that was told to run may take office.
     in_office_by: Option<Instant>,
-    /// The term whose leader's end was judged when a winner was chosen last.
-    pub(super) judged: u64,
+    /// Who was chosen last.
+    chosen: Option<Chosen>,
     /// Whether it has been found without a leader; from then on claims are waited for.
     open: bool,
 }
@@ -43,7 +52,7 @@ impl Orphan {
             claims: BTreeMap::new(),
             sent: BTreeMap::new(),
             in_office_by: None,
-            judged: 0,
+            chosen: None,
             open: false,
         }
     }
@@ -70,9 +79,20 @@ impl Orphan {
         self.in_office_by.is_some_and(|by| now < by)
     }
 
-    /// Whether a winner is on its way because the leadership of this term is over.
-    pub(super) fn is_succeeded(&self, term: u64, now: Instant) -> bool {
-        self.is_decided(now) && term <= self.judged
+    /// A winner was chosen: it is told to run, or waits for its turn.
+    pub(super) fn choose(&mut self, chosen: Chosen) {
+        self.chosen = Some(chosen);
+    }
+
+    /// Whether a winner that lives on this broker is on its way.
+    pub(super) fn is_decided_for(&self, broker: BrokerId, now: Instant) -> bool {
+        self.is_decided(now) && self.chosen.is_some_and(|chosen| chosen.home == broker)
+    }
+
+    /// Whether a winner that lives elsewhere is on its way because this broker's leadership of this term is over.
+    pub(super) fn is_succeeded(&self, term: u64, broker: BrokerId, now: Instant) -> bool {
+        let over = |chosen: Chosen| chosen.ended >= Some(term) && chosen.home != broker;
+        self.is_decided(now) && self.chosen.is_some_and(over)
     }
 
     /// It is without a leader, and this is our own claim.
@@ -125,25 +145,34 @@ impl Orphan {
         !told
     }
 
-    /// A winner was chosen, and waits for its turn. In case that never comes, it is looked at again.
+    /// A winner was chosen, and waits for its turn here. In case that never comes, it is looked at again. It counts as an attempt from now
+    /// on, as it does where the winner is told to run at once: whoever looks again chooses the next one, and all the same one.
     pub(super) fn queued(&mut self, now: Instant) {
         self.due = now + TURN_WAIT;
         self.in_office_by = Some(self.due);
+        self.attempt += 1;
     }
 
-    /// A decision was taken: a winner has its time to take office, otherwise the back-off grows.
-    pub(super) fn decided(&mut self, now: Instant, winner: bool, jitter: Duration) {
-        if winner {
-            let rounds = 1 + self.attempt.min(3);
-            self.due = now + (OFFICE_WAIT * rounds).min(BACKOFF_MAX) + jitter;
-            self.in_office_by = Some(self.due);
-            self.attempt += 1;
-            self.fruitless = 0;
-        } else {
-            self.due = now + (CLAIMS_WAIT * (2 << self.fruitless.min(5))).min(BACKOFF_MAX) + jitter;
-            self.in_office_by = None;
-            self.fruitless += 1;
-        }
+    /// Its turn has come: it has its time to take office.
+    pub(super) fn begun(&mut self, now: Instant, jitter: Duration) {
+        let rounds = self.attempt.clamp(1, 4);
+        self.due = now + (OFFICE_WAIT * rounds).min(BACKOFF_MAX) + jitter;
+        self.in_office_by = Some(self.due);
+        self.fruitless = 0;
+        self.wait_until = self.due + CLAIMS_WAIT;
+    }
+
+    /// A winner elsewhere was told to run, and has its time to take office.
+    pub(super) fn decided(&mut self, now: Instant, jitter: Duration) {
+        self.attempt += 1;
+        self.begun(now, jitter);
+    }
+
+    /// Nobody could be elected: the back-off grows.
+    pub(super) fn undecided(&mut self, now: Instant, jitter: Duration) {
+        self.due = now + (CLAIMS_WAIT * (2 << self.fruitless.min(5))).min(BACKOFF_MAX) + jitter;
+        self.in_office_by = None;
+        self.fruitless += 1;
         self.wait_until = self.due + CLAIMS_WAIT;
     }
 }
@@ -180,16 +209,48 @@ mod tests {
         let now = Instant::now();
         let mut orphan = Orphan::new(now);
         orphan.opened(claim(1, 1), now);
-        orphan.decided(now, true, ms(0));
+        orphan.decided(now, ms(0));
         assert_eq!((orphan.due, orphan.attempt), (now + OFFICE_WAIT, 1));
         orphan.hear(claim(2, 7), now + ms(10));
         assert_eq!(orphan.due, now + OFFICE_WAIT, "claims do not cut the winner's time short");
         let later = now + OFFICE_WAIT;
-        orphan.decided(later, true, ms(0));
+        orphan.decided(later, ms(0));
         assert_eq!(orphan.due, later + OFFICE_WAIT * 2);
         // A death changes everything.
         orphan.look_at(later + ms(1));
         assert_eq!(orphan.due, later + ms(1));
+    }
+
+    #[test]
+    fn who_waits_for_a_turn_counts_as_an_attempt_once() {
+        let now = Instant::now();
+        let (mut here, mut elsewhere) = (Orphan::new(now), Orphan::new(now));
+        for attempt in 1..6 {
+            here.queued(now);
+            elsewhere.decided(now, ms(0));
+            assert_eq!((here.attempt, elsewhere.attempt), (attempt, attempt));
+            here.begun(now, ms(0));
+            assert_eq!((here.attempt, here.due), (elsewhere.attempt, elsewhere.due));
+        }
+    }
+
+    #[test]
+    fn a_decision_stands_for_the_end_that_it_was_taken_for_and_while_its_winner_lives() {
+        let now = Instant::now();
+        let mut orphan = Orphan::new(now);
+        let (one, two) = (BrokerId(1), BrokerId(2));
+        assert!(!orphan.is_succeeded(4, one, now));
+        orphan.choose(Chosen { ended: Some(4), home: two });
+        orphan.decided(now, ms(0));
+        assert!(orphan.is_succeeded(4, one, now) && orphan.is_succeeded(3, one, now));
+        assert!(!orphan.is_succeeded(5, one, now), "of that it knew nothing");
+        assert!(!orphan.is_succeeded(4, two, now), "nobody comes from there");
+        assert!(orphan.is_decided_for(two, now) && !orphan.is_decided_for(one, now));
+        let over = orphan.due;
+        assert!(!orphan.is_succeeded(4, one, over) && !orphan.is_decided_for(two, over));
+        orphan.choose(Chosen { ended: None, home: two });
+        orphan.decided(now, ms(0));
+        assert!(!orphan.is_succeeded(0, one, now), "nobody knew who led");
     }
 
     #[test]
@@ -198,7 +259,7 @@ mod tests {
         let mut orphan = Orphan::new(now);
         let mut waits = Vec::new();
         for _ in 0..8 {
-            orphan.decided(now, false, ms(0));
+            orphan.undecided(now, ms(0));
             waits.push(orphan.due - now);
             now = orphan.due;
         }

@@ -60,8 +60,7 @@ impl Elections {
             self.inner.wake.notify_one();
             return false;
         }
-        orphan.decided(now, true, jitter());
-        orphan.judged = judged.leader_id.term;
+        orphan.begun(now, jitter());
         drop(orphans);
         if let Some(groups) = self.inner.groups.upgrade() {
             groups.instruments.elections_forced.increment(1);

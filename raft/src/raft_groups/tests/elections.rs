@@ -175,6 +175,10 @@ async fn whoever_waited_for_its_turn_does_not_run_against_a_leader_that_lives() 
     assert_eq!(news.map(looks), [true, true]);
     assert!(elections.would_run(&group).await);
     assert_eq!(news.map(looks), [false, false]);
+    // Unless the leader is back, and nobody is to be elected; or its successor dies.
+    assert!(looks((1, Liveness::Alive)));
+    assert!(elections.would_run(&group).await);
+    assert_eq!([looks((1, Liveness::Dead)), looks((2, Liveness::Dead))], [false, true]);
 }
 
 #[tokio::test(start_paused = true)]
