@@ -14,7 +14,7 @@ mod contract;
 mod defaults;
 mod forms;
 mod limits;
-mod openapi;
+pub mod openapi;
 mod refusals;
 mod requests;
 mod room;

@@ -169,6 +169,46 @@ async fn a_lagging_replica_is_told_with_its_lag_and_the_reason() {
     }
 }
 
+/// As long as a replica catches up at the rate that it may, it is told how far it is behind, and that it moves.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_that_catches_up_is_told_with_what_it_lacks_until_it_is_there() {
+    let mut cluster = Cluster::start_with(3, &["--set", "raft.catch_up_bytes_per_second=3000000"]).await;
+    cluster.create_topic(1, "t", 1).await;
+    let leader = cluster.leader(1, "t", 0).await;
+    let behind = leader % 3 + 1;
+    cluster.kill(behind);
+    // Who lacks little has it at once.
+    for at in 0..20 {
+        cluster.produce_text(leader, "t", 0, &format!("{at}{}", "x".repeat(1_000_000))).await;
+    }
+    // In sync is who has what the leader had two seconds ago.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let began = Instant::now();
+    cluster.spawn(behind);
+    let mut lags = Vec::new();
+    loop {
+        let (_, shown) = cluster.get(leader, "/v1/topics/t").await;
+        let partition = &shown["partitions"][0];
+        if partition["in_sync"].as_array().is_some_and(|in_sync| in_sync.len() == 3) {
+            break;
+        }
+        let lagging = &partition["lagging"][0];
+        if lagging["reason"] == "catching_up" {
+            lags.push(lagging["bytes"].as_u64().unwrap());
+            if lags.len() == 1 {
+                status_tells(&cluster.servers(), "catching up").await;
+            }
+        }
+        assert!(began.elapsed() < PATIENCE, "{shown}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    lags.dedup();
+    assert!(lags.len() > 1 && lags.windows(2).all(|pair| pair[0] > pair[1]), "{lags:?}");
+    // It may not be there sooner.
+    assert!(began.elapsed() > Duration::from_secs(2), "20 MB came in {:?}", began.elapsed());
+    assert_eq!(cluster.fetch_all(behind, "t", 0).await.len(), 20);
+}
+
 /// Waits until `status` has these words in it.
 async fn status_tells(servers: &str, words: &str) {
     let deadline = Instant::now() + PATIENCE;
@@ -442,7 +482,15 @@ async fn completions_are_printed_for_the_shells_there_are() {
     for shell in ["bash", "zsh", "fish"] {
         let printed = run(&["completions", shell], b"").await;
         assert_eq!(printed.status.code(), Some(0));
-        assert!(String::from_utf8(printed.stdout).unwrap().contains("consume"), "{shell}");
+        assert!(String::from_utf8_lossy(&printed.stdout).contains("consume"), "{shell}");
+        if shell == "bash" {
+            // What a shell would do when somebody presses the tabulator.
+            let asked =
+                "\nCOMP_WORDS=(pontoon cons) COMP_CWORD=1; _pontoon pontoon cons pontoon; echo ${COMPREPLY[@]}\n";
+            let script = [&printed.stdout[..], asked.as_bytes()].concat();
+            let done = Command::new("bash").arg("-c").arg(String::from_utf8(script).unwrap()).output().unwrap();
+            assert_eq!(String::from_utf8_lossy(&done.stdout), "consume\n", "{done:?}");
+        }
     }
     assert_eq!(run(&["completions", "cmd"], b"").await.status.code(), Some(2));
 }

@@ -177,6 +177,9 @@ async fn two_of_three_that_rot_in_different_places_lose_nothing() {
         for index in [10, 30] {
             flip(segment, position(segment, index + number as u64 * 5).await + 64);
         }
+        if number == 1 {
+            cut_to(segment, position(segment, 50).await + 20);
+        }
         assert!(!sound(segment).await);
     }
     // The third is gone for good.

@@ -117,6 +117,26 @@ async fn until_in_sync(cluster: &Cluster, id: u32, topic: &str) {
     }
 }
 
+/// What the configuration says for all topics holds for one that says nothing, and not for one that does.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_topic_that_says_nothing_has_the_brokers_retention() {
+    let of_all = ["--set", "log.retention.bytes=300000", "--set", "log.segment.bytes=100000"];
+    let cluster = Cluster::start_with(1, &[&QUICK[..], &of_all].concat()).await;
+    create(&cluster, "silent", 1, json!({})).await;
+    create(&cluster, "says", 1, json!({"retention.bytes": "-1"})).await;
+    for topic in ["silent", "says"] {
+        fill(&cluster, topic, 0, 0, 20, 50_000).await;
+    }
+    let start = until_starts(&cluster, 1, "silent", 0, |start| start > 0).await;
+    assert!(start <= 16, "200 to 300 kB are kept, not {} records", 20 - start);
+    let of_all = ["--set", "log.retention.ms=1000", "--set", "log.segment.ms=1000"];
+    let aged = Cluster::start_with(1, &[&QUICK[..], &of_all].concat()).await;
+    create(&aged, "silent", 1, json!({})).await;
+    fill(&aged, "silent", 0, 0, 3, 10).await;
+    until_starts(&aged, 1, "silent", 0, |start| start == 3).await;
+    assert_eq!(offsets(&cluster, 1, "says", 0).await, (0, 20));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_too_old_goes_on_every_replica_and_the_disk_has_its_room_back() {
     let mut cluster = Cluster::start_with(3, &QUICK).await;
@@ -271,7 +291,7 @@ async fn a_slow_partition_closes_its_segment_by_age_and_lets_the_old_go_from_und
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_deleted_topic_gives_its_room_back() {
-    let cluster = Cluster::start_with(3, &QUICK).await;
+    let mut cluster = Cluster::start_with(3, &QUICK).await;
     create(&cluster, "kept", 1, json!({})).await;
     create(&cluster, "gone", 4, json!({})).await;
     fill(&cluster, "kept", 0, 0, 5, 10).await;
@@ -286,8 +306,11 @@ async fn a_deleted_topic_gives_its_room_back() {
         let taken = partition_bytes(cluster.data_dir(id));
         assert!(taken > 7 << 20, "broker {id} takes {taken} bytes for 8 MB");
     }
+    // Also where a broker does not hear of it before it is back.
+    cluster.kill(3);
     let (status, _) = cluster.ask(2, Method::DELETE, "/v1/topics/gone", None).await;
     assert_eq!(status, StatusCode::NO_CONTENT);
+    cluster.restart(3).await;
     until_small(&cluster, 200 << 10).await;
     for id in 1..=3 {
         let folders = fs::read_dir(cluster.data_dir(id).join("groups")).unwrap().count();

@@ -2,6 +2,8 @@
 
 use serde_json::Value;
 
+use serde_json::json;
+
 use super::{status, stderr, stdout};
 use crate::support::{Cluster, run};
 
@@ -85,4 +87,22 @@ async fn an_offset_counts_in_each_partition_and_those_without_it_are_named() {
     assert!(status(&one) == 1 && stderr(&one).contains("OFFSET_OUT_OF_RANGE"), "{}", stderr(&one));
     let latest = consume(&["--from", "latest"]).await;
     assert_eq!((status(&latest), stdout(&latest).as_str(), stderr(&latest).as_str()), (0, "", ""));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn consume_begins_where_a_time_is_reached() {
+    let cluster = Cluster::start(1).await;
+    let topic = json!({"name": "t", "config": {"retention.ms": "-1"}});
+    assert_eq!(cluster.post(1, "/v1/topics", topic).await.0.as_u16(), 201);
+    let records: Vec<_> = [1000, 2000, 3000].map(|at| json!({"value": format!("at {at}"), "timestamp": at})).into();
+    let path = "/v1/topics/t/partitions/0/records";
+    for record in records {
+        assert_eq!(cluster.post(1, path, json!({"records": [record]})).await.0.as_u16(), 200);
+    }
+    let servers = cluster.servers();
+    let consume = async |from: &str| run(&["consume", "t", "--server", &servers, "--from", from], b"").await;
+    let some = consume("timestamp:1500").await;
+    assert_eq!((status(&some), stdout(&some).as_str()), (0, "at 2000\nat 3000\n"), "{}", stderr(&some));
+    let none = consume("timestamp:4000").await;
+    assert_eq!((status(&none), stdout(&none).as_str()), (0, ""), "{}", stderr(&none));
 }

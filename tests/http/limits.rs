@@ -142,6 +142,18 @@ async fn half_bodies_hold_up_nobody() {
 }
 
 #[tokio::test]
+async fn a_head_that_does_not_come_is_waited_for_only_so_long() {
+    let cluster = Cluster::start_with(1, &["--set", "limits.header_timeout_ms=300"]).await;
+    cluster.create_topic(1, "t", 1).await;
+    // Nothing at all, half a head, and one that has asked before.
+    assert_eq!(raw(&cluster, b"").await, "");
+    assert_eq!(raw(&cluster, b"POST /v1/topics/t/partitions/0/records HTTP/1.1\r\nhost: loc").await, "");
+    let answered = raw(&cluster, b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n").await;
+    assert!(answered.starts_with("HTTP/1.1 200 OK\r\n"), "{answered}");
+    assert_eq!(produce(&cluster, 1, "t", "text/plain", "x").await.0, StatusCode::OK);
+}
+
+#[tokio::test]
 async fn clients_that_never_read_hold_up_nobody() {
     let limits =
         ["limits.inflight_bytes_max=8388608", "limits.request_bytes_max=4194304", "limits.write_timeout_ms=600000"];

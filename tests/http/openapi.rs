@@ -2,6 +2,7 @@
 //! that the document lists for that path and method; and it serves no path or method that the document does not have.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::LazyLock;
 
 use futures_util::{StreamExt, stream};
 use reqwest::{Method, Response};
@@ -423,6 +424,28 @@ async fn nothing_is_served_that_is_not_in_the_document() {
         let (status, body) = cluster.get(1, path).await;
         assert_eq!((status.as_u16(), validate(&document, &schema("Error"), &body)), (404, Ok(())), "{path}");
     }
+}
+
+/// Holds a refusal that any test was given to the document: it is listed for its path, with this body.
+pub fn check_refusal(path: &str, status: u16, body: &Value) {
+    static DOCUMENT: LazyLock<Value> =
+        LazyLock::new(|| serde_json::from_str(include_str!("../../src/http/openapi.json")).unwrap());
+    let like = |template: &str| {
+        let (parts, asked): (Vec<_>, Vec<_>) = (template.split('/').collect(), path.split('/').collect());
+        parts.len() == asked.len()
+            && parts.iter().zip(asked).all(|(part, asked)| part.starts_with('{') || *part == asked)
+    };
+    // That there is no such path, or method, is told of all there are not.
+    let operations = DOCUMENT["paths"].as_object().unwrap().iter().find(|(template, _)| like(template));
+    let Some((template, operations)) = operations.filter(|_| status >= 400 && status != 405) else { return };
+    let operations = operations.as_object().unwrap().iter().filter(|(method, _)| METHODS.contains(&method.as_str()));
+    let listed: Vec<_> = operations
+        .filter_map(|(_, operation)| operation["responses"].get(status.to_string()))
+        .map(|listed| &resolve(&DOCUMENT, listed)["content"]["application/json"]["schema"])
+        .collect();
+    assert!(!listed.is_empty(), "{template}: {status} is not listed: {body}");
+    let sound = listed.iter().any(|schema| validate(&DOCUMENT, schema, body).is_ok());
+    assert!(sound, "{template}: {status} has another body: {body}");
 }
 
 /// Asks, and holds the answer to the document. Returns its status.

@@ -15,6 +15,8 @@ use reqwest::{Method, Response, StatusCode};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
+use crate::http::openapi::check_refusal;
+
 pub mod member;
 mod metrics;
 mod sources;
@@ -459,8 +461,10 @@ pub fn client() -> reqwest::Client {
 }
 
 /// Status and JSON of an answer (null if the body is empty).
+///
+/// A refusal must be one that `/openapi.json` lists.
 pub async fn read(response: Response) -> (StatusCode, Value) {
-    let status = response.status();
+    let (status, path) = (response.status(), response.url().path().to_owned());
     let body = response.bytes().await.unwrap();
     let value = if body.is_empty() {
         Value::Null
@@ -468,6 +472,7 @@ pub async fn read(response: Response) -> (StatusCode, Value) {
         serde_json::from_slice(&body)
             .unwrap_or_else(|error| panic!("{status}: {error}: {}", String::from_utf8_lossy(&body)))
     };
+    check_refusal(&path, status.as_u16(), &value);
     (status, value)
 }
 
