@@ -91,3 +91,15 @@ fn what_is_not_run_of_others_suites_is_told_and_counted() {
     }
     offences(&found);
 }
+
+#[test]
+fn every_alarm_says_in_the_operators_page_what_it_means() {
+    let (page, rules) = (document("docs/OPERATIONS.md"), document("docs/alerts.yml"));
+    let rows = page.lines().skip_while(|line| !line.starts_with("| alarm | means | do |")).skip(2);
+    let rows = rows.take_while(|line| line.starts_with('|')).filter_map(|row| row.split('|').nth(1));
+    let told: BTreeSet<&str> =
+        rows.flat_map(|cell| cell.split('`')).filter(|word| word.starts_with("Pontoon")).collect();
+    let rules: BTreeSet<&str> = rules.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")).collect();
+    assert!(rules.len() > 15, "{rules:?}");
+    assert_eq!(told, rules);
+}
