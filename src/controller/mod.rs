@@ -133,11 +133,7 @@ impl Controller {
         let group = self.leading_caught_up().await?;
         match request {
             ControlRequest::Admit { broker, directory } => self.admit(&group, broker, directory).await,
-            ControlRequest::Register(registration) => {
-                self.refuse_impostor(registration.broker, registration.directory).await?;
-                self.refuse_copy(&registration).await?;
-                self.execute_in_turn(&group, &Command::RegisterBroker(registration)).await
-            }
+            ControlRequest::Register(registration) => self.register(&group, registration).await,
             ControlRequest::CreateTopic { topic, name, partitions, replicas, config } => {
                 self.create_topic(&group, topic, name, Placing::Anywhere { partitions, replicas }, config).await
             }
@@ -194,6 +190,23 @@ impl Controller {
             Some(cluster) => Ok(ControlAnswer::Admitted(cluster)),
             None => Err(ControlError::NotController { controller: None }),
         }
+    }
+
+    async fn register(&self, group: &RaftGroup, new: BrokerRegistration) -> Answer {
+        let known = |state: &CatalogState| state.brokers().get(&new.broker).cloned();
+        let before = known(&self.catalog.state());
+        self.refuse_impostor(new.broker, new.directory).await?;
+        self.refuse_copy(&new).await?;
+        self.execute_fresh(group, |state| {
+            let now = known(state);
+            // Whoever asks here may have gone since, and its request been long on its way: it must not take the place of who came then.
+            if now != before && now.as_ref() != Some(&new) {
+                let message = format!("another process has registered as broker {} meanwhile", new.broker);
+                return Err(ControlError::refused(Code::NotReady, message));
+            }
+            Ok(Some(Command::RegisterBroker(new.clone())))
+        })
+        .await
     }
 
     /// Refuses a broker that comes with another directory while the one it had is still running: two processes were

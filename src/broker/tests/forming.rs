@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use pontoon_raft::transport::{Caller, Liveness};
 use pontoon_raft::types::BrokerId;
 use tokio::time::timeout;
@@ -12,8 +13,9 @@ use tokio::time::timeout;
 use super::cluster::{Cluster, PATIENCE, eventually};
 use crate::broker::peer::Hello;
 use crate::broker::{Broker, TopicSpec};
-use crate::catalog::command::Command;
-use crate::controller::CATALOG_GROUP;
+use crate::catalog::command::{BrokerRegistration, Command};
+use crate::controller::requests::ControlRequest;
+use crate::controller::{CATALOG_GROUP, Controller, Process};
 use crate::error::Code;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -306,6 +308,32 @@ async fn a_broker_ends_when_another_process_has_registered_in_its_place() {
     cluster.crash(id).await;
     cluster.start(id).await;
     cluster.await_ready().await;
+}
+
+/// Its request was long on its way, and while it is looked into, its successor comes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_process_that_has_gone_does_not_register_in_its_successors_place() {
+    let (cluster, controller, id) = with_orders().await;
+    let shared = cluster.broker(controller).shared.clone();
+    let known = |incarnation: u64| {
+        let known = shared.catalog.state().brokers()[&BrokerId(id)].clone();
+        BrokerRegistration { incarnation: known.incarnation.wrapping_add(incarnation), ..known }
+    };
+    let (gone, successor) = (known(1), known(2));
+    let group = shared.groups.get(CATALOG_GROUP).unwrap();
+    let comes = Command::RegisterBroker(successor.clone()).encode();
+    let probe = move |_| -> BoxFuture<'static, Option<Process>> {
+        let (group, comes) = (group.clone(), comes.clone());
+        Box::pin(async move {
+            group.propose(comes.into(), None).await.unwrap();
+            None
+        })
+    };
+    let (groups, catalog) = (shared.groups.clone(), shared.catalog.clone());
+    let other = Controller::new(BrokerId(controller), groups, catalog, Arc::new(probe), Arc::new(|_, _| true));
+    let refused = other.handle(ControlRequest::Register(gone)).await.unwrap_err();
+    assert!(refused.to_string().contains("has registered as broker"), "{refused}");
+    assert_eq!(shared.catalog.state().brokers()[&BrokerId(id)], successor);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
