@@ -3,7 +3,7 @@
 //! What matters is what clients do with a number: retry, look for another leader, give up. `http` has the other such table.
 
 use crate::error::{Code, Error};
-use crate::record_batch::BatchError;
+use crate::record_batch::{BATCH_HEADER_BYTES, BatchError};
 
 macro_rules! numbers {
     ($($name:ident = $number:literal,)+) => {
@@ -57,7 +57,6 @@ numbers! {
     InvalidConfig = 40,
     NotController = 41,
     InvalidRequest = 42,
-    UnsupportedForMessageFormat = 43,
     PolicyViolation = 44,
     OutOfOrderSequenceNumber = 45,
     InvalidProducerEpoch = 47,
@@ -125,19 +124,21 @@ impl From<&Error> for ErrorCode {
 impl From<&BatchError> for ErrorCode {
     fn from(error: &BatchError) -> Self {
         match error {
-            BatchError::Magic(_) => Self::UnsupportedForMessageFormat,
+            // Too short to be a batch at all; shorter than it says; or another one behind it.
+            BatchError::Length { claimed, .. } if *claimed < BATCH_HEADER_BYTES as i64 => Self::CorruptMessage,
             BatchError::Timestamp { .. } => Self::InvalidTimestamp,
             BatchError::Attributes { .. }
             | BatchError::Compression(_)
             | BatchError::Counts { .. }
             | BatchError::Decompress { .. }
             | BatchError::Empty
+            | BatchError::Length { .. }
+            | BatchError::Magic(_)
             | BatchError::Producer { .. }
             | BatchError::Record { .. }
+            | BatchError::Short { .. }
             | BatchError::TrailingBytes { .. } => Self::InvalidRecord,
-            BatchError::Short { .. }
-            | BatchError::Length { .. }
-            | BatchError::Checksum { .. }
+            BatchError::Checksum { .. }
             | BatchError::RecordTooLarge { .. }
             | BatchError::BatchTooLarge { .. }
             | BatchError::DecompressedTooLarge { .. }

@@ -28,8 +28,10 @@ use crate::broker::{Route, check_not_internal};
 use crate::error::Code;
 use crate::partition::aside::{NoPlace, check_batch, cost};
 use crate::partition::{Acks, Partition};
-use crate::record_batch::{Allowance, BatchLimits, RecordBatch};
+use crate::record_batch::{Allowance, BatchLimits, Compression, RecordBatch};
 
+/// The first version of Produce that may carry Zstandard, as in Kafka.
+const ZSTD_SINCE: i16 = 7;
 /// Longest that a produce may wait to be looked at and for its ack level, whatever it asks for.
 const TIMEOUT_MAX: Duration = Duration::from_secs(600);
 /// Batches of a request that are proposed at the same time.
@@ -191,6 +193,10 @@ async fn check(
             let checked = match (&refusal, name.error) {
                 (Some((code, message)), _) => Err(Refused { code: *code, message: Some(message.clone()) }),
                 (None, Some(code)) => Err(code.into()),
+                (None, None) if version < ZSTD_SINCE && is_zstd(&records) => {
+                    let message = format!("Zstandard is for versions of Produce from {ZSTD_SINCE} on, not {version}");
+                    Err(Refused { code: ErrorCode::UnsupportedCompressionType, message: Some(message) })
+                }
                 (None, None) => {
                     check_one(door, &name.name, index, records, &mut allowance, &mut looked_at, deadline).await
                 }
@@ -204,6 +210,11 @@ async fn check(
         topics.push(ProducedTopic { name: name.name, topic_id: name.id, partitions: answers });
     }
     (topics, ready)
+}
+
+/// Whether the attributes of a batch say that it is compressed so, whatever else is wrong with it.
+fn is_zstd(records: &[u8]) -> bool {
+    records.get(22).is_some_and(|low| low & 7 == Compression::Zstd as u8)
 }
 
 /// What a request's batches may decompress to.

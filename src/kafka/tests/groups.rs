@@ -333,7 +333,7 @@ async fn groups_are_described_listed_left_and_deleted() {
     assert_eq!((deleted.error_code, deleted.topics[0].partitions[0].error_code), (0, 0));
     assert_eq!(client.committed().await, []);
     assert_eq!(codes(client.call(delete, 2).await), [0, 69]);
-    assert_eq!(client.produce(0, Bytes::new()).await.error_code, 2);
+    assert_eq!(client.produce(0, Bytes::new()).await.error_code, 87);
     house.close().await;
 }
 
