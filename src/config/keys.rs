@@ -51,7 +51,7 @@ keys! {
     "kafka.listen", "127.0.0.1:9092", "Where Kafka clients are served; `off`: nowhere. Port 0 lets the kernel choose." => |c, t| listen_or_off(c, t)?;
     "kafka.advertised", "", "The address that Kafka clients are told. Unless set: `kafka.listen`." => |c, t| c.kafka.listener.advertised = Some(address(t)?);
     "kafka.idle_timeout_ms", "600000", "A Kafka connection on which nothing is asked for so long is closed." => |c, t| c.kafka.idle_timeout = millis(t)?;
-    "kafka.inflight_requests_max", "16", "Most requests of one Kafka connection being worked on or waiting to be." => |c, t| c.kafka.inflight_requests_max = at_least(t, 1)?;
+    "kafka.inflight_requests_max", "16", "Most requests of one Kafka connection being worked on or waiting to be. Their bytes are a quarter of `limits.inflight_bytes_max` at most, or one largest request." => |c, t| c.kafka.inflight_requests_max = at_least(t, 1)?;
     "socket.request.max.bytes", "104857600", "Largest request of a Kafka client; never more than `limits.inflight_bytes_max`. Kafka's clients count on its default." => |c, t| c.kafka.request_bytes_max = at_least(t, 1)?;
     "auto.create.topics.enable", "false", "Whether a Kafka client that asks for a topic that does not exist creates it. `dev`: true." => |c, t| c.kafka.auto_create_topics = boolean(t)?;
     "num.partitions", "1", "Partitions of a topic that a Kafka client creates without naming a number. `dev`: 4." => |c, t| c.kafka.num_partitions = at_least(t, 1)?;

@@ -24,7 +24,7 @@ use tracing::{debug, info};
 
 use super::Door;
 use super::dispatch::{self, Done, Handled, Incoming};
-use super::frames::{Ahead, Frame, FrameLimits, read_frame};
+use super::frames::{Ahead, Frame, FrameLimits, FrameShare, read_frame};
 use super::messages::Response;
 use super::writing::Writing;
 
@@ -52,8 +52,8 @@ impl From<io::Error> for End {
     }
 }
 
-/// What a request holds of the budgets, until it is answered.
-pub(super) type Shares = [Option<OwnedSemaphorePermit>; 2];
+/// What a request holds of the budgets, until it is answered: for its frame, and beside it.
+pub(super) type Shares = (Option<FrameShare>, OwnedSemaphorePermit);
 
 /// A request that waits for its turn.
 struct Next {
@@ -62,9 +62,9 @@ struct Next {
 }
 
 impl Next {
-    fn new(incoming: Incoming, frame: OwnedSemaphorePermit, decoded: OwnedSemaphorePermit) -> Self {
+    fn new(incoming: Incoming, frame: FrameShare, decoded: OwnedSemaphorePermit) -> Self {
         let frame = incoming.keeps_frame().then_some(frame);
-        Self { incoming, shares: [frame, Some(decoded)] }
+        Self { incoming, shares: (frame, decoded) }
     }
 }
 
@@ -163,7 +163,7 @@ async fn read_frames(
     door: &Door,
     before: &watch::Sender<usize>,
 ) -> End {
-    let mut ahead = Ahead(before.subscribe());
+    let mut ahead = Ahead::new(before.subscribe(), door.connection_bytes_max());
     let limits = FrameLimits {
         bytes_max: door.request_bytes_max(),
         idle_timeout: door.config.idle_timeout,

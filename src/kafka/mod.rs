@@ -110,6 +110,11 @@ impl Door {
         self.config.request_bytes_max.min(self.limits.inflight_bytes_max)
     }
 
+    /// What the frames of one connection may hold.
+    fn connection_bytes_max(&self) -> usize {
+        FrameRoom::of_one(self.limits.inflight_bytes_max, self.request_bytes_max())
+    }
+
     /// Resolves when waiting requests should be answered with what there is.
     async fn stopping(&self) {
         let _ = self.stage.clone().wait_for(|stage| *stage >= Stage::Stopping).await;
