@@ -11,6 +11,8 @@
 //! tagged fields; before it lengths are 16 or 32 bits and null is -1. `"ab"` is `00 02 61 62`, or flexible `03 61 62`.
 
 mod reader;
+#[cfg(test)]
+mod sample;
 mod writer;
 
 use std::marker::PhantomData;
@@ -18,6 +20,8 @@ use std::marker::PhantomData;
 use bytes::{Buf, BufMut, Bytes};
 
 pub use reader::Reader;
+#[cfg(test)]
+pub use sample::{Sample, Samples};
 pub use writer::Writer;
 
 /// Most array elements one request may have, nested ones included.
@@ -221,6 +225,16 @@ macro_rules! kafka_message {
                 Self {
                     $($field: $crate::kafka_message!(@default $($default)?),)*
                     $($($tagged: None,)+)?
+                }
+            }
+        }
+
+        #[cfg(test)]
+        impl $crate::kafka::wire::Sample for $name {
+            fn sample(samples: &mut $crate::kafka::wire::Samples) -> Self {
+                Self {
+                    $($field: $crate::kafka::wire::Sample::sample(samples),)*
+                    $($($tagged: Some($crate::kafka::wire::Sample::sample(samples)),)+)?
                 }
             }
         }

@@ -1,4 +1,4 @@
-//! Kafka's messages, field by field and version by version, as its protocol guide names them
+//! Kafka's messages, field by field and version by version, as its protocol guide names them, some shorter
 //! (<https://kafka.apache.org/protocol>), and the table of the APIs that are served.
 //!
 //! Only tables: how a field is read is [`super::wire`]'s business, what a request means the handlers'. Fields that only
@@ -18,6 +18,8 @@ pub use topics::*;
 use bytes::Bytes;
 
 use super::wire::{Field, Malformed, Reader, Writer};
+#[cfg(test)]
+use super::wire::{Sample, Samples};
 
 /// An API that is served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,6 +108,14 @@ macro_rules! apis {
             pub fn all_empty() -> Vec<Self> {
                 vec![$(Self::$name(Default::default()),)+]
             }
+
+            #[cfg(test)]
+            fn sample(api: &Api, samples: &mut Samples) -> Self {
+                match api.key {
+                    $($key => Self::$name(Sample::sample(samples)),)+
+                    other => panic!("API {other} is not served"),
+                }
+            }
         }
 
         impl Response {
@@ -122,6 +132,14 @@ macro_rules! apis {
                     other => return Err(Malformed(format!("API {other} is not served"))),
                 };
                 reader.finish().map(|()| response)
+            }
+
+            #[cfg(test)]
+            fn sample(api: &Api, samples: &mut Samples) -> Self {
+                match api.key {
+                    $($key => Self::$name(Sample::sample(samples)),)+
+                    other => panic!("API {other} is not served"),
+                }
             }
         }
     };
@@ -159,3 +177,6 @@ apis! {
     OffsetDelete = 47, OffsetDeleteRequest => OffsetDeleteResponse, 0..=0, flexible 99;
     DescribeCluster = 60, DescribeClusterRequest => DescribeClusterResponse, 0..=2, flexible 0;
 }
+
+#[cfg(test)]
+mod tests;

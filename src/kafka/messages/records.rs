@@ -283,6 +283,6 @@ kafka_message! {
         throttle_time_ms: i32 [0..],
         error_code: i16 [0..],
         producer_id: i64 [0..] = -1,
-        producer_epoch: i16 [0..],
+        producer_epoch: i16 [0..] = -1,
     }
 }
