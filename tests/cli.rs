@@ -6,10 +6,12 @@ use std::net::TcpListener;
 use std::process::{Output, Stdio};
 use std::time::{Duration, Instant};
 
+use pontoon::kafka::messages::{MetadataRequest, MetadataTopicName, Request, Response};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+use crate::kafka_hostile::Client;
 use crate::support::{Cluster, PATIENCE, free_ports, free_ports_in_a_row, pontoon, run};
 
 mod bench;
@@ -20,6 +22,7 @@ mod groups;
 mod played;
 mod servers;
 mod settings;
+mod terminal;
 
 fn stdout(output: &Output) -> String {
     String::from_utf8(output.stdout.clone()).unwrap()
@@ -286,9 +289,19 @@ async fn dev_runs_three_brokers_and_says_how_to_use_them() {
     let args = dev.args();
     let taken = run(&args.iter().map(String::as_str).collect::<Vec<_>>(), b"").await;
     assert!(status(&taken) == 1 && stderr(&taken).contains(&dev.first.to_string()), "{}", stderr(&taken));
+    // Nor beside it on other ports, with its data.
+    let args = Dev::args_of(free_ports_in_a_row(9), &dev.dir);
+    let taken = run(&args.iter().map(String::as_str).collect::<Vec<_>>(), b"").await;
+    assert!(status(&taken) == 1 && stderr(&taken).contains("in use"), "{}", stderr(&taken));
     let shown = run(&["status", "--json", "--server", &dev.server(3)], b"").await;
     let shown: Value = serde_json::from_slice(&shown.stdout).unwrap();
     assert_eq!(shown["cluster"]["brokers"].as_array().unwrap().len(), 3);
+    // Kafka's clients make topics by asking for them.
+    let mut client = Client::connect_at(&format!("127.0.0.1:{}", dev.first + 3)).await;
+    let topics = || Some(vec![MetadataTopicName { name: Some("made-by-asking".into()), ..Default::default() }]);
+    let asked = Request::Metadata(MetadataRequest { topics: topics(), ..Default::default() });
+    let Response::Metadata(told) = client.call(asked, 12).await else { panic!() };
+    assert_eq!((told.topics[0].error_code, told.brokers.len()), (0, 3), "{told:?}");
     assert_eq!(dev.interrupt().code(), Some(0));
 }
 

@@ -16,7 +16,7 @@ use serde_json::{Map, Value, json};
 
 use crate::catalog::command::{Command, Envelope};
 use crate::catalog::snapshot;
-use crate::cli::{Failure, output};
+use crate::cli::{Failure, output, progress};
 use crate::partition::verdict::Verdict;
 use crate::record_batch::{BatchHeader, RecordBatch, STORED_DECOMPRESSED_BYTES_MAX};
 
@@ -89,10 +89,15 @@ async fn verify(disk: &dyn Disk, args: &VerifyArgs, as_json: bool) -> Result<(),
     let (mut looked_at, mut unsound, mut unjudged) = (0, 0, 0);
     for named in &args.files {
         let all = args.all || !named.is_dir();
-        for file in files(disk, named).await? {
+        let files = files(disk, named).await?;
+        let sizes: Vec<u64> = files.iter().map(|file| file.metadata().map_or(0, |file| file.len())).collect();
+        let shown = progress::line(Some(sizes.iter().sum()), "{bar:30} {bytes} of {total_bytes}, {bytes_per_sec}");
+        let mut before = 0;
+        for (file, size) in files.into_iter().zip(sizes) {
             let catalog = is_catalogs(&file);
             let mut payloads = Vec::new();
             let mut look = |item: Item| {
+                shown.set_position(before + item.position);
                 payloads.extend(bad_payload(&item, catalog));
                 Ok(())
             };
@@ -102,13 +107,15 @@ async fn verify(disk: &dyn Disk, args: &VerifyArgs, as_json: bool) -> Result<(),
                 other => other.map_err(|error| unreadable(&file, error))?,
             };
             let report = with_payloads(report, payloads);
+            before += size;
+            shown.set_position(before);
             looked_at += 1;
             unsound += u64::from(report.is_sound() == Some(false));
             unjudged += u64::from(report.is_sound().is_none());
             if as_json {
-                output::print_json(&json_report(&file, &report))?;
+                shown.suspend(|| output::print_json(&json_report(&file, &report)))?;
             } else if all || report.is_sound() == Some(false) {
-                output::print(&text_report(&file, &report))?;
+                shown.suspend(|| output::print(&text_report(&file, &report)))?;
             }
         }
     }

@@ -11,6 +11,7 @@ mod explain;
 mod log;
 mod output;
 mod produce;
+mod progress;
 mod recover;
 mod serve;
 mod signals;

@@ -4,7 +4,6 @@
 //! until it is acknowledged, so a broker that is killed neither loses nor doubles a line.
 
 use std::collections::BTreeMap;
-use std::io::IsTerminal;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -14,14 +13,14 @@ use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use clap::Args;
 use futures_util::future::join_all;
-use indicatif::{HumanCount, ProgressBar, ProgressState, ProgressStyle};
+use indicatif::ProgressBar;
 use serde_json::json;
 use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 use crate::api::ProducerAnswer;
-use crate::cli::{Failure, output};
+use crate::cli::{Failure, output, progress};
 use crate::client::{Client, ClientError, Stamp};
 use crate::error::WriteOutcome;
 
@@ -61,7 +60,7 @@ pub(super) async fn run(args: ProduceArgs, client: &Client, as_json: bool) -> Re
     let producer = client.create_producer().await?;
     let began = Instant::now();
     let acknowledged = Arc::new(AtomicU64::new(0));
-    let progress = progress();
+    let progress = progress::line(None, "{spinner} {human_pos} lines acknowledged, {rate}");
     let result = {
         let sending = send_all(&args, client, producer, partitions, &acknowledged);
         let ticking = tick(&progress, &acknowledged);
@@ -81,19 +80,6 @@ pub(super) async fn run(args: ProduceArgs, client: &Client, as_json: bool) -> Re
         }
         Err(stop) => Err(stop.into_failure(count)),
     }
-}
-
-fn progress() -> ProgressBar {
-    if !std::io::stderr().is_terminal() {
-        return ProgressBar::hidden();
-    }
-    // The crate's own `{per_sec}` has four decimal places.
-    let rate = |state: &ProgressState, out: &mut dyn std::fmt::Write| {
-        let _ = write!(out, "{}/s", HumanCount(state.per_sec() as u64));
-    };
-    let style = ProgressStyle::with_template("{spinner} {human_pos} lines acknowledged, {rate}");
-    let style = style.unwrap_or_else(|_| ProgressStyle::default_spinner()).with_key("rate", rate);
-    ProgressBar::new_spinner().with_style(style)
 }
 
 async fn tick(progress: &ProgressBar, acknowledged: &AtomicU64) -> std::convert::Infallible {

@@ -29,7 +29,11 @@ const CONTRACT: Contract = &[
     ),
     (
         "data on stdout, progress and messages on stderr",
-        &["lines_go_in_and_come_out", "an_offset_counts_in_each_partition_and_those_without_it_are_named"],
+        &[
+            "lines_go_in_and_come_out",
+            "an_offset_counts_in_each_partition_and_those_without_it_are_named",
+            "what_takes_long_shows_a_person_how_far_it_is_and_programs_nothing",
+        ],
     ),
     ("--json, a line each for streams", &["every_command_has_a_line_of_json_for_programs", "lines_go_in_and_come_out"]),
     ("exit 0 and 1", &["lines_go_in_and_come_out", "what_cannot_be_measured_is_refused_with_its_status"]),
@@ -72,7 +76,14 @@ const CONTRACT: Contract = &[
         ],
     ),
     ("status says why", &["a_lagging_replica_is_told_with_its_lag_and_the_reason"]),
-    ("status --watch", &["who_watches_sees_brokers_go_and_come_back", "watching_goes_on_and_a_closed_pipe_is_quiet"]),
+    (
+        "status --watch",
+        &[
+            "who_watches_sees_brokers_go_and_come_back",
+            "watching_goes_on_and_a_closed_pipe_is_quiet",
+            "who_watches_at_a_terminal_sees_one_picture_after_the_other",
+        ],
+    ),
     ("bench produce, fetch, latency", &["every_form_measures_something"]),
     ("log dump and verify FILE, offline", &["any_file_is_shown_and_judged_offline"]),
     ("explain CODE", &["every_code_is_explained_to_people_and_to_programs"]),

@@ -16,7 +16,7 @@ use clap::{Args, Subcommand};
 
 use target::Target;
 
-use crate::cli::{Failure, ServerArgs, output};
+use crate::cli::{Failure, ServerArgs, output, progress};
 
 /// What to measure.
 #[derive(Debug, Subcommand)]
@@ -154,9 +154,29 @@ pub(super) struct RawArgs {
     prewritten_mib: u64,
 }
 
+impl Bench {
+    /// What is measured, and how long that takes.
+    fn what(&self) -> String {
+        match self {
+            Self::Latency(args) => format!("produce, one at a time or a few, for {} s", args.seconds),
+            Self::Produce(args) => format!("produce, for {} s", args.seconds),
+            Self::Fetch(args) => format!("fetch of {}, for {} s at most", args.topic, args.seconds),
+            Self::Tails(args) => format!("{} tails, for {} s", args.tails, args.seconds),
+            Self::Answers(args) => {
+                format!("waiting for {} partitions of {}, for {} s at most", args.partitions, args.topic, args.seconds)
+            }
+            Self::Failover(args) => {
+                format!("probes of {} partitions, for {} s before the kill and after it", args.partitions, args.seconds)
+            }
+            Self::Raw(args) => format!("the disk alone, for {} s", args.seconds),
+        }
+    }
+}
+
 /// Runs one measurement and prints it: a table for people, or one line of JSON.
 pub(super) async fn run(bench: Bench, server: &ServerArgs, json: bool) -> Result<(), Failure> {
     let target = || Target::new(server);
+    let shown = progress::working(bench.what());
     let report = match bench {
         Bench::Latency(args) => load::produce("latency", args, &target()?).await?,
         Bench::Produce(args) => load::produce("produce", args, &target()?).await?,
@@ -166,5 +186,6 @@ pub(super) async fn run(bench: Bench, server: &ServerArgs, json: bool) -> Result
         Bench::Failover(args) => failover::run(args, &target()?).await?,
         Bench::Raw(args) => raw::run(&args)?,
     };
+    drop(shown);
     output::print(&if json { report.to_json() } else { report.to_table() })
 }
