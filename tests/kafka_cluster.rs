@@ -6,7 +6,7 @@ use futures_util::future::join_all;
 use pontoon::kafka::messages::*;
 use tokio::net::TcpStream;
 
-use crate::kafka_hostile::{Client, batch};
+use crate::kafka_hostile::{Client, batch, produce_request};
 use crate::support::member::join;
 use crate::support::{Cluster, PATIENCE};
 
@@ -223,6 +223,115 @@ async fn groups_go_on_while_a_broker_is_away_though_records_need_every_replica()
             break;
         }
         assert!(Instant::now() < deadline, "{done:?} {}", cluster.log(coordinator));
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// What a member is asked for after a failover: it goes on where it was, without joining anew.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_generation_outlives_its_coordinator() {
+    const ILLEGAL_GENERATION: i16 = 22;
+    const UNKNOWN_MEMBER_ID: i16 = 25;
+    let mut cluster = Cluster::start_with(3, &["--set=offsets.topic.num.partitions=1"]).await;
+    cluster.create_topic(1, "t", 1).await;
+    let mut client = Client::connect_to(&cluster, 1).await;
+    // Whoever asks for it makes the topic.
+    let find = FindCoordinatorRequest { key: "g".into(), ..Default::default() };
+    let deadline = Instant::now() + PATIENCE;
+    while !matches!(client.call(Request::FindCoordinator(find.clone()), 3).await, Response::FindCoordinator(found) if found.error_code == 0)
+    {
+        assert!(Instant::now() < deadline, "{}", cluster.log(1));
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let coordinator = cluster.leader(1, "__consumer_offsets", 0).await;
+    let mut client = Client::connect_to(&cluster, coordinator).await;
+    let joined = join(&mut client, "g", "").await;
+    let sync = |assignments| SyncGroupRequest {
+        group_id: "g".into(),
+        generation_id: joined.generation_id,
+        member_id: joined.member_id.clone(),
+        assignments,
+        ..Default::default()
+    };
+    let given = SyncGroupAssignment { member_id: joined.member_id.clone(), assignment: "all of it".into() };
+    let Response::SyncGroup(synced) = client.call(Request::SyncGroup(sync(vec![given])), 3).await else { panic!() };
+    assert_eq!((synced.error_code, &synced.assignment[..]), (0, &b"all of it"[..]));
+    cluster.kill(coordinator);
+    let other = coordinator % 3 + 1;
+    let deadline = Instant::now() + PATIENCE;
+    let next = loop {
+        // The one that is dead is named until another is elected.
+        let next = cluster.leader(other, "__consumer_offsets", 0).await;
+        if next != coordinator {
+            break next;
+        }
+        assert!(Instant::now() < deadline, "{}", cluster.log(other));
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    };
+    let mut client = Client::connect_to(&cluster, next).await;
+    let mut beat = async |member_id: &str, generation_id| {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let member_id = member_id.to_owned();
+            let heartbeat = HeartbeatRequest { group_id: "g".into(), generation_id, member_id, ..Default::default() };
+            let beat = client.call(Request::Heartbeat(heartbeat), 3).await;
+            let Response::Heartbeat(beat) = beat else { panic!() };
+            // It is reading the log of groups.
+            if ![14, 15, 16].contains(&beat.error_code) {
+                return beat.error_code;
+            }
+            assert!(Instant::now() < deadline, "{beat:?}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let (id, generation) = (joined.member_id.as_str(), joined.generation_id);
+    let beats = [beat(id, generation).await, beat(id, generation - 1).await, beat(id, generation + 1).await];
+    assert_eq!(beats, [0, ILLEGAL_GENERATION, ILLEGAL_GENERATION]);
+    assert_eq!(beat("nobody", generation).await, UNKNOWN_MEMBER_ID);
+    let Response::SyncGroup(synced) = client.call(Request::SyncGroup(sync(Vec::new())), 3).await else { panic!() };
+    assert_eq!((synced.error_code, &synced.assignment[..]), (0, &b"all of it"[..]));
+}
+
+/// KIP-951: who asks another broker is told at once who leads, and where that is.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_asks_a_follower_is_told_the_leader_and_its_address() {
+    const NOT_LEADER_OR_FOLLOWER: i16 = 6;
+    let cluster = Cluster::start(3).await;
+    cluster.create_topic(1, "t", 1).await;
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let leader = cluster.leader(1, "t", 0).await;
+        let mut client = Client::connect_to(&cluster, leader % 3 + 1).await;
+        let port = |endpoints: Option<Vec<NodeEndpoint>>| {
+            endpoints.map(|found| {
+                found.iter().map(|at| (at.node_id, format!("{}:{}", at.host, at.port))).collect::<Vec<_>>()
+            })
+        };
+        let mut told = Vec::new();
+        for version in [9, 10, 12] {
+            let request = produce_request(0, batch(b"x".to_vec()));
+            let Response::Produce(mut answer) = client.call(request, version).await else { panic!() };
+            let partition = answer.topics.remove(0).partitions.remove(0);
+            told.push((partition.error_code, partition.current_leader, port(answer.node_endpoints)));
+        }
+        for version in [11, 12] {
+            let partitions = vec![FetchPartition { partition_max_bytes: 1 << 20, ..Default::default() }];
+            let topics = vec![FetchTopic { topic: "t".into(), partitions, ..Default::default() }];
+            let request = Request::Fetch(FetchRequest { topics, ..Default::default() });
+            let Response::Fetch(mut answer) = client.call(request, version).await else { panic!() };
+            let partition = answer.topics.remove(0).partitions.remove(0);
+            told.push((partition.error_code, partition.current_leader, port(answer.node_endpoints)));
+        }
+        let epoch = told[1].1.as_ref().map_or(0, |leader| leader.leader_epoch);
+        let leads = || Some(LeaderIdAndEpoch { leader_id: leader as i32, leader_epoch: epoch });
+        let at = || Some(vec![(leader as i32, cluster.kafka_address(leader))]);
+        let expected = [(None, None), (leads(), at()), (leads(), at()), (None, None), (leads(), None)];
+        let expected = expected.map(|(leader, at)| (NOT_LEADER_OR_FOLLOWER, leader, at));
+        if told == expected && epoch > 0 {
+            return;
+        }
+        // It may be led by another by now.
+        assert!(Instant::now() < deadline, "{told:?} of {expected:?}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }

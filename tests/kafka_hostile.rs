@@ -31,7 +31,11 @@ impl Client {
     }
 
     pub async fn connect_to(cluster: &Cluster, broker: u32) -> Self {
-        Self { stream: TcpStream::connect(cluster.kafka_address(broker)).await.unwrap(), next: 0 }
+        Self::connect_at(&cluster.kafka_address(broker)).await
+    }
+
+    pub async fn connect_at(address: &str) -> Self {
+        Self { stream: TcpStream::connect(address).await.unwrap(), next: 0 }
     }
 
     /// One whose kernel takes little of what it is sent.

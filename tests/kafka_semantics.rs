@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use pontoon::kafka::messages::*;
+use pontoon::record_batch::{BatchLimits, Header, NewRecord, ProducerSequence, RecordBatchBuilder};
 use reqwest::Method;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::time::timeout;
 
 use crate::kafka_hostile::{Client, batch, packed, produce_request};
-use crate::support::Cluster;
+use crate::support::{Cluster, read};
 
 /// Kafka's numbers of what is said here.
 const UNKNOWN_TOPIC_OR_PARTITION: i16 = 3;
@@ -188,6 +189,70 @@ async fn what_a_request_names_twice_is_not_done() {
 async fn produce(client: &mut Client, batch: Bytes) -> ProducedPartition {
     let Response::Produce(mut answer) = client.call(produce_request(0, batch), 9).await else { panic!() };
     answer.topics.remove(0).partitions.remove(0)
+}
+
+/// What has no value, no key or a header without a value is told from what is empty.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_kafka_clients_leave_out_is_null_over_http() {
+    let cluster = Cluster::start(1).await;
+    cluster.create_topic(1, "t", 1).await;
+    let mut client = Client::connect_to(&cluster, 1).await;
+    let mut builder = RecordBatchBuilder::new(BatchLimits::default());
+    let header = |value: Option<&'static [u8]>| Header { key: "h".into(), value: value.map(Bytes::from_static) };
+    for (key, value) in [(Some("k"), None), (None, Some("v")), (Some(""), Some("")), (None, None)] {
+        let (key, value) = (key.map(Bytes::from), value.map(Bytes::from));
+        builder.push(&NewRecord { timestamp: 7, key, value, headers: vec![header(None), header(Some(b""))] }).unwrap();
+    }
+    assert_eq!(client.produce(0, builder.build(None).unwrap().into_bytes()).await, (0, 0));
+    let records = cluster.fetch_all(1, "t", 0).await;
+    let record = |offset: u64, key: Value, value: Value| json!({"offset": offset, "timestamp": 7, "key": key, "value": value, "headers": [["h", null], ["h", ""]]});
+    let null = || Value::Null;
+    let expected = [
+        record(0, json!("k"), null()),
+        record(1, null(), json!("v")),
+        record(2, json!(""), json!("")),
+        record(3, null(), null()),
+    ];
+    assert_eq!(records, expected);
+}
+
+/// A producer's records are counted once, by whichever door it comes in.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_retry_is_known_whichever_way_it_comes() {
+    const OUT_OF_ORDER_SEQUENCE_NUMBER: i16 = 45;
+    let cluster = Cluster::start(1).await;
+    cluster.create_topic(1, "t", 1).await;
+    let mut client = Client::connect_to(&cluster, 1).await;
+    let (_, made) = cluster.ask(1, Method::POST, "/v1/producers", None).await;
+    let by_kafka = answer!(client, 4, InitProducerId(InitProducerIdRequest::default()));
+    let ids = [
+        (made["producer_id"].as_i64().unwrap(), made["producer_epoch"].as_i64().unwrap() as i16),
+        (by_kafka.producer_id, by_kafka.producer_epoch),
+    ];
+    assert_ne!(ids[0].0, ids[1].0);
+    for ((producer_id, epoch), start) in ids.into_iter().zip([0, 3]) {
+        let over_http = async |sequence: i32, count: usize| {
+            let body = json!({"records": vec![json!({"value": "x"}); count]});
+            let url = format!("{}/v1/topics/t/partitions/0/records", cluster.url(1));
+            let request = cluster.http.post(url).json(&body).header("producer-id", producer_id);
+            let request = request.header("producer-epoch", epoch).header("producer-sequence", sequence);
+            let (status, body) = read(request.send().await.unwrap()).await;
+            (status.as_u16(), body["base_offset"].as_i64(), body["duplicate"] == true)
+        };
+        let batch = |sequence, count: usize| {
+            let mut builder = RecordBatchBuilder::new(BatchLimits::default());
+            (0..count)
+                .for_each(|_| builder.push(&NewRecord { value: Some("x".into()), ..Default::default() }).unwrap());
+            builder.build(Some(ProducerSequence { producer_id, epoch, sequence })).unwrap().into_bytes()
+        };
+        assert_eq!(over_http(0, 2).await, (200, Some(start), false));
+        assert_eq!(client.produce(0, batch(0, 2)).await, (0, start), "over Kafka once more");
+        assert_eq!(client.produce(0, batch(2, 1)).await, (0, start + 2));
+        assert_eq!(over_http(2, 1).await, (200, Some(start + 2), true), "over HTTP once more");
+        assert_eq!(over_http(7, 1).await, (409, None, false));
+        assert_eq!(client.produce(0, batch(7, 1)).await.0, OUT_OF_ORDER_SEQUENCE_NUMBER);
+    }
+    assert_eq!(cluster.fetch_all(1, "t", 0).await.len(), 6);
 }
 
 /// The timestamps of a partition's records, as HTTP tells them.

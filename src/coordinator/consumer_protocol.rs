@@ -46,7 +46,26 @@ fn array<T>(bytes: &mut &[u8], mut element: impl FnMut(&mut &[u8]) -> Option<T>)
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        #[test]
+        fn whatever_members_say_is_read_within_its_bytes(
+            count in prop_oneof![0..9i32, any::<i32>()],
+            bytes in proptest::collection::vec(prop_oneof![Just(0), 0..4u8, any::<u8>()], 0..60),
+        ) {
+            let said = [&[0, 0][..], &count.to_be_bytes(), &bytes].concat();
+            if let Some(topics) = subscribed_topics(&said) {
+                prop_assert!(topics.iter().map(|topic| 2 + topic.len()).sum::<usize>() <= bytes.len());
+            }
+            if let Some(topics) = assigned_partitions(&said) {
+                let bytes_of = |(topic, partitions): &(String, Vec<u32>)| 6 + topic.len() + 4 * partitions.len();
+                prop_assert!(topics.iter().map(bytes_of).sum::<usize>() <= bytes.len());
+            }
+        }
+    }
 
     #[test]
     fn subscriptions_and_assignments_are_read_and_lies_are_not() {

@@ -9,6 +9,7 @@ mod metadata;
 mod offsets;
 mod produce;
 mod protocol;
+mod sessions;
 mod sharing;
 mod topics;
 

@@ -56,6 +56,9 @@ async fn produces_of_one_connection_are_appended_in_order_and_answered_in_order(
     let mut client = Client { stream: input.reunite(sending.await.unwrap()).unwrap(), next: 1000 };
     let duplicate = client.produce(0, batch(98)).await;
     assert_eq!((duplicate.error_code, duplicate.base_offset), (0, 98), "a retry has the original's offset");
+    let oldest_known = client.produce(0, batch(95)).await;
+    assert_eq!((oldest_known.error_code, oldest_known.base_offset), (0, 95));
+    assert_eq!(client.produce(0, batch(94)).await.error_code, 45, "a retry of what is no more among the last five");
     assert_eq!(client.produce(0, batch(105)).await.error_code, 45);
     let old = ProducerSequence { producer_id: 77, epoch: 0, sequence: 5 };
     // With the log's start, by which clients see whether what they produced before is gone: without it they try for ever.
@@ -295,6 +298,39 @@ async fn what_has_begun_goes_on_while_nobody_reads_the_answers_before_it() {
     // In their order, once they are read.
     for offset in [0, 1] {
         let (_, Response::Produce(answer)) = hostile.receive(&APIS[0], 9).await else { panic!() };
+        let first = &answer.topics[0].partitions[0];
+        assert_eq!((first.error_code, first.base_offset), (0, offset));
+    }
+    house.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn so_many_requests_of_a_connection_are_worked_on_and_the_others_wait() {
+    let house = House::open_with(|config| config.kafka.inflight_requests_max = 4).await;
+    house.topic("t", 1).await;
+    let (mut other, mut client) = (house.client().await, house.client_that_takes_little().await);
+    // Its answer tells very long names, and is not read; it counts to its end.
+    let mut first = to_partitions([(0, batch_of(&[("x", 1)], None))]);
+    let named = |number| ProduceTopic {
+        name: format!("{number}{}", "x".repeat(32_000)),
+        partitions: vec![ProducePartition { index: 0, records: RecordData::some(vec![Bytes::new()]) }],
+        ..Default::default()
+    };
+    first.topics.extend((0..300).map(named));
+    client.send(&Request::Produce(first), 9).await;
+    for _ in 0..20 {
+        client.send(&produce_request(0, batch_of(&[("x", 1)], None), -1), 9).await;
+    }
+    let deadline = Instant::now() + PATIENCE;
+    while other.list(-1).await.0 < 4 {
+        assert!(Instant::now() < deadline);
+        sleep(Duration::from_millis(1)).await;
+    }
+    for _ in 0..50 {
+        assert_eq!(other.list(-1).await.0, 4, "more than four are worked on");
+    }
+    for offset in 0..=20 {
+        let (_, Response::Produce(answer)) = client.receive(&APIS[0], 9).await else { panic!() };
         let first = &answer.topics[0].partitions[0];
         assert_eq!((first.error_code, first.base_offset), (0, offset));
     }

@@ -2,48 +2,64 @@
 
 use super::*;
 use crate::broker::Route;
-use crate::partition::{Acks, Consistency, Fetch, FetchFrom, Partition};
-use crate::record_batch::RecordBatch;
+use crate::kafka::connection::{self, Turn};
+use crate::kafka::tests::produce::to_partitions;
+use crate::partition::{Consistency, Fetch, FetchFrom};
 
-async fn fetched(partition: &Partition) -> Bytes {
+/// The only batch of a partition, as it is kept.
+async fn kept(house: &House, partition: u32) -> Bytes {
     let fetch = Fetch {
         from: FetchFrom::Earliest,
         bytes_max: 1 << 20,
         wait: Duration::ZERO,
         consistency: Consistency::Committed,
     };
-    partition.fetch(fetch).await.unwrap().batches.remove(0)
+    let Route::Local(partition) = house.broker.route("t", partition).unwrap() else { panic!() };
+    let mut batches = partition.fetch(fetch).await.unwrap().batches;
+    assert_eq!(batches.len(), 1);
+    batches.remove(0)
+}
+
+/// The pieces of the answer to a frame as it comes off a socket, without its length.
+async fn answered(door: &Arc<Door>, frame: Bytes) -> Vec<Bytes> {
+    let (client, _there) = connection::Client::alone();
+    let answer = dispatch::handle(Arc::clone(door), client, dispatch::parse(frame), Turn::begin().0).await;
+    let dispatch::Done::Answer(answer) = answer else { panic!() };
+    answer.pieces
+}
+
+/// A request's bytes, without their length.
+fn received(request: Request, version: i16) -> Bytes {
+    Bytes::from(frame(&request, version, 1)[4..].to_vec())
 }
 
 /// From a request's frame to the log and from the log to an answer: the same memory, whoever reads it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_batch_off_the_socket_is_the_one_that_is_kept_and_sent() {
     let house = House::open().await;
-    house.topic("t", 1).await;
-    let request = frame(&produce_request(0, batch_of(&[(&"x".repeat(5000), 1)], None), -1), 9, 1);
-    // As it comes off a socket, without its length.
-    let received = Bytes::from(request[4..].to_vec());
-    let within = received.as_ptr_range();
-    let dispatch::Incoming::Request(parsed, ..) = dispatch::parse(received) else { panic!() };
-    let Request::Produce(mut produce) = parsed.1 else { panic!() };
-    let records = produce.topics.remove(0).partitions.remove(0).records.0.unwrap().remove(0);
-    assert!(within.contains(&records.as_ptr()), "the batch was copied out of its frame");
-    let place = records.as_ptr();
-    let Route::Local(partition) = house.broker.route("t", 0).unwrap() else { panic!() };
-    let batch = RecordBatch::check(records, partition.limits()).unwrap();
-    partition.produce(batch, Acks::All, None, PATIENCE).await.unwrap();
-    let (one, other) = (fetched(&partition).await, fetched(&partition).await);
-    assert_eq!(
-        (one.as_ptr(), other.as_ptr()),
-        (place, place),
-        "the batch was copied on its way into the log, or out of it"
-    );
-    // And into the answer, between the pieces that are the answer's own.
-    let partitions = vec![FetchedPartition { records: RecordData::some(vec![one]), ..Default::default() }];
-    let topics = vec![FetchedTopic { topic: "t".into(), partitions, ..Default::default() }];
-    let mut writer = Writer::new(12, true);
-    Response::Fetch(FetchResponse { topics, ..Default::default() }).write(&mut writer);
-    assert!(writer.finish().iter().any(|piece| piece.as_ptr() == place), "the batch was copied into the answer");
+    house.topic("t", 3).await;
+    let door = house.door();
+    let batch = || batch_of(&[(&"x".repeat(5000), 1)], None);
+    let request = received(produce_request(0, batch(), -1), 9);
+    // Nobody else has it, as nobody has what came off a socket.
+    let within = request.as_ptr_range();
+    answered(&door, request).await;
+    let (one, other) = (kept(&house, 0).await, kept(&house, 0).await);
+    assert!(within.contains(&one.as_ptr()), "the batch was copied out of its frame, or into the log");
+    assert_eq!(one.as_ptr(), other.as_ptr(), "the batch was copied out of the log");
+    // Into the answer, between the pieces that are the answer's own.
+    let fetched = answered(&door, received(Request::Fetch(fetch_request(3, 0, Duration::ZERO)), 12)).await;
+    assert!(fetched.iter().any(|piece| piece.as_ptr() == one.as_ptr()), "the batch was copied into the answer");
+    // Two of a frame keep only their own memory: each is copied, once.
+    let request = received(Request::Produce(to_partitions([(1, batch()), (2, batch())])), 9);
+    // Held to the end, lest its memory be given to the copies.
+    answered(&door, request.clone()).await;
+    let two = [kept(&house, 1).await, kept(&house, 2).await];
+    assert!(two.iter().all(|kept| !request.as_ptr_range().contains(&kept.as_ptr())), "a batch keeps its frame");
+    let fetched = answered(&door, received(Request::Fetch(fetch_request(3, 0, Duration::ZERO)), 12)).await;
+    for kept in &two {
+        assert!(fetched.iter().any(|piece| piece.as_ptr() == kept.as_ptr()), "a batch was copied again");
+    }
     house.close().await;
 }
 
