@@ -23,6 +23,8 @@ HERE = pathlib.Path(__file__).parent
 JOBS = int(os.environ.get("CONFORMANCE_JOBS", "2"))
 #: Longest that one test may take, in seconds; and one without a broker, where most wait for one until they give up.
 LIMIT, CONTROL_LIMIT, CONTROL_JOBS = 420, 60, 12
+#: The scenario of tests that are written for a cluster of one.
+ONE_BROKER = "one broker"
 #: Nobody listens there.
 NOBODY = "127.0.0.1:1"
 CRATES = {"rdkafka": "0.39.0", "rdkafka-sys": "4.10.0", "rskafka": "0.6.0"}
@@ -196,10 +198,12 @@ class Crate:
 
     first = 0  # rdkafka's place replicas on broker 0
 
-    def __init__(self, work, name, settings, features, env, kafka_port=None):
-        self.kafka_port = kafka_port
+    def __init__(self, work, name, settings, features, env, kafka_port=None, for_one=()):
+        self.kafka_port, self.for_one = kafka_port, for_one
         self.name, self.folder, self.target = name, source_of(work, name), work / "target"
         self.scenarios, self.features, self.env = {"default": settings}, features, env
+        if for_one:
+            self.scenarios[ONE_BROKER] = settings
         self.binaries = []
 
     def build(self):
@@ -214,14 +218,14 @@ class Crate:
             if message.get("executable") and message["target"]["kind"] == ["test"]:
                 self.binaries.append((message["target"]["name"], message["executable"]))
 
-    def units(self, _scenario, wanted):
+    def units(self, scenario, wanted):
         found = []
         for binary, path in self.binaries:
             listed = subprocess.check_output([path, "--list", "--format=terse"], cwd=self.folder).decode()
             ignored = subprocess.check_output([path, "--list", "--format=terse", "--ignored"], cwd=self.folder).decode()
             for test in re.findall(r"^(.*): test$", listed, re.M):
                 name = f"{binary}::{test}"
-                if not wanted or name in wanted or test in wanted:
+                if (name in self.for_one) == (scenario == ONE_BROKER) and (not wanted or name in wanted or test in wanted):
                     found.append((name, [name], path, test, test in re.findall(r"^(.*): test$", ignored, re.M)))
         return found
 
@@ -285,7 +289,8 @@ def suites(work):
     return [
         Librdkafka(work),
         Crate(work, "rdkafka", ["auto.create.topics.enable=true", "num.partitions=3"], [], {"KAFKA_HOST": "BOOTSTRAP"},
-              kafka_port=9092),  # some of them look nowhere else
+              kafka_port=9092,  # some of them look nowhere else
+              for_one=["test_metadata::test_metadata"]),
         Crate(work, "rskafka", ["auto.create.topics.enable=false"], ["--features", "transport-socks5"], rskafka),
     ]
 
@@ -312,7 +317,7 @@ def run_suite(suite, binary, work, wanted, excused):
             continue
         logs = work / "logs" / suite.name
         logs.mkdir(parents=True, exist_ok=True)
-        cluster = Cluster(binary, settings + PATIENT, first=suite.first, kafka_port=suite.kafka_port)
+        cluster = Cluster(binary, settings + PATIENT, first=suite.first, kafka_port=suite.kafka_port, count=1 if scenario == ONE_BROKER else 3)
 
         def one(unit):
             found = suite.run(unit, cluster.bootstrap, scenario, logs / f"{unit[0]}.log", LIMIT)

@@ -1,4 +1,4 @@
-"""Three `pontoon serve` processes for the scripts that run Kafka's clients against them: kafka-smoke, conformance, bench-kafka."""
+"""Some `pontoon serve` processes, three mostly, for the scripts that run Kafka's clients against them: kafka-smoke, conformance, bench-kafka."""
 
 import json
 import os
@@ -32,19 +32,19 @@ def free_ports(count):
 
 
 class Cluster:
-    """Three brokers, numbered from `first` on, the first at `kafka_port`; `settings` are `key=value` of their configuration."""
+    """So many brokers, numbered from `first` on, the first at `kafka_port`; `settings` are `key=value` of their configuration."""
 
-    def __init__(self, binary, settings=(), folder=None, first=1, kafka_port=None):
-        self.binary, self.settings, self.first = binary, settings, first
+    def __init__(self, binary, settings=(), folder=None, first=1, kafka_port=None, count=3):
+        self.binary, self.settings, self.first, self.brokers = binary, settings, first, range(first, first + count)
         self.dir = tempfile.mkdtemp(prefix="pontoon-kafka-", dir=folder)
-        ports = free_ports(9)
-        self.http, self.kafka, self.peer = ports[:3], ports[3:6], ports[6:]
+        ports = free_ports(3 * count)
+        self.http, self.kafka, self.peer = ports[:count], ports[count:2 * count], ports[2 * count:]
         self.kafka[0] = kafka_port or self.kafka[0]
         self.running = {}
         try:
-            for broker in range(first, first + 3):
+            for broker in self.brokers:
                 self.start(broker)
-            for broker in range(first, first + 3):
+            for broker in self.brokers:
                 self.await_ready(broker)
         except BaseException:
             self.close(keep=True)
@@ -105,10 +105,10 @@ class Cluster:
         """What brokers' logs tell of panics: a task that panics may be dropped, and the rest of the broker go on. Not sled's, which are
         caught."""
         panics = lambda broker: [line for line in self.log_of(broker) if " panicked at " in line and "/sled-" not in line]
-        return [f"broker {broker}: {line}" for broker in range(self.first, self.first + 3) for line in panics(broker)]
+        return [f"broker {broker}: {line}" for broker in self.brokers for line in panics(broker)]
 
     def show_logs(self, lines=20):
-        for broker in range(self.first, self.first + 3):
+        for broker in self.brokers:
             print(f"--- broker {broker}, its last {lines} lines", *self.log_of(broker)[-lines:], sep="\n", flush=True)
 
     def close(self, keep):

@@ -227,21 +227,27 @@ public class Smoke {
         admin.deleteTopics(List.of(topic)).all().get();
     }
 
+    /** Each codec with each ack level. */
     static void everyAckLevel(Admin admin) throws Exception {
         String topic = "java-acks";
         admin.createTopics(List.of(new NewTopic(topic, 1, (short) 3))).all().get();
         var expected = new ArrayList<String>();
-        for (String acks : List.of("0", "1", "all")) {
-            var config = with(Map.of("acks", acks, "enable.idempotence", false));
-            try (var producer = new KafkaProducer<>(config, new StringSerializer(), new StringSerializer())) {
-                for (int number = 0; number < 30; number++) {
-                    var sent = producer.send(new ProducerRecord<>(topic, 0, acks, acks + number)).get(30, TimeUnit.SECONDS);
-                    equal(sent.offset(), acks.equals("0") ? -1L : expected.size(), "offset with acks=" + acks);
-                    expected.add(acks + number);
+        for (String codec : CODECS) {
+            for (String acks : List.of("0", "1", "all")) {
+                var config = with(Map.of("acks", acks, "enable.idempotence", false, "compression.type", codec));
+                int first = expected.size();
+                try (var producer = new KafkaProducer<>(config, new StringSerializer(), new StringSerializer())) {
+                    for (int number = 0; number < 10; number++) {
+                        String value = (codec + acks + number).repeat(20);
+                        var sent = producer.send(new ProducerRecord<>(topic, 0, acks, value)).get(30, TimeUnit.SECONDS);
+                        equal(sent.offset(), acks.equals("0") ? -1L : expected.size(), "offset of " + codec + " with acks=" + acks);
+                        expected.add(value);
+                    }
                 }
+                // With acks=0 nobody says when they are there.
+                var added = expected.subList(first, expected.size());
+                equal(read(topic, first, added.size()), added, "records of " + codec + " with acks=" + acks);
             }
-            // With acks=0 nobody says when they are there.
-            equal(read(topic, 0, expected.size()), expected, "records with acks=" + acks);
         }
         admin.deleteTopics(List.of(topic)).all().get();
     }

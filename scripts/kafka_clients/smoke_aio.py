@@ -7,7 +7,7 @@ import sys
 import time
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
-from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
+from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic, RecordsToDelete
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import KafkaError, TopicAlreadyExistsError
 
@@ -204,6 +204,12 @@ async def administer(admin):
     (answer,) = await admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, "aio-codecs")])
     values = {entry[0]: entry[1] for entry in answer.resources[0][4]}
     equal(values["retention.ms"], "7654321", "retention.ms")
+    first = TopicPartition("aio-codecs", 0)
+    equal(await again(lambda: admin.delete_records({first: RecordsToDelete(before_offset=7)})), {first: 7}, "the low watermark")
+    consumer = AIOKafkaConsumer(bootstrap_servers=BOOTSTRAP, group_id=None)
+    await consumer.start()
+    equal(await consumer.beginning_offsets([first]), {first: 7}, "the log start")
+    await consumer.stop()
     await admin.delete_topics(["aio-codecs", "aio-exact", "aio-group"])
 
 

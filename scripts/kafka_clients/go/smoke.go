@@ -121,24 +121,42 @@ func seekByTime(ctx context.Context, admin *kadm.Client) {
 	equal(string(records[0].Value), "later", "what is read from a time on")
 }
 
-// An idempotent producer, which is what this client is unless told otherwise, loses nothing and doubles nothing while its leader is killed.
+// An idempotent producer, which is what this client is unless told otherwise, loses nothing and doubles nothing while its leader is killed,
+// with a request on its way at any moment.
 func exactlyOnce(ctx context.Context) {
 	topic := "go-exact"
 	producer := connect()
-	for number := range 100 {
-		if number == 40 {
-			ask("kill-leader " + topic + " 0")
-		}
+	count := 0
+	send := func() {
 		var records []*kgo.Record
 		for part := range 3 {
-			records = append(records, &kgo.Record{Topic: topic, Value: fmt.Appendf(nil, "%d.%d", number, part)})
+			records = append(records, &kgo.Record{Topic: topic, Value: fmt.Appendf(nil, "%d.%d", count, part)})
 		}
 		check(producer.ProduceSync(ctx, records...).FirstErr())
-		equal(records[0].Offset, int64(3*number), "the first offset")
+		equal(records[0].Offset, int64(3*count), "the first offset")
+		count++
+	}
+	for count < 40 {
+		send()
+	}
+	killed := make(chan struct{})
+	go func() {
+		ask("kill-leader " + topic + " 0")
+		close(killed)
+	}()
+	for alive := true; alive; send() {
+		select {
+		case <-killed:
+			alive = false
+		default:
+		}
+	}
+	for end := count + 40; count < end; {
+		send()
 	}
 	producer.Close()
 	ask("restart")
-	for at, record := range read(ctx, topic, 300, kgo.NewOffset().AtStart()) {
+	for at, record := range read(ctx, topic, 3*count, kgo.NewOffset().AtStart()) {
 		equal(string(record.Value), fmt.Sprintf("%d.%d", at/3, at%3), "the record at "+strconv.Itoa(at))
 	}
 }
