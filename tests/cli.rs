@@ -292,16 +292,24 @@ async fn dev_runs_three_brokers_and_says_how_to_use_them() {
     // Nor beside it on other ports, with its data.
     let args = Dev::args_of(free_ports_in_a_row(9), &dev.dir);
     let taken = run(&args.iter().map(String::as_str).collect::<Vec<_>>(), b"").await;
-    assert!(status(&taken) == 1 && stderr(&taken).contains("in use"), "{}", stderr(&taken));
+    assert!(status(&taken) == 1 && stderr(&taken).contains("in use by another process"), "{}", stderr(&taken));
     let shown = run(&["status", "--json", "--server", &dev.server(3)], b"").await;
     let shown: Value = serde_json::from_slice(&shown.stdout).unwrap();
     assert_eq!(shown["cluster"]["brokers"].as_array().unwrap().len(), 3);
     // Kafka's clients make topics by asking for them.
     let mut client = Client::connect_at(&format!("127.0.0.1:{}", dev.first + 3)).await;
     let topics = || Some(vec![MetadataTopicName { name: Some("made-by-asking".into()), ..Default::default() }]);
-    let asked = Request::Metadata(MetadataRequest { topics: topics(), ..Default::default() });
-    let Response::Metadata(told) = client.call(asked, 12).await else { panic!() };
-    assert_eq!((told.topics[0].error_code, told.brokers.len()), (0, 3), "{told:?}");
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let asked = Request::Metadata(MetadataRequest { topics: topics(), ..Default::default() });
+        let Response::Metadata(told) = client.call(asked, 12).await else { panic!() };
+        if (told.topics[0].error_code, told.brokers.len()) == (0, 3) {
+            break;
+        }
+        // It has yet to be led, or to hear of the others' addresses.
+        assert!(Instant::now() < deadline, "{told:?}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
     assert_eq!(dev.interrupt().code(), Some(0));
 }
 

@@ -7,7 +7,7 @@ use pontoon::kafka::messages::*;
 use tokio::net::TcpStream;
 
 use crate::kafka_hostile::{Client, batch, produce_request};
-use crate::support::member::join;
+use crate::support::member::{join, join_request};
 use crate::support::{Cluster, PATIENCE};
 
 /// Of a topic that one broker says it has created the others know the leaders, too, whenever they are asked.
@@ -227,6 +227,30 @@ async fn groups_go_on_while_a_broker_is_away_though_records_need_every_replica()
     }
 }
 
+/// Asks the coordinator of group "g", whoever that is by now, of whom this broker hears; until one answers that knows the group.
+async fn ask_coordinator(cluster: &Cluster, by: u32, dead: Option<u32>, request: Request) -> Response {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        // The one that is dead is named until another is elected.
+        let coordinator = cluster.leader(by, "__consumer_offsets", 0).await;
+        if Some(coordinator) != dead {
+            let answer = Client::connect_to(cluster, coordinator).await.call(request.clone(), 3).await;
+            let error = match &answer {
+                Response::JoinGroup(joined) => joined.error_code,
+                Response::SyncGroup(synced) => synced.error_code,
+                Response::Heartbeat(beat) => beat.error_code,
+                other => panic!("{other:?}"),
+            };
+            // It reads the log of groups, or leads no more.
+            if ![14, 15, 16].contains(&error) {
+                return answer;
+            }
+        }
+        assert!(Instant::now() < deadline, "{}", cluster.log(by));
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
 /// What a member is asked for after a failover: it goes on where it was, without joining anew.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_generation_outlives_its_coordinator() {
@@ -243,52 +267,33 @@ async fn a_generation_outlives_its_coordinator() {
         assert!(Instant::now() < deadline, "{}", cluster.log(1));
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    let coordinator = cluster.leader(1, "__consumer_offsets", 0).await;
-    let mut client = Client::connect_to(&cluster, coordinator).await;
-    let joined = join(&mut client, "g", "").await;
-    let sync = |assignments| SyncGroupRequest {
-        group_id: "g".into(),
-        generation_id: joined.generation_id,
-        member_id: joined.member_id.clone(),
-        assignments,
-        ..Default::default()
-    };
-    let given = SyncGroupAssignment { member_id: joined.member_id.clone(), assignment: "all of it".into() };
-    let Response::SyncGroup(synced) = client.call(Request::SyncGroup(sync(vec![given])), 3).await else { panic!() };
-    assert_eq!((synced.error_code, &synced.assignment[..]), (0, &b"all of it"[..]));
-    cluster.kill(coordinator);
-    let other = coordinator % 3 + 1;
-    let deadline = Instant::now() + PATIENCE;
-    let next = loop {
-        // The one that is dead is named until another is elected.
-        let next = cluster.leader(other, "__consumer_offsets", 0).await;
-        if next != coordinator {
-            break next;
-        }
-        assert!(Instant::now() < deadline, "{}", cluster.log(other));
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    };
-    let mut client = Client::connect_to(&cluster, next).await;
-    let mut beat = async |member_id: &str, generation_id| {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            let member_id = member_id.to_owned();
-            let heartbeat = HeartbeatRequest { group_id: "g".into(), generation_id, member_id, ..Default::default() };
-            let beat = client.call(Request::Heartbeat(heartbeat), 3).await;
-            let Response::Heartbeat(beat) = beat else { panic!() };
-            // It is reading the log of groups.
-            if ![14, 15, 16].contains(&beat.error_code) {
-                return beat.error_code;
-            }
-            assert!(Instant::now() < deadline, "{beat:?}");
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
+    let Response::JoinGroup(joined) = ask_coordinator(&cluster, 1, None, join_request("g", "")).await else { panic!() };
     let (id, generation) = (joined.member_id.as_str(), joined.generation_id);
+    let sync = |assignments| {
+        Request::SyncGroup(SyncGroupRequest {
+            group_id: "g".into(),
+            generation_id: generation,
+            member_id: id.into(),
+            assignments,
+            ..Default::default()
+        })
+    };
+    let given = SyncGroupAssignment { member_id: id.into(), assignment: "all of it".into() };
+    let Response::SyncGroup(synced) = ask_coordinator(&cluster, 1, None, sync(vec![given])).await else { panic!() };
+    assert_eq!((synced.error_code, &synced.assignment[..]), (0, &b"all of it"[..]));
+    let dead = cluster.leader(1, "__consumer_offsets", 0).await;
+    cluster.kill(dead);
+    let ask = async |request| ask_coordinator(&cluster, dead % 3 + 1, Some(dead), request).await;
+    let beat = async |member_id: &str, generation_id| {
+        let member_id = member_id.to_owned();
+        let heartbeat = HeartbeatRequest { group_id: "g".into(), generation_id, member_id, ..Default::default() };
+        let Response::Heartbeat(beat) = ask(Request::Heartbeat(heartbeat)).await else { panic!() };
+        beat.error_code
+    };
     let beats = [beat(id, generation).await, beat(id, generation - 1).await, beat(id, generation + 1).await];
     assert_eq!(beats, [0, ILLEGAL_GENERATION, ILLEGAL_GENERATION]);
     assert_eq!(beat("nobody", generation).await, UNKNOWN_MEMBER_ID);
-    let Response::SyncGroup(synced) = client.call(Request::SyncGroup(sync(Vec::new())), 3).await else { panic!() };
+    let Response::SyncGroup(synced) = ask(sync(Vec::new())).await else { panic!() };
     assert_eq!((synced.error_code, &synced.assignment[..]), (0, &b"all of it"[..]));
 }
 
@@ -322,10 +327,20 @@ async fn who_asks_a_follower_is_told_the_leader_and_its_address() {
             let partition = answer.topics.remove(0).partitions.remove(0);
             told.push((partition.error_code, partition.current_leader, port(answer.node_endpoints)));
         }
+        // By the topic's id, there with the address too.
+        let named = Some(vec![MetadataTopicName { name: Some("t".into()), ..Default::default() }]);
+        let named = Request::Metadata(MetadataRequest { topics: named, ..Default::default() });
+        let Response::Metadata(mut known) = client.call(named, 12).await else { panic!() };
+        let partitions = vec![FetchPartition { partition_max_bytes: 1 << 20, ..Default::default() }];
+        let topics = vec![FetchTopic { topic_id: known.topics.remove(0).topic_id, partitions, ..Default::default() }];
+        let request = Request::Fetch(FetchRequest { topics, ..Default::default() });
+        let Response::Fetch(mut answer) = client.call(request, 16).await else { panic!() };
+        let partition = answer.topics.remove(0).partitions.remove(0);
+        told.push((partition.error_code, partition.current_leader, port(answer.node_endpoints)));
         let epoch = told[1].1.as_ref().map_or(0, |leader| leader.leader_epoch);
         let leads = || Some(LeaderIdAndEpoch { leader_id: leader as i32, leader_epoch: epoch });
         let at = || Some(vec![(leader as i32, cluster.kafka_address(leader))]);
-        let expected = [(None, None), (leads(), at()), (leads(), at()), (None, None), (leads(), None)];
+        let expected = [(None, None), (leads(), at()), (leads(), at()), (None, None), (leads(), None), (leads(), at())];
         let expected = expected.map(|(leader, at)| (NOT_LEADER_OR_FOLLOWER, leader, at));
         if told == expected && epoch > 0 {
             return;

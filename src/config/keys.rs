@@ -51,7 +51,7 @@ keys! {
     "kafka.listen", "127.0.0.1:9092", "Where Kafka clients are served; `off`: nowhere. Port 0 lets the kernel choose." => |c, t| listen_or_off(c, t)?;
     "kafka.advertised", "", "The address that Kafka clients are told. Unless set: `kafka.listen`." => |c, t| c.kafka.listener.advertised = Some(address(t)?);
     "kafka.idle_timeout_ms", "600000", "A Kafka connection on which nothing is asked for so long is closed." => |c, t| c.kafka.idle_timeout = millis(t)?;
-    "kafka.inflight_requests_max", "16", "Most requests of one Kafka connection being worked on or waiting to be. Their bytes are a quarter of `limits.inflight_bytes_max` at most, or one largest request." => |c, t| c.kafka.inflight_requests_max = at_least(t, 1)?;
+    "kafka.inflight_requests_max", "16", "Most requests of one Kafka connection being worked on or waiting to be. Their bytes are a quarter of `limits.inflight_bytes_max` at most, or one request that is larger." => |c, t| c.kafka.inflight_requests_max = at_least(t, 1)?;
     "socket.request.max.bytes", "104857600", "Largest request of a Kafka client; never more than `limits.inflight_bytes_max`. Kafka's clients count on its default." => |c, t| c.kafka.request_bytes_max = at_least(t, 1)?;
     "auto.create.topics.enable", "false", "Whether a Kafka client that asks for a topic that does not exist creates it. `dev`: true." => |c, t| c.kafka.auto_create_topics = boolean(t)?;
     "num.partitions", "1", "Partitions of a topic that a Kafka client creates without naming a number. `dev`: 4." => |c, t| c.kafka.num_partitions = at_least(t, 1)?;
@@ -86,7 +86,7 @@ keys! {
     "raft.tail_cache_bytes", "8388608", "Bytes of newest records that each partition keeps in memory." => |c, t| c.raft.tail_cache_bytes = number(t)?;
     "raft.tail_cache_bytes_total", "268435456", "Bytes of newest records that all partitions of the broker keep in memory together." => |c, t| c.raft.tail_cache_bytes_total = number(t)?;
     "raft.append_bytes_max", "1048576", "Most bytes of one replication request." => |c, t| c.raft.append_bytes_max = at_least(t, 4096)?;
-    "raft.catch_up_bytes_per_second", "16777216", "Bytes per second at which replicas that fell behind catch up, all those led by this broker together; 0: no limit. Gives way where they would never arrive, or commits wait for them." => |c, t| c.raft.catch_up_bytes_per_second = number(t)?;
+    "raft.catch_up_bytes_per_second", "8388608", "Bytes per second at which replicas that fell behind catch up, all those led by this broker together; 0: no limit. Gives way where they would never arrive, or commits wait for them." => |c, t| c.raft.catch_up_bytes_per_second = number(t)?;
     "raft.heartbeat_ms", "1000", "Raft's heartbeat while something happens in a group; an idle one is sent one every half `raft.election_timeout_ms`. The death of a broker is seen by the pings below, not by this." => |c, t| c.raft.heartbeat = millis(t)?;
     "raft.election_timeout_ms", "4000", "Raft's own election timeout, the fallback: drawn between this and twice this. At least twice `raft.heartbeat_ms`." => |c, t| c.raft.election_timeout = millis(t)?;
     "raft.ping_interval_ms", "50", "Interval of the pings between brokers." => |c, t| c.raft.ping_interval = millis(t)?;

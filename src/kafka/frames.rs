@@ -8,8 +8,8 @@
 //!   once it is answered the next one has the spare. Whatever the others hold, one of them always gets on.
 //! - A frame behind a request that may take long (a fetch that waits for records) is only read ahead of its turn where that leaves half
 //!   of the room to others: nobody could make it give back what it holds.
-//! - What a connection holds until it is answered is bounded by itself, too: it may have a quarter of the room, or one frame of the largest
-//!   size. It is not read beyond that, so that its Produces, however many, leave room to others before anybody has to wait.
+//! - What a connection holds until it is answered is bounded by itself, too: it may have a quarter of the room, or one frame that is larger.
+//!   It is not read beyond that, so that its Produces, however many, leave room to others before anybody has to wait.
 //! - While somebody waits, a frame comes at a [`pace`] that grows with what it holds, or its connection ends. Time counts against a
 //!   client while it is its turn to send, never while it waits for room.
 
@@ -135,9 +135,9 @@ impl FrameRoom {
         }
     }
 
-    /// What a connection may have of so much room, with frames up to this length.
-    pub(super) fn of_one(bytes: usize, frame_bytes_max: usize) -> usize {
-        frame_bytes_max.max(bytes / 4)
+    /// What a connection may have of so much room; a frame that is larger comes when it has nothing else.
+    pub(super) fn of_one(bytes: usize) -> usize {
+        (bytes / 4).max(1)
     }
 
     /// Somebody waits, and there is nothing left.

@@ -112,7 +112,7 @@ impl Door {
 
     /// What the frames of one connection may hold.
     fn connection_bytes_max(&self) -> usize {
-        FrameRoom::of_one(self.limits.inflight_bytes_max, self.request_bytes_max())
+        FrameRoom::of_one(self.limits.inflight_bytes_max)
     }
 
     /// Resolves when waiting requests should be answered with what there is.

@@ -1,7 +1,7 @@
 //! Produce and InitProducerId.
 //!
-//! The batches that came off the socket are what is proposed: a request's only batch is taken over in place, several that
-//! share a frame are copied once each. Batches of a request, and of the requests behind it, are proposed in their order; so
+//! The batches that came off the socket are what is proposed: one that is most of its frame is taken over in place, others
+//! are copied once each, out of the frame. Batches of a request, and of the requests behind it, are proposed in their order; so
 //! a leader that is still taking over refuses at once, lest a later batch overtake one that waits.
 //!
 //! Batches are checked one at a time, and compressed as their topic says, large ones aside ([`crate::partition::aside`]). A request that takes long makes way for others between

@@ -5,7 +5,7 @@
 //! is no longer than [`TEXT_BYTES_MAX`]. A request
 //! has at most [`ELEMENTS_MAX`] array elements in all, and together, with their texts and bytes, they take at most [`MEMORY_BASE`] and
 //! [`MEMORY_PER_BYTE`] times the message's length (an element may take 80 bytes in memory and two on the wire); what they take is told, so
-//! that it can be counted. Only record batches share the message's memory ([`RecordData`]); all else is copied out of it. It knows no API: the tables are in [`super::messages`].
+//! that it can be counted. Only record batches that are most of the message share its memory ([`RecordData`]); all else is copied out of it. It knows no API: the tables are in [`super::messages`].
 //!
 //! From a message's first *flexible* version on (KIP-482) lengths are unsigned varints of length + 1 and every struct ends with
 //! tagged fields; before it lengths are 16 or 32 bits and null is -1. `"ab"` is `00 02 61 62`, or flexible `03 61 62`.
@@ -180,7 +180,8 @@ impl Field for Uuid {
     }
 }
 
-/// Record batches, never looked into here. Off a request they are one slice of its frame; a response has any number.
+/// Record batches, never looked into here. Off a request they are one slice: of its frame if they are more than half of that, else of
+/// their own, since what keeps a slice keeps the frame. A response has any number.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RecordData(pub Option<Vec<Bytes>>);
 
@@ -194,7 +195,7 @@ impl RecordData {
 impl Field for RecordData {
     fn read(reader: &mut Reader) -> Result<Self, Malformed> {
         match reader.length(false)? {
-            Some(length) => Ok(Self(Some(vec![reader.take(length)?]))),
+            Some(length) => Ok(Self(Some(vec![reader.take_for_long(length)?]))),
             None => Ok(Self(None)),
         }
     }

@@ -6,17 +6,21 @@ use pontoon::kafka::messages::{
 
 use crate::kafka_hostile::Client;
 
-/// Joins, with this to say of itself, and is a member for five minutes whatever it does then.
-pub async fn join(client: &mut Client, group: &str, metadata: impl Into<bytes::Bytes>) -> JoinGroupResponse {
-    let join = JoinGroupRequest {
+/// What makes one: it is a member for five minutes whatever it does then.
+pub fn join_request(group: &str, metadata: impl Into<bytes::Bytes>) -> Request {
+    Request::JoinGroup(JoinGroupRequest {
         group_id: group.into(),
         session_timeout_ms: 300_000,
         rebalance_timeout_ms: 300_000,
         protocol_type: "consumer".into(),
         protocols: vec![JoinGroupProtocol { name: "range".into(), metadata: metadata.into() }],
         ..Default::default()
-    };
-    let Response::JoinGroup(joined) = client.call(Request::JoinGroup(join), 3).await else { panic!() };
+    })
+}
+
+/// Joins, with this to say of itself.
+pub async fn join(client: &mut Client, group: &str, metadata: impl Into<bytes::Bytes>) -> JoinGroupResponse {
+    let Response::JoinGroup(joined) = client.call(join_request(group, metadata), 3).await else { panic!() };
     assert_eq!(joined.error_code, 0, "{joined:?}");
     joined
 }

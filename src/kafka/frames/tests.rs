@@ -1,4 +1,5 @@
 use std::collections::VecDeque;
+use std::pin::pin;
 use std::sync::Arc;
 
 use futures_util::FutureExt;
@@ -210,7 +211,7 @@ async fn a_connection_holds_a_part_of_the_room_and_is_not_read_beyond_it() {
     let (frames, mut under_way) = mpsc::unbounded_channel();
     let reading = Arc::clone(&room);
     tokio::spawn(async move {
-        let mut ahead = Ahead::new(watch::channel(0).1, FrameRoom::of_one(32 * MIB, 4 * MIB));
+        let mut ahead = Ahead::new(watch::channel(0).1, FrameRoom::of_one(32 * MIB));
         while frames.send(read_frame(&mut input, &reading, LIMITS, &mut ahead).await.unwrap()).is_ok() {}
     });
     let mut held = VecDeque::new();
@@ -225,5 +226,35 @@ async fn a_connection_holds_a_part_of_the_room_and_is_not_read_beyond_it() {
     drop(under_way);
     held.clear();
     timeout(Duration::from_secs(60), sending).await.expect("nobody reads it").unwrap();
-    assert_eq!((FrameRoom::of_one(MIB, 900 << 10), FrameRoom::of_one(8 * MIB, MIB)), (900 << 10, 2 * MIB));
+}
+
+/// A frame that is larger than a connection's part of the room: it comes alone.
+#[tokio::test(start_paused = true)]
+async fn a_large_frame_comes_when_its_connection_has_nothing_else() {
+    for largest in [3 * MIB, 8 * MIB] {
+        let room = Arc::new(FrameRoom::new(8 * MIB, largest));
+        let (stream, mut input) = duplex(16 << 10);
+        let sending = tokio::spawn(async move {
+            let mut stream = stream;
+            for length in [10, largest, 10, largest] {
+                let mut sender = Sender { stream, length, sent: 0 };
+                assert!(sender.send(length).await);
+                stream = sender.stream;
+            }
+        });
+        let mut ahead = Ahead::new(watch::channel(0).1, FrameRoom::of_one(8 * MIB));
+        let mut held = None;
+        for length in [10, largest, 10, largest] {
+            {
+                let mut next = pin!(read_frame(&mut input, &room, LIMITS, &mut ahead));
+                if held.is_some() {
+                    assert!(timeout(Duration::from_secs(60), &mut next).await.is_err(), "beside another");
+                }
+                drop(held.take());
+                held = Some(next.await.unwrap());
+            }
+            assert_eq!(held.as_ref().unwrap().bytes.len(), length);
+        }
+        sending.await.unwrap();
+    }
 }

@@ -304,12 +304,12 @@ async fn what_has_begun_goes_on_while_nobody_reads_the_answers_before_it() {
     house.close().await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn so_many_requests_of_a_connection_are_worked_on_and_the_others_wait() {
-    let house = House::open_with(|config| config.kafka.inflight_requests_max = 4).await;
+/// A connection of which only so many requests are worked on, beside one whose answer of 10 MB it does not read. It may send 20 more.
+async fn only_so_many_are_worked_on(change: impl Fn(&mut Config), most: i64) {
+    let house = House::open_with(change).await;
     house.topic("t", 1).await;
     let (mut other, mut client) = (house.client().await, house.client_that_takes_little().await);
-    // Its answer tells very long names, and is not read; it counts to its end.
+    // Its answer tells very long names; it counts to its end.
     let mut first = to_partitions([(0, batch_of(&[("x", 1)], None))]);
     let named = |number| ProduceTopic {
         name: format!("{number}{}", "x".repeat(32_000)),
@@ -322,12 +322,12 @@ async fn so_many_requests_of_a_connection_are_worked_on_and_the_others_wait() {
         client.send(&produce_request(0, batch_of(&[("x", 1)], None), -1), 9).await;
     }
     let deadline = Instant::now() + PATIENCE;
-    while other.list(-1).await.0 < 4 {
+    while other.list(-1).await.0 < most {
         assert!(Instant::now() < deadline);
         sleep(Duration::from_millis(1)).await;
     }
     for _ in 0..50 {
-        assert_eq!(other.list(-1).await.0, 4, "more than four are worked on");
+        assert_eq!(other.list(-1).await.0, most, "more than {most} are worked on");
     }
     for offset in 0..=20 {
         let (_, Response::Produce(answer)) = client.receive(&APIS[0], 9).await else { panic!() };
@@ -335,6 +335,16 @@ async fn so_many_requests_of_a_connection_are_worked_on_and_the_others_wait() {
         assert_eq!((first.error_code, first.base_offset), (0, offset));
     }
     house.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn so_many_requests_of_a_connection_are_worked_on_and_the_others_wait() {
+    only_so_many_are_worked_on(|config| config.kafka.inflight_requests_max = 4, 4).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_that_has_its_part_of_the_room_is_not_read_beyond_it() {
+    only_so_many_are_worked_on(|config| config.limits.inflight_bytes_max = 32 << 20, 1).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -12,6 +12,8 @@ pub struct Reader {
     pub version: i16,
     /// Whether that version is flexible.
     pub flexible: bool,
+    /// How long the message is.
+    length: usize,
     elements_left: usize,
     memory_left: usize,
     memory_max: usize,
@@ -20,8 +22,9 @@ pub struct Reader {
 impl Reader {
     /// Over a message's bytes.
     pub fn new(bytes: Bytes, version: i16, flexible: bool) -> Self {
-        let memory_max = MEMORY_BASE + MEMORY_PER_BYTE * bytes.len();
-        Self { bytes, version, flexible, elements_left: ELEMENTS_MAX, memory_left: memory_max, memory_max }
+        let length = bytes.len();
+        let memory_max = MEMORY_BASE + MEMORY_PER_BYTE * length;
+        Self { bytes, version, flexible, length, elements_left: ELEMENTS_MAX, memory_left: memory_max, memory_max }
     }
 
     /// Bytes of memory that the array elements, texts and bytes read so far take, but for record batches.
@@ -42,7 +45,14 @@ impl Reader {
         Ok(self.bytes.split_to(length))
     }
 
-    /// The same, copied.
+    /// The same, shared only if that is most of the message: what is kept keeps less than twice its own memory. Not counted as memory, for
+    /// it stands for the message's own.
+    pub(super) fn take_for_long(&mut self, length: usize) -> Result<Bytes, Malformed> {
+        let bytes = self.take(length)?;
+        Ok(if length > self.length / 2 { bytes } else { Bytes::copy_from_slice(&bytes) })
+    }
+
+    /// The next `length` bytes, copied.
     pub(super) fn copy(&mut self, length: usize) -> Result<Bytes, Malformed> {
         let bytes = self.take(length)?;
         self.take_memory(length, "more bytes")?;

@@ -159,13 +159,20 @@ fn unknown_tagged_fields_are_skipped_and_disordered_ones_refused() {
 
 #[test]
 fn record_batches_are_shared_both_ways() {
-    let frame = Bytes::from(vec![0, 0, 0, 4, 1, 2, 3, 4]);
-    let read = RecordData::read(&mut Reader::new(frame.clone(), 0, false)).unwrap();
-    let batch = read.0.unwrap().remove(0);
+    let frame = Bytes::from(vec![0, 0, 0, 5, 1, 2, 3, 4, 5]);
+    let read = |frame: &Bytes| {
+        let read = RecordData::read(&mut Reader::new(frame.clone(), 0, false)).unwrap();
+        read.0.unwrap().remove(0)
+    };
+    let batch = read(&frame);
     assert_eq!(batch.as_ptr(), frame[4..].as_ptr());
+    // What is kept must not keep much more than itself.
+    let padded = Bytes::from(vec![0, 0, 0, 4, 1, 2, 3, 4]);
+    assert_eq!(read(&padded), padded[4..]);
+    assert_ne!(read(&padded).as_ptr(), padded[4..].as_ptr());
     let mut writer = Writer::new(0, false);
     RecordData::some(vec![batch.clone(), batch.clone()]).write(&mut writer);
     let pieces = writer.finish();
     assert_eq!((pieces.len(), pieces[1].as_ptr()), (3, batch.as_ptr()));
-    assert_eq!(pieces[0][..], [0, 0, 0, 8]);
+    assert_eq!(pieces[0][..], [0, 0, 0, 10]);
 }
