@@ -235,7 +235,7 @@ macro_rules! kafka_message {
             fn sample(samples: &mut $crate::kafka::wire::Samples) -> Self {
                 Self {
                     $($field: $crate::kafka::wire::Sample::sample(samples),)*
-                    $($($tagged: Some($crate::kafka::wire::Sample::sample(samples)),)+)?
+                    $($($tagged: samples.tagged(),)+)?
                 }
             }
         }

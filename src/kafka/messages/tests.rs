@@ -2,9 +2,11 @@
 //! values in the fields of the same names.
 
 use bytes::BytesMut;
-use kafka_protocol::messages::{ApiKey, RequestKind, ResponseKind};
+use kafka_protocol::messages::{ApiKey, RequestKind, ResponseKind, fetch_request};
+use kafka_protocol::protocol::Decodable;
 
 use super::*;
+use crate::kafka::wire::{Field, Sample, Samples};
 
 /// Fields that have a longer name there.
 const LONGER: &[(&str, &str)] = &[
@@ -63,10 +65,10 @@ fn bytes_of(api: &Api, version: i16, write: impl FnOnce(&mut Writer)) -> Bytes {
 
 /// Reads there what was written here, and back; how many values were compared.
 macro_rules! compare {
-    ($ours:ident, $theirs:ident, $api:expr, $version:expr, $round:expr) => {{
+    ($ours:ident, $theirs:ident, $api:expr, $version:expr, $samples:expr) => {{
         let (api, version) = ($api, $version);
         let what = format!("{} {} version {version}", stringify!($ours), api.name);
-        let message = $ours::sample(api, &mut Samples::new($round));
+        let message = $ours::sample(api, &mut $samples);
         let bytes = bytes_of(api, version, |writer| message.write(writer));
         // Without what this version has not.
         let ours = $ours::read(api, version, bytes.clone()).unwrap();
@@ -87,8 +89,12 @@ fn every_field_of_every_version_is_kafkas() {
     for api in APIS {
         for version in api.min..=api.max {
             for round in 0..Samples::ROUNDS {
-                values += compare!(Request, RequestKind, api, version, round);
-                values += compare!(Response, ResponseKind, api, version, round);
+                values += compare!(Request, RequestKind, api, version, Samples::new(round));
+                values += compare!(Response, ResponseKind, api, version, Samples::new(round));
+            }
+            for samples in [Samples::of_nulls, Samples::without_elements] {
+                values += compare!(Request, RequestKind, api, version, samples());
+                values += compare!(Response, ResponseKind, api, version, samples());
             }
             // What stands before a body.
             let (key, flexible) = (ApiKey::try_from(api.key).unwrap(), api.is_flexible(version));
@@ -98,6 +104,21 @@ fn every_field_of_every_version_is_kafkas() {
         }
     }
     assert!(values > 10_000, "{values}");
+}
+
+/// A fetch passes over them where they stand, and never writes them.
+#[test]
+fn forgotten_topics_are_kafkas() {
+    let api = Api::of(1).unwrap();
+    for version in 7..=api.max {
+        let topic = ForgottenTopic::sample(&mut Samples::new(0));
+        let mut bytes = bytes_of(api, version, |writer| topic.write(writer));
+        let mut reader = Reader::new(bytes.clone(), version, api.is_flexible(version));
+        let ours = ForgottenTopic::read(&mut reader).unwrap();
+        let theirs = fetch_request::ForgottenTopic::decode(&mut bytes, version).unwrap();
+        assert_eq!((reader.finish(), bytes.len()), (Ok(()), 0), "version {version}");
+        assert_eq!((put(&ours), put(&theirs).len()), (put(&theirs), 3), "version {version}");
+    }
 }
 
 #[test]

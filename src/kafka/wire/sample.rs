@@ -1,4 +1,5 @@
-//! Messages in which every field has a value of its own, so that two that are taken for each other are noticed.
+//! Messages in which every field has a value of its own, so that two that are taken for each other are noticed; and such in which some
+//! have none.
 
 use bytes::Bytes;
 
@@ -10,6 +11,8 @@ pub struct Samples {
     count: u32,
     booleans: u32,
     round: u32,
+    nulls: bool,
+    elements: usize,
 }
 
 impl Samples {
@@ -18,7 +21,22 @@ impl Samples {
 
     /// Everything but the booleans is the same in every round.
     pub fn new(round: u32) -> Self {
-        Self { count: 0, booleans: 0, round }
+        Self { count: 0, booleans: 0, round, nulls: false, elements: 2 }
+    }
+
+    /// Null is whatever may be.
+    pub fn of_nulls() -> Self {
+        Self { nulls: true, ..Self::new(0) }
+    }
+
+    /// No array has elements.
+    pub fn without_elements() -> Self {
+        Self { elements: 0, ..Self::new(0) }
+    }
+
+    /// A tagged field; one that has nothing is not there.
+    pub fn tagged<T: Sample>(&mut self) -> Option<T> {
+        (!self.nulls && self.elements > 0).then(|| T::sample(self))
     }
 
     fn next(&mut self) -> u32 {
@@ -85,19 +103,19 @@ impl Sample for Bytes {
 
 impl Sample for RecordData {
     fn sample(samples: &mut Samples) -> Self {
-        Self::some(vec![Sample::sample(samples)])
+        Self((!samples.nulls).then(|| vec![Sample::sample(samples)]))
     }
 }
 
 impl<T: Sample> Sample for Option<T> {
     fn sample(samples: &mut Samples) -> Self {
-        Some(T::sample(samples))
+        (!samples.nulls).then(|| T::sample(samples))
     }
 }
 
 impl<T: Sample> Sample for Vec<T> {
     fn sample(samples: &mut Samples) -> Self {
-        vec![T::sample(samples), T::sample(samples)]
+        (0..samples.elements).map(|_| T::sample(samples)).collect()
     }
 }
 
