@@ -126,6 +126,14 @@ public class Smoke {
             equal(group.groupState(), GroupState.STABLE, "the group's state");
             equal(group.members().iterator().next().assignment().topicPartitions().size(), 3, "assigned partitions");
         }
+        // It says goodbye once, and to nobody where its coordinator moves just then: it is a member until its session ends.
+        until("the group is empty", () -> {
+            try {
+                return admin.describeConsumerGroups(List.of("java")).all().get().get("java").groupState() == GroupState.EMPTY;
+            } catch (Exception error) {
+                throw new AssertionError(error);
+            }
+        });
     }
 
     /** Topics that have a compression of their own: whatever a producer sends, it is read as it went. */

@@ -160,6 +160,13 @@ impl Broker {
         let _ = tokio::time::timeout(timeout, settled).await;
     }
 
+    /// Waits until it is part of the cluster or is stopping, at most for `timeout`.
+    pub async fn await_joined(&self, timeout: Duration) {
+        let mut progress = self.shared.progress.subscribe();
+        let joined = progress.wait_for(|progress| !matches!(progress, Progress::Joining(_)));
+        let _ = tokio::time::timeout(timeout, joined).await;
+    }
+
     /// Creates a topic and waits until every partition has a leader (or `timeout`; the topic exists all the same).
     /// `INTERNAL_TOPIC` here and below: see [`check_not_internal`].
     pub async fn create_topic(&self, spec: TopicSpec, timeout: Duration) -> Result<TopicDescription> {

@@ -12,7 +12,7 @@ use super::messages::{
     DescribeConfigsResource, DescribeConfigsResponse, DescribeConfigsResult, DescribedConfig,
     IncrementalAlterConfigsRequest, IncrementalAlterConfigsResponse, Response,
 };
-use super::topics::{Refused, Time, make_way, named_twice};
+use super::topics::{Refused, Time, await_joined, make_way, named_twice};
 use super::{Door, ErrorCode, promises};
 use crate::broker::ConfigEntry;
 
@@ -57,6 +57,7 @@ pub(super) fn effective(entry: &ConfigEntry) -> (&str, i8) {
 /// date first. While nobody can say how far it is, topics are described as this broker knows them.
 pub(super) async fn describe(door: &Door, request: DescribeConfigsRequest) -> Handled {
     if request.resources.iter().any(|resource| resource.resource_type == TOPIC) {
+        await_joined(door, &Time::of(TIMEOUT)).await;
         let _ = door.broker.catch_up(CATALOG_TIMEOUT).await;
     }
     let synonyms = request.include_synonyms;
@@ -213,6 +214,7 @@ fn no_value(key: &str) -> Refused {
 pub(super) async fn alter(door: &Arc<Door>, request: AlterConfigsRequest) -> Response {
     let mut responses = Vec::with_capacity(request.resources.len());
     let time = Time::of(TIMEOUT);
+    await_joined(door, &time).await;
     let twice = resources_named_twice(request.resources.iter().map(|one| (one.resource_type, &one.resource_name)));
     for (at, resource) in request.resources.into_iter().enumerate() {
         make_way(at).await;
@@ -237,6 +239,7 @@ pub(super) async fn alter(door: &Arc<Door>, request: AlterConfigsRequest) -> Res
 pub(super) async fn alter_incrementally(door: &Arc<Door>, request: IncrementalAlterConfigsRequest) -> Response {
     let mut responses = Vec::with_capacity(request.resources.len());
     let time = Time::of(TIMEOUT);
+    await_joined(door, &time).await;
     let twice = resources_named_twice(request.resources.iter().map(|one| (one.resource_type, &one.resource_name)));
     for (at, resource) in request.resources.into_iter().enumerate() {
         make_way(at).await;

@@ -35,9 +35,9 @@ const NAMELESS_VERSION: i16 = 12;
 /// Longest that a client waits for the leaders of a topic that was just created. In Kafka it has them from the first; some clients
 /// (rskafka) keep an answer without for ever.
 const LEADERS_TIMEOUT: Duration = Duration::from_secs(1);
-/// Longest that a client waits for a broker that has just been started to know who else there is. Kafka takes no connections
+/// Longest that a client waits for a broker that has just been started to know who else there is, and what. Kafka takes no connections
 /// until then; here one that cannot be had for long does not hold up clients that have others to ask.
-const READY_TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) const READY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A topic as a request names it: by name, or by id from some version on.
 #[derive(Clone, Debug)]

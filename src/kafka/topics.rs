@@ -19,7 +19,7 @@ use super::messages::{
     DeleteRecordsTopic, DeleteTopicsRequest, DeleteTopicsResponse, DeletedRecordsPartition, DeletedRecordsTopic,
     DeletedTopic, MorePartitions, MorePartitionsResult, ReplicaAssignment, Response,
 };
-use super::metadata::topic_uuid;
+use super::metadata::{READY_TIMEOUT, topic_uuid};
 use super::offsets::side_by_side;
 use super::produce::leading;
 use super::wire::Uuid;
@@ -79,6 +79,12 @@ impl Time {
     }
 }
 
+/// A broker that was just started has to know the catalog first. Admin clients do not ask again where it does not.
+pub(super) async fn await_joined(door: &Door, time: &Time) {
+    let left = time.left().unwrap_or_default();
+    door.broker.await_joined(left.min(READY_TIMEOUT)).await;
+}
+
 /// What is named more than once. What a request means by that nobody knows.
 pub(super) fn named_twice<'a>(names: impl Iterator<Item = &'a str>) -> BTreeSet<String> {
     let mut seen = BTreeSet::new();
@@ -105,10 +111,11 @@ fn partitions_asked_for(door: &Door, topics: &[CreatableTopic]) -> u64 {
 
 /// CreateTopics.
 pub(super) async fn create(door: &Arc<Door>, request: CreateTopicsRequest) -> Handled {
+    let time = Time::of(timeout(request.timeout_ms));
+    await_joined(door, &time).await;
     if partitions_asked_for(door, &request.topics) > PARTITIONS_AT_ONCE_MAX {
         return too_many(request).into();
     }
-    let time = Time::of(timeout(request.timeout_ms));
     // Who only asks is answered at once. Who has topics created may wait for long, and holds no room meanwhile.
     let told_at_once = if request.validate_only { request.topics.len() } else { 0 };
     let share = reserve(door, told_at_once * TOLD_BYTES).await;
@@ -284,6 +291,7 @@ pub(super) async fn delete(door: &Arc<Door>, request: DeleteTopicsRequest, versi
     };
     let mut topics = Vec::with_capacity(wanted.len());
     let time = Time::of(timeout(request.timeout_ms));
+    await_joined(door, &time).await;
     for (at, DeletableTopic { name, topic_id }) in wanted.into_iter().enumerate() {
         make_way(at).await;
         topics.push(match delete_one(door, name.clone(), topic_id, &time).await {
@@ -319,6 +327,7 @@ async fn delete_one(
 pub(super) async fn create_partitions(door: &Arc<Door>, request: CreatePartitionsRequest) -> Response {
     let mut results = Vec::with_capacity(request.topics.len());
     let time = Time::of(timeout(request.timeout_ms));
+    await_joined(door, &time).await;
     let twice = named_twice(request.topics.iter().map(|topic| topic.name.as_str()));
     for (at, topic) in request.topics.into_iter().enumerate() {
         make_way(at).await;

@@ -243,3 +243,55 @@ async fn what_one_request_may_ask_for_is_bounded_in_number_and_time() {
     assert!(house.broker.topics().is_empty(), "nothing was created");
     house.close().await;
 }
+
+/// Admin clients take a broker that they know, and do not ask again when it says that it is not ready.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_asks_a_broker_that_was_just_started_waits_for_it_to_know_the_catalog() {
+    let house = House::open().await;
+    for name in ["t", "more", "gone"] {
+        house.topic(name, 1).await;
+    }
+    let house = house.started_again().await;
+    let created = CreatableTopic { name: "new".into(), num_partitions: 1, replication_factor: 1, ..Default::default() };
+    let more = MorePartitions { name: "more".into(), count: 2, assignments: None };
+    let change = ConfigChange { name: "retention.ms".into(), operation: 0, value: Some("1000".into()) };
+    let incremental = IncrementalResource { resource_type: 2, resource_name: "t".into(), configs: vec![change] };
+    let altered = AlterConfigsResource { resource_type: 2, resource_name: "more".into(), configs: Vec::new() };
+    let described = DescribeConfigsResource { resource_type: 2, resource_name: "t".into(), configuration_keys: None };
+    let timeout_ms = 30_000;
+    let requests = [
+        Request::CreateTopics(CreateTopicsRequest { topics: vec![created], timeout_ms, validate_only: false }),
+        Request::CreatePartitions(CreatePartitionsRequest { topics: vec![more], timeout_ms, validate_only: false }),
+        Request::DeleteTopics(DeleteTopicsRequest {
+            topic_names: vec!["gone".into()],
+            timeout_ms,
+            ..Default::default()
+        }),
+        Request::IncrementalAlterConfigs(IncrementalAlterConfigsRequest {
+            resources: vec![incremental],
+            validate_only: false,
+        }),
+        Request::AlterConfigs(AlterConfigsRequest { resources: vec![altered], validate_only: false }),
+        Request::DescribeConfigs(DescribeConfigsRequest { resources: vec![described], ..Default::default() }),
+    ];
+    let mut asked = Vec::new();
+    for request in requests {
+        let (mut client, version) = (house.client().await, request.api().min.max(1));
+        client.send(&request, version).await;
+        asked.push((client, request, version));
+    }
+    for (mut client, request, version) in asked {
+        let (_, response) = client.receive(request.api(), version).await;
+        let code = match &response {
+            Response::CreateTopics(answer) => answer.topics[0].error_code,
+            Response::CreatePartitions(answer) => answer.results[0].error_code,
+            Response::DeleteTopics(answer) => answer.topics[0].error_code,
+            Response::IncrementalAlterConfigs(answer) => answer.responses[0].error_code,
+            Response::AlterConfigs(answer) => answer.responses[0].error_code,
+            Response::DescribeConfigs(answer) => answer.results[0].error_code,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(code, 0, "{response:?}");
+    }
+    house.close().await;
+}
