@@ -416,6 +416,7 @@ async fn log_lines_of_dev_tell_brokers_groups_and_connections_apart() {
         wanted.push(("broker", "broker", broker.to_string()));
         wanted.push(("peer", "connection", broker.to_string()));
         wanted.push(("http", "peer", broker.to_string()));
+        wanted.push(("kafka", "peer", broker.to_string()));
     }
     wanted.push(("group", "replica", "any".to_owned()));
     let client = crate::support::client();
@@ -423,6 +424,10 @@ async fn log_lines_of_dev_tell_brokers_groups_and_connections_apart() {
         loop {
             for at in 0..3 {
                 let _ = client.get(format!("http://127.0.0.1:{}/healthz", first + at)).send().await;
+                // No frame is so long: the connection is closed, and that is told.
+                if let Ok(mut stream) = TcpStream::connect(("127.0.0.1", first + 6 + at)).await {
+                    let _ = stream.write_all(&[0xff; 4]).await;
+                }
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }

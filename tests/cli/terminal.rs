@@ -100,14 +100,13 @@ async fn who_watches_at_a_terminal_sees_one_picture_after_the_other() {
     let mut command = pontoon();
     command.args(["status", "--watch", "--server", &cluster.servers()]).env("TERM", "xterm");
     command.stdin(Stdio::null()).stdout(terminal.side()).stderr(terminal.side());
-    let mut watching = Killed(command.spawn().unwrap());
+    let watching = Killed(command.spawn().unwrap());
     drop(command);
     // Each begins where the one before did.
     terminal.await_shown("\x1b[H\x1b[2J", 3).await;
     terminal.await_shown("1 topic, 1 partition", 2).await;
-    let pid = rustix::process::Pid::from_raw(watching.0.id() as i32).unwrap();
-    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
-    tokio::task::block_in_place(|| watching.0.wait()).unwrap();
+    // Not by Ctrl-C: where the tests run in a shell's background, that is nobody's.
+    drop(watching);
     // Not to a file or a pipe.
     let once = run(&["status", "--server", &cluster.servers()], b"").await;
     assert!(!stdout(&once).contains('\x1b'), "{}", stdout(&once));
