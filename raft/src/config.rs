@@ -28,7 +28,7 @@ pub struct RaftConfig {
     /// Most bytes one replication request carries. Default: 1 MiB.
     pub append_bytes_max: usize,
     /// At most so many bytes per second go to replicas that fell behind, all groups that this broker leads together; 0: no
-    /// limit. Gives way where replicas would never arrive, or commits wait for them. Default: 8 MiB; see docs/BENCHMARKS.md.
+    /// limit. What production adds meanwhile does not count. Gives way while commits wait for them. Default: 16 MiB; see docs/BENCHMARKS.md.
     pub catch_up_bytes_per_second: u64,
     /// Raft's heartbeat interval, while something happens in a group. Default: 1 s. (Death of a broker is seen by the failure
     /// detector, not by this.)
@@ -78,7 +78,7 @@ impl Default for RaftConfig {
             tail_cache_bytes: 8 << 20,
             tail_cache_bytes_total: 256 << 20,
             append_bytes_max: 1 << 20,
-            catch_up_bytes_per_second: 8 << 20,
+            catch_up_bytes_per_second: 16 << 20,
             heartbeat: Duration::from_secs(1),
             election_timeout: Duration::from_secs(4),
             ping_interval: Duration::from_millis(50),

@@ -86,7 +86,7 @@ keys! {
     "raft.tail_cache_bytes", "8388608", "Bytes of newest records that each partition keeps in memory." => |c, t| c.raft.tail_cache_bytes = number(t)?;
     "raft.tail_cache_bytes_total", "268435456", "Bytes of newest records that all partitions of the broker keep in memory together." => |c, t| c.raft.tail_cache_bytes_total = number(t)?;
     "raft.append_bytes_max", "1048576", "Most bytes of one replication request." => |c, t| c.raft.append_bytes_max = at_least(t, 4096)?;
-    "raft.catch_up_bytes_per_second", "8388608", "Bytes per second at which replicas that fell behind catch up, all those led by this broker together; 0: no limit. Gives way where they would never arrive, or commits wait for them." => |c, t| c.raft.catch_up_bytes_per_second = number(t)?;
+    "raft.catch_up_bytes_per_second", "16777216", "Bytes per second at which replicas that fell behind catch up, all those led by this broker together; 0: no limit. What production adds meanwhile does not count. Gives way while commits wait for them." => |c, t| c.raft.catch_up_bytes_per_second = number(t)?;
     "raft.heartbeat_ms", "1000", "Raft's heartbeat while something happens in a group; an idle one is sent one every half `raft.election_timeout_ms`. The death of a broker is seen by the pings below, not by this." => |c, t| c.raft.heartbeat = millis(t)?;
     "raft.election_timeout_ms", "4000", "Raft's own election timeout, the fallback: drawn between this and twice this. At least twice `raft.heartbeat_ms`." => |c, t| c.raft.election_timeout = millis(t)?;
     "raft.ping_interval_ms", "50", "Interval of the pings between brokers." => |c, t| c.raft.ping_interval = millis(t)?;

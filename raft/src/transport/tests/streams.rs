@@ -317,12 +317,12 @@ async fn a_broker_that_is_dead_is_tried_seldom_and_any_other_soon() {
     assert!((0..100).all(|_| next() < SECOND));
 }
 
-/// Where everything is far behind the log's end.
+/// A log of entries of a MiB each, where everything is far behind the end.
 struct Far;
 
 impl super::catch_up::Backlog for Far {
-    fn bytes_behind(&self, _: u64) -> u64 {
-        1 << 40
+    fn bytes_behind(&self, index: u64) -> u64 {
+        (1 << 40) - (index << 20)
     }
 
     fn commits_wait(&self) -> bool {
