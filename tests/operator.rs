@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 use reqwest::StatusCode;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
 
 use crate::support::{Cluster, PATIENCE, client, free_ports, free_ports_in_a_row, pontoon, read, run};
 
