@@ -3,7 +3,7 @@
 //!
 //! It finds; others mend. A rotten segment is noted in its log, and [`crate::repair`] fetches what is missing. A rotten index, base or
 //! boundary snapshot is made anew from the segments. What is rotten in the checkpoint or the journal is still in memory: a new checkpoint is taken, and
-//! makes it needless; a journal file that was cut short and is still needed gets its length back behind it. Whatever is left stands among the [`Findings`], for a person.
+//! makes it needless; a journal file that was cut short and is still needed gets its length back behind it. Whatever is left is a finding, for a person.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};

@@ -20,7 +20,7 @@ use crate::http::refusal::Refusal;
 use crate::http::request::text_header;
 use crate::http::{Shared, fetch, groups, keyed, openapi, produce, topics};
 
-/// One table: the router, and [`ROUTES`] to hold the API's description to.
+/// One table: the router, and `ROUTES` to hold the API's description to.
 macro_rules! routes {
     ($($path:literal => $($method:ident $handler:path),+;)+) => {
         /// Every path, and the methods it has.

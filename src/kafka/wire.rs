@@ -1,4 +1,4 @@
-//! Kafka's primitive types on the wire: a bounded reader of requests, a writer of responses, and [`message!`], which turns a
+//! Kafka's primitive types on the wire: a bounded reader of requests, a writer of responses, and [`kafka_message!`](crate::kafka_message), which turns a
 //! table of fields and versions into both.
 //!
 //! Bytes are hostile. Every count and length is compared with the bytes that are left before anything is allocated for it. A text

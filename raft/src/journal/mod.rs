@@ -5,7 +5,7 @@
 //! The journal knows no openraft and never looks into a frame; what the operations mean is the log's business.
 //!
 //! Opening is two steps: [`scan`] (or [`Scanner`]) reads back what is there, then [`Journal::start`] makes its tail durable and goes
-//! on in a new file under a new epoch. The bytes are in [`format`], the order of things in [`writer`], the files in [`files`].
+//! on in a new file under a new epoch. The bytes are in [`mod@format`], the order of things in [`writer`], the files in [`files`].
 //!
 //! What holds, always:
 //!
