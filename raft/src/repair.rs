@@ -165,6 +165,9 @@ async fn repair(hosted: &Arc<Hosted>, log: &Arc<Log>, segment: SegmentName, coun
         let stuck = purged && log.is_stuck_at(segment);
         let stays = purged && log.holds_records(segment) && count >= STAYING_ATTEMPTS_MAX;
         if stays || (above || stuck) && count >= ATTEMPTS_MAX {
+            if above && everybody {
+                hosted.end_futile_leadership(log);
+            }
             return hosted.set_aside(log, &why()).await;
         }
     }
@@ -215,6 +218,16 @@ impl Hosted {
         }
         if group.leading_term().is_some() {
             tracing::warn!(group = %log.group(), "its log is rotten, and still it leads: nobody can take leadership over");
+        }
+    }
+
+    /// A leader that cannot send its own last entries leads for nothing, and its heartbeats keep the others from electing one that could:
+    /// its readers wait no longer, which ends its core, and it comes back as a follower. Nothing committed rests on it alone.
+    fn end_futile_leadership(&self, log: &Log) {
+        let group = self.get(log.group()).filter(|group| group.replica() == log.replica());
+        if group.is_some_and(|group| !group.is_stopped() && group.own_term().is_some()) {
+            tracing::warn!(group = %log.group(), "it leads, and nobody can be sent the end of its log: its core is ended");
+            log.release_readers();
         }
     }
 

@@ -399,6 +399,44 @@ async fn rotten_and_superseded() -> (Cluster, SimDisk, u32) {
     (cluster, disk, leader)
 }
 
+/// A leader's last entry, which nobody else has, is rotten when it is to be sent to the others, as at seed 3056943.
+#[tokio::test(start_paused = true)]
+async fn a_leader_that_cannot_send_the_end_of_its_log_makes_way() {
+    let mut cluster = written(300).await;
+    let away = write_alone(&mut cluster).await;
+    // The last one of all is in memory.
+    let group = cluster.group(1, 1);
+    tokio::spawn(async move { propose(&group, &"of nobody either".repeat(1000)).await });
+    sleep(Duration::from_secs(2)).await;
+    let disk = cluster.brokers[&1].disk.clone();
+    let (path, bytes) = segments(&disk, 1).await.pop().unwrap();
+    let of_nobody = bytes.windows(9).position(|bytes| bytes == b"of nobody").unwrap();
+    disk.flip_bit(&path, of_nobody as u64, 1);
+    for (broker, disk) in [2, 3].into_iter().zip(away) {
+        cluster.boot(broker, disk).await;
+    }
+    let written = async {
+        loop {
+            for broker in [2, 3] {
+                let group = cluster.group(broker, 1);
+                let proposed = timeout(Duration::from_secs(1), propose(&group, "record 300"));
+                if proposed.await.is_ok_and(|proposed| proposed.is_ok()) {
+                    return;
+                }
+            }
+            sleep(Duration::from_millis(50)).await;
+        }
+    };
+    assert!(timeout(Duration::from_secs(30), written).await.is_ok(), "{:?}", cluster.brokers[&1].store.rotten());
+    // What came in its place supersedes it.
+    let settled = async {
+        while cluster.brokers[&1].groups.lost().is_empty() && cluster.group(1, 1).log().is_rotten() {
+            sleep(Duration::from_millis(50)).await;
+        }
+    };
+    assert!(timeout(Duration::from_secs(120), settled).await.is_ok(), "{:?}", cluster.brokers[&1].store.rotten());
+}
+
 async fn opens_within(cluster: &Cluster, broker: u32, limit: Duration) {
     let open = async {
         while cluster.brokers[&broker].groups.get(GroupId(1)).is_none() {
